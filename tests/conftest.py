@@ -1,0 +1,50 @@
+"""Set-up of every test process: CPU with 8 devices, a compilation cache, checked annotations, no network."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import socket
+
+CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
+
+# The environment, so that commands started by tests inherit it. They see one device; tests see eight.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+os.environ["MPLBACKEND"] = "agg"
+
+import hypothesis
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
+import tests.typecheck
+
+jax.config.update("jax_num_cpu_devices", 8)
+jaxtyping.install_import_hook("lattice_jax", f"{tests.typecheck.__name__}.check")
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=20, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+  random.seed(0)
+  np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+  """Only this machine may be called."""
+  connect = socket.socket.connect
+
+  def connect_here(self, address):
+    if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+      raise ConnectionError(f"a test tried to reach {address}; tests run without a network.")
+    return connect(self, address)
+
+  monkeypatch.setattr(socket.socket, "connect", connect_here)
