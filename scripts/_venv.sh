@@ -1,0 +1,54 @@
+# Sourced by the other scripts: goes to the repository's root and makes .venv as the requirement files say.
+# PYTHON=… picks the interpreter of a new .venv.
+
+caller_dir=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1  # huge pages: faster on Linux CPUs, ignored elsewhere
+venv_python=.venv/bin/python
+
+# The absolute path of an interpreter, or failure where it is missing or too old.
+_python_path() {
+  (cd "$caller_dir" && "$1" -c 'import sys; print(sys.executable); sys.exit(sys.version_info < (3, 11))' 2>/dev/null)
+}
+
+_find_python() {
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    _python_path "$PYTHON" && return
+    echo "PYTHON=$PYTHON does not run as Python 3.11 or newer; name one that does." >&2
+    return 1
+  fi
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if _python_path "$candidate" >/dev/null; then _python_path "$candidate"; return; fi
+  done
+  echo "No Python 3.11 or newer was found as python3, python3.13, python3.12 or python3.11." \
+    "Install one, or set PYTHON=/path/to/python." >&2
+  return 1
+}
+
+_make_venv() {
+  local python
+  python=$(_find_python) || exit 1
+  if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+    echo "$python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2
+    exit 1
+  fi
+  echo "Making .venv with $("$python" --version) …"
+  "$python" -m venv --clear .venv || exit 1
+}
+
+# ensure_venv FILE…: afterwards .venv holds what the requirement files list. Takes milliseconds when nothing changed.
+ensure_venv() {
+  local file stamp
+  [ -x "$venv_python" ] && [ -x .venv/bin/pip ] || _make_venv
+  for file in "$@"; do
+    stamp=.venv/installed-$file
+    cmp -s "$file" "$stamp" && continue
+    echo "Installing $file …"
+    if ! "$venv_python" -m pip install --quiet --disable-pip-version-check -r "$file"; then
+      echo "Installing $file failed; the lines above say why. Run the same command again to retry." >&2
+      exit 1
+    fi
+    cp "$file" "$stamp"
+  done
+}
