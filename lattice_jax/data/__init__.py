@@ -1,0 +1,1 @@
+"""Sources of tokens, the plan that says which of them an update reads, and the readers."""

@@ -1,0 +1,127 @@
+"""Batches of numpy arrays: for training by Grain, addressed by step; for evaluation every token of a split once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+from absl import flags
+
+from lattice_jax.config import Config
+from lattice_jax.data.coverage import carried_group, cold_groups
+from lattice_jax.data.plan import Placement, Plan
+from lattice_jax.data.sources import Source
+from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
+from lattice_jax.types import Batch, Segment
+
+_MAX_STEPS = 2**31 - 1
+_PROTOCOLS = ("cold", "carried")
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+  """A chunk of an evaluation. `fresh`: start from a new memory, else go on from the chunk before."""
+
+  batch: Batch
+  fresh: bool
+
+
+class UpdateReader:
+  """One host's rows of every update, as a random-access data source: item `step` is the `Batch` of that update."""
+
+  def __init__(self, plan: Plan, source: Source, eos_id: int, rows: tuple[int, int]):
+    self._plan = plan
+    self._source = source
+    self._eos_id = eos_id
+    self._rows = rows
+
+  def __len__(self) -> int:
+    return _MAX_STEPS
+
+  def __getitem__(self, step: int) -> Batch:
+    placement = self._plan.place(int(step), *self._rows)
+    group = int(step) // self._plan.updates_per_sequence
+    return _read(self._source, placement, eos_id=self._eos_id, sequence=group)
+
+  def __repr__(self) -> str:
+    return f"UpdateReader({self._source!r}, rows={self._rows})"
+
+
+def train_batches(
+    config: Config, source: Source, *, start_step: int, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
+  """This host's rows of updates start_step, start_step + 1, …, without end, read ahead of use.
+
+  With `data.workers` processes instead of threads the stream is the same.
+  """
+  rows = host_rows(config.data.batch, host, num_hosts)
+  reader = UpdateReader(Plan(config.data, source), source, get_tokenizer(config.data).eos_id, rows)
+  updates = grain.MapDataset.source(reader).slice(slice(start_step, None))
+  if config.data.workers == 0:
+    # Two threads keep ahead of any model; more would take the cores from it.
+    return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read flags, which a program without absl.app never parses.
+  reading = updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+  return iter(reading.mp_prefetch(grain.MultiprocessingOptions(
+    num_workers=config.data.workers, per_worker_buffer_size=4)))
+
+
+def eval_batches(
+    source: Source, tokenizer: Tokenizer, *, protocol: str, seq_len: int, chunk_len: int, batch: int,
+    host: int = 0, num_hosts: int = 1) -> Iterator[EvalBatch]:
+  """Every token of the split as a target of weight 1 exactly once, in chunks of [batch / num_hosts, chunk_len].
+
+  cold: windows of at most seq_len tokens of one document, each from a fresh memory with eos as its first input.
+  carried: whole documents, several in a row one after another, memory running on; a source of few documents leaves the
+    other rows empty, so a batch above the number of documents only costs time.
+
+  Valid tokens are a prefix of every row of every chunk. Every host gets the same number of chunks.
+  chunk_len 0 means seq_len.
+  """
+  if protocol not in _PROTOCOLS:
+    raise ValueError(f"the evaluation protocol {protocol!r} is not one of {', '.join(_PROTOCOLS)}.")
+  rows = host_rows(batch, host, num_hosts)
+  chunk_len = chunk_len or seq_len
+  groups = (
+    cold_groups(source.offsets, seq_len, batch) if protocol == "cold" else [carried_group(source.offsets, batch)])
+  for sequence, group in enumerate(groups):
+    for number in range(group.num_chunks(chunk_len)):
+      placement, valid_BT = group.chunk(number, chunk_len, *rows)
+      chunk = _read(
+        source, placement, eos_id=tokenizer.eos_id, sequence=sequence, valid_BT=valid_BT, pad_id=tokenizer.pad_id)
+      yield EvalBatch(chunk, fresh=number == 0)
+
+
+def host_rows(batch: int, host: int, num_hosts: int) -> tuple[int, int]:
+  """The contiguous rows [first, last) of a batch that belong to one host."""
+  if batch % num_hosts:
+    raise ValueError(
+      f"the batch of {batch} rows cannot be divided among {num_hosts} hosts; use a multiple of {num_hosts}.")
+  return host * batch // num_hosts, (host + 1) * batch // num_hosts
+
+
+def _read(
+    source: Source, placement: Placement, *, eos_id: int, sequence: int,
+    valid_BT: np.ndarray | None = None, pad_id: int = 0) -> Batch:
+  index_BT = placement.index_BT
+  # The index before the first token of a source wraps around, harmlessly: that token starts a piece.
+  tokens_BT = np.where(placement.reset_BT, eos_id, source.tokens[index_BT - 1])
+  targets_BT = source.tokens[index_BT]
+  if valid_BT is None:
+    valid_BT = np.ones(index_BT.shape, bool)
+  else:
+    tokens_BT = np.where(valid_BT, tokens_BT, pad_id)
+    targets_BT = np.where(valid_BT, targets_BT, pad_id)
+  segment = Segment(
+    positions_BT=np.ascontiguousarray(placement.positions_BT),
+    ids_BT=placement.ids_BT,
+    valid_BT=valid_BT,
+    marks_BT=np.zeros(index_BT.shape, np.int8))
+  return Batch(
+    tokens_BT=tokens_BT.astype(np.int32),
+    targets_BT=targets_BT.astype(np.int32),
+    weights_BT=valid_BT.astype(np.float32),
+    segment=segment,
+    sequence=np.asarray(sequence, np.int32))

@@ -1,0 +1,171 @@
+"""Which token stands in which row of which update, as a pure function of config, step and row.
+
+Nothing is remembered between updates, so that a run can go on at any step, on any number of hosts, with the same
+stream.
+
+A *piece* is a stretch of one document that a row reads without a break. Its first input is eos, its positions start at
+0 and its id differs from that of the piece before it in the row, which is what makes a memory layer start afresh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lattice_jax.config import DataConfig
+from lattice_jax.data.hashing import permutation
+from lattice_jax.data.sources import Source
+
+_DOCUMENTS, _WINDOWS = 0, 1  # keys of the two shuffles of an epoch
+_MAX_ID = 2**31
+
+
+@dataclass(frozen=True)
+class Placement:
+  """Where the targets of some rows of one update come from.
+
+  index_BT: int64, place of the target in `source.tokens`; its document is `source.document_of(index_BT)`.
+  positions_BT: int32, distance from the start of the piece.
+  ids_BT: int32 ≥ 0, the piece.
+  """
+
+  index_BT: np.ndarray
+  positions_BT: np.ndarray
+  ids_BT: np.ndarray
+
+  @property
+  def reset_BT(self) -> np.ndarray:
+    """True at the first token of every piece."""
+    return self.positions_BT == 0
+
+
+@dataclass(frozen=True)
+class Layout:
+  """Pieces of a source laid end to end: piece k is source tokens [begins[k], begins[k] + starts[k + 1] − starts[k])."""
+
+  begins: np.ndarray
+  starts: np.ndarray
+
+  @classmethod
+  def of(cls, begins: np.ndarray, lengths: np.ndarray) -> Layout:
+    return cls(begins=begins, starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+  def locate(self, address: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The piece and the source index at each address of the layout."""
+    piece = np.searchsorted(self.starts, address, side="right") - 1
+    return piece, self.begins[piece] + address - self.starts[piece]
+
+
+class Plan:
+  """The order in which training reads a source; `data.rows` names one of three.
+
+  sequences: the corpus, its documents joined, is cut into sequences of seq_len tokens, shuffled anew every epoch. Every
+    sequence is one piece. The tail of the corpus that fills no sequence is never read.
+  packed: documents are laid end to end in a new order every epoch and cut into rows of seq_len tokens, which are then
+    shuffled. A document cut at the end of a row goes on in another row as a new piece. The tail of each epoch's order
+    that fills no row is dropped.
+  documents: documents are laid end to end in a new order every epoch; row r reads the r-th of `batch` equal lanes, so
+    that memory runs on along each document for as long as it lasts. Fewer than `batch` tokens of each epoch's order are
+    dropped, and at most one document a row is cut where its lane begins.
+  """
+
+  def __init__(self, data: DataConfig, source: Source):
+    self._data = data
+    self._offsets = source.offsets
+    self._num_tokens = len(source.tokens)
+    self._epochs: dict[int, tuple[Layout, np.ndarray]] = {}
+    self._place = {
+      "sequences": self._place_sequences, "packed": self._place_packed, "documents": self._place_documents}[data.rows]
+    needed = data.batch if data.rows == "documents" else data.seq_len
+    if self._num_tokens < needed:
+      field = "batch" if data.rows == "documents" else "seq_len"
+      raise ValueError(
+        f"data.{field}={needed} is more than the {self._num_tokens} tokens of {source.name} {source.split}; "
+        f"use at most {self._num_tokens}, or a larger data.source.")
+
+  @property
+  def updates_per_sequence(self) -> int:
+    return self._data.seq_len // self._data.update_len
+
+  def place(self, step: int, first_row: int, last_row: int) -> Placement:
+    """Rows [first_row, last_row) of update `step`."""
+    return self._place(step, np.arange(first_row, last_row, dtype=np.int64))
+
+  def _place_sequences(self, step: int, rows_B: np.ndarray) -> Placement:
+    group, inside_T = self._inside_sequence(step)
+    start_B = np.empty_like(rows_B)
+    for epoch, slots, part in self._examples(group, rows_B):
+      start_B[part] = self._epoch(epoch)[1][slots] * self._data.seq_len
+    shape = (len(rows_B), len(inside_T))
+    return Placement(
+      index_BT=start_B[:, None] + inside_T,
+      positions_BT=np.broadcast_to(inside_T.astype(np.int32), shape),
+      ids_BT=np.full(shape, group % _MAX_ID, np.int32))
+
+  def _place_packed(self, step: int, rows_B: np.ndarray) -> Placement:
+    group, inside_T = self._inside_sequence(step)
+    parts = []
+    for epoch, slots, _ in self._examples(group, rows_B):
+      layout, windows = self._epoch(epoch)
+      start_B = windows[slots] * self._data.seq_len
+      first_piece_B, _ = layout.locate(start_B)
+      # A row has at most seq_len pieces, so this keeps ids apart within the row and from one group to the next.
+      id_base_B = group * self._data.seq_len - first_piece_B
+      parts.append(_pieces(layout, start_B[:, None] + inside_T, start_B[:, None], id_base_B[:, None]))
+    return _join(parts, axis=0)
+
+  def _place_documents(self, step: int, rows_B: np.ndarray) -> Placement:
+    lane_len = self._num_tokens // self._data.batch
+    start_B = rows_B * lane_len
+    along_T = step * self._data.update_len + np.arange(self._data.update_len, dtype=np.int64)
+    parts = []
+    for epoch in range(along_T[0] // lane_len, along_T[-1] // lane_len + 1):
+      inside_T = along_T[along_T // lane_len == epoch] - epoch * lane_len
+      id_base = epoch * (len(self._offsets) - 1)
+      parts.append(_pieces(self._epoch(epoch)[0], start_B[:, None] + inside_T, start_B[:, None], id_base))
+    return _join(parts, axis=1)
+
+  def _inside_sequence(self, step: int) -> tuple[int, np.ndarray]:
+    """The sequence group of an update, and the places of its tokens inside the sequence."""
+    group, update = divmod(step, self.updates_per_sequence)
+    return group, update * self._data.update_len + np.arange(self._data.update_len, dtype=np.int64)
+
+  def _examples(self, group: int, rows_B: np.ndarray):
+    """The shuffled sequences that the rows of a group read: (epoch, slots within the epoch, which rows)."""
+    per_epoch = self._num_tokens // self._data.seq_len
+    example_B = group * self._data.batch + rows_B
+    epoch_B = example_B // per_epoch
+    for epoch in range(epoch_B[0], epoch_B[-1] + 1):
+      part = epoch_B == epoch
+      yield epoch, example_B[part] - epoch * per_epoch, part
+
+  def _epoch(self, epoch: int) -> tuple[Layout, np.ndarray]:
+    """The layout of the documents and the order of the sequences of one epoch."""
+    if epoch not in self._epochs:
+      order = permutation(len(self._offsets) - 1, self._data.seed, epoch, _DOCUMENTS)
+      layout = Layout.of(self._offsets[order], np.diff(self._offsets)[order])
+      windows = permutation(self._num_tokens // self._data.seq_len, self._data.seed, epoch, _WINDOWS)
+      # Reader threads may be on both sides of an epoch's end; replacing the whole dict keeps them out of each other's
+      # way.
+      self._epochs = {**{e: kept for e, kept in self._epochs.items() if abs(e - epoch) < 3}, epoch: (layout, windows)}
+      return layout, windows
+    return self._epochs[epoch]
+
+
+def _pieces(layout: Layout, address_BT: np.ndarray, cold_start: np.ndarray, id_base: np.ndarray | int) -> Placement:
+  """Pieces begin where a document of the layout does, and at `cold_start`."""
+  piece_BT, index_BT = layout.locate(address_BT)
+  return Placement(
+    index_BT=index_BT,
+    positions_BT=(address_BT - np.maximum(layout.starts[piece_BT], cold_start)).astype(np.int32),
+    ids_BT=((id_base + piece_BT) % _MAX_ID).astype(np.int32))
+
+
+def _join(parts: list[Placement], axis: int) -> Placement:
+  if len(parts) == 1:
+    return parts[0]
+  return Placement(
+    index_BT=np.concatenate([part.index_BT for part in parts], axis),
+    positions_BT=np.concatenate([part.positions_BT for part in parts], axis),
+    ids_BT=np.concatenate([part.ids_BT for part in parts], axis))
