@@ -1,0 +1,74 @@
+"""What the experiment files share: defaults, variants, the smoke size, the softmax twin."""
+
+from __future__ import annotations
+
+import difflib
+import math
+
+import ml_collections
+
+from lattice_jax import config_checks
+
+
+def default() -> ml_collections.ConfigDict:
+  """Every field with its default; assigning to a misspelt field raises."""
+  return config_checks.default_config()
+
+
+def parse_arg(arg: str, *variants: str) -> frozenset[str]:
+  """The variants named after the colon of `--config=FILE:a,b`.
+
+  Raises:
+    ValueError: a variant is not one of `variants`.
+  """
+  asked = [name for name in arg.split(",") if name]
+  for name in asked:
+    if name not in variants:
+      close = difflib.get_close_matches(name, variants, n=1)
+      hint = f" Did you mean {close[0]!r}?" if close else ""
+      raise ValueError(f"this config has no variant {name!r}; it has {', '.join(variants)}.{hint}")
+  return frozenset(asked)
+
+
+def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Shrinks any experiment to seconds on a CPU, on shipped text, with the same features switched on."""
+  updates_per_sequence = min(2, config.data.seq_len // config.data.update_len)
+  config.name += "_smoke"
+  _shrink_model(config.model)
+  config.data.update({
+    "source": "enwiki_sample", "tokenizer": "bytes", "seq_len": 64, "update_len": 64 // updates_per_sequence,
+    "batch": 16})
+  config.optimizer.warmup_steps = 2
+  config.train.update({
+    "steps": 4, "accumulate": min(2, config.train.accumulate),
+    "steps_per_dispatch": min(2, config.train.steps_per_dispatch), "log_every": 1, "eval_every": 0, "save_every": 2})
+  config.eval.update({"batch": 16, "seq_len": 0, "chunk_len": 0, "max_batches": 2})
+  return config
+
+
+def _shrink_model(model: ml_collections.ConfigDict) -> None:
+  model.update({"vocab": 259, "dim": 32, "layers": 2 * len(model.pattern), "mlp_dim": 64, "xent_chunk": 128})
+  for memory, value_dim in ((model.attention, 16), (model.vq, 32)):
+    heads = min(4, memory.heads)
+    memory.update({
+      "heads": heads, "kv_heads": math.gcd(heads, memory.kv_heads), "key_dim": 16, "value_dim": value_dim})
+  model.attention.window = min(16, model.attention.window)
+  model.vq.update({"codes": 16, "block_len": 16})
+
+
+def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """The same experiment with softmax attention instead of Transformer-VQ: equal width, parameters and tokens seen.
+
+  Keys are half again as wide: q and k then hold the parameters that VQ spends on its position projection.
+  Softmax attention remembers nothing between the updates of a sequence, so an update is a whole sequence, of as many
+  tokens in fewer rows.
+  """
+  model, data = config.model, config.data
+  model.pattern = tuple("attention" if name == "vq" else name for name in model.pattern)
+  model.attention.update({
+    "heads": model.vq.heads, "kv_heads": model.vq.kv_heads, "key_dim": model.vq.key_dim * 3 // 2,
+    "value_dim": model.vq.value_dim, "gated": model.vq.gated, "qk_norm": True})
+  data.batch = data.batch * data.update_len // data.seq_len
+  data.update_len = data.seq_len
+  config.eval.chunk_len = 0
+  return config
