@@ -1,0 +1,100 @@
+"""The compiled step of an evaluation, and where its arrays lie on the mesh."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.evaluation.buckets import bucket_sums
+from lattice_jax.models.decoder import Decoder, init_state
+from lattice_jax.sharding import batch_sharding, replicated, state_shardings
+from lattice_jax.types import Batch, Segment
+
+
+@dataclass(frozen=True)
+class Shapes:
+  """Everything static of one compiled evaluation step."""
+
+  batch: int
+  chunk_len: int
+  max_len: int
+  starts: tuple[int, ...]
+
+
+def compile_evaluation(
+  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Any
+) -> tuple[Callable[..., Any], Callable[[], Any]]:
+  """The compiled step (variables, state, batch) → (state, (sums, metrics)) and the maker of an empty state.
+
+  sums: fp32 [2, B, N, E], the nats and the targets by bucket (see `bucket_sums`). The state is donated.
+  Compiled ahead and kept, so that a run which evaluates often compiles once and no call can retrace.
+  """
+  return _compile(model, shapes, mesh, _Abstract.of(variables))
+
+
+def place_variables(variables: Any, mesh: Mesh) -> Any:
+  """Leaves that lie on `mesh` as they are, others copied to every device; without the boxes of logical axes."""
+  def place(leaf: Any) -> jax.Array:
+    is_on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+    return leaf if is_on_mesh else jax.device_put(leaf, replicated(mesh))
+
+  return jax.tree.map(place, nn.meta.unbox(variables))
+
+
+def _abstract_batch(shapes: Shapes, mesh: Mesh) -> Batch:
+  def rows(dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((shapes.batch, shapes.chunk_len), dtype, sharding=batch_sharding(mesh))
+
+  return Batch(
+    tokens_BT=rows(jnp.int32), targets_BT=rows(jnp.int32), weights_BT=rows(jnp.float32),
+    segment=Segment(
+      positions_BT=rows(jnp.int32), ids_BT=rows(jnp.int32), valid_BT=rows(jnp.bool_), marks_BT=rows(jnp.int8)),
+    sequence=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)))
+
+
+@dataclass(frozen=True)
+class _Abstract:
+  """The shapes, dtypes and shardings of a tree of arrays, as a key of the cache of compiled steps."""
+
+  leaves: tuple[jax.ShapeDtypeStruct, ...]
+  structure: Any
+
+  @classmethod
+  def of(cls, tree: Any) -> _Abstract:
+    leaves, structure = jax.tree.flatten(tree)
+    return cls(tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves), structure)
+
+  def tree(self) -> Any:
+    return jax.tree.unflatten(self.structure, self.leaves)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(
+  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: _Abstract
+) -> tuple[Callable[..., Any], Callable[[], Any]]:
+  def make_state() -> Any:
+    return init_state(model, shapes.batch, shapes.max_len)
+
+  def step(variables: Any, state: Any, batch: Batch) -> Any:
+    nll_BT, output = Decoder(model).apply(
+      variables, batch.tokens_BT, batch.targets_BT, state, batch.segment, method=Decoder.score)
+    sum_by_bucket = functools.partial(
+      bucket_sums, weights=batch.weights_BT, positions=batch.segment.positions_BT,
+      starts=jnp.asarray(shapes.starts, jnp.int32))
+    return output.state, (jnp.stack([sum_by_bucket(nll_BT), sum_by_bucket(jnp.ones_like(nll_BT))]), output.metrics)
+
+  abstract_state = jax.eval_shape(make_state)
+  shardings = state_shardings(abstract_state, mesh)
+  abstract_state = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, shardings)
+  step_jit = jax.jit(step, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
+  compiled_step = step_jit.lower(variables.tree(), abstract_state, _abstract_batch(shapes, mesh)).compile()
+  return compiled_step, jax.jit(make_state, out_shardings=shardings).lower().compile()

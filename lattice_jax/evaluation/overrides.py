@@ -1,0 +1,64 @@
+"""Changes to a stored run's config from the command line: `model.vq.cache=False`."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lattice_jax.config import Config, ModelConfig
+from lattice_jax.config_checks import parse_config, to_dict
+from lattice_jax.models.decoder import init_variables
+
+_WORDS = {"true": True, "false": False}
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+  """The config with every "section.field=value" applied and all checks made again.
+
+  Raises:
+    ValueError: an override is not of that form, names no field, or makes a config that cannot run.
+  """
+  raw = to_dict(config)
+  for override in overrides:
+    path, equals, text = override.partition("=")
+    if not (path and equals):
+      raise ValueError(f"the override {override!r} must have the form section.field=value, as in model.vq.cache=False.")
+    *sections, name = path.split(".")
+    section = raw
+    for part in sections:
+      # a section that does not exist is left for parse_config, which knows what to suggest
+      section = section.setdefault(part, {})
+      if not isinstance(section, dict):
+        raise ValueError(f"the override {override!r} goes below {part!r}, which is a field and not a section.")
+    section[name] = _parse_value(text, like=section[name] if name in section else None)
+  return parse_config(raw)
+
+
+def check_parameters_fit(model: ModelConfig, params: Any) -> None:
+  """Raises ValueError when overrides describe a model whose parameters are not the stored ones."""
+  wanted = nn.meta.unbox(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))["params"]
+  wanted_shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
+  stored_shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(params))}
+  for path in wanted_shapes | stored_shapes:
+    if wanted_shapes.get(path) != stored_shapes.get(path):
+      raise ValueError(
+        f"with these overrides the parameter {jax.tree_util.keystr(path, simple=True, separator='/')} would have shape "
+        f"{wanted_shapes.get(path)}, and the checkpoint holds {stored_shapes.get(path)}; "
+        "override only fields that leave the parameters as they are.")
+
+
+def _parse_value(text: str, *, like: Any) -> Any:
+  if isinstance(like, str):
+    return text
+  if isinstance(like, tuple) and text[:1] not in "([":
+    return tuple(text.split(","))
+  if text.lower() in _WORDS:
+    return _WORDS[text.lower()]
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text

@@ -1,0 +1,68 @@
+"""Evaluation results as an aligned table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lattice_jax.evaluation.evaluator import EvalResult
+
+
+def format_result(result: EvalResult) -> str:
+  """The totals of one protocol and its loss by position."""
+  totals = align([
+    ("bits per byte", f"{result.bits_per_byte:.4f}"),
+    ("nats per token", f"{result.nll_per_token:.4f}"),
+    ("tokens", f"{result.tokens:,}"),
+    ("tokens per second", f"{result.tokens_per_second:,.0f}"),
+    ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
+    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items())),
+  ])
+  buckets = align([
+    ("position", "tokens", "bits per byte"),
+    *((
+      f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}",
+      "" if bucket.bits_per_byte is None else f"{bucket.bits_per_byte:.4f}") for bucket in result.buckets)])
+  heading = f"{result.source}, {result.split} split, {result.protocol}: {_context(result)}"
+  return f"{heading}\n\n{totals}\n\n{buckets}"
+
+
+def format_comparison(results: Sequence[EvalResult], compressors: Mapping[str, float]) -> str:
+  """The model beside general compressors on the same split, best first."""
+  rows = [(f"model, {result.protocol}", result.bits_per_byte) for result in results] + list(compressors.items())
+  rows.sort(key=lambda row: row[1])
+  return align([("on the same split", "bits per byte"), *((name, f"{value:.4f}") for name, value in rows)])
+
+
+def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None:
+  """The result and what is needed to make it again (`run`: workdir, step, commit, overrides …)."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n")
+
+
+def result_name(result: EvalResult, default_seq_len: int, overrides: Sequence[str]) -> str:
+  """The JSON's file name; another context length or an override never replaces the plain result."""
+  parts = [f"eval_{result.split}_{result.protocol}"]
+  if result.seq_len != default_seq_len:
+    parts.append(f"T{result.seq_len}")
+  parts.extend("".join(c if c.isalnum() or c in ".=-" else "-" for c in override) for override in overrides)
+  return "_".join(parts) + ".json"
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+  """Columns of equal width, the first to the left and the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) if index == 0 else cell.rjust(width)
+      for index, (cell, width) in enumerate(zip(row, widths, strict=True)))
+    for row in rows)
+
+
+def _context(result: EvalResult) -> str:
+  if result.protocol == "cold":
+    return f"windows of {result.seq_len:,} tokens, each from an empty memory"
+  return f"whole documents, memory carried, {result.chunk_len:,} tokens a call"

@@ -1,0 +1,121 @@
+"""Plots of runs: the loss over updates, and the loss by position."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+  """(training lines, evaluation lines) of a metrics.jsonl; evaluation lines are those with a "split"."""
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist; give the workdir of a run that has begun to train.")
+  lines = []
+  for number, text in enumerate(path.read_text().splitlines(), start=1):
+    try:
+      lines.append(json.loads(text))
+    except json.JSONDecodeError as error:
+      raise ValueError(f"line {number} of {path} is not JSON; remove it or point to another run.") from error
+  return [line for line in lines if "split" not in line], [line for line in lines if "split" in line]
+
+
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+  """Mean over the last `width` values, fewer at the start."""
+  sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+  stop = np.arange(1, len(values) + 1)
+  start = np.maximum(stop - width, 0)
+  return (sums[stop] - sums[start]) / (stop - start)
+
+
+def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
+  """Bits per byte over updates of one or several runs: training smoothed and raw, evaluations as points."""
+  figure, axes = _new_figure(_title("Loss of", [path.resolve().name for path in workdirs]))
+  floor, start = np.inf, -np.inf
+  for index, workdir in enumerate(workdirs):
+    train, evaluations = read_metrics(workdir / "metrics.jsonl")
+    color, name = _COLORS[index % len(_COLORS)], workdir.resolve().name
+    step, value = _column(train, "step"), _column(train, "bits_per_byte")
+    if not len(value):
+      raise ValueError(f"{workdir}/metrics.jsonl has no training line yet; wait for the first updates.")
+    smoothed = smooth(value, max(1, round(_SMOOTHING_SHARE * len(value))))
+    axes.plot(step, value, color=color, alpha=0.2, linewidth=0.8)
+    axes.plot(step, smoothed, color=color, linewidth=1.8, label=f"{name}: training, smoothed")
+    floor, start = min(floor, smoothed.min()), max(start, np.quantile(smoothed, 0.95))
+    for marker, (label, lines) in zip("osD^v<>", _by_series(evaluations).items(), strict=False):
+      points = _column(lines, "bits_per_byte")
+      axes.plot(
+        _column(lines, "step"), points, marker=marker, linestyle="none", markersize=6, color=color,
+        markeredgecolor="black", label=f"{name}: {label}, last {points[-1]:.3f}")
+      floor, start = min(floor, points.min()), max(start, points.min())
+  # the first updates stand far above everything that is worth reading
+  margin = 0.08 * max(start - floor, 0.1)
+  axes.set_ylim(floor - margin, start + margin)
+  axes.set_xlim(left=0)
+  axes.set_xlabel("optimizer updates")
+  axes.set_ylabel("bits per byte")
+  _save(figure, axes, out)
+
+
+def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
+  """Bits per byte by position, from the JSON files that eval.py writes."""
+  results = [(path, json.loads(path.read_text())) for path in eval_files]
+  figure, axes = _new_figure(_title("Loss by position of", [path.resolve().parent.name for path, _ in results]))
+  for index, (path, result) in enumerate(results):
+    filled = [bucket for bucket in result["buckets"] if bucket["tokens"]]
+    edges = [bucket["start"] for bucket in filled] + [filled[-1]["stop"]]
+    values = [bucket["bits_per_byte"] for bucket in filled]
+    overrides = "".join(f", {override}" for override in result["overrides"])
+    axes.stairs(
+      values, edges, baseline=None, color=_COLORS[index % len(_COLORS)], linewidth=1.8,
+      label=f"{path.resolve().parent.name}: {result['split']}, {result['protocol']}{overrides}, "
+            f"{result['bits_per_byte']:.3f}")
+  linear_up_to = min(result["buckets"][0]["stop"] for _, result in results)
+  axes.set_xscale("symlog", base=2, linthresh=linear_up_to, linscale=1)
+  ticks = sorted({bucket[end] for _, result in results for bucket in result["buckets"] for end in ("start", "stop")})
+  axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+  axes.set_xlim(0, ticks[-1])
+  axes.set_xlabel("position in the document or window (tokens)")
+  axes.set_ylabel("bits per byte")
+  _save(figure, axes, out)
+
+
+def _by_series(evaluations: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+  series: dict[str, list[dict[str, Any]]] = {}
+  for line in evaluations:
+    label = f"{line['split']}, {line['protocol']}" if "protocol" in line else line["split"]
+    series.setdefault(label, []).append(line)
+  return series
+
+
+def _column(lines: list[dict[str, Any]], name: str) -> np.ndarray:
+  return np.asarray([line[name] for line in lines], np.float64)
+
+
+def _title(what: str, names: list[str]) -> str:
+  return f"{what} {', '.join(dict.fromkeys(names))}"
+
+
+def _new_figure(title: str) -> tuple[Figure, Any]:
+  # a figure of its own, without pyplot: nothing global, no display
+  figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+  FigureCanvasAgg(figure)
+  axes = figure.add_subplot()
+  axes.set_title(title, loc="left")
+  axes.grid(True, alpha=0.25)
+  axes.spines[["top", "right"]].set_visible(False)
+  return figure, axes
+
+
+def _save(figure: Figure, axes: Any, out: Path) -> None:
+  axes.legend(frameon=False, fontsize="small")
+  out.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(out)
