@@ -1,0 +1,86 @@
+"""Imports point one way; a file may import only files of a lower layer, or of its own folder."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# From the bottom up. A layer may import those below it; names on one row may not import one another.
+LAYERS = (
+  ("pallas_kernels",),
+  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
+  ("lattice_jax.ops",),
+  ("lattice_jax.cache",),
+  ("lattice_jax.layers",),
+  ("lattice_jax.config_checks",),
+  ("lattice_jax.models", "lattice_jax.data", "lattice_jax.metrics"),
+  ("lattice_jax.sharding",),
+  ("lattice_jax.training.optimizer",),
+  ("lattice_jax.training.state",),
+  ("lattice_jax.checkpoint",),
+  ("lattice_jax.evaluation", "lattice_jax.inference"),
+  ("lattice_jax.inspect",),
+  ("lattice_jax.training",),
+)
+ALSO_ALLOWED = {"lattice_jax.dispatch": ("lattice_jax.config", "lattice_jax.types")}
+LIBRARY = sorted([*(ROOT / "lattice_jax").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")])
+
+
+def module_name(path):
+  return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path):
+  """Absolute names; `from a import b` gives a.b, which is a module or a name in module a."""
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f"{path} has a relative import; write the whole name"
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(module, package):
+  return module == package or module.startswith(package + ".")
+
+
+def layer_of(module):
+  """(height, name) of the longest layer name that holds the module; None for others' code."""
+  rows = [(height, name) for height, row in enumerate(LAYERS) for name in row if is_within(module, name)]
+  return max(rows, key=lambda row: len(row[1])) if rows else None
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=module_name)
+def test_imports_point_down(path):
+  module = module_name(path)
+  if module == "lattice_jax":
+    assert not [name for name in imported_modules(path) if is_within(name, "lattice_jax")]
+    return
+  here = layer_of(module)
+  assert here, f"{module} has no place in LAYERS; give it one"
+  for name in imported_modules(path):
+    there = layer_of(name)
+    if there is None or there[1] == here[1] or there[1] in ALSO_ALLOWED.get(here[1], ()):
+      continue
+    assert there[0] < here[0], f"{module} imports {name}, which is not below it"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=module_name)
+def test_library_knows_no_script_config_or_test(path):
+  outside = ("configs", "tests", "scripts", "train", "eval")
+  assert not [name for name in imported_modules(path) if any(is_within(name, package) for package in outside)]
+
+
+def test_only_checkpoint_imports_orbax():
+  users = {module_name(path) for path in LIBRARY if any(is_within(n, "orbax") for n in imported_modules(path))}
+  assert users <= {"lattice_jax.checkpoint"}
+
+
+def test_kernels_import_jax_only():
+  for path in (ROOT / "pallas_kernels").rglob("*.py"):
+    for name in imported_modules(path):
+      assert name.split(".")[0] in ("__future__", "jax", "functools", "math", "dataclasses", "pallas_kernels"), name
