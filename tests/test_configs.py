@@ -1,0 +1,119 @@
+"""Every experiment file, and what a user may get wrong in a config."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pathlib
+
+import jax
+import pytest
+
+from configs import common, vq_enwik8
+from lattice_jax.config_checks import default_config, parse_config, to_dict
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.parameters import count_parameters
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
+
+
+def load(name, arg=""):
+  return importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def parameters(config):
+  model = parse_config(config).model
+  return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"])
+
+
+@pytest.mark.parametrize("arg", ["", "sample", "smoke", "sample,smoke"])
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_valid_and_survives_json(name, arg):
+  config = load(name, arg)
+  assert config.is_locked
+  parsed = parse_config(config)
+  assert parse_config(json.loads(json.dumps(to_dict(parsed)))) == parsed
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_holds_command_cost_and_expectation(name):
+  text = importlib.import_module(f"configs.{name}").__doc__
+  assert f"python train.py --config=configs/{name}.py --workdir=runs/{name}" in text
+  assert "Cost:" in text and "Expected:" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_smoke_is_small_and_keeps_the_features(name):
+  full, smoke = parse_config(load(name)), parse_config(load(name, "smoke"))
+  assert parameters(load(name, "smoke")) < 100_000
+  assert smoke.data.source == "enwiki_sample"
+  assert smoke.data.batch * smoke.data.update_len * smoke.train.steps <= 4096
+  assert smoke.data.batch % 8 == 0, "runs on eight devices"
+  for field in ("pattern", "block", "dtype", "remat", "dropout", "layer_drop", "scan_layers"):
+    assert getattr(smoke.model, field) == getattr(full.model, field)
+  assert (smoke.data.update_len < smoke.data.seq_len) == (full.data.update_len < full.data.seq_len)
+
+
+@pytest.mark.parametrize("arg", ["", "sample", "smoke"])
+def test_softmax_twin_has_equal_parameters_and_tokens(arg):
+  vq, full = parse_config(load("vq_enwik8", arg)), parse_config(load("full_enwik8", arg))
+  ratio = parameters(load("full_enwik8", arg)) / parameters(load("vq_enwik8", arg))
+  assert abs(ratio - 1) < 0.01
+  assert vq.data.batch * vq.data.update_len == full.data.batch * full.data.update_len
+  assert vq.optimizer == full.optimizer
+  assert vq.train == full.train
+  assert full.model.pattern == ("attention",)
+
+
+def test_paper_size():
+  count = parameters(vq_enwik8.paper())
+  assert 183e6 < count < 186e6, "the paper's 187.6M hold 3.2M of codebook statistics, which are no parameters here"
+
+
+def test_quickstart_looks_beyond_its_window():
+  config = parse_config(load("quickstart"))
+  assert config.data.seq_len >= 8 * config.model.vq.block_len
+
+
+def test_unknown_variant_is_refused_with_a_suggestion():
+  with pytest.raises(ValueError, match=r"no variant 'smok'.*sample, smoke.*Did you mean 'smoke'"):
+    load("vq_enwik8", "sample,smok")
+
+
+def test_misspelt_field_is_refused_with_a_suggestion():
+  with pytest.raises(AttributeError, match='Did you mean "layers"'):
+    common.default().model.layer = 3
+  raw = default_config().to_dict()
+  raw["model"]["layer"] = 3
+  with pytest.raises(ValueError, match=r"unknown config field model\.layer;.*Did you mean 'layers'"):
+    parse_config(raw)
+
+
+@pytest.mark.parametrize(("section", "changes", "message"), [
+  ("model", {"dim": "wide"}, r"model\.dim='wide' must be of type int, not str"),
+  ("model", {"tied_embeddings": 1}, r"model\.tied_embeddings=1 must be of type bool"),
+  ("model", {"layers": True}, r"model\.layers=True must be of type int, not bool"),
+  ("model", {"pattern": "vq"}, r"model\.pattern='vq' must be a list"),
+  ("model", {"pattern": ("vqq",)}, r"model\.pattern names 'vqq'.*Did you mean 'vq'"),
+  ("model", {"pattern": ("vq", "attention"), "layers": 3}, r"model\.layers=3 is not a multiple of the 2 entries"),
+  ("model", {"dropout": 1.0}, r"model\.dropout=1\.0 must lie in \[0, 1\)"),
+  ("model", {"dtype": "bfloat"}, r"model\.dtype='bfloat' is not one of float32, bfloat16.*Did you mean 'bfloat16'"),
+  ("data", {"seq_len": 1000, "update_len": 512}, r"update_len=512 does not divide data\.seq_len=1000; .* 500"),
+  ("data", {"seq_len": 768, "update_len": 768}, r"block of 512 tokens of memory 'vq' .* such as 384"),
+  ("data", {"batch": 0}, r"data\.batch=0 must be positive"),
+  ("train", {"accumulate": 3}, r"train\.accumulate=3 does not divide data\.batch=16; .* such as 2"),
+  ("eval", {"protocol": "warm"}, r"eval\.protocol='warm' is not one of cold, carried, both"),
+], ids=str)
+def test_bad_value_is_refused_in_one_sentence(section, changes, message):
+  raw = default_config().to_dict()
+  raw[section].update(changes)
+  with pytest.raises(ValueError, match=message) as caught:
+    parse_config(raw)
+  assert "\n" not in str(caught.value)
+
+
+def test_whole_number_is_taken_for_a_float_field():
+  config = common.default()
+  config.optimizer.learning_rate = 1
+  assert isinstance(parse_config(config).optimizer.learning_rate, float)
