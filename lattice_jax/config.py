@@ -1,0 +1,145 @@
+"""The config as frozen dataclasses. A default lives here and nowhere else.
+
+`config_checks.py` turns these into the locked ConfigDict that files under `configs/` edit, and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+  """Softmax attention. `key_dim` and `value_dim` are per head; `heads` must be a multiple of `kv_heads`."""
+
+  heads: int = 4
+  kv_heads: int = 4
+  key_dim: int = 32
+  value_dim: int = 32
+  window: int = 0  # tokens a query sees, itself included; used by the pattern entry "window", 0 elsewhere
+  rope_theta: float = 10_000.0  # 0 = no rotary embedding
+  qk_norm: bool = False  # RMS-normalise queries and keys, as VQ does
+  gated: bool = False  # value SiLU and output gate: the attention of a gated attention unit
+
+
+@dataclass(frozen=True)
+class VQConfig:
+  """Transformer-VQ attention (arXiv 2309.16354). `key_dim` and `value_dim` are per head."""
+
+  heads: int = 1
+  kv_heads: int = 1  # one codebook per key/value head
+  key_dim: int = 128
+  value_dim: int = 1536
+  codes: int = 512  # S of the paper
+  block_len: int = 512  # L of the paper: block, uncompressed window and reach of the position bias
+  gated: bool = True  # SHGA: value SiLU and output gate
+  cache: bool = True  # False masks the compressive cache; the window of block_len stays
+  commit_weight: float = 1e-4
+  ema_rate: float = 0.99
+  max_wavelength: float = 1e5
+  sinusoid_dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """The decoder: `layers` blocks that repeat `pattern`, each entry the name of a memory in the registry."""
+
+  vocab: int = 259
+  dim: int = 128
+  layers: int = 4
+  pattern: tuple[str, ...] = ("vq",)
+  block: str = "gau"  # gau: memory with gate, no MLP; mlp: memory then MLP
+  mlp_dim: int = 512
+  mlp: str = "swiglu"
+  norm_gain: bool = True
+  tied_embeddings: bool = False
+  final_norm: bool = True
+  logit_scale: float = 1.0
+  dropout: float = 0.0  # on each residual branch
+  layer_drop: float = 0.0  # a whole branch, per sequence
+  dtype: str = "float32"  # of activations; parameters, states' accumulators and the loss are float32
+  remat: str = "none"
+  scan_layers: bool = True
+  xent_chunk: int = 4096  # tokens whose logits exist at one time
+  impl: str = "auto"
+  attention: AttentionConfig = field(default_factory=AttentionConfig)
+  vq: VQConfig = field(default_factory=VQConfig)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+  """Which tokens, in which rows. A sequence is `seq_len` tokens, an update `update_len` of them."""
+
+  source: str = "enwiki_sample"
+  path: str = "data"  # folder of prepared data sets; samples and synthetic need none
+  tokenizer: str = "bytes"
+  seq_len: int = 512
+  update_len: int = 512
+  batch: int = 16  # rows of one update over all devices
+  rows: str = "sequences"  # sequences | documents | packed
+  seed: int = 0
+  workers: int = 0  # Grain reader processes; threads in this process when 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+  """The update rule; `learning_rate` is the peak of the schedule."""
+
+  name: str = "adamw"
+  learning_rate: float = 1e-3
+  warmup_steps: int = 100
+  schedule: str = "cosine"  # cosine | linear | constant, after linear warm-up from 0
+  final_fraction: float = 0.1  # of the peak, at the last step
+  b1: float = 0.9
+  b2: float = 0.98
+  eps: float = 1e-9
+  weight_decay: float = 0.0
+  decay: str = "scaled"  # scaled: times the learning rate; independent: p ← p − weight_decay·p, as in Transformer-VQ
+  clip_norm: float = 1.0  # 0 = off
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+  steps: int = 1000  # optimizer updates
+  seed: int = 0
+  accumulate: int = 1  # micro-batches per update
+  steps_per_dispatch: int = 1  # updates inside one compiled call; changes speed only
+  log_every: int = 10  # updates between progress lines; metrics.jsonl has every update
+  eval_every: int = 0  # 0 = only at the end
+  save_every: int = 500
+  keep_last: int = 2
+  keep_best: int = 1
+  nan_skips: int = 0  # updates with a non-finite loss that may be skipped before the run stops
+  writers: tuple[str, ...] = ("stdout", "jsonl")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+  split: str = "validation"
+  protocol: str = "cold"  # cold | carried | both
+  batch: int = 16  # rows; the result does not depend on it
+  seq_len: int = 0  # 0 = data.seq_len
+  chunk_len: int = 0  # tokens per call, memory carried between; 0 = the whole window
+  max_batches: int = 0  # 0 = the whole split
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+  """Devices: `data` × `model`; -1 takes what is left. `rules` maps logical axes of parameters to mesh axes."""
+
+  data: int = -1
+  model: int = 1
+  fsdp: bool = True  # shard each parameter's `embed` axis over `data`
+  rules: tuple[tuple[str, str], ...] = (
+    ("heads", "model"), ("value", "model"), ("mlp", "model"), ("vocab", "model"))
+
+
+@dataclass(frozen=True)
+class Config:
+  name: str = "run"
+  model: ModelConfig = field(default_factory=ModelConfig)
+  data: DataConfig = field(default_factory=DataConfig)
+  optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+  train: TrainConfig = field(default_factory=TrainConfig)
+  eval: EvalConfig = field(default_factory=EvalConfig)
+  mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -1,0 +1,167 @@
+"""From ConfigDict to frozen dataclasses: every check, in one style of error.
+
+`default_config()` gives the locked ConfigDict that files under `configs/` edit; `parse_config()` turns the edited
+one into `config.Config` and refuses what cannot run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from typing import Any
+
+import ml_collections
+
+from lattice_jax.config import Config, ModelConfig
+from lattice_jax.layers.registry import MEMORIES
+
+CHOICES = {
+  "model.block": ("gau", "mlp"),
+  "model.mlp": ("swiglu", "squared_relu"),
+  "model.dtype": ("float32", "bfloat16"),
+  "model.remat": ("none", "full", "boundary"),
+  "model.impl": ("auto", "reference", "xla", "pallas", "interpret"),
+  "data.rows": ("sequences", "documents", "packed"),
+  "optimizer.name": ("adamw", "lion"),
+  "optimizer.schedule": ("cosine", "linear", "constant"),
+  "optimizer.decay": ("scaled", "independent"),
+  "eval.protocol": ("cold", "carried", "both"),
+  "eval.split": ("train", "validation", "test"),
+}
+POSITIVE = (
+  "model.vocab", "model.dim", "model.layers", "model.mlp_dim", "model.xent_chunk",
+  "model.attention.heads", "model.attention.kv_heads", "model.attention.key_dim", "model.attention.value_dim",
+  "model.vq.heads", "model.vq.kv_heads", "model.vq.key_dim", "model.vq.value_dim", "model.vq.codes",
+  "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "optimizer.learning_rate", "train.steps",
+  "train.accumulate", "train.steps_per_dispatch", "train.log_every", "train.save_every", "train.keep_last",
+  "eval.batch", "mesh.model",
+)
+FRACTIONS = ("model.dropout", "model.layer_drop", "model.vq.sinusoid_dropout", "model.vq.ema_rate")
+
+
+def default_config() -> ml_collections.ConfigDict:
+  """Every field with its default, as a ConfigDict whose fields cannot be misspelt."""
+  return _as_config_dict(Config()).lock()
+
+
+def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+  """The frozen form of a config, checked field by field and across sections.
+
+  Raises:
+    ValueError: a field is unknown, has the wrong type, or contradicts another; the message says what to change.
+  """
+  raw = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+  parsed = _build(Config, raw, "")
+  check_config(parsed)
+  return parsed
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """A JSON-ready copy; `parse_config` takes it back."""
+  return dataclasses.asdict(config)
+
+
+def check_config(config: Config) -> None:
+  """Every rule that a type cannot express. Raises ValueError."""
+  for path, allowed in CHOICES.items():
+    value = _get(config, path)
+    if value not in allowed:
+      raise ValueError(f"{path}={value!r} is not one of {', '.join(allowed)}.{_did_you_mean(str(value), allowed)}")
+  for path in POSITIVE:
+    if _get(config, path) <= 0:
+      raise ValueError(f"{path}={_get(config, path)} must be positive.")
+  for path in FRACTIONS:
+    if not 0 <= _get(config, path) < 1:
+      raise ValueError(f"{path}={_get(config, path)} must lie in [0, 1).")
+  _check_model(config.model)
+  _check_lengths(config)
+
+
+def _check_model(model: ModelConfig) -> None:
+  for name in model.pattern:
+    if name not in MEMORIES:
+      raise ValueError(
+        f"model.pattern names {name!r}; known memories: {', '.join(sorted(MEMORIES))}.{_did_you_mean(name, MEMORIES)}")
+    MEMORIES[name].check(model)
+  if not model.pattern or model.layers % len(model.pattern):
+    raise ValueError(
+      f"model.layers={model.layers} is not a multiple of the {len(model.pattern)} entries of model.pattern; "
+      f"use {largest_multiple(len(model.pattern), model.layers)} layers or change the pattern.")
+
+
+def _check_lengths(config: Config) -> None:
+  data, train = config.data, config.train
+  if data.seq_len % data.update_len:
+    raise ValueError(
+      f"data.update_len={data.update_len} does not divide data.seq_len={data.seq_len}; "
+      f"use a divisor such as {largest_divisor(data.seq_len, at_most=data.update_len)}.")
+  for name in set(config.model.pattern):
+    _check_block(config, name)
+  if data.batch % train.accumulate:
+    raise ValueError(
+      f"train.accumulate={train.accumulate} does not divide data.batch={data.batch}; "
+      f"use a divisor such as {largest_divisor(data.batch, at_most=train.accumulate)}.")
+
+
+def _check_block(config: Config, name: str) -> None:
+  granularity = MEMORIES[name].granularity(config.model)
+  if config.data.update_len % granularity:
+    raise ValueError(
+      f"the block of {granularity} tokens of memory {name!r} does not divide data.update_len="
+      f"{config.data.update_len}; use an update_len that is a multiple of {granularity}, or a block such as "
+      f"{largest_divisor(config.data.update_len, at_most=granularity)}.")
+
+
+def largest_divisor(number: int, *, at_most: int) -> int:
+  """The largest divisor of `number` not above `at_most`."""
+  return next(d for d in range(min(number, max(at_most, 1)), 0, -1) if number % d == 0)
+
+
+def largest_multiple(unit: int, at_most: int) -> int:
+  """The largest positive multiple of `unit` not above `at_most`, at least `unit`."""
+  return max(unit, at_most // max(unit, 1) * unit)
+
+
+def _as_config_dict(value: Any) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({
+    f.name: _as_config_dict(getattr(value, f.name)) if dataclasses.is_dataclass(getattr(value, f.name))
+    else getattr(value, f.name)
+    for f in dataclasses.fields(value)})
+
+
+def _build(cls: type, raw: dict[str, Any], path: str) -> Any:
+  hints = typing.get_type_hints(cls)
+  unknown = sorted(set(raw) - set(hints))
+  if unknown:
+    raise ValueError(
+      f"unknown config field {path}{unknown[0]}; this section has {', '.join(hints)}."
+      f"{_did_you_mean(unknown[0], hints)}")
+  return cls(**{name: _convert(hints[name], value, path + name) for name, value in raw.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+  if dataclasses.is_dataclass(hint):
+    if not isinstance(value, dict):
+      raise ValueError(f"{path}={value!r} must be a section of fields.")
+    return _build(hint, value, path + ".")
+  if typing.get_origin(hint) is tuple:
+    if not isinstance(value, (tuple, list)):
+      raise ValueError(f"{path}={value!r} must be a list of values.")
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    raise ValueError(f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}.")
+  return value
+
+
+def _get(config: Config, path: str) -> Any:
+  for name in path.split("."):
+    config = getattr(config, name)
+  return config
+
+
+def _did_you_mean(given: str, allowed: Any) -> str:
+  close = difflib.get_close_matches(given, list(allowed), n=1)
+  return f" Did you mean {close[0]!r}?" if close else ""

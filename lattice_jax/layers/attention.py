@@ -1,0 +1,75 @@
+"""Softmax attention as a memory layer: all earlier tokens (up to a cache length) or a window of them."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.layers.common import rms_normalize, rotate, weight
+from lattice_jax.ops.attention import EMPTY, Order, attend, merge
+from lattice_jax.ops.attention.token_cache import TokenCache, append_tokens, empty_cache, shift_tokens
+from lattice_jax.types import LayerOutput, Segment
+
+
+class SoftmaxAttention(nn.Module):
+  """Multi-head, multi-query or grouped-query attention with rotary positions.
+
+  `window` > 0 sees and remembers the last `window` tokens. `window` = 0 sees all tokens of the call, and those of
+  earlier calls as far as `init_state` was given a `max_len`; with max_len 0 it forgets between calls.
+  With `gated`, values pass SiLU and the output a SiLU gate: the attention of a gated attention unit.
+  """
+
+  config: ModelConfig
+  window: int = 0
+
+  def init_state(self, batch: int, max_len: int = 0) -> TokenCache:
+    """A cache without tokens: `window` slots, or `max_len`."""
+    attention = self.config.attention
+    return empty_cache(
+      batch, self.window or max_len, attention.kv_heads, attention.key_dim, attention.value_dim,
+      jnp.dtype(self.config.dtype), is_window=self.window > 0)
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, state: TokenCache, segment: Segment, *, train: bool) -> LayerOutput:
+    """See `types.LayerOutput`; no losses, metrics or statistics."""
+    del train
+    config, dtype, dim = self.config.attention, jnp.dtype(self.config.dtype), x_BTD.shape[-1]
+    x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
+
+    def project(name, heads, width, axes):
+      return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight(
+        self, name, (dim, heads, width), ("embed", *axes), fan_in=dim).astype(dtype))
+
+    q_BTQK = project("query", config.heads, config.key_dim, ("heads", "key"))
+    k_BTHK = project("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))
+    v_BTHV = project("value", config.kv_heads, config.value_dim, ("kv_heads", "value"))
+    if config.qk_norm:
+      q_BTQK, k_BTHK = rms_normalize(q_BTQK).astype(dtype), rms_normalize(k_BTHK).astype(dtype)
+    if config.rope_theta:
+      q_BTQK = rotate(q_BTQK, segment.positions_BT, theta=config.rope_theta)
+      k_BTHK = rotate(k_BTHK, segment.positions_BT, theta=config.rope_theta)
+    if config.gated:
+      v_BTHV = nn.silu(v_BTHV)
+    out_BTQV, state = self._attend(q_BTQK, k_BTHK, v_BTHV, state, segment)
+    out_BTQV = out_BTQV.astype(dtype)
+    if config.gated:
+      out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
+    out_QVD = weight(self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
+                     fan_in=config.heads * config.value_dim)
+    y_BTD = jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype))
+    return LayerOutput(y_BTD=y_BTD, state=state, losses={}, metrics={}, statistics={})
+
+  def _attend(self, q_BTQK, k_BTHK, v_BTHV, state, segment):
+    """Attention to the call's own tokens merged with attention to the cache, and the cache after them."""
+    id_BT = jnp.where(segment.valid_BT, segment.ids_BT, EMPTY)
+    query = Order(index_BT=jnp.broadcast_to(jnp.arange(id_BT.shape[1]), id_BT.shape), id_BT=id_BT)
+    options = {"window": self.window, "impl": self.config.impl}
+    out_BTQV, lse_BTQ = attend(q_BTQK, k_BTHK, v_BTHV, query, query, **options)
+    if not state.id_BS.shape[1]:
+      return out_BTQV, state
+    past = attend(q_BTQK, state.key_BSHK, state.value_BSHV, query, state.order, **options)
+    out_BTQV, _ = merge(out_BTQV, lse_BTQ, *past)
+    update = shift_tokens if self.window else append_tokens
+    return out_BTQV, update(state, k_BTHK, v_BTHV, id_BT)

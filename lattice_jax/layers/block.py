@@ -1,0 +1,37 @@
+"""One residual block: a memory with its gate (gated attention unit), or a memory and then an MLP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.layers.common import RMSNorm
+from lattice_jax.layers.mlp import MLP
+from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.types import LayerOutput, Segment
+
+
+class Block(nn.Module):
+  """Pre-norm residual block around the memory `memory` of the registry; same call as a memory layer."""
+
+  config: ModelConfig
+  memory: str
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, state: Any, segment: Segment, *, train: bool) -> LayerOutput:
+    def drop(branch_BTD):
+      branch_BTD = nn.Dropout(self.config.dropout, deterministic=not train)(branch_BTD)
+      # A branch stays dropped for a whole sequence: its key does not change between the updates of one.
+      layer_drop = nn.Dropout(
+        self.config.layer_drop, broadcast_dims=(1, 2), rng_collection="sequence", deterministic=not train)
+      return layer_drop(branch_BTD)
+
+    norm_BTD = RMSNorm(self.config.norm_gain, name="memory_norm")(x_BTD)
+    output = MEMORIES[self.memory].make(self.config, name="memory")(norm_BTD, state, segment, train=train)
+    x_BTD = x_BTD + drop(output.y_BTD)
+    if self.config.block == "mlp":
+      x_BTD = x_BTD + drop(MLP(self.config, name="mlp")(RMSNorm(self.config.norm_gain, name="mlp_norm")(x_BTD)))
+    return output.replace(y_BTD=x_BTD)

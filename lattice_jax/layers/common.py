@@ -1,0 +1,55 @@
+"""Parameters with logical axes, norms, rotary embedding: what every layer uses."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int) -> jax.Array:
+  """A float32 weight with logical axes, normal with variance 1/fan_in."""
+  init = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
+  return module.param(name, init, shape, jnp.float32)
+
+
+def offset(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+  """A float32 bias with logical axes, zero at the start."""
+  return module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
+
+
+def rms_normalize(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
+  """x / root mean square over the last axis, in fp32, without gain."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm over the model width; the result has the input's dtype."""
+
+  has_gain: bool = True
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    y_BTD = rms_normalize(x_BTD)
+    if self.has_gain:
+      init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+      y_BTD *= self.param("gain", init, (x_BTD.shape[-1],), jnp.float32)
+    return y_BTD.astype(x_BTD.dtype)
+
+
+def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:
+  """Rotary position embedding, halves convention (Llama): pairs are (k, k + K/2)."""
+  half = x_BTHK.shape[-1] // 2
+  frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K
+  cos, sin = jnp.cos(angle_BTK)[:, :, None], jnp.sin(angle_BTK)[:, :, None]
+  first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTHK.dtype)
+
+
+def sinusoids(distances: int, dim: int, *, max_wavelength: float) -> jax.Array:
+  """[distances, dim]: sines, then cosines, of distance · max_wavelength^(-2k/dim)."""
+  frequency_K = max_wavelength ** (-jnp.arange(dim // 2, dtype=jnp.float32) * 2 / dim)
+  angle_SK = jnp.arange(distances, dtype=jnp.float32)[:, None] * frequency_K
+  return jnp.concatenate([jnp.sin(angle_SK), jnp.cos(angle_SK)], -1)

@@ -1,0 +1,95 @@
+"""The memories a model's pattern may name. Adding one is a row here and a row in the law tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.layers.attention import SoftmaxAttention
+from lattice_jax.layers.vq import VQAttention, update_codebook
+
+
+@dataclass(frozen=True)
+class Memory:
+  """One row of the registry: how to build a memory layer, and what the rest of the code must know of it.
+
+  make: (model, name=None) → the layer, an `nn.Module` with `init_state(batch, max_len=0)` and
+    `__call__(x_BTD, state, segment, *, train) -> LayerOutput`.
+  check: raises ValueError where the model config cannot be built.
+  granularity: tokens of its block; training lengths must be a multiple, the layer itself takes any length.
+  visible: (model, query, key) → whether the output at `query` may depend on the input at `key` within a document.
+  update_buffers: (model, buffers, statistics, rng) → buffers after an optimizer step, for one layer.
+  needs_token_cache: whether the state must be given a `max_len` to remember what went before the call.
+  """
+
+  make: Callable[..., nn.Module]
+  check: Callable[[ModelConfig], None]
+  granularity: Callable[[ModelConfig], int]
+  visible: Callable[[ModelConfig, int, int], bool]
+  update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any]
+  needs_token_cache: bool
+
+
+def _keep_buffers(model: ModelConfig, buffers: Any, statistics: Any, rng: jax.Array) -> Any:
+  del model, statistics, rng
+  return buffers
+
+
+def _check_heads(section: str, heads: int, kv_heads: int) -> None:
+  if heads % kv_heads:
+    raise ValueError(f"{section}.heads={heads} must be a multiple of {section}.kv_heads={kv_heads}.")
+
+
+def _check_attention(model: ModelConfig) -> None:
+  _check_heads("model.attention", model.attention.heads, model.attention.kv_heads)
+  if model.attention.rope_theta and model.attention.key_dim % 2:
+    raise ValueError(
+      f"model.attention.key_dim={model.attention.key_dim} must be even for the rotary embedding; "
+      f"use {model.attention.key_dim + 1}, or model.attention.rope_theta=0.")
+
+
+def _check_window(model: ModelConfig) -> None:
+  _check_attention(model)
+  if model.attention.window < 1:
+    raise ValueError(
+      f"the memory 'window' needs model.attention.window ≥ 1, not {model.attention.window}; "
+      "set a window, or use the memory 'attention'.")
+
+
+def _check_vq(model: ModelConfig) -> None:
+  _check_heads("model.vq", model.vq.heads, model.vq.kv_heads)
+  if model.dim % 2:
+    raise ValueError(f"model.dim={model.dim} must be even: the position sinusoids of 'vq' have model.dim columns.")
+
+
+MEMORIES: dict[str, Memory] = {
+  "attention": Memory(
+    make=lambda model, name=None: SoftmaxAttention(model, window=0, name=name),
+    check=_check_attention,
+    granularity=lambda model: 1,
+    visible=lambda model, query, key: key <= query,
+    update_buffers=_keep_buffers,
+    needs_token_cache=True,
+  ),
+  "window": Memory(
+    make=lambda model, name=None: SoftmaxAttention(model, window=model.attention.window, name=name),
+    check=_check_window,
+    granularity=lambda model: 1,
+    visible=lambda model, query, key: query - model.attention.window < key <= query,
+    update_buffers=_keep_buffers,
+    needs_token_cache=False,
+  ),
+  "vq": Memory(
+    make=lambda model, name=None: VQAttention(model, name=name),
+    check=_check_vq,
+    granularity=lambda model: model.vq.block_len,
+    visible=lambda model, query, key: key <= query,
+    update_buffers=update_codebook,
+    needs_token_cache=False,
+  ),
+}

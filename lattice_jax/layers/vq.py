@@ -1,0 +1,115 @@
+"""Transformer-VQ attention as a memory layer (arXiv 2309.16354, section 3): window, compressive cache, learned codebook."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.layers.common import offset, rms_normalize, sinusoids, weight
+from lattice_jax.ops.vq import (
+  Quantized,
+  VQState,
+  code_statistics,
+  codebook,
+  empty_state,
+  moving_average,
+  quantize,
+  vq_attention,
+)
+from lattice_jax.types import LayerOutput, Segment
+
+
+class VQAttention(nn.Module):
+  """Softmax attention over quantised keys; one query head with gate is the paper's SHGA.
+
+  Collection `buffers`: codebook_count [H, M] and codebook_sum [H, M, K], the moving averages whose quotient is the
+  codebook. They change only through `update_codebook`, once per optimizer step.
+  """
+
+  config: ModelConfig
+
+  def init_state(self, batch: int, max_len: int = 0) -> VQState:
+    """An empty window and cache; the size does not depend on `max_len`."""
+    del max_len
+    vq = self.config.vq
+    return empty_state(
+      batch, vq.block_len, vq.kv_heads, vq.codes, vq.key_dim, vq.value_dim, jnp.dtype(self.config.dtype))
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, state: VQState, segment: Segment, *, train: bool) -> LayerOutput:
+    """See `types.LayerOutput`. Losses: commit (weighted). Metrics: codebook_perplexity, quantization_error."""
+    config, dtype, dim = self.config.vq, jnp.dtype(self.config.dtype), x_BTD.shape[-1]
+    x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
+    scale = config.key_dim**-0.25
+
+    def project(name, heads, width, axes):
+      return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight(
+        self, name, (dim, heads, width), ("embed", *axes), fan_in=dim).astype(dtype))
+
+    q_BTQK = rms_normalize(project("query", config.heads, config.key_dim, ("heads", "key"))) * scale
+    k_BTHK = rms_normalize(project("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))) * scale
+    v_BTHV = project("value", config.kv_heads, config.value_dim, ("kv_heads", "value"))
+    if config.gated:
+      v_BTHV = nn.silu(v_BTHV)
+    count_HM, total_HMK = self._codebook_sums()
+    rows_HMK = codebook(count_HM, total_HMK)
+    key = quantize(k_BTHK, rows_HMK)
+    bias_shape, bias_axes = (config.heads, config.key_dim), ("heads", "key")
+    out_BTQV, state = vq_attention(
+      q_BTQK, key, v_BTHV, rows_HMK, self._relative(dim, train=train) * scale,
+      offset(self, "content_bias", bias_shape, bias_axes) * scale,
+      offset(self, "position_bias", bias_shape, bias_axes) * scale,
+      state, segment.ids_BT, segment.valid_BT, use_cache=config.cache, impl=self.config.impl)
+    out_BTQV = out_BTQV.astype(dtype)
+    if config.gated:
+      out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
+    out_QVD = weight(self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
+                     fan_in=config.heads * config.value_dim)
+    return self._report(jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype)), state, key, k_BTHK, segment)
+
+  def _codebook_sums(self):
+    config = self.config.vq
+    shape = (config.kv_heads, config.codes)
+    spread = (config.kv_heads * config.codes) ** -0.5
+
+    def random_sums():
+      return spread * jax.random.normal(self.make_rng("params"), (*shape, config.key_dim), jnp.float32)
+
+    box = nn.with_logical_partitioning
+    count = self.variable("buffers", "codebook_count", box(lambda: jnp.ones(shape, jnp.float32), ("kv_heads", "codes")))
+    total = self.variable("buffers", "codebook_sum", box(random_sums, ("kv_heads", "codes", "key")))
+    return count.value, total.value
+
+  def _relative(self, dim, *, train):
+    """Embedding of the distances 0 … W, [H, W + 1, K]; its dropout key holds for a whole sequence."""
+    config = self.config.vq
+    table_SD = sinusoids(config.block_len + 1, dim, max_wavelength=config.max_wavelength)
+    dropout = nn.Dropout(config.sinusoid_dropout, rng_collection="sequence", deterministic=not train)
+    weight_DHK = weight(self, "relative", (dim, config.kv_heads, config.key_dim), ("embed", "kv_heads", "key"), fan_in=dim)
+    return jnp.einsum("SD,DHK->HSK", dropout(table_SD), weight_DHK)
+
+  def _report(self, y_BTD, state, key: Quantized, k_BTHK, segment):
+    config = self.config.vq
+    count_HM, sum_HMK = code_statistics(k_BTHK, key.code_BTH, segment.valid_BT, config.codes)
+    num_tokens = segment.valid_BT.sum().astype(jnp.float32)
+    error = (key.error_BTH * segment.valid_BT[..., None]).sum()
+    share_HM = count_HM / jnp.maximum(num_tokens, 1.0)
+    perplexity_H = jnp.exp(-(share_HM * jnp.log(jnp.maximum(share_HM, 1e-30))).sum(-1))
+    # Keys have squared norm √K by construction, so this is the share of a key's energy that the codebook misses.
+    error_scale = config.key_dim**0.5 * config.kv_heads
+    return LayerOutput(
+      y_BTD=y_BTD, state=state,
+      losses={"commit": (config.commit_weight * error, num_tokens)},
+      metrics={
+        "codebook_perplexity": (perplexity_H.mean(), jnp.ones(())),
+        "quantization_error": (jax.lax.stop_gradient(error) / error_scale, num_tokens),
+      },
+      statistics={"codebook_count": count_HM, "codebook_sum": sum_HMK})
+
+
+def update_codebook(model: ModelConfig, buffers: dict, statistics: dict, rng: jax.Array) -> dict:
+  """Moving average of the code counts and key sums of a whole update, over the global batch (note, section 6)."""
+  del rng
+  return {name: moving_average(buffers[name], statistics[name], model.vq.ema_rate) for name in buffers}

@@ -1,0 +1,189 @@
+"""The decoder: embedding, groups of blocks that repeat a pattern of memories, norm, and head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.layers.block import Block
+from lattice_jax.layers.common import RMSNorm, offset, weight
+from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.ops.cross_entropy import cross_entropy
+from lattice_jax.types import Segment, SumCount, whole_segment
+
+MEMORY_BOUNDARY = "memory_boundary"  # name of what the backward passes of memories keep, see `checkpoint_name`
+
+
+@flax.struct.dataclass
+class DecoderOutput:
+  """features_BTD: after the final norm, scaled for the head. Losses are summed over layers, metrics averaged.
+
+  `state` and `statistics` mirror the inputs `state` and `buffers`: one entry a block of the pattern, stacked over groups.
+  """
+
+  features_BTD: jax.Array
+  state: Any
+  losses: dict[str, SumCount]
+  metrics: dict[str, SumCount]
+  statistics: dict[str, Any]
+
+
+class Group(nn.Module):
+  """The blocks of one repetition of the pattern; a legal body of `nn.scan`."""
+
+  config: ModelConfig
+  train: bool
+
+  @nn.compact
+  def __call__(self, x_BTD, states, segment):
+    outputs = {}
+    for name, memory in pattern_blocks(self.config):
+      outputs[name] = Block(self.config, memory, name=name)(x_BTD, states[name], segment, train=self.train)
+      x_BTD = outputs[name].y_BTD
+    rest = {name: output.replace(y_BTD=None) for name, output in outputs.items()}
+    return x_BTD, rest
+
+
+class Decoder(nn.Module):
+  """A causal language model over token ids. Training, prefill and decoding are the same call."""
+
+  config: ModelConfig
+
+  def setup(self):
+    config = self.config
+    self.embedding = weight(self, "embedding", (config.vocab, config.dim), ("vocab", "embed"), fan_in=1)
+    if not config.tied_embeddings:
+      self.head = weight(self, "head", (config.dim, config.vocab), ("embed", "vocab"), fan_in=config.dim)
+      self.head_bias = offset(self, "head_bias", (config.vocab,), ("vocab",))
+
+  @nn.compact
+  def __call__(self, tokens_BT: jax.Array, state: Any, segment: Segment, *, train: bool = False) -> DecoderOutput:
+    """Features of every position, and the memory after the last; `score` and `logits` take them to the vocabulary."""
+    config = self.config
+    x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
+    run_groups = self._scanned_groups(train) if config.scan_layers else self._unrolled_groups(train)
+    x_BTD, outputs = run_groups(x_BTD, state, segment)
+    if config.final_norm:
+      x_BTD = RMSNorm(config.norm_gain, name="final_norm")(x_BTD)
+    losses, metrics = _reduce_layers(outputs)
+    return DecoderOutput(
+      features_BTD=x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype),
+      state={name: output.state for name, output in outputs.items()},
+      losses=losses, metrics=metrics,
+      statistics={name: output.statistics for name, output in outputs.items()})
+
+  def logits(self, features_BTD: jax.Array) -> jax.Array:
+    """fp32 logits [B, T, A], all at once: for few positions. `score` is for many."""
+    head_DA, bias_A = self._head(features_BTD.dtype)
+    return jnp.einsum("BTD,DA->BTA", features_BTD, head_DA, preferred_element_type=jnp.float32) + bias_A
+
+  def score(
+    self, tokens_BT: jax.Array, targets_BT: jax.Array, state: Any, segment: Segment, *, train: bool = False,
+  ) -> tuple[jax.Array, DecoderOutput]:
+    """Negative log-likelihood of each target in nats, [B, T] fp32, and the decoder's output."""
+    output = self(tokens_BT, state, segment, train=train)
+    head_DA, bias_A = self._head(output.features_BTD.dtype)
+    chunk = self.config.xent_chunk
+    return cross_entropy(output.features_BTD, head_DA, bias_A, targets_BT, chunk=chunk), output
+
+  def _head(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    if self.config.tied_embeddings:
+      return self.embedding.T.astype(dtype), jnp.zeros((self.config.vocab,), jnp.float32)
+    return self.head.astype(dtype), self.head_bias
+
+  def _scanned_groups(self, train: bool):
+    scan = nn.scan(
+      _remat(Group, self.config.remat), length=num_groups(self.config), in_axes=(0, nn.broadcast), out_axes=0,
+      variable_axes={"params": 0, "buffers": 0}, split_rngs={"params": True, "dropout": True, "sequence": True},
+      metadata_params={nn.PARTITION_NAME: "layers"})
+    return scan(self.config, train, name="groups")
+
+  def _unrolled_groups(self, train: bool):
+    group = _remat(Group, self.config.remat)
+
+    def run_groups(x_BTD, state, segment):
+      outputs = []
+      for n in range(num_groups(self.config)):
+        state_n = jax.tree.map(lambda x, n=n: x[n], state)
+        x_BTD, output = group(self.config, train, name=f"group_{n}")(x_BTD, state_n, segment)
+        outputs.append(output)
+      return x_BTD, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)
+
+    return run_groups
+
+
+def num_groups(config: ModelConfig) -> int:
+  """Repetitions of the pattern."""
+  return config.layers // len(config.pattern)
+
+
+def needs_token_cache(config: ModelConfig) -> bool:
+  """Whether some memory forgets between calls unless its state was made with a `max_len`."""
+  return any(MEMORIES[memory].needs_token_cache for memory in config.pattern)
+
+
+def init_variables(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
+  """{"params", "buffers"} as boxes with logical axes; `buffers` is {} where no memory has any."""
+  state, segment = init_state(config, 1), whole_segment(1, 1)
+  tokens_BT = jnp.zeros((1, 1), jnp.int32)
+  variables = Decoder(config).init(rng, tokens_BT, tokens_BT, state, segment, method=Decoder.score)
+  return {"params": variables["params"], "buffers": variables.get("buffers", {})}
+
+
+def init_state(config: ModelConfig, batch: int, max_len: int = 0) -> dict[str, Any]:
+  """The memory of a model that has read nothing: block of the pattern → state, stacked over groups."""
+  def stacked(memory):
+    state = MEMORIES[memory].make(config).init_state(batch, max_len)
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_groups(config), *x.shape)), state)
+
+  return {name: stacked(memory) for name, memory in pattern_blocks(config)}
+
+
+def update_buffers(
+  config: ModelConfig, buffers: dict[str, Any], statistics: dict[str, Any], rng: jax.Array) -> dict[str, Any]:
+  """The only writer of `buffers`: each memory's rule on the statistics of one whole optimizer step."""
+  def update_group(group_buffers, group_statistics, key):
+    return {
+      name: {"memory": MEMORIES[memory].update_buffers(
+        config, group_buffers[name]["memory"], group_statistics[name], jax.random.fold_in(key, n))}
+      for n, (name, memory) in enumerate(pattern_blocks(config)) if name in group_buffers}
+
+  keys_L = jax.random.split(rng, num_groups(config))
+  if "groups" in buffers:
+    return {"groups": jax.vmap(update_group)(buffers["groups"], statistics, keys_L)}
+  return {
+    f"group_{n}": update_group(buffers[f"group_{n}"], jax.tree.map(lambda x, n=n: x[n], statistics), keys_L[n])
+    for n in range(num_groups(config)) if f"group_{n}" in buffers}
+
+
+def pattern_blocks(config: ModelConfig) -> list[tuple[str, str]]:
+  """(module name, memory name) of each block of the pattern."""
+  return [(f"block_{n}", memory) for n, memory in enumerate(config.pattern)]
+
+
+def _remat(group: type[nn.Module], policy: str) -> type[nn.Module]:
+  if policy == "none":
+    return group
+  # inside a scan the loop itself keeps XLA from merging the recomputation with the forward pass
+  policies = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "boundary": jax.checkpoint_policies.save_only_these_names(MEMORY_BOUNDARY)}
+  return nn.remat(group, policy=policies[policy], prevent_cse=False)
+
+
+def _reduce_layers(outputs: dict[str, Any]) -> tuple[dict[str, SumCount], dict[str, SumCount]]:
+  """Losses add up over layers (their means do, so counts are averaged); metrics are averaged over layers."""
+  losses, metrics = {}, {}
+  for output in outputs.values():
+    for name, (total_L, count_L) in output.losses.items():
+      before, _ = losses[name] if name in losses else (0.0, None)
+      losses[name] = before + total_L.sum(), count_L.mean()
+    for name, (total_L, count_L) in output.metrics.items():
+      total, count = metrics[name] if name in metrics else (0.0, 0.0)
+      metrics[name] = total + total_L.sum(), count + count_L.sum()
+  return losses, metrics

@@ -1,0 +1,43 @@
+"""Counting: parameters, and floating-point operations a token, by formula."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+
+from lattice_jax.config import ModelConfig
+
+
+def count_parameters(tree: Any) -> int:
+  """Number of array elements of a tree of arrays or shapes."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def flops_per_token(config: ModelConfig, seq_len: int) -> float:
+  """Multiply-adds count two; forward and backward (three forwards) of one token, mean over a sequence.
+
+  Analytic, because XLA's own count takes the body of a loop once.
+  """
+  mlp = 0 if config.block == "gau" else config.dim * config.mlp_dim * (3 if config.mlp == "swiglu" else 2)
+  per_pattern = sum(_memory_multiply_adds(config, memory, seq_len) + mlp for memory in config.pattern)
+  layers = per_pattern * config.layers / len(config.pattern)
+  return 6.0 * (layers + config.dim * config.vocab)
+
+
+def _memory_multiply_adds(config: ModelConfig, memory: str, seq_len: int) -> float:
+  if memory == "vq":
+    vq = config.vq
+    seen = 2 * vq.block_len + (vq.codes if vq.cache else 0)
+    bias = vq.heads * vq.key_dim * (vq.block_len + 1)
+    codebook = vq.kv_heads * vq.codes * (2 * vq.key_dim + vq.value_dim)  # search, statistics, fold into the cache
+    return _projections(config, vq) + vq.heads * seen * (vq.key_dim + vq.value_dim) + bias + codebook
+  attention = config.attention
+  seen = (seq_len + 1) / 2 if memory == "attention" else min(attention.window, (seq_len + 1) / 2)
+  return _projections(config, attention) + attention.heads * seen * (attention.key_dim + attention.value_dim)
+
+
+def _projections(config: ModelConfig, memory: Any) -> int:
+  queries = memory.heads * (memory.key_dim + memory.value_dim * (2 if memory.gated else 1))
+  return config.dim * (queries + memory.kv_heads * (memory.key_dim + memory.value_dim))

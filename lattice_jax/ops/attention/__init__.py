@@ -1,0 +1,47 @@
+"""Softmax attention that returns its log-sum-exp, so that partial results over different keys can be merged."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.attention.blockwise import attend_blockwise
+from lattice_jax.ops.attention.keys import EMPTY, Order
+from lattice_jax.ops.attention.reference import MASKED, attend_reference
+
+__all__ = ["EMPTY", "MASKED", "Order", "attend", "merge"]
+
+
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, query: Order, key: Order, *,
+  window: int = 0, block: int = 256, impl: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+  """Softmax attention over the keys each query may see, scaled by K^-1/2.
+
+  Args:
+    q: [B, T, H·G, K]; query head h·G + g reads key/value head h (grouped-query attention).
+    k: [B, S, H, K].
+    v: [B, S, H, V].
+    query, key: order and document of each token; a key is seen by queries of its document that are not earlier.
+    window: tokens a query sees, itself included; 0 = all.
+    block: tokens of a block of the XLA form; changes speed only.
+    impl: see `lattice_jax.dispatch`.
+
+  Returns:
+    Output [B, T, H·G, V] and log-sum-exp [B, T, H·G], float32. A query that sees nothing gets 0 and MASKED.
+  """
+  batch, length, num_queries, key_dim = q.shape
+  kv_heads = k.shape[2]
+  q_BTHGK = q.reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
+  if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
+    out, lse = attend_reference(q_BTHGK, k, v, query, key, window=window)
+  else:
+    out, lse = attend_blockwise(q_BTHGK, k, v, query, key, window=window, block=block)
+  return out.reshape(batch, length, num_queries, v.shape[-1]), lse.reshape(batch, length, num_queries)
+
+
+def merge(out_a: jax.Array, lse_a: jax.Array, out_b: jax.Array, lse_b: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Attention over the union of two disjoint key sets from the attention over each; exact."""
+  lse = jnp.logaddexp(lse_a, lse_b)
+  return out_a * jnp.exp(lse_a - lse)[..., None] + out_b * jnp.exp(lse_b - lse)[..., None], lse

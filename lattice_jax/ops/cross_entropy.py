@@ -1,0 +1,36 @@
+"""Cross-entropy whose logits exist for a chunk of tokens only."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def cross_entropy(
+  features: Float[Array, "B T D"], head: Float[Array, "D A"], bias: Float[Array, "A"], targets: Int[Array, "B T"], *,
+  chunk: int,
+) -> Float[Array, "B T"]:
+  """Negative log-likelihood of each target in nats, fp32; the backward pass computes each chunk's logits again.
+
+  Args:
+    features: already scaled by the logit scale.
+    head: in the features' dtype; products are accumulated in fp32.
+    chunk: tokens (over all rows) whose logits exist at one time; at least one column of the batch.
+  """
+  batch, length, _ = features.shape
+  columns = max(1, min(length, chunk // batch))
+  padding = -length % columns
+
+  def to_chunks(x_BT):
+    x_BT = jnp.pad(x_BT, ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2)))
+    return jnp.moveaxis(x_BT.reshape(batch, -1, columns, *x_BT.shape[2:]), 1, 0)
+
+  @jax.checkpoint
+  def one_chunk(features_BCD, targets_BC):
+    logits_BCA = jnp.einsum("BCD,DA->BCA", features_BCD, head, preferred_element_type=jnp.float32) + bias
+    target_BC = jnp.take_along_axis(logits_BCA, targets_BC[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BCA, axis=-1) - target_BC
+
+  _, nll_NBC = jax.lax.scan(lambda carry, xs: (carry, one_chunk(*xs)), None, (to_chunks(features), to_chunks(targets)))
+  return jnp.moveaxis(nll_NBC, 0, 1).reshape(batch, -1)[:, :length]

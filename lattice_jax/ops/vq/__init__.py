@@ -1,0 +1,58 @@
+"""Transformer-VQ attention: softmax over all past positions with quantised keys, in linear time (arXiv 2309.16354)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.attention.keys import EMPTY
+from lattice_jax.ops.vq.linear import attend_linear
+from lattice_jax.ops.vq.quantize import Quantized, code_statistics, codebook, moving_average, quantize
+from lattice_jax.ops.vq.reference import attend_quadratic
+from lattice_jax.ops.vq.state import VQState, empty_state, join_stream
+
+__all__ = [
+  "Quantized", "VQState", "code_statistics", "codebook", "empty_state", "moving_average", "quantize", "vq_attention",
+]
+
+
+def vq_attention(
+  q: Float[Array, "B T Q K"], key: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
+  relative: Float[Array, "H S K"], content_bias: Float[Array, "Q K"], position_bias: Float[Array, "Q K"],
+  state: VQState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, use_cache: bool = True, impl: str = "auto",
+) -> tuple[Float[Array, "B T Q V"], VQState]:
+  """Attends every query to all earlier tokens of its document, and moves the state on.
+
+  The score of query i and key j is (q_i + content_bias)·row(j) + (q_i + position_bias)·relative[i − j], the second term
+  for distances 0…W only. A key's gradient comes from queries at most W away; values get theirs from everywhere.
+
+  Args:
+    q: queries, already scaled; Q = H·G, query head h·G + g reads key/value head h.
+    key: quantised keys of the new tokens.
+    rows: codebook.
+    relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
+    state: what came before.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros.
+    use_cache: False forgets what lies further back than W tokens.
+    impl: "reference" is the quadratic definition.
+
+  Returns:
+    Output in fp32 and the next state.
+  """
+  batch, length, num_queries, key_dim = q.shape
+  kv_heads = v.shape[2]
+  dtype = state.value_BWHV.dtype
+
+  def add_bias(bias):
+    return (q + bias.astype(q.dtype)).astype(dtype).reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
+
+  id_BT = jnp.where(valid, ids, EMPTY)
+  stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, id_BT, rows)
+  is_reference = choose_impl("vq", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference"
+  attend = attend_quadratic if is_reference else attend_linear
+  out_BTHGV, state = attend(
+    add_bias(content_bias), add_bias(position_bias), stream, state, rows, relative, id_BT, use_cache=use_cache)
+  out_BTQV = out_BTHGV.reshape(batch, length, num_queries, -1)
+  return jnp.where(valid[..., None, None], out_BTQV, 0.0), state

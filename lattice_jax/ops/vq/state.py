@@ -1,0 +1,125 @@
+"""What Transformer-VQ attention remembers between calls: a window of tokens and one (count, mean) per code."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.ops.attention.keys import EMPTY
+
+
+@flax.struct.dataclass
+class VQState:
+  """The last W tokens as they are, everything older summed per code; all of one document.
+
+  code_BWH: int32 code of each window token. key_BWHK: its codebook row at the time, kept for the straight-through
+  gradient across calls; scores use today's row of the same code. value_BWHV. id_BW: its document, EMPTY if none.
+  count_BHM: fp32 tokens per code in the cache; mean_BHMV: fp32 mean of their values, not the sum, which would lose
+  precision after many tokens. document_B: int32 document of window and cache, EMPTY before the first token.
+  """
+
+  code_BWH: jax.Array
+  key_BWHK: jax.Array
+  value_BWHV: jax.Array
+  id_BW: jax.Array
+  count_BHM: jax.Array
+  mean_BHMV: jax.Array
+  document_B: jax.Array
+
+
+def empty_state(
+  batch: int, window: int, kv_heads: int, codes: int, key_dim: int, value_dim: int, dtype: jnp.dtype) -> VQState:
+  """A state that has seen nothing; window keys and values in `dtype`, counts and means in fp32."""
+  return VQState(
+    code_BWH=jnp.zeros((batch, window, kv_heads), jnp.int32),
+    key_BWHK=jnp.zeros((batch, window, kv_heads, key_dim), dtype),
+    value_BWHV=jnp.zeros((batch, window, kv_heads, value_dim), dtype),
+    id_BW=jnp.full((batch, window), EMPTY, jnp.int32),
+    count_BHM=jnp.zeros((batch, kv_heads, codes), jnp.float32),
+    mean_BHMV=jnp.zeros((batch, kv_heads, codes, value_dim), jnp.float32),
+    document_B=jnp.full((batch,), EMPTY, jnp.int32),
+  )
+
+
+@flax.struct.dataclass
+class Stream:
+  """The window of the state followed by the new tokens: S = W + T slots a row."""
+
+  code_BSH: jax.Array
+  key_BSHK: jax.Array
+  value_BSHV: jax.Array
+  id_BS: jax.Array
+
+
+def join_stream(
+  state: VQState, k_hat_BTHK: jax.Array, v_BTHV: jax.Array, code_BTH: jax.Array, id_BT: jax.Array, codebook_HMK: jax.Array,
+) -> Stream:
+  """Window and new tokens in one row; window keys take the value of today's codebook and keep their own gradient."""
+  row_BWHK = rows_of(codebook_HMK, state.code_BWH).astype(state.key_BWHK.dtype)
+  window_BWHK = row_BWHK + (state.key_BWHK - jax.lax.stop_gradient(state.key_BWHK))
+  return Stream(
+    code_BSH=jnp.concatenate([state.code_BWH, code_BTH], 1),
+    key_BSHK=jnp.concatenate([window_BWHK, k_hat_BTHK], 1),
+    value_BSHV=jnp.concatenate([state.value_BWHV, v_BTHV], 1),
+    id_BS=jnp.concatenate([state.id_BW, id_BT], 1),
+  )
+
+
+def rows_of(codebook_HMK: jax.Array, code_BTH: jax.Array) -> jax.Array:
+  """The codebook row of every code, [B, T, H, K], without gradient."""
+  heads_H = jnp.arange(codebook_HMK.shape[0])
+  return jax.lax.stop_gradient(codebook_HMK)[heads_H, code_BTH]
+
+
+def close_state(
+  stream: Stream, window: int, num_valid_B: jax.Array, count_BHM: jax.Array, mean_BHMV: jax.Array, cache_document_B: jax.Array,
+) -> VQState:
+  """The state after `num_valid_B` new tokens a row, given the cache of all older stream slots.
+
+  Slots and sums of documents other than the last one are emptied, so that equal histories give equal states.
+  """
+  slot_BW = num_valid_B[:, None] + jnp.arange(window)
+  kept = jax.tree.map(lambda x_BS: jax.vmap(lambda x_S, slot_W: x_S[slot_W])(x_BS, slot_BW), stream)
+  # ids along a row are a run of EMPTY, then documents in order, so the window's last slot holds the newest token.
+  document_B = kept.id_BS[:, -1]
+  is_old_BW = kept.id_BS != document_B[:, None]
+  is_old_cache_B = cache_document_B != document_B
+
+  def clear(x_BW):
+    return jnp.where(is_old_BW.reshape(is_old_BW.shape + (1,) * (x_BW.ndim - 2)), jnp.zeros((), x_BW.dtype), x_BW)
+
+  return VQState(
+    code_BWH=clear(kept.code_BSH), key_BWHK=clear(kept.key_BSHK), value_BWHV=clear(kept.value_BSHV),
+    id_BW=jnp.where(is_old_BW, EMPTY, kept.id_BS),
+    count_BHM=jnp.where(is_old_cache_B[:, None, None], 0.0, count_BHM),
+    mean_BHMV=jnp.where(is_old_cache_B[:, None, None, None], 0.0, mean_BHMV),
+    document_B=document_B,
+  )
+
+
+def fold_block(
+  cache: tuple[jax.Array, jax.Array, jax.Array], code_BCH: jax.Array, value_BCHV: jax.Array, id_BC: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Adds stream slots to the cache (count, mean, document); EMPTY slots add nothing, older documents are dropped."""
+  count_BHM, mean_BHMV, document_B = cache
+  newest_B = last_document(id_BC, document_B)
+  kept_B = (newest_B == document_B).astype(jnp.float32)
+  is_added_BC = (id_BC == newest_B[:, None]) & (id_BC != EMPTY)
+  one_hot_BCHM = jax.nn.one_hot(code_BCH, count_BHM.shape[-1], dtype=value_BCHV.dtype) * is_added_BC[..., None, None]
+  added_BHM = one_hot_BCHM.astype(jnp.float32).sum(1)
+  sum_BHMV = jnp.einsum("BCHM,BCHV->BHMV", one_hot_BCHM, value_BCHV, preferred_element_type=jnp.float32)
+  old_BHM = count_BHM * kept_B[:, None, None]
+  total_BHM = old_BHM + added_BHM
+  share_BHM = 1.0 / jnp.maximum(total_BHM, 1.0)
+  # mean' = mean + (sum - added·mean)/total keeps the mean exactly where nothing was added.
+  mean_BHMV = mean_BHMV * kept_B[:, None, None, None]
+  mean_BHMV += (sum_BHMV - added_BHM[..., None] * mean_BHMV) * share_BHM[..., None]
+  return total_BHM, mean_BHMV, newest_B
+
+
+def last_document(id_BC: jax.Array, document_B: jax.Array) -> jax.Array:
+  """The document of the last slot that holds a token, or `document_B` where none does."""
+  last_B = jnp.where(id_BC != EMPTY, jnp.arange(1, id_BC.shape[1] + 1), 0).max(1)
+  newest_B = jnp.take_along_axis(id_BC, jnp.maximum(last_B - 1, 0)[:, None], 1)[:, 0]
+  return jnp.where(last_B > 0, newest_B, document_B)
