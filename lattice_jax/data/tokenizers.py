@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from lattice_jax.config import DataConfig
 TOKENIZERS = ("bytes",)
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """What the rest of the code asks of a tokenizer. `eos_id` is the first input of every document and sequence."""
 

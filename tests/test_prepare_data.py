@@ -1,0 +1,163 @@
+import contextlib
+import hashlib
+import http.server
+import io
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lattice_jax.data.files import Original, prepared_path
+from lattice_jax.data.prepare import prepare_original
+
+RAW = bytes(range(256)) * 40
+SCRIPT = Path(__file__).parent.parent / "scripts" / "prepare_data.py"
+
+
+def zip_of(name, raw):
+  packed = io.BytesIO()
+  with zipfile.ZipFile(packed, "w") as archive:
+    archive.writestr(name, raw)
+  return packed.getvalue()
+
+
+def tiny(url="http://127.0.0.1:1/tiny.zip"):
+  return Original(name="tiny", size=len(RAW), sha256=hashlib.sha256(RAW).hexdigest(), url=url)
+
+
+def silent(line):
+  del line
+
+
+@contextlib.contextmanager
+def serve(body, *, cut_first_at=None, ranges=True):
+  """A local server of one file; the first answer may break off. Yields the URL and the ranges that were asked for."""
+  asked = []
+
+  class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+      wanted = self.headers["Range"]
+      asked.append(wanted)
+      start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and ranges else 0
+      if start >= len(body):
+        self.send_response(416)
+        self.end_headers()
+        return
+      self.send_response(206 if start else 200)
+      self.send_header("Content-Length", str(len(body) - start))
+      self.end_headers()
+      self.wfile.write(body[start:cut_first_at if len(asked) == 1 else None])
+
+    def log_message(self, *args):
+      del args
+
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+      yield f"http://127.0.0.1:{server.server_port}/tiny.zip", asked
+    finally:
+      server.shutdown()
+      thread.join()
+
+
+def files_under(folder):
+  return sorted(path.name for path in Path(folder).rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["raw", "zip"])
+def test_a_local_copy_is_verified_and_installed_once(tmp_path, packed):
+  origin = tmp_path / "given"
+  origin.write_bytes(zip_of("folder/tiny", RAW) if packed else RAW)
+  lines = []
+  target = prepare_original(tiny(), tmp_path / "data", lines.append, origin=origin)
+  assert target == prepared_path(tmp_path / "data", tiny()) and target.read_bytes() == RAW
+  assert files_under(tmp_path / "data") == ["tiny"]
+  modified = target.stat().st_mtime_ns
+  prepare_original(tiny(), tmp_path / "data", lines.append)
+  assert target.stat().st_mtime_ns == modified
+  assert lines == [f"tiny: 10,240 bytes, verified, {where}at {target}" for where in ("", "already ")]
+
+
+@pytest.mark.parametrize(("given", "message"), [
+  (RAW[:-1], r"given is not tiny: expected 10,240 bytes, found 10,239\.$"),
+  (RAW[::-1], r"given is not tiny: expected sha256 \w{64}, found \w{64}\.$"),
+  (zip_of("tiny", RAW[::-1]), r"given is not tiny: expected sha256 \w{64}, found \w{64}\.$"),
+  (zip_of("tiny", RAW + b"x"), r"given is not tiny: expected 10,240 bytes, found 10,241\.$"),
+  (zip_of("enormous", RAW), r"given holds no file named tiny; it holds enormous\.$"),
+  (zip_of("tiny", RAW).replace(RAW[:99], RAW[1:100]), r"given is a damaged zip \(.*\); fetch it again\.$"),
+], ids=["short", "other-bytes", "zip-other-bytes", "zip-long", "zip-other-name", "zip-damaged"])
+def test_anything_else_is_refused_in_one_sentence_and_leaves_nothing(tmp_path, given, message):
+  origin = tmp_path / "given"
+  origin.write_bytes(given)
+  with pytest.raises(ValueError, match=message):
+    prepare_original(tiny(), tmp_path / "data", silent, origin=origin)
+  assert files_under(tmp_path / "data") == []
+
+
+def test_a_wrong_file_in_place_is_replaced(tmp_path):
+  target = prepared_path(tmp_path, tiny())
+  target.parent.mkdir()
+  target.write_bytes(RAW[:-1])
+  origin = tmp_path / "given"
+  origin.write_bytes(RAW)
+  lines = []
+  prepare_original(tiny(), tmp_path, lines.append, origin=origin)
+  assert target.read_bytes() == RAW
+  assert "expected 10,240 bytes, found 10,239. It will be replaced." in lines[0]
+
+
+def test_download_and_install(tmp_path):
+  with serve(zip_of("tiny", RAW)) as (url, asked):
+    target = prepare_original(tiny(url), tmp_path, silent)
+  assert target.read_bytes() == RAW and asked == [None]
+  assert files_under(tmp_path) == ["tiny"]
+
+
+@pytest.mark.parametrize("ranges", [True, False], ids=["server-resumes", "server-starts-over"])
+def test_a_broken_download_goes_on_where_it_stopped(tmp_path, ranges):
+  with serve(zip_of("tiny", RAW), cut_first_at=4000, ranges=ranges) as (url, asked):
+    with pytest.raises(ValueError, match=r"stopped at 4,000 of [\d,]+ bytes; run `python scripts/prepare_data.py tiny"):
+      prepare_original(tiny(url), tmp_path, silent)
+    target = prepare_original(tiny(url), tmp_path, silent)
+  assert target.read_bytes() == RAW and asked == [None, "bytes=4000-"]
+
+
+def test_a_download_that_was_complete_but_not_unpacked_is_used(tmp_path):
+  part = prepared_path(tmp_path, tiny()).with_name("tiny.zip.part")
+  part.parent.mkdir()
+  part.write_bytes(zip_of("tiny", RAW))
+  with serve(zip_of("tiny", RAW)) as (url, _):
+    assert prepare_original(tiny(url), tmp_path, silent).read_bytes() == RAW
+
+
+def test_a_bad_download_is_not_kept_to_be_resumed(tmp_path):
+  with serve(zip_of("tiny", RAW[::-1])) as (url, _), pytest.raises(ValueError, match="expected sha256"):
+    prepare_original(tiny(url), tmp_path, silent)
+  assert files_under(tmp_path) == []
+
+
+def test_without_a_network_the_error_suggests_a_local_copy(tmp_path):
+  with pytest.raises(ValueError, match=r"^http://127.0.0.1:1/tiny.zip cannot be downloaded \(.*refused.*\); "
+                                       r"fetch tiny.zip on another machine and run `python .* tiny .*--from FILE`, or"):
+    prepare_original(tiny(), tmp_path, silent)
+
+
+def run_script(*arguments):
+  return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_script_refuses_a_wrong_file_in_one_line_without_traceback(tmp_path):
+  origin = tmp_path / "enwik8"
+  origin.write_bytes(RAW)
+  done = run_script("enwik8", "--from", str(origin), "--path", str(tmp_path / "data"))
+  assert done.returncode == 1 and done.stdout == ""
+  assert done.stderr == f"{origin} is not enwik8: expected 100,000,000 bytes, found 10,240.\n"
+
+
+def test_script_says_where_the_sample_is():
+  done = run_script("enwiki_sample")
+  assert done.returncode == 0 and done.stdout.startswith("enwiki_sample: 6,089,746 bytes, verified, shipped at ")
