@@ -1,0 +1,222 @@
+"""Checkpoints of a workdir, by Orbax: written in the background, restored onto whatever devices there are today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, SingleDeviceSharding
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from lattice_jax.config import Config
+from lattice_jax.config_checks import parse_config
+from lattice_jax.metrics import warn
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.sharding import param_shardings, unbox
+
+FOLDER = "checkpoints"
+UNREADABLE_FOLDER = "unreadable_checkpoints"
+
+
+class Checkpoints:
+  """The checkpoints of one training run: the last `keep_last`, and the `keep_best` by bits per byte.
+
+  The step number names a checkpoint and counts the updates done. Random keys are not stored: they follow from the
+  seed and the step.
+  """
+
+  def __init__(self, workdir: Path, *, keep_last: int = 1, keep_best: int = 0):
+    self._workdir = workdir
+    best = preservation_policy.BestN(
+      get_metric_fn=lambda metrics: -metrics["bits_per_byte"], n=keep_best, keep_checkpoints_without_metrics=False)
+    policies = [preservation_policy.LatestN(keep_last), *([best] if keep_best else [])]
+    self._manager = _open_manager(workdir, ocp.CheckpointManagerOptions(
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True))
+
+  def steps(self) -> list[int]:
+    return sorted(self._manager.all_steps())
+
+  def save(self, step: int, state: Any, run: dict[str, Any], *, score: float | None = None) -> None:
+    """Starts to write; returns once the arrays may be donated. `score` is the bits per byte at this step, if known."""
+    metrics = None if score is None else {"bits_per_byte": score}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+    self._report_failure(lambda: self._manager.save(step, args=args, metrics=metrics, force=True), step)
+
+  def check(self) -> None:
+    """Raises the failure of a save that went on in the background, if there was one."""
+    self._report_failure(self._manager.check_for_errors, None)
+
+  def wait(self) -> None:
+    """Returns when everything is on disk."""
+    self._report_failure(self._manager.wait_until_finished, None)
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
+    """(step, state) of the newest checkpoint that can be read, or None where there is no checkpoint at all.
+
+    Newer ones that cannot be read are set aside with one line each. Raises ValueError when none can be read, or when
+    the newest readable one belongs to another config.
+    """
+    step, state, unreadable = _newest_readable(self._manager, self._workdir, abstract_state)
+    if step is None:
+      return None
+    for bad_step in unreadable:
+      self._set_aside(bad_step)
+    if unreadable:
+      self._manager.reload()
+    return step, state
+
+  def _set_aside(self, step: int) -> None:
+    if jax.process_index() == 0:
+      target = self._workdir / UNREADABLE_FOLDER / str(step)
+      while target.exists():
+        target = target.with_name(target.name + "+")
+      target.parent.mkdir(exist_ok=True)
+      (self._workdir / FOLDER / str(step)).rename(target)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f"set aside {step}")
+
+  def _report_failure(self, action: Callable[[], Any], step: int | None) -> None:
+    try:
+      action()
+    except (OSError, ValueError, RuntimeError) as error:
+      which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
+      kept = self.steps()
+      resumes = f"resumes from step {kept[-1]}" if kept else "starts anew"
+      raise ValueError(
+        f"{which} could not be written under {self._workdir / FOLDER} ({first_line(error)}); make room or choose "
+        f"another workdir, then run the same command: it {resumes}.") from error
+
+
+def load_for_eval(workdir: str | Path, step: int | None = None, *, mesh: Mesh | None = None) -> tuple[Config, Any, Any, int]:
+  """(config, params, buffers, step) of a run: its newest readable checkpoint, or the one of `step`.
+
+  Arrays are sharded over `mesh` by the run's rules, or lie on one device where there is no mesh.
+  """
+  workdir = Path(workdir)
+  config = read_config(workdir)
+  boxed = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
+  if mesh is None:
+    device = SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda leaf: device, unbox(boxed))
+  else:
+    shardings = param_shardings(boxed, mesh, config.mesh)
+  abstract = jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unbox(boxed), shardings)
+  found, variables = load_variables(workdir, abstract, step=step)
+  return config, variables["params"], variables["buffers"], found
+
+
+def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> tuple[int, Any]:
+  """(step, {params, buffers}) from a workdir's checkpoints, without the optimizer's state."""
+  if not (workdir / FOLDER).is_dir():
+    raise ValueError(f"{workdir} holds no checkpoints; give the --workdir of a training run that has saved one.")
+  manager = _open_manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
+  if step is not None and step not in manager.all_steps():
+    raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {_listed(manager.all_steps())}.")
+  found, variables, _ = _newest_readable(manager, workdir, abstract, only=step)
+  manager.close()
+  if found is None:
+    raise ValueError(f"{workdir} holds no checkpoints; give the --workdir of a training run that has saved one.")
+  return found, variables
+
+
+def read_run(workdir: Path) -> dict[str, Any]:
+  """The run.json of a workdir. Raises ValueError where it is missing or not JSON."""
+  path = workdir / "run.json"
+  if not path.is_file():
+    raise ValueError(f"{path} is missing: {workdir} is not the workdir of a training run.")
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not readable JSON ({error}); restore it, or start another workdir.") from error
+
+
+def read_config(workdir: Path) -> Config:
+  """The config a workdir was trained with."""
+  return parse_config(read_run(workdir)["config"])
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+  """The start of an error's message, for use inside a sentence."""
+  text = str(error).strip().split("\n")[0] or type(error).__name__
+  return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  state_handler, run_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+  for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+    registry.add("state", args, state_handler)
+  registry.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
+  for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+    registry.add("run", args, run_handler)
+  try:
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, handler_registry=registry)
+  except OSError as error:
+    raise ValueError(f"{workdir / FOLDER} cannot be used for checkpoints: {first_line(error)}.") from error
+
+
+def _newest_readable(
+  manager: ocp.CheckpointManager, workdir: Path, abstract: Any, *, only: int | None = None
+) -> tuple[int | None, Any, list[int]]:
+  """(step, tree, newer steps that cannot be read); step None where there is no checkpoint."""
+  unreadable: dict[int, str] = {}
+  for step in [only] if only is not None else sorted(manager.all_steps(), reverse=True):
+    try:
+      problem = _mismatch(manager, step, abstract)
+      if problem is None:
+        tree = _read(manager, step, abstract)
+    # Orbax and TensorStore report damage by a dozen kinds of exception, KeyError and JSON errors among them.
+    except Exception as error:
+      unreadable[step] = first_line(error)
+      continue
+    if problem is not None:
+      raise ValueError(
+        f"the checkpoint of step {step} in {workdir} does not fit this config: {problem}; use the config it was made "
+        f"with, or start another workdir from its parameters with --init_from={workdir}.")
+    for bad_step, reason in unreadable.items():
+      warn(f"The checkpoint of step {bad_step} in {workdir} cannot be read ({reason}); going back to step {step}.")
+    return step, tree, list(unreadable)
+  if unreadable:
+    raise ValueError(
+      f"no checkpoint in {workdir} can be read (steps {_listed(unreadable)}; the newest: "
+      f"{next(iter(unreadable.values()))}); nothing was changed: restore a copy, or start another workdir.")
+  return None, None, []
+
+
+def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
+  if isinstance(abstract, dict):
+    args = ocp.args.PyTreeRestore(
+      abstract, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
+  else:
+    args = ocp.args.StandardRestore(abstract)
+  return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+
+
+def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str | None:
+  """The first array of `abstract` that the checkpoint holds in no or another shape."""
+  stored = manager.item_metadata(step)["state"].tree
+  stored_shapes = {_path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
+    name = _path_name(path)
+    if name not in stored_shapes:
+      return f"it has no array {name}"
+    if tuple(stored_shapes[name]) != leaf.shape:
+      return f"{name} has shape {tuple(stored_shapes[name])} there and {leaf.shape} here"
+  return None
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _listed(steps: Any) -> str:
+  return ", ".join(str(step) for step in sorted(steps)) or "none"

@@ -1,0 +1,81 @@
+"""What every command does at its door: the compilation cache, several hosts, and errors as one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import flags
+
+INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
+
+
+class Stop(Exception):  # noqa: N818 (not an error: a run that ends before its last step, for a reason it states)
+  """Ends the program with this sentence and exit status."""
+
+  def __init__(self, message: str, status: int):
+    super().__init__(message)
+    self.status = status
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs under ~/.cache/lattice_jax, or the folder LATTICE_JAX_CACHE names; empty turns it off."""
+  folder = os.environ["LATTICE_JAX_CACHE"] if "LATTICE_JAX_CACHE" in os.environ else "~/.cache/lattice_jax"
+  if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  path = Path(folder).expanduser()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return  # a home that cannot be written to costs compile time only
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def initialize_distributed(requested: bool) -> None:
+  """Joins the processes of a run on several hosts, where `--distributed` asks for it."""
+  if not requested:
+    return
+  try:
+    jax.distributed.initialize(initialization_timeout=INITIALIZATION_TIMEOUT)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(
+      f"--distributed: the processes did not find each other within {INITIALIZATION_TIMEOUT} s "
+      f"({str(error).strip().splitlines()[0]}); start the same command on every host, or set "
+      "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where the cluster does not tell.") from error
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """The arguments that are no flags, after all flags are set; raises ValueError for flags that cannot be."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.UnrecognizedFlagError as error:
+    close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+    hint = f" Did you mean --{close[0]}?" if close else ""
+    raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
+  except (flags.Error, AttributeError, KeyError, TypeError, OSError, ImportError) as error:
+    raise ValueError(" ".join(str(error).strip("'\"").split())) from error
+
+
+def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
+  """Calls `main`; a user's mistake becomes one sentence on stderr and exit status 2, never a traceback."""
+  try:
+    main(parse_flags(argv)[1:])
+  except ValueError as error:
+    if "LATTICE_JAX_TRACEBACK" in os.environ:
+      raise
+    _exit(str(error), 2)
+  except Stop as stop:
+    _exit(str(stop), stop.status)
+  except KeyboardInterrupt:
+    _exit("aborted.", 130)
+
+
+def _exit(sentence: str, status: int) -> None:
+  sys.stdout.flush()
+  sys.stderr.write(f"{Path(sys.argv[0]).name}: {sentence}\n")
+  sys.exit(status)

@@ -1,0 +1,281 @@
+"""A training run from an empty or half-done workdir to its last step.
+
+Order, in every round: evaluate if due → save if due → next batch → call the program → log the call before. Whatever a
+round does follows from the step number, so a run that was cut off goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lattice_jax.checkpoint import Checkpoints, load_variables
+from lattice_jax.config import Config
+from lattice_jax.data.loader import train_batches
+from lattice_jax.data.sources import Source, load_source
+from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
+from lattice_jax.evaluation.evaluator import evaluate_protocols
+from lattice_jax.metrics import Writers, check_writers, read_jsonl
+from lattice_jax.models import decoder
+from lattice_jax.models.parameters import count_parameters, flops_per_token
+from lattice_jax.runtime import Stop
+from lattice_jax.sharding import check_batch, make_mesh, tree_bytes
+from lattice_jax.training.feed import Feed, dispatch_size, fetch
+from lattice_jax.training.reporter import Reporter, peak_flops
+from lattice_jax.training.signals import StopRequest, stop_request
+from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state, make_optimizer
+from lattice_jax.training.step import make_program
+from lattice_jax.training.workdir import check_same_run, describe_run, dump_update, locked, write_json
+
+
+@dataclass(frozen=True)
+class Options:
+  """What the command line adds to a config.
+
+  init_from: workdir whose newest parameters and buffers a new run starts with.
+  profile: (start, stop): a `jax.profiler` trace of updates start … stop − 1 goes to workdir/profile.
+  """
+
+  init_from: Path | None = None
+  profile: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Pending:
+  """A call whose metrics have not been read."""
+
+  feed: Feed
+  metrics: Any
+  started: float
+  waited: float
+
+
+def train(config: Config, workdir: Path, options: Options | None = None) -> TrainState:
+  """Trains until `train.steps`, starting from the newest checkpoint of `workdir` where there is one.
+
+  Raises:
+    ValueError: the config, the data or the workdir do not fit; nothing of an earlier run is lost.
+    Stop: a signal came (everything is saved), or a loss was not finite (the update is dumped for replay).
+  """
+  check_writers(config.train.writers)
+  mesh = make_mesh(config.mesh)
+  check_batch(config, mesh)
+  with locked(workdir), stop_request() as request, jax.set_mesh(mesh):
+    run = Run(config, workdir, options or Options(), mesh, request)
+    try:
+      return run.loop()
+    finally:
+      run.close()
+
+
+class Run:
+  """One process's part of a training run: data, compiled program, checkpoints and writers around the state."""
+
+  def __init__(self, config: Config, workdir: Path, options: Options, mesh: Mesh, request: StopRequest):
+    self.config, self.workdir, self.options, self.mesh, self.request = config, workdir, options, mesh, request
+    self.source = load_source(config.data, "train")
+    self.eval_source: Source = load_source(config.data, config.eval.split)
+    self.tokenizer: Tokenizer = get_tokenizer(config.data)
+    check_vocabulary(config, self.tokenizer)
+    check_same_run(workdir, config, self.source.fingerprint)
+    self.checkpoints = Checkpoints(
+      workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
+    self.state, self.step, origin = self._start()
+    if self.step > config.train.steps:
+      raise ValueError(
+        f"{workdir} is at step {self.step}, beyond train.steps={config.train.steps}; "
+        f"raise train.steps, or choose another --workdir.")
+    self.saved_step = self.step
+    self.writers = Writers(config.train.writers, workdir, self.step)
+    parameters = count_parameters(self.state.params)
+    self.description = describe_run(
+      config, fingerprint=self.source.fingerprint, parameters=parameters, mesh=mesh)
+    write_json(workdir / "run.json", self.description)
+    self._introduce(parameters, origin)
+    self.evaluated = evaluated_steps(workdir, config.eval.split)
+    self.score: tuple[int, float] | None = None
+    self.pending: Pending | None = None
+    self.is_tracing = False
+
+  def loop(self) -> TrainState:
+    """Runs what is left; see the module's docstring for the order."""
+    steps = self.config.train.steps
+    program, feed, waited = None, None, 0.0
+    batches = train_batches(
+      self.config, self.source, start_step=self.step, host=jax.process_index(), num_hosts=jax.process_count())
+    while True:
+      stopping = self._stop_requested()
+      self._at_boundary(stopping)
+      if self.step >= steps or stopping:
+        break
+      if feed is None:
+        feed = fetch(batches, self.config, self.mesh, first_step=self.step, count=self._size(self.step))
+        waited = feed.seconds
+      program = program or self._compile(feed)
+      started = time.perf_counter()
+      self.state, metrics = program(self.state, feed.batches, np.int32(self.step), np.int32(feed.count))
+      before, self.pending = self.pending, Pending(feed, metrics, started, waited)
+      self.step += feed.count
+      feed, waited = self._fetch_ahead(batches, metrics)
+      self._log(before)
+    if self.step < steps:
+      raise Stop(f"stopped by {self.request.name} at step {self.step} of {steps}; everything is saved, and the same "
+                 "command goes on from here.", 128 + self.request.number)
+    return self.state
+
+  def close(self) -> None:
+    """Ends the trace, the writers and the checkpoint threads, also after a failure."""
+    if self.is_tracing:
+      jax.profiler.stop_trace()
+    self.writers.close()
+    self.checkpoints.close()
+
+  def _start(self) -> tuple[TrainState, int, str]:
+    abstract = abstract_state(self.config, self.mesh)
+    restored = self.checkpoints.restore_latest(abstract)
+    if restored is not None:
+      step, state = restored
+      return state, step, f"resumed from the checkpoint of step {step}"
+    if self.options.init_from is None:
+      return create_state(self.config, self.mesh), 0, "from random parameters"
+    variables = {"params": abstract.params, "buffers": abstract.buffers}
+    step, variables = load_variables(self.options.init_from, variables)
+    state = create_state(self.config, self.mesh).replace(**variables)
+    return state, 0, f"from the parameters of {self.options.init_from} at step {step}"
+
+  def _introduce(self, parameters: int, origin: str) -> None:
+    config, mesh = self.config, self.mesh
+    row_bytes = tree_bytes(jax.eval_shape(lambda: decoder.init_state(config.model, 1)))
+    peak, peak_text = peak_flops()
+    self.reporter = Reporter(
+      config, self.writers, tokens_per_byte=len(self.source.tokens) / self.source.num_bytes,
+      flops_per_token=flops_per_token(config.model, config.data.seq_len), peak_flops=peak)
+    note = self.writers.note
+    note(f"{config.name}: {parameters:,} parameters ({tree_bytes(self.state.params) / 1e6:.1f} MB), optimizer "
+         f"{tree_bytes(self.state.opt_state) / 1e6:.1f} MB, memory {row_bytes / 1e3:.1f} kB a row, "
+         f"{'carried between updates' if carries_memory(config) else 'empty at every update'}")
+    note(f"mesh data {mesh.shape['data']} × model {mesh.shape['model']} of {jax.devices()[0].device_kind}, "
+         f"{jax.process_count()} process(es); peak {peak_text}")
+    note(f"data {self.source.name}: {len(self.source.tokens):,} tokens, {config.data.batch} rows × "
+         f"{config.data.update_len} tokens an update; {origin}, step {self.step} of {config.train.steps}")
+
+  def _compile(self, feed: Feed) -> Any:
+    """The executable, compiled for the shapes and shardings at hand: another call can never recompile."""
+    start = time.perf_counter()
+    program = make_program(self.config, make_optimizer(self.config), self.mesh, self.state)
+    compiled = program.lower(self.state, feed.batches, np.int32(0), np.int32(0)).compile()
+    self.writers.note(f"compiled in {time.perf_counter() - start:.1f} s")
+    return compiled
+
+  def _size(self, step: int) -> int:
+    return dispatch_size(self.config, step, self.options.profile or ())
+
+  def _fetch_ahead(self, batches: Any, metrics: Any) -> tuple[Feed | None, float]:
+    """The data of the next call, while this one runs; the second result is the time that the devices stood idle."""
+    if self.step >= self.config.train.steps:
+      return None, 0.0
+    feed = fetch(batches, self.config, self.mesh, first_step=self.step, count=self._size(self.step))
+    was_late = all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
+    return feed, feed.seconds if was_late else 0.0
+
+  def _stop_requested(self) -> bool:
+    if jax.process_count() > 1 and self.step % self.config.train.log_every >= self.config.train.steps_per_dispatch:
+      return False  # asking all processes costs a round trip, so it is done about once a report
+    self.request.agree()
+    return self.request.number != 0
+
+  def _at_boundary(self, stopping: bool) -> None:
+    """Evaluates, saves and starts or ends the trace, where the step or a signal asks for it."""
+    config, step = self.config.train, self.step
+    self.checkpoints.check()
+    is_last = step >= config.steps
+    is_eval_due = is_last or (step > 0 and config.eval_every > 0 and step % config.eval_every == 0)
+    is_save_due = stopping or is_last or step % config.save_every == 0
+    if is_eval_due and not stopping and step not in self.evaluated:
+      self._drain()
+      self._evaluate()
+    if is_save_due and step != self.saved_step:
+      self._drain()
+      self._save()
+    if stopping or is_last:
+      self.checkpoints.wait()
+    if self.options.profile is not None:
+      self._trace(stopping or is_last)
+
+  def _evaluate(self) -> None:
+    results = evaluate_protocols(
+      self.config.model, self.state.params, self.state.buffers, self.eval_source, self.tokenizer, eval=self.config.eval,
+      data=self.config.data, mesh=self.mesh)
+    for result in results:
+      self.reporter.evaluation(self.step, result)
+    self.evaluated.add(self.step)
+    self.score = self.step, results[0].bits_per_byte
+
+  def _save(self) -> None:
+    self.writers.flush()
+    score = self.score[1] if self.score is not None and self.score[0] == self.step else None
+    self.checkpoints.save(self.step, self.state, self.description, score=score)
+    self.saved_step = self.step
+
+  def _trace(self, must_end: bool) -> None:
+    start, stop = self.options.profile
+    if not self.is_tracing and start <= self.step < stop and not must_end:
+      self._drain()
+      jax.profiler.start_trace(self.workdir / "profile")
+      self.is_tracing = True
+    elif self.is_tracing and (self.step >= stop or must_end):
+      self._drain()
+      jax.profiler.stop_trace()
+      self.is_tracing = False
+      self.writers.note(f"trace of updates {start} to {self.step - 1} in {self.workdir / 'profile'}")
+
+  def _drain(self) -> None:
+    pending, self.pending = self.pending, None
+    self._log(pending)
+
+  def _log(self, pending: Pending | None) -> None:
+    """Waits for a call and records its updates; raises Stop where one of them was not finite."""
+    if pending is None:
+      return
+    first_step, count = pending.feed.first_step, pending.feed.count
+    metrics = {name: np.asarray(values)[:count] for name, values in jax.device_get(pending.metrics).items()}
+    halted = np.flatnonzero(metrics["halted"])
+    done = int(halted[0]) if halted.size else count
+    if done:
+      self.reporter.updates(
+        first_step, {name: values[:done] for name, values in metrics.items()}, started=pending.started,
+        waited=pending.waited)
+    if halted.size:
+      self._stop_at(first_step + done, pending.feed, {name: float(values[done]) for name, values in metrics.items()})
+
+  def _stop_at(self, step: int, feed: Feed, metrics: dict[str, float]) -> None:
+    """Dumps the update with index `step`, which changed nothing, and ends the run."""
+    folder = self.workdir / f"nan_step_{step}"
+    batch = feed.host_batches[step - feed.first_step]
+    dump_update(folder, step=step, state=self.state, batch=batch, metrics=metrics, run=self.description)
+    what = "loss" if not math.isfinite(metrics["loss"]) else "gradient"
+    raise Stop(
+      f"the {what} of the update after step {step} is not finite (steps {feed.first_step} to "
+      f"{feed.first_step + feed.count} ran together); batch, step and state before it are in {folder}, and "
+      f"the same command with --workdir={folder} replays it; train.nan_skips allows such updates to be skipped.", 1)
+
+
+def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
+  """The model must have an embedding for every token."""
+  if tokenizer.vocab_size > config.model.vocab:
+    raise ValueError(
+      f"model.vocab={config.model.vocab} is smaller than the {tokenizer.vocab_size} tokens of data.tokenizer="
+      f"{config.data.tokenizer}; set model.vocab={tokenizer.vocab_size}.")
+
+
+def evaluated_steps(workdir: Path, split: str) -> set[int]:
+  """Steps whose evaluation metrics.jsonl already holds."""
+  records = read_jsonl(workdir / "metrics.jsonl")
+  return {record["step"] for record in records if "split" in record and record["split"] == split}

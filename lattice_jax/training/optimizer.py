@@ -1,0 +1,81 @@
+"""The update rule: clip, direction (AdamW, Lion), schedule and weight decay, blind to how layers are stored.
+
+A stacked parameter [L, …] must be updated as its L layers would be one by one: whether a leaf is decayed is read from
+its logical axes without `layers`. A rule whose arithmetic mixes the elements of one tensor (Adafactor) belongs in
+`RULES` with its per-tensor part vmapped over that axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from lattice_jax.config import OptimizerConfig
+
+RULES: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {
+  "adamw": lambda config: optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32),
+  "lion": lambda config: optax.scale_by_lion(config.b1, config.b2, mu_dtype=jnp.float32),
+}
+
+
+@dataclass(frozen=True)
+class Optimizer:
+  """`init` works on boxed or plain parameters (moments then carry the boxes); `update` on plain ones.
+
+  decays: tree of bool, one per parameter.
+  """
+
+  config: OptimizerConfig
+  steps: int
+  decays: Any
+
+  def init(self, params: Any) -> Any:
+    return RULES[self.config.name](self.config).init(params)
+
+  def update(self, grads: Any, opt_state: Any, params: Any, *, step: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
+    """New parameters, new optimizer state, and the norms and learning rate for the log."""
+    grad_norm = optax.tree.norm(grads)
+    if self.config.clip_norm:
+      scale = jnp.minimum(1.0, self.config.clip_norm / jnp.maximum(grad_norm, 1e-12))
+      grads = jax.tree.map(lambda grad: grad * scale, grads)
+    direction, opt_state = RULES[self.config.name](self.config).update(grads, opt_state, params)
+    rate = learning_rate(self.config, self.steps, step)
+    decay_rate = self.config.weight_decay * (rate if self.config.decay == "scaled" else 1.0)
+
+    def move(param: jax.Array, change: jax.Array, decayed: bool) -> jax.Array:
+      return param - rate * change - (decay_rate * param if decayed else 0.0)
+
+    params = jax.tree.map(move, params, direction, self.decays)
+    return params, opt_state, {
+      "grad_norm": grad_norm, "param_norm": optax.tree.norm(params), "learning_rate": rate}
+
+
+def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
+  """The rate of the update with index `step`: the first is peak / warmup_steps, the last of `steps` is final_fraction."""
+  warmup = max(config.warmup_steps, 1)
+  since_start = jnp.asarray(step, jnp.float32) + 1.0
+  rise = jnp.minimum(since_start / warmup, 1.0)
+  progress = jnp.clip((since_start - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+  falls = {
+    "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    "linear": 1.0 - progress,
+    "constant": jnp.ones_like(progress),
+  }
+  fraction = config.final_fraction + (1.0 - config.final_fraction) * falls[config.schedule]
+  return config.learning_rate * rise * fraction
+
+
+def decay_mask(boxed: Any) -> Any:
+  """True for parameters with at least two axes, not counting the axis of stacked layers."""
+  def is_decayed(leaf: Any) -> bool:
+    if isinstance(leaf, nn.Partitioned):
+      return sum(name != "layers" for name in leaf.names) > 1
+    return leaf.ndim > 1
+
+  return jax.tree.map(is_decayed, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))

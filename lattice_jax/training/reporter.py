@@ -1,0 +1,106 @@
+"""From the program's metrics to records: one for every update, and means for the progress line."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lattice_jax.config import Config
+from lattice_jax.metrics import Record, Writer, bits_per_byte
+
+# Peak of one device in FLOP/s for bf16 without sparsity, from the vendors' sheets; the first name that fits counts.
+PEAK_FLOPS = {
+  "H200": 989e12, "H100": 989e12, "A100": 312e12, "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12,
+  "TPU v5e": 197e12, "TPU v4": 275e12,
+}
+REPORTS_FOR_ETA = 10
+
+
+class Reporter:
+  """Turns updates into records and tells the writers.
+
+  flops_per_token, peak_flops: for the share of the devices' peak that training reaches; None leaves it out.
+  """
+
+  def __init__(
+    self, config: Config, writer: Writer, *, tokens_per_byte: float, flops_per_token: float, peak_flops: float | None
+  ):
+    self._config = config
+    self._writer = writer
+    self._tokens_per_byte = tokens_per_byte
+    self._flops_per_token = flops_per_token
+    self._peak_flops = peak_flops
+    self._tokens = config.data.batch * config.data.update_len
+    self._start = time.perf_counter()
+    self._last_done = self._start
+    self._window: list[Record] = []
+    self._recent_seconds: deque[float] = deque(maxlen=REPORTS_FOR_ETA * config.train.log_every)
+
+  def updates(self, first_step: int, metrics: dict[str, np.ndarray], *, started: float, waited: float) -> None:
+    """Records of the updates of one call; `started` is the time of the call, `waited` seconds it stood for data."""
+    now = time.perf_counter()
+    count = len(metrics["loss"])
+    seconds = max(now - max(self._last_done, started - waited), 1e-9) / count
+    self._last_done = now
+    for i in range(count):
+      record = self._record(first_step + i + 1, {name: float(values[i]) for name, values in metrics.items()})
+      record |= {
+        "tokens_per_second": self._tokens / seconds, "time_step": seconds,
+        "time_data_wait": min(waited / count / seconds, 1.0), "time_elapsed": now - self._start}
+      self._writer.update(record)
+      if record["skipped"]:
+        self._writer.note(f"Update {record['step']} was skipped: its loss or gradient is not finite.")
+      self._window.append(record)
+      self._recent_seconds.append(seconds)
+      if record["step"] % self._config.train.log_every == 0 or record["step"] == self._config.train.steps:
+        self._report()
+
+  def evaluation(self, step: int, result: Any) -> None:
+    """The record of an evaluation."""
+    self._writer.evaluation({
+      "step": step, "split": result.split, "protocol": result.protocol, "bits_per_byte": result.bits_per_byte,
+      "nll_per_token": result.nll_per_token, "tokens": result.tokens, "time_eval": result.seconds})
+
+  def _record(self, step: int, values: Record) -> Record:
+    bits = bits_per_byte(values["loss"], tokens_per_byte=self._tokens_per_byte)
+    rest = {name: value for name, value in values.items() if name not in ("loss", "halted")}
+    return {"step": step, "loss": values["loss"], "bits_per_byte": bits, **rest}
+
+  def _report(self) -> None:
+    window, self._window = self._window, []
+    seconds = sum(record["time_step"] for record in window)
+    mean = lambda name: float(np.mean([record[name] for record in window]))
+    speed = len(window) * self._tokens / seconds
+    step, total = window[-1]["step"], self._config.train.steps
+    self._writer.report({
+      "step": step, "total": total, "loss": mean("loss"), "bits_per_byte": mean("bits_per_byte"),
+      "grad_norm": window[-1]["grad_norm"], "tokens_per_second": speed,
+      "time_data_wait": sum(record["time_data_wait"] * record["time_step"] for record in window) / seconds,
+      "mfu": speed * self._flops_per_token / self._peak_flops if self._peak_flops else None,
+      "time_left": (total - step) * float(np.mean(self._recent_seconds))})
+
+
+def peak_flops() -> tuple[float | None, str]:
+  """The peak of all devices together and where it is known from; measured on CPUs, None where it is unknown."""
+  kind = jax.devices()[0].device_kind
+  for name, peak in PEAK_FLOPS.items():
+    if name in kind:
+      return peak * jax.device_count(), f"{peak * jax.device_count() / 1e12:.0f} TFLOP/s by the data sheet"
+  if jax.default_backend() != "cpu":
+    return None, f"unknown for {kind}"
+  size = 1024
+  matrix = jnp.ones((size, size), jnp.float32)
+  multiply = jax.jit(lambda x: x @ x)
+  multiply(matrix).block_until_ready()
+  seconds = []
+  for _ in range(3):
+    start = time.perf_counter()
+    multiply(matrix).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  # Simulated devices share the cores, so the machine's peak is measured once.
+  return 2 * size**3 / min(seconds), f"{2 * size**3 / min(seconds) / 1e9:.0f} GFLOP/s measured on a matrix product"

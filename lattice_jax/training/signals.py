@@ -1,0 +1,50 @@
+"""SIGTERM and Ctrl-C as a request to stop at the next boundary; a second Ctrl-C aborts."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+class StopRequest:
+  """`number` is the signal that came, 0 so far without one."""
+
+  number: int = 0
+
+  @property
+  def name(self) -> str:
+    return signal.Signals(self.number).name
+
+  def agree(self) -> None:
+    """Makes all processes know of a signal that any of them got; every process must call it."""
+    if jax.process_count() > 1:
+      self.number = int(np.max(multihost_utils.process_allgather(np.int32(self.number))))
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[StopRequest]:
+  """Collects the signals while the block runs; elsewhere than in the main thread there are none to collect."""
+  request = StopRequest()
+  if threading.current_thread() is not threading.main_thread():
+    yield request
+    return
+
+  def remember(number: int, frame: Any) -> None:
+    del frame
+    if number == signal.SIGINT and request.number == signal.SIGINT:
+      raise KeyboardInterrupt
+    request.number = number
+
+  previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield request
+  finally:
+    for number, handler in previous.items():
+      signal.signal(number, handler)

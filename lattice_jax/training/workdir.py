@@ -1,0 +1,123 @@
+"""The folder of a run: one process at a time, one model and data, and a record of how it was started."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lattice_jax.checkpoint import Checkpoints, read_run
+from lattice_jax.config import Config
+from lattice_jax.config_checks import to_dict
+from lattice_jax.types import Batch
+
+# Fields that say where or how fast data is read, not which; the fingerprint guards the data itself.
+FREE_FIELDS = ("data.path", "data.workers")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+  """Makes the folder and holds it for this process; the system releases it however the process ends."""
+  if jax.process_index() != 0:
+    yield
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = (workdir / "lock").open("a")
+  except OSError as error:
+    raise ValueError(f"--workdir={workdir} cannot be written to: {error.strerror}; choose another folder.") from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(
+        f"another process is training in --workdir={workdir}; stop it first, or choose another workdir.") from error
+    yield
+
+
+def check_same_run(workdir: Path, config: Config, fingerprint: str) -> None:
+  """Raises ValueError where the folder belongs to a run of another model or other data."""
+  if not (workdir / "run.json").exists():
+    return
+  run = read_run(workdir)
+  changes = []
+  for section in ("model", "data"):
+    changes += _differences(run["config"][section], json.loads(json.dumps(to_dict(config)[section])), section)
+  if changes:
+    raise ValueError(
+      f"{workdir} belongs to a run of another model or other data (stored → now):\n  " + "\n  ".join(changes) +
+      "\nUse the stored values, or choose another --workdir (its parameters can be taken over with --init_from).")
+  if run["data_fingerprint"] != fingerprint:
+    raise ValueError(
+      f"the data under data.path is not what {workdir} was trained on ({run['data_fingerprint']} → {fingerprint}); "
+      "restore it, or choose another --workdir.")
+
+
+def describe_run(config: Config, *, fingerprint: str, parameters: int, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  """The content of run.json; `config` is enough to build the model again."""
+  return {
+    "config": to_dict(config),
+    "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+    "git_commit": _git_commit(),
+    "command": sys.argv,
+    "data_fingerprint": fingerprint,
+    "parameters": parameters,
+    "mesh": dict(mesh.shape),
+    "devices": [device.device_kind for device in jax.devices()[:1]] * jax.device_count(),
+  }
+
+
+def write_json(path: Path, content: Any) -> None:
+  """Whole or not at all, by the first process."""
+  if jax.process_index() != 0:
+    return
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+  partial.replace(path)
+
+
+def dump_update(folder: Path, *, step: int, state: Any, batch: Batch, metrics: dict[str, float], run: dict[str, Any]) -> None:
+  """Writes what replays one update: the folder is a workdir whose next update is that one, and batch.npz its tokens."""
+  folder.mkdir(parents=True, exist_ok=True)
+  fields = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
+  np.savez(folder / f"batch_{jax.process_index()}.npz", **fields)
+  write_json(folder / "run.json", run)
+  write_json(folder / "update.json", {name: str(value) for name, value in metrics.items()})
+  checkpoints = Checkpoints(folder)
+  if step not in checkpoints.steps():
+    checkpoints.save(step, state, run)
+  checkpoints.wait()
+  checkpoints.close()
+
+
+def _differences(stored: Any, wanted: Any, path: str) -> list[str]:
+  if path in FREE_FIELDS:
+    return []
+  if isinstance(stored, dict) and isinstance(wanted, dict):
+    return [line for name in sorted(stored.keys() | wanted.keys()) for line in _differences(
+      stored[name] if name in stored else "absent", wanted[name] if name in wanted else "absent", f"{path}.{name}")]
+  return [] if stored == wanted else [f"{path}: {stored} → {wanted}"]
+
+
+def _git_commit() -> str | None:
+  """The commit of the code, with «+» where files differ from it; None outside a git checkout."""
+  root = Path(__file__).resolve().parents[2]
+  def git(*words: str) -> str:
+    return subprocess.run(
+      ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+  try:
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+  except (OSError, subprocess.SubprocessError):
+    return None

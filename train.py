@@ -1,0 +1,54 @@
+"""Trains a model, or goes on where the workdir stands: `python train.py --config=configs/quickstart.py --workdir=runs/a`.
+
+Any field can be changed on the command line: --config.train.steps=100. Errors are one sentence and exit status 2
+(set LATTICE_JAX_TRACEBACK=1 to see where they come from); a run stopped by a signal exits with 128 + its number.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from lattice_jax import runtime
+from lattice_jax.config_checks import parse_config
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as in configs/vq_enwik8.py:sample.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder resumes it.")
+INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of another run to take parameters and buffers from.")
+PROFILE = flags.DEFINE_string("profile", None, "START:STOP, updates to trace with jax.profiler.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
+
+
+def main(arguments: list[str]) -> None:
+  """Reads the flags and trains."""
+  if arguments:
+    raise ValueError(f"unexpected argument {arguments[0]!r}; flags are written as --name=value.")
+  for flag in (CONFIG, WORKDIR):
+    if not flag.value:
+      raise ValueError(f"--{flag.name} is missing: python train.py --config=configs/quickstart.py --workdir=runs/a")
+  config = parse_config(CONFIG.value)
+  profile = parse_profile(PROFILE.value)
+  print(f"{config.name}: {config.train.steps} steps, workdir {WORKDIR.value}", flush=True)
+  runtime.enable_compilation_cache()
+  runtime.initialize_distributed(DISTRIBUTED.value)
+  from lattice_jax.training import loop  # after the first line is out: this import takes seconds
+
+  loop.train(config, Path(WORKDIR.value), loop.Options(
+    init_from=Path(INIT_FROM.value) if INIT_FROM.value else None, profile=profile))
+
+
+def parse_profile(text: str | None) -> tuple[int, int] | None:
+  """START:STOP as two numbers."""
+  if text is None:
+    return None
+  start, _, stop = text.partition(":")
+  if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+    raise ValueError(f"--profile={text} must be START:STOP with START < STOP, as in --profile=20:30.")
+  return int(start), int(stop)
+
+
+if __name__ == "__main__":
+  runtime.run_main(main, sys.argv)
