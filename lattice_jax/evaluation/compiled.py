@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
@@ -15,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from lattice_jax.config import ModelConfig
 from lattice_jax.evaluation.buckets import bucket_sums
 from lattice_jax.models.decoder import Decoder, init_state
-from lattice_jax.sharding import batch_sharding, replicated, state_shardings
+from lattice_jax.sharding import batch_sharding, replicated, state_shardings, unbox
 from lattice_jax.types import Batch, Segment
 
 
@@ -46,7 +45,7 @@ def place_variables(variables: Any, mesh: Mesh) -> Any:
     is_on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
     return leaf if is_on_mesh else jax.device_put(leaf, replicated(mesh))
 
-  return jax.tree.map(place, nn.meta.unbox(variables))
+  return jax.tree.map(place, unbox(variables))
 
 
 def _abstract_batch(shapes: Shapes, mesh: Mesh) -> Batch:

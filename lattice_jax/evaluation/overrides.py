@@ -6,12 +6,12 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.config_checks import parse_config, to_dict
 from lattice_jax.models.decoder import init_variables
+from lattice_jax.sharding import unbox
 
 _WORDS = {"true": True, "false": False}
 
@@ -38,17 +38,21 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
   return parse_config(raw)
 
 
-def check_parameters_fit(model: ModelConfig, params: Any) -> None:
-  """Raises ValueError when overrides describe a model whose parameters are not the stored ones."""
-  wanted = nn.meta.unbox(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))["params"]
-  wanted_shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
-  stored_shapes = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(nn.meta.unbox(params))}
-  for path in wanted_shapes | stored_shapes:
-    if wanted_shapes.get(path) != stored_shapes.get(path):
-      raise ValueError(
-        f"with these overrides the parameter {jax.tree_util.keystr(path, simple=True, separator='/')} would have shape "
-        f"{wanted_shapes.get(path)}, and the checkpoint holds {stored_shapes.get(path)}; "
-        "override only fields that leave the parameters as they are.")
+def check_variables_fit(model: ModelConfig, variables: Any) -> None:
+  """Raises ValueError when overrides describe a model whose parameters and buffers are not the stored ones."""
+  wanted = _shapes(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
+  stored = _shapes(variables)
+  changed = sorted(dict(wanted.items() ^ stored.items()))
+  if changed:
+    raise ValueError(
+      f"with these overrides the model's {changed[0]} would not be what the checkpoint holds; override only fields "
+      "that leave parameters and codebooks as they are, such as model.vq.cache.")
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unbox(variables))}
 
 
 def _parse_value(text: str, *, like: Any) -> Any:

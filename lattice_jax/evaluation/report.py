@@ -39,8 +39,16 @@ def format_comparison(results: Sequence[EvalResult], compressors: Mapping[str, f
 
 def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None:
   """The result and what is needed to make it again (`run`: workdir, step, commit, overrides …)."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n")
+  write_text(path, json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+  """Raises ValueError, for users, where the file cannot be written."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+  except OSError as error:
+    raise ValueError(f"{path} cannot be written: {error.strerror}; choose another --output.") from error
 
 
 def result_name(result: EvalResult, default_seq_len: int, overrides: Sequence[str]) -> str:

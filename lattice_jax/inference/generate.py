@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.models.decoder import Decoder, init_state, needs_token_cache
+from lattice_jax.sharding import unbox
 from lattice_jax.types import Segment
 
 SPECIAL_IDS = (0, 1, 2)  # pad, eos, unk of every tokenizer here
@@ -45,17 +45,17 @@ def generate(
   """
   _check_arguments(model, prompts, length, prefill_len)
   sampling = Sampling(banned=tuple(banned), temperature=temperature, top_k=top_k, top_p=top_p)
+  keys = jnp.stack([jax.random.key(row_seed) for row_seed in _row_seeds(seed, len(prompts))])
   rows = [np.asarray([eos_id, *row], np.int32) for row in prompts]
   longest = max(map(len, rows))
   chunk_len = min(prefill_len, 1 << (longest - 1).bit_length())
   max_len = longest + length if needs_token_cache(model) else 0
-  variables = nn.meta.unbox(variables)
+  variables = unbox(variables)
   state = init_state(model, len(rows), max_len)
   logits_BA = jnp.zeros((len(rows), model.vocab), jnp.float32)
   for start in range(0, longest, chunk_len):
     tokens_BT, segment = _prompt_chunk(rows, start, chunk_len)
     logits_BA, state = _prefill(model, variables, tokens_BT, segment, logits_BA, state)
-  keys = jnp.stack([jax.random.key(row_seed) for row_seed in _row_seeds(seed, len(rows))])
   positions_B = jnp.asarray([len(row) for row in rows], jnp.int32)
   return np.asarray(_decode(model, sampling, length, variables, logits_BA, positions_B, keys, state))
 

@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lattice_jax.metrics import read_jsonl
+
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
@@ -19,12 +21,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
   """(training lines, evaluation lines) of a metrics.jsonl; evaluation lines are those with a "split"."""
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; give the workdir of a run that has begun to train.")
-  lines = []
-  for number, text in enumerate(path.read_text().splitlines(), start=1):
-    try:
-      lines.append(json.loads(text))
-    except json.JSONDecodeError as error:
-      raise ValueError(f"line {number} of {path} is not JSON; remove it or point to another run.") from error
+  lines = read_jsonl(path)
   return [line for line in lines if "split" not in line], [line for line in lines if "split" in line]
 
 
@@ -43,7 +40,7 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   for index, workdir in enumerate(workdirs):
     train, evaluations = read_metrics(workdir / "metrics.jsonl")
     color, name = _COLORS[index % len(_COLORS)], workdir.resolve().name
-    step, value = _column(train, "step"), _column(train, "bits_per_byte")
+    step, value = _points(train)
     if not len(value):
       raise ValueError(f"{workdir}/metrics.jsonl has no training line yet; wait for the first updates.")
     smoothed = smooth(value, max(1, round(_SMOOTHING_SHARE * len(value))))
@@ -51,10 +48,10 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
     axes.plot(step, smoothed, color=color, linewidth=1.8, label=f"{name}: training, smoothed")
     floor, start = min(floor, smoothed.min()), max(start, np.quantile(smoothed, 0.95))
     for marker, (label, lines) in zip("osD^v<>", _by_series(evaluations).items(), strict=False):
-      points = _column(lines, "bits_per_byte")
+      eval_step, points = _points(lines)
       axes.plot(
-        _column(lines, "step"), points, marker=marker, linestyle="none", markersize=6, color=color,
-        markeredgecolor="black", label=f"{name}: {label}, last {points[-1]:.3f}")
+        eval_step, points, marker=marker, linestyle="none", markersize=6, color=color, markeredgecolor="black",
+        label=f"{name}: {label}, last {points[-1]:.3f}")
       floor, start = min(floor, points.min()), max(start, points.min())
   # the first updates stand far above everything that is worth reading
   margin = 0.08 * max(start - floor, 0.1)
@@ -92,12 +89,15 @@ def _by_series(evaluations: list[dict[str, Any]]) -> dict[str, list[dict[str, An
   series: dict[str, list[dict[str, Any]]] = {}
   for line in evaluations:
     label = f"{line['split']}, {line['protocol']}" if "protocol" in line else line["split"]
-    series.setdefault(label, []).append(line)
+    if line["bits_per_byte"] is not None:
+      series.setdefault(label, []).append(line)
   return series
 
 
-def _column(lines: list[dict[str, Any]], name: str) -> np.ndarray:
-  return np.asarray([line[name] for line in lines], np.float64)
+def _points(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+  """(steps, bits per byte) without the updates whose loss was not finite."""
+  pairs = [(line["step"], line["bits_per_byte"]) for line in lines if line["bits_per_byte"] is not None]
+  return tuple(np.asarray(pairs, np.float64).reshape(-1, 2).T)
 
 
 def _title(what: str, names: list[str]) -> str:

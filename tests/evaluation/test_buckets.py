@@ -36,7 +36,8 @@ def test_a_weight_of_zero_hides_nan():
 
 
 def test_table_ends_at_the_longest_position_and_leaves_empty_buckets_blank():
-  buckets = make_buckets(np.array([0, 8]), 20, np.array([4 * np.log(2), 0.0]), np.array([2.0, 0.0]), bytes_per_token=4.0)
+  nats, tokens = np.array([4 * np.log(2), 0.0]), np.array([2.0, 0.0])
+  buckets = make_buckets(np.array([0, 8]), 20, nats, tokens, bytes_per_token=4.0)
   assert [(b.start, b.stop, b.tokens) for b in buckets] == [(0, 8, 2), (8, 20, 0)]
   np.testing.assert_allclose(buckets[0].bits_per_byte, 0.5)
   assert buckets[1].bits_per_byte is None
