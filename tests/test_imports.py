@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
   ("pallas_kernels",),
-  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
+  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.runtime"),
   ("lattice_jax.ops",),
   ("lattice_jax.cache",),
   ("lattice_jax.layers",),
@@ -22,7 +22,8 @@ LAYERS = (
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),
   ("lattice_jax.checkpoint",),
-  ("lattice_jax.evaluation", "lattice_jax.inference"),
+  ("lattice_jax.inference",),
+  ("lattice_jax.evaluation",),
   ("lattice_jax.inspect",),
   ("lattice_jax.training",),
 )
