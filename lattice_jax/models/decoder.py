@@ -132,7 +132,7 @@ def init_variables(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
   state, segment = init_state(config, 1), whole_segment(1, 1)
   tokens_BT = jnp.zeros((1, 1), jnp.int32)
   variables = Decoder(config).init(rng, tokens_BT, tokens_BT, state, segment, method=Decoder.score)
-  return {"params": variables["params"], "buffers": variables.get("buffers", {})}
+  return {"buffers": {}} | variables
 
 
 def init_state(config: ModelConfig, batch: int, max_len: int = 0) -> dict[str, Any]:
