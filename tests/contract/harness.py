@@ -1,0 +1,165 @@
+"""A memory layer with fixed variables, driven by one compiled function per input shape.
+
+`Form.pull` returns the layer's output together with the gradient of a linear projection of it. Splits are
+differentiated by chaining pullbacks by hand, so that every law shares the same few compiled shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.layers.registry import Memory
+from lattice_jax.types import Segment, slice_time, whole_segment
+from tests.contract.memories import MAX_LEN, ROWS_PER_BATCH, Row
+
+State = Any
+
+# The laws are about the program, not about LLVM: without these passes it compiles ten times as fast.
+_CPU_OPTIONS = {
+  "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+
+
+@flax.struct.dataclass
+class Pulled:
+  """One call: what came out, and the gradients of the projection that `Form.pull` was given."""
+
+  y_BTD: jax.Array
+  state: State
+  losses: dict[str, Any]
+  statistics: dict[str, Any]
+  d_params: Any
+  d_x_BTD: jax.Array
+  d_state: dict[str, jax.Array]  # by path; float leaves only
+
+
+class Form:
+  """One implementation of one memory: its layer, its variables, its compiled `pull`."""
+
+  def __init__(self, name: str, memory: Memory, model: ModelConfig, variables: Any = None):
+    self.label = f"{name} {model.impl} {model.dtype}"
+    self.memory, self.model = memory, model
+    self.layer = memory.make(model)
+    self.dtype = jnp.dtype(model.dtype)
+    self.variables = _variables(self.layer, model) if variables is None else variables
+    self.traces = 0
+    self._pull = quick_jit(self._trace)
+
+  def init_state(self, batch: int = ROWS_PER_BATCH, max_len: int = MAX_LEN) -> State:
+    return self.layer.init_state(batch, max_len)
+
+  def pull(
+    self, x_BTD: jax.Array, state: State, segment: Segment, d_y_BTD: jax.Array | None = None,
+    d_state: dict[str, jax.Array] | None = None, loss_weight: float = 0.0,
+  ) -> Pulled:
+    """Gradients of Σ y·d_y + Σ state·d_state + loss_weight · Σ losses; a cotangent left out is zero."""
+    d_y_BTD = jnp.zeros_like(x_BTD) if d_y_BTD is None else d_y_BTD
+    d_state = jax.tree.map(jnp.zeros_like, float_leaves(state)) if d_state is None else d_state
+    return self._pull(self.variables, x_BTD.astype(self.dtype), state, segment, d_y_BTD, d_state,
+                      jnp.float32(loss_weight))
+
+  def apply(self, variables: Any, x_BTD: jax.Array, state: State, segment: Segment) -> Any:
+    """The layer in training mode with every dropout rate at zero, so that losses and statistics appear."""
+    rngs = {"dropout": jax.random.key(0), "sequence": jax.random.key(1)}
+    return self.layer.apply(variables, x_BTD, state, segment, train=True, rngs=rngs)
+
+  def _trace(self, variables, x_BTD, state, segment, d_y_BTD, d_state, loss_weight) -> Pulled:
+    self.traces += 1
+
+    def project(params, x_BTD, floats):
+      out = self.apply({**variables, "params": params}, x_BTD, replace_floats(state, floats), segment)
+      total = jnp.sum(out.y_BTD.astype(jnp.float32) * d_y_BTD)
+      for path, leaf in float_leaves(out.state).items():
+        total += jnp.sum(leaf.astype(jnp.float32) * d_state[path])
+      return total + loss_weight * sum(value for value, _ in out.losses.values()), out
+
+    grad = jax.grad(project, argnums=(0, 1, 2), has_aux=True)
+    (d_params, d_x_BTD, d_floats), out = grad(variables["params"], x_BTD, float_leaves(state))
+    return Pulled(out.y_BTD, out.state, out.losses, out.statistics, d_params, d_x_BTD, d_floats)
+
+
+def quick_jit(function: Callable) -> Callable:
+  """`jax.jit` that does not spend its time on optimising."""
+  return jax.jit(function, compiler_options=_CPU_OPTIONS if jax.default_backend() == "cpu" else None)
+
+
+@functools.cache
+def form(row: Row, *, impl: str = "xla", dtype: str = "float32", variant: str = "") -> Form:
+  """The form of a row, made once; all forms of one variant share their variables."""
+  model = dict(row.variants)[variant] if variant else row.model
+  name = f"{row.name}/{variant}" if variant else row.name
+  variables = None
+  if (impl, dtype) != ("xla", "float32"):
+    variables = form(row, variant=variant).variables
+  return Form(name, row.memory, dataclasses.replace(model, impl=impl, dtype=dtype), variables)
+
+
+def chain(
+  form: Form, x_BTD: jax.Array, state: State, segment: Segment, d_y_BTD: jax.Array, d_state: dict[str, jax.Array],
+  pieces: Sequence[int], loss_weight: float = 0.0,
+) -> Pulled:
+  """`Form.pull` of the whole, computed in pieces that hand the state on, and its gradient back."""
+  bounds = list(itertools.pairwise(itertools.accumulate(pieces, initial=0)))
+  assert bounds[-1][1] == x_BTD.shape[1]
+  states = [state]
+  for start, stop in bounds[:-1]:
+    states.append(form.pull(x_BTD[:, start:stop], states[-1], slice_time(segment, start, stop)).state)
+  pulled = []
+  for (start, stop), before in zip(reversed(bounds), reversed(states), strict=True):
+    pulled.insert(0, form.pull(x_BTD[:, start:stop], before, slice_time(segment, start, stop),
+                               d_y_BTD[:, start:stop], d_state, loss_weight))
+    d_state = pulled[0].d_state
+  return Pulled(
+    y_BTD=jnp.concatenate([part.y_BTD for part in pulled], 1), state=pulled[-1].state,
+    losses=_total([part.losses for part in pulled]), statistics=_total([part.statistics for part in pulled]),
+    d_params=_total([part.d_params for part in pulled]),
+    d_x_BTD=jnp.concatenate([part.d_x_BTD for part in pulled], 1), d_state=d_state)
+
+
+def float_leaves(state: State) -> dict[str, jax.Array]:
+  """The leaves that have a gradient, by path."""
+  leaves = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+
+
+def replace_floats(state: State, floats: dict[str, jax.Array]) -> State:
+  def pick(path, leaf):
+    path = jax.tree_util.keystr(path)
+    return floats[path] if path in floats else leaf
+
+  return jax.tree_util.tree_map_with_path(pick, state)
+
+
+def normal(seed: int, shape: Sequence[int]) -> jax.Array:
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def normal_like(seed: int, tree: Any) -> Any:
+  """fp32 normals in the shapes of `tree`."""
+  leaves, structure = jax.tree.flatten(tree)
+  return jax.tree.unflatten(structure, [normal(seed + i, leaf.shape) for i, leaf in enumerate(leaves)])
+
+
+def _variables(layer: Any, model: ModelConfig) -> Any:
+  """Initial values plus noise, so that no parameter is at zero, where a missing path would not show."""
+  def init(rng):
+    return layer.init(rng, jnp.zeros((1, 2, model.dim)), layer.init_state(1, 2), whole_segment(1, 2), train=False)
+
+  variables = meta.unbox(quick_jit(init)(jax.random.key(0)))
+  params = variables["params"]
+  noise = normal_like(100, params)
+  return {**variables, "params": jax.tree.map(lambda param, noise: param + 0.2 * noise, params, noise)}
+
+
+def _total(trees: Sequence[Any]) -> Any:
+  return jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves), *trees)

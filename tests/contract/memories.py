@@ -1,0 +1,93 @@
+"""The table of the law tests: one row per memory of the registry, with small awkward sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
+from lattice_jax.layers.registry import MEMORIES, Memory
+
+ROWS_PER_BATCH = 8  # one for each simulated device
+LENGTH = 23  # T of the laws: a prime, longer than every window and than four blocks
+PIECE = 8  # of L1; with 1 and LENGTH the only compiled lengths, but for LONG
+MAX_LEN = 3 * LENGTH  # room of a token cache: a prefix, the sequence, and what follows
+LONG = 16_384  # T of L12
+
+
+@dataclass(frozen=True)
+class Row:
+  """A memory and the sizes it is tested at.
+
+  variants: other forms, which run L8 and L11 only.
+  accumulators: the fields of the state that sum over time and must be fp32.
+  constant_input: for states of fixed size that sum over time: checks the final state of one row after LONG equal
+    tokens; None exempts the memory from L12.
+  """
+
+  name: str
+  memory: Memory
+  model: ModelConfig
+  variants: tuple[tuple[str, ModelConfig], ...] = ()
+  accumulators: tuple[str, ...] = ()
+  constant_input: Callable[[ModelConfig, Any], None] | None = None
+
+  def visible(self, query: int, key: int) -> bool:
+    return self.memory.visible(self.model, query, key)
+
+
+def _vq_counts_every_token(model: ModelConfig, state: Any) -> None:
+  """Equal tokens share one code; those outside the cache are at most the last two blocks."""
+  count_BHM = np.asarray(state.count_BHM)
+  assert (np.count_nonzero(count_BHM, axis=-1) == 1).all(), "equal tokens went to several codes"
+  cached_BH = count_BHM.sum(-1)
+  in_blocks = LONG // model.vq.block_len * model.vq.block_len
+  assert ((in_blocks - 2 * model.vq.block_len <= cached_BH) & (cached_BH <= in_blocks)).all(), cached_BH
+  assert (cached_BH == np.round(cached_BH)).all(), "a count of tokens is not whole"
+
+
+MODEL = ModelConfig(dim=12, layers=1, impl="xla")
+GROUPED = AttentionConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, window=6)
+SHGA = VQConfig(heads=1, kv_heads=1, key_dim=6, value_dim=10, codes=7, block_len=5)
+GROUPED_VQ = VQConfig(heads=4, kv_heads=2, key_dim=4, value_dim=3, codes=3, block_len=4, gated=False)
+
+
+def _attention(name: str, **changes: Any) -> ModelConfig:
+  return replace(MODEL, pattern=(name,), attention=replace(GROUPED, **changes))
+
+
+def _vq(base: VQConfig = SHGA, **changes: Any) -> ModelConfig:
+  return replace(MODEL, pattern=("vq",), vq=replace(base, **changes))
+
+
+ROWS = (
+  Row(
+    "attention", MEMORIES["attention"], _attention("attention"),
+    variants=(
+      ("gated", _attention("attention", heads=1, kv_heads=1, gated=True, qk_norm=True)),
+      ("no-rope", _attention("attention", kv_heads=1, rope_theta=0.0)),
+    ),
+  ),
+  Row(
+    "window", MEMORIES["window"], _attention("window"),
+    variants=(
+      ("one-token", _attention("window", window=1)),
+      ("wider-than-T", _attention("window", window=LENGTH + 8, kv_heads=4)),
+    ),
+  ),
+  Row(
+    "vq", MEMORIES["vq"], _vq(),
+    variants=(
+      ("grouped", _vq(GROUPED_VQ)),
+      ("one-code", _vq(codes=1)),
+      ("one-token-blocks", _vq(block_len=1)),
+      ("block-longer-than-T", _vq(block_len=LENGTH + 6)),
+      ("no-cache", _vq(cache=False)),
+    ),
+    accumulators=("count_BHM", "mean_BHMV"),
+    constant_input=_vq_counts_every_token,
+  ),
+)

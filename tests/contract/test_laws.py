@@ -1,0 +1,102 @@
+"""The laws of the memory-layer contract, for every memory of the registry. `laws.py` says what each law asks."""
+
+from __future__ import annotations
+
+import pytest
+
+from lattice_jax.layers.registry import MEMORIES
+from tests.contract import laws
+from tests.contract.memories import ROWS, Row
+
+
+def _mark(*values: object, row: Row) -> object:
+  """One row's tests share compiled functions: they belong on one worker."""
+  name = "-".join([row.name, *(value for value in values if isinstance(value, str))])
+  return pytest.param(*values, id=name, marks=pytest.mark.xdist_group(row.name))
+
+
+each_row = pytest.mark.parametrize("row", [_mark(row, row=row) for row in ROWS])
+each_form = pytest.mark.parametrize(
+  ("row", "variant"),
+  [_mark(row, variant, row=row) for row in ROWS for variant in ("", *(name for name, _ in row.variants))])
+each_variant = pytest.mark.parametrize(
+  ("row", "variant"), [_mark(row, variant, row=row) for row in ROWS for variant, _ in row.variants])
+linear_rows = pytest.mark.parametrize(
+  ("row", "dtype"),
+  [_mark(row, dtype, row=row) for row in ROWS if row.constant_input for dtype in ("float32", "bfloat16")])
+
+
+def test_every_memory_of_the_registry_has_a_row():
+  tested = {name for name, memory in MEMORIES.items() if any(row.memory is memory for row in ROWS)}
+  missing = sorted(set(MEMORIES) - tested)
+  assert not missing, f"add a row to tests/contract/memories.py for: {', '.join(missing)}"
+
+
+@each_row
+def test_L1_any_split_gives_the_same(row):
+  laws.split_invariant(row)
+
+
+@each_row
+def test_L2_token_by_token_equals_the_sequence(row):
+  laws.token_by_token(row)
+
+
+@each_row
+def test_L3_sees_what_it_may_and_nothing_else(row):
+  laws.causal(row)
+
+
+@each_row
+def test_L4_past_has_no_influence_after_reset(row):
+  laws.past_forgotten_after_reset(row)
+
+
+@each_row
+def test_L4_id_that_comes_back_is_a_new_document(row):
+  laws.returning_id_is_new(row)
+
+
+@each_row
+def test_L5_invalid_tokens_change_nothing(row):
+  laws.padding_ignored(row)
+
+
+@each_row
+def test_L6_rows_are_independent(row):
+  laws.rows_independent(row)
+
+
+@each_row
+def test_L7_state_is_constant_and_nothing_compiles_twice(row):
+  laws.state_constant(row)
+
+
+@each_form
+def test_L8_outputs_state_and_gradients_match_the_reference(row, variant):
+  laws.matches_reference(row, variant)
+
+
+@each_row
+def test_L9_bfloat16_is_near_and_sums_are_fp32(row):
+  laws.bfloat16_accurate(row)
+
+
+@each_row
+def test_L10_eight_devices_equal_one(row):
+  laws.devices_agree(row)
+
+
+@each_variant
+def test_L11_awkward_sizes_keep_token_by_token_equal(row, variant):
+  laws.awkward_sizes(row, variant)
+
+
+@linear_rows
+def test_L12_long_constant_input_stays_finite_and_counted(row, dtype):
+  laws.long_constant_input(row, dtype)
+
+
+@each_row
+def test_L13_packed_documents_equal_separate_ones(row):
+  laws.packed_equals_separate(row)
