@@ -29,7 +29,9 @@ def allowed(query: Order, key: Order, *, window: int) -> jax.Array:
   return same_BTS & (back_BTS >= 0) & near_BTS
 
 
-def block_reach(query: Order, key: Order, *, query_block: int, key_block: int, window: int) -> tuple[jax.Array, jax.Array]:
+def block_reach(
+  query: Order, key: Order, *, query_block: int, key_block: int, window: int
+) -> tuple[jax.Array, jax.Array]:
   """First and one-past-last key block that any token of each query block may see, int32 [query blocks] each.
 
   Bounds hold for all rows together, so they are conservative; a query block that sees nothing gets an empty range.

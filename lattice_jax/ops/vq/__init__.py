@@ -49,6 +49,8 @@ def vq_attention(
     return (q + bias.astype(q.dtype)).astype(dtype).reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
 
   id_BT = jnp.where(valid, ids, EMPTY)
+  # A number of tokens is data like the code it belongs to; its gradient would end at the one-hot codes anyway.
+  state = state.replace(count_BHM=jax.lax.stop_gradient(state.count_BHM))
   stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, id_BT, rows)
   is_reference = choose_impl("vq", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference"
   attend = attend_quadratic if is_reference else attend_linear

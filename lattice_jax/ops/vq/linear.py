@@ -15,8 +15,8 @@ from lattice_jax.ops.vq.state import Stream, VQState, close_state, fold_block
 
 
 def attend_linear(
-  qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array, relative_HSK: jax.Array,
-  id_BT: jax.Array, *, use_cache: bool,
+  qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array,
+  relative_HSK: jax.Array, id_BT: jax.Array, *, use_cache: bool,
 ) -> tuple[jax.Array, VQState]:
   """Same result as `attend_quadratic`; fp32 output [B,T,H,G,V] and final state."""
   batch, length = id_BT.shape

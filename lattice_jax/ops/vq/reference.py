@@ -11,8 +11,8 @@ from lattice_jax.ops.vq.state import Stream, VQState, close_state, fold_block
 
 
 def attend_quadratic(
-  qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array, relative_HSK: jax.Array,
-  id_BT: jax.Array, *, use_cache: bool,
+  qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array,
+  relative_HSK: jax.Array, id_BT: jax.Array, *, use_cache: bool,
 ) -> tuple[jax.Array, VQState]:
   """Every score of every query against all stream slots and the incoming cache; output [B,T,H,G,V] and final state."""
   qu_BTHGK, qw_BTHGK = qu_BTHGK.astype(jnp.float32), qw_BTHGK.astype(jnp.float32)
@@ -51,7 +51,8 @@ def _roll_state(stream: Stream, state: VQState, id_BT: jax.Array, *, use_cache: 
 
   def one_token(cache, slot):
     id_B = jnp.where(slot < num_valid_B, stream.id_BS[:, slot], EMPTY)
-    return fold_block(cache, stream.code_BSH[:, slot][:, None], stream.value_BSHV[:, slot][:, None], id_B[:, None]), None
+    code_BTH, value_BTHV = stream.code_BSH[:, slot][:, None], stream.value_BSHV[:, slot][:, None]
+    return fold_block(cache, code_BTH, value_BTHV, id_B[:, None]), None
 
   cache = state.count_BHM, state.mean_BHMV, state.document_B
   (count, mean, document), _ = jax.lax.scan(one_token, cache, jnp.arange(length))

@@ -53,7 +53,8 @@ class Stream:
 
 
 def join_stream(
-  state: VQState, k_hat_BTHK: jax.Array, v_BTHV: jax.Array, code_BTH: jax.Array, id_BT: jax.Array, codebook_HMK: jax.Array,
+  state: VQState, k_hat_BTHK: jax.Array, v_BTHV: jax.Array, code_BTH: jax.Array, id_BT: jax.Array,
+  codebook_HMK: jax.Array,
 ) -> Stream:
   """Window and new tokens in one row; window keys take the value of today's codebook and keep their own gradient."""
   row_BWHK = rows_of(codebook_HMK, state.code_BWH).astype(state.key_BWHK.dtype)
@@ -73,7 +74,8 @@ def rows_of(codebook_HMK: jax.Array, code_BTH: jax.Array) -> jax.Array:
 
 
 def close_state(
-  stream: Stream, window: int, num_valid_B: jax.Array, count_BHM: jax.Array, mean_BHMV: jax.Array, cache_document_B: jax.Array,
+  stream: Stream, window: int, num_valid_B: jax.Array, count_BHM: jax.Array, mean_BHMV: jax.Array,
+  cache_document_B: jax.Array,
 ) -> VQState:
   """The state after `num_valid_B` new tokens a row, given the cache of all older stream slots.
 
