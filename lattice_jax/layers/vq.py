@@ -1,4 +1,4 @@
-"""Transformer-VQ attention as a memory layer (arXiv 2309.16354, section 3): window, compressive cache, learned codebook."""
+"""Transformer-VQ attention as a memory layer (arXiv 2309.16354): window, compressive cache, learned codebook."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ class VQAttention(nn.Module):
     config = self.config.vq
     table_SD = sinusoids(config.block_len + 1, dim, max_wavelength=config.max_wavelength)
     dropout = nn.Dropout(config.sinusoid_dropout, rng_collection="sequence", deterministic=not train)
-    weight_DHK = weight(self, "relative", (dim, config.kv_heads, config.key_dim), ("embed", "kv_heads", "key"), fan_in=dim)
+    weight_DHK = weight(
+      self, "relative", (dim, config.kv_heads, config.key_dim), ("embed", "kv_heads", "key"), fan_in=dim)
     return jnp.einsum("SD,DHK->HSK", dropout(table_SD), weight_DHK)
 
   def _report(self, y_BTD, state, key: Quantized, k_BTHK, segment):

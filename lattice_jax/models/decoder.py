@@ -23,7 +23,7 @@ MEMORY_BOUNDARY = "memory_boundary"  # name of what the backward passes of memor
 class DecoderOutput:
   """features_BTD: after the final norm, scaled for the head. Losses are summed over layers, metrics averaged.
 
-  `state` and `statistics` mirror the inputs `state` and `buffers`: one entry a block of the pattern, stacked over groups.
+  `state` and `statistics` mirror the inputs `state` and `buffers`: one a block of the pattern, stacked over groups.
   """
 
   features_BTD: jax.Array
