@@ -1,4 +1,6 @@
-"""Trains a model, or goes on where the workdir stands: `python train.py --config=configs/quickstart.py --workdir=runs/a`.
+"""Trains a model, or goes on where the workdir stands.
+
+python train.py --config=configs/quickstart.py --workdir=runs/a
 
 Any field can be changed on the command line: --config.train.steps=100. Errors are one sentence and exit status 2
 (set LATTICE_JAX_TRACEBACK=1 to see where they come from); a run stopped by a signal exits with 128 + its number.

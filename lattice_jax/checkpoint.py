@@ -95,7 +95,9 @@ class Checkpoints:
         f"another workdir, then run the same command: it {resumes}.") from error
 
 
-def load_for_eval(workdir: str | Path, step: int | None = None, *, mesh: Mesh | None = None) -> tuple[Config, Any, Any, int]:
+def load_for_eval(
+  workdir: str | Path, step: int | None = None, *, mesh: Mesh | None = None
+) -> tuple[Config, Any, Any, int]:
   """(config, params, buffers, step) of a run: its newest readable checkpoint, or the one of `step`.
 
   Arrays are sharded over `mesh` by the run's rules, or lie on one device where there is no mesh.

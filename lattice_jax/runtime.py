@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
 
 
-class Stop(Exception):  # noqa: N818 (not an error: a run that ends before its last step, for a reason it states)
+class Stop(Exception):
   """Ends the program with this sentence and exit status."""
 
   def __init__(self, message: str, status: int):
@@ -63,6 +63,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
   """Calls `main`; a user's mistake becomes one sentence on stderr and exit status 2, never a traceback."""
+  logging.set_verbosity(logging.ERROR)  # Orbax warns of what is intended here
   try:
     main(parse_flags(argv)[1:])
   except ValueError as error:

@@ -38,7 +38,9 @@ class Optimizer:
   def init(self, params: Any) -> Any:
     return RULES[self.config.name](self.config).init(params)
 
-  def update(self, grads: Any, opt_state: Any, params: Any, *, step: jax.Array) -> tuple[Any, Any, dict[str, jax.Array]]:
+  def update(
+    self, grads: Any, opt_state: Any, params: Any, *, step: jax.Array
+  ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """New parameters, new optimizer state, and the norms and learning rate for the log."""
     grad_norm = optax.tree.norm(grads)
     if self.config.clip_norm:
@@ -57,7 +59,7 @@ class Optimizer:
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
-  """The rate of the update with index `step`: the first is peak / warmup_steps, the last of `steps` is final_fraction."""
+  """Rate of the update with index `step`: the first has peak / warmup_steps, the last of `steps` final_fraction."""
   warmup = max(config.warmup_steps, 1)
   since_start = jnp.asarray(step, jnp.float32) + 1.0
   rise = jnp.minimum(since_start / warmup, 1.0)

@@ -74,15 +74,19 @@ class Reporter:
   def _report(self) -> None:
     window, self._window = self._window, []
     seconds = sum(record["time_step"] for record in window)
-    mean = lambda name: float(np.mean([record[name] for record in window]))
     speed = len(window) * self._tokens / seconds
     step, total = window[-1]["step"], self._config.train.steps
     self._writer.report({
-      "step": step, "total": total, "loss": mean("loss"), "bits_per_byte": mean("bits_per_byte"),
+      "step": step, "total": total, "loss": _mean(window, "loss"),
+      "bits_per_byte": _mean(window, "bits_per_byte"),
       "grad_norm": window[-1]["grad_norm"], "tokens_per_second": speed,
       "time_data_wait": sum(record["time_data_wait"] * record["time_step"] for record in window) / seconds,
       "mfu": speed * self._flops_per_token / self._peak_flops if self._peak_flops else None,
       "time_left": (total - step) * float(np.mean(self._recent_seconds))})
+
+
+def _mean(records: list[Record], name: str) -> float:
+  return float(np.mean([record[name] for record in records]))
 
 
 def peak_flops() -> tuple[float | None, str]:

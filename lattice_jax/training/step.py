@@ -67,7 +67,9 @@ def make_program(config: Config, optimizer: Optimizer, mesh: Mesh, state: TrainS
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
   def program(state: TrainState, batches: Batch, first_step: jax.Array, count: jax.Array) -> tuple[TrainState, Any]:
-    batch_at = lambda i: jax.tree.map(lambda field: jax.lax.dynamic_index_in_dim(field, i, keepdims=False), batches)
+    def batch_at(i: jax.Array | int) -> Batch:
+      return jax.tree.map(lambda field: jax.lax.dynamic_index_in_dim(field, i, keepdims=False), batches)
+
     metric_shapes = jax.eval_shape(update, state, batch_at(0))[1]
     num_stacked = batches.sequence.shape[0]
     metrics = {name: jnp.zeros((num_stacked, *shape.shape), shape.dtype) for name, shape in metric_shapes.items()}
@@ -78,7 +80,8 @@ def make_program(config: Config, optimizer: Optimizer, mesh: Mesh, state: TrainS
 
     def body(carry: tuple[jax.Array, TrainState, Any]) -> tuple[jax.Array, TrainState, Any]:
       i, state, metrics = carry
-      state, new = update(state, batch_at(i))
+      # the barriers keep XLA from fusing the update with reads and writes that depend on K, which would change bits
+      state, new = jax.lax.optimization_barrier(update(*jax.lax.optimization_barrier((state, batch_at(i)))))
       state = jax.lax.with_sharding_constraint(state, shardings)
       return i + 1, state, {name: metrics[name].at[i].set(new[name]) for name in metrics}
 
@@ -97,8 +100,10 @@ def _gradients(config: Config, state: TrainState, batch: Batch, keys: tuple[jax.
   weight_sum = jnp.maximum(batch.weights_BT.sum(), 1.0)
 
   def micro_step(memory: Any, rows: tuple[Any, ...], index: jax.Array | int) -> tuple[Any, dict[str, Any], Any]:
-    loss_fn = lambda params: _micro_loss(
-      config, params, state.buffers, memory, rows, [jax.random.fold_in(key, index) for key in keys], weight_sum)
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+      micro_keys = [jax.random.fold_in(key, index) for key in keys]
+      return _micro_loss(config, params, state.buffers, memory, rows, micro_keys, weight_sum)
+
     (_, (totals, memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     return grads, totals, memory
 
@@ -150,7 +155,9 @@ def _split_rows(field: jax.Array, axis: int, num_micro: int) -> jax.Array:
 
 
 def _split_memory(memory: Any, num_micro: int) -> Any:
-  split = lambda path, leaf: _split_rows(leaf, shape_letters(path, leaf).index("B"), num_micro)
+  def split(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    return _split_rows(leaf, shape_letters(path, leaf).index("B"), num_micro)
+
   return jax.tree_util.tree_map_with_path(split, memory)
 
 

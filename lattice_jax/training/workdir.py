@@ -87,7 +87,9 @@ def write_json(path: Path, content: Any) -> None:
   partial.replace(path)
 
 
-def dump_update(folder: Path, *, step: int, state: Any, batch: Batch, metrics: dict[str, float], run: dict[str, Any]) -> None:
+def dump_update(
+  folder: Path, *, step: int, state: Any, batch: Batch, metrics: dict[str, float], run: dict[str, Any]
+) -> None:
   """Writes what replays one update: the folder is a workdir whose next update is that one, and batch.npz its tokens."""
   folder.mkdir(parents=True, exist_ok=True)
   fields = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)

@@ -1,0 +1,90 @@
+"""Schedules, decay, and that stacking layers changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.training import tiny
+
+from lattice_jax.config import OptimizerConfig
+from lattice_jax.training.optimizer import Optimizer, decay_mask, learning_rate
+from lattice_jax.training.state import make_optimizer
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_schedule_rises_to_the_peak_and_ends_at_its_fraction(schedule):
+  config = OptimizerConfig(schedule=schedule, learning_rate=2.0, warmup_steps=4, final_fraction=0.25)
+  rates = [float(learning_rate(config, 20, step)) for step in range(22)]
+  assert rates[:4] == pytest.approx([0.5, 1.0, 1.5, 2.0])
+  assert rates[19:] == pytest.approx([2.0 if schedule == "constant" else 0.5] * 3)
+  assert max(rates) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 5, 50])
+def test_schedule_is_finite_for_any_warm_up(warmup):
+  config = OptimizerConfig(warmup_steps=warmup)
+  rates = np.asarray([learning_rate(config, 5, step) for step in range(5)])
+  assert np.isfinite(rates).all() and (rates > 0).all()
+
+
+@pytest.mark.parametrize("decay", ["scaled", "independent"])
+def test_decay_pulls_matrices_only_and_follows_the_rate_only_when_scaled(decay):
+  config = OptimizerConfig(
+    weight_decay=0.1, decay=decay, learning_rate=0.5, warmup_steps=10, schedule="constant")
+  boxed = {"matrix": nn.LogicallyPartitioned(jnp.ones((3, 2, 2)), ("layers", "embed", "mlp")),
+           "stacked_gain": nn.LogicallyPartitioned(jnp.ones((3, 2)), ("layers", "embed"))}
+  optimizer = Optimizer(config, 100, decay_mask(boxed))
+  params = {name: box.value for name, box in boxed.items()}
+  grads = jax.tree.map(jnp.zeros_like, params)
+  new, _, _ = optimizer.update(grads, optimizer.init(params), params, step=jnp.asarray(0))
+  rate = 0.1 if decay == "independent" else 0.1 * 0.5 / 10
+  np.testing.assert_allclose(new["matrix"], 1 - rate, rtol=1e-6)
+  np.testing.assert_array_equal(new["stacked_gain"], 1.0)
+
+
+def test_clipping_bounds_the_norm_of_the_gradient_and_reports_the_norm_before():
+  config = OptimizerConfig(name="lion", clip_norm=1.0)
+  params = {"a": jnp.ones((2, 2))}
+  optimizer = Optimizer(config, 10, decay_mask(params))
+  _, opt_state, norms = optimizer.update({"a": jnp.full((2, 2), 5.0)}, optimizer.init(params), params, step=jnp.asarray(0))
+  assert norms["grad_norm"] == 10.0
+  np.testing.assert_allclose(opt_state.mu["a"], 0.5 * (1 - config.b2), rtol=1e-5)
+
+
+def test_decay_mask_does_not_depend_on_stacking():
+  stacked = make_optimizer(tiny.make_config()).decays
+  config = tiny.make_config(model__scan_layers=False)
+  unrolled = make_optimizer(config).decays
+  assert any(jax.tree.leaves(stacked)) and not all(jax.tree.leaves(stacked))
+  for n in range(config.model.layers):
+    assert unrolled["group_" + str(n)] == stacked["groups"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_stacked_layers_train_like_unrolled_ones(name):
+  config = tiny.make_config(optimizer__name=name, optimizer__eps=1e-6, train__steps_per_dispatch=3)
+  unrolled_config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
+  start, _ = tiny.run_updates(config, 0)
+  groups = range(config.model.layers)
+  start = start.replace(
+    params=unroll(start.params, groups), buffers=unroll(start.buffers, groups),
+    opt_state=type(start.opt_state)(*[unroll(part, groups) for part in start.opt_state]))
+  unrolled, unrolled_metrics = tiny.run_updates(unrolled_config, 3, state=start)
+  stacked, metrics = tiny.run_updates(config, 3)
+  for tree, expected in ((unrolled.params, unroll(stacked.params, groups)), (unrolled.buffers, unroll(stacked.buffers, groups))):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, expected)
+  assert [m["loss"] for m in unrolled_metrics] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
+
+
+def unroll(tree, groups):
+  """{"groups": stacked, …} → {"group_0": …, "group_1": …, …}."""
+  if not isinstance(tree, dict):
+    return tree
+  rest = {name: value for name, value in tree.items() if name != "groups"}
+  return rest | {f"group_{n}": jax.tree.map(lambda x, n=n: x[n], tree["groups"]) for n in groups}
