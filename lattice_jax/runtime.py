@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,20 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
     _exit(str(stop), stop.status)
   except KeyboardInterrupt:
     _exit("aborted.", 130)
+
+
+def git_commit() -> str | None:
+  """The commit of the code, with «+» where files differ from it; None outside a git checkout."""
+  root = Path(__file__).resolve().parents[1]
+
+  def git(*words: str) -> str:
+    return subprocess.run(
+      ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+  try:
+    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+  except (OSError, subprocess.SubprocessError):
+    return None
 
 
 def _exit(sentence: str, status: int) -> None:

@@ -22,6 +22,7 @@ from lattice_jax.evaluation.overrides import apply_overrides, check_variables_fi
 from lattice_jax.evaluation.report import result_name, write_result, write_text
 from lattice_jax.inference.generate import generate
 from lattice_jax.models.parameters import count_parameters
+from lattice_jax.runtime import git_commit
 from lattice_jax.sharding import make_mesh
 
 
@@ -68,7 +69,9 @@ class Task:
       path = self.workdir / result_name(result, self.config.data.seq_len, self.overrides)
     elif self.config.eval.protocol == "both":
       path = path.with_stem(f"{path.stem}_{result.protocol}")
-    run = {"workdir": str(self.workdir), "step": self.step, "overrides": list(self.overrides)}
+    run = {
+      "workdir": str(self.workdir), "step": self.step, "overrides": list(self.overrides), "git_commit": git_commit(),
+      "devices": [str(device.device_kind) for device in self.mesh.devices.flat]}
     write_result(path, result, run)
     return path
 

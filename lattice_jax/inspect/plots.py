@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from lattice_jax.metrics import read_jsonl
 
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
+_START_SHARE = 0.1  # of the run: the first updates stand far above all that is worth reading, and may leave the plot
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
@@ -46,14 +47,13 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
     smoothed = smooth(value, max(1, round(_SMOOTHING_SHARE * len(value))))
     axes.plot(step, value, color=color, alpha=0.2, linewidth=0.8)
     axes.plot(step, smoothed, color=color, linewidth=1.8, label=f"{name}: training, smoothed")
-    floor, start = min(floor, smoothed.min()), max(start, np.quantile(smoothed, 0.95))
+    floor, start = min(floor, smoothed.min()), max(start, smoothed[int(_START_SHARE * len(smoothed)):].max())
     for marker, (label, lines) in zip("osD^v<>", _by_series(evaluations).items(), strict=False):
       eval_step, points = _points(lines)
       axes.plot(
         eval_step, points, marker=marker, linestyle="none", markersize=6, color=color, markeredgecolor="black",
         label=f"{name}: {label}, last {points[-1]:.3f}")
       floor, start = min(floor, points.min()), max(start, points.min())
-  # the first updates stand far above everything that is worth reading
   margin = 0.08 * max(start - floor, 0.1)
   axes.set_ylim(floor - margin, start + margin)
   axes.set_xlim(left=0)
@@ -77,10 +77,10 @@ def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
             f"{result['bits_per_byte']:.3f}")
   linear_up_to = min(result["buckets"][0]["stop"] for _, result in results)
   axes.set_xscale("symlog", base=2, linthresh=linear_up_to, linscale=1)
-  ticks = sorted({bucket[end] for _, result in results for bucket in result["buckets"] for end in ("start", "stop")})
-  axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-  axes.set_xlim(0, ticks[-1])
-  axes.set_xlabel("position in the document or window (tokens)")
+  ticks = sorted({bucket["start"] for _, result in results for bucket in result["buckets"]})
+  axes.set_xticks(ticks, [_tokens_label(tick) for tick in ticks])
+  axes.set_xlim(0, max(result["buckets"][-1]["stop"] for _, result in results))
+  axes.set_xlabel("position in the document or window (tokens; k = 1,024)")
   axes.set_ylabel("bits per byte")
   _save(figure, axes, out)
 
@@ -98,6 +98,10 @@ def _points(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
   """(steps, bits per byte) without the updates whose loss was not finite."""
   pairs = [(line["step"], line["bits_per_byte"]) for line in lines if line["bits_per_byte"] is not None]
   return tuple(np.asarray(pairs, np.float64).reshape(-1, 2).T)
+
+
+def _tokens_label(tokens: int) -> str:
+  return f"{tokens // 1024}k" if tokens and tokens % 1024 == 0 else str(tokens)
 
 
 def _title(what: str, names: list[str]) -> str:

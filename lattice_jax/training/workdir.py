@@ -7,7 +7,6 @@ import fcntl
 import importlib.metadata
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from lattice_jax.checkpoint import Checkpoints, read_run
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
+from lattice_jax.runtime import git_commit
 from lattice_jax.types import Batch
 
 # Fields that say where or how fast data is read, not which; the fingerprint guards the data itself.
@@ -69,7 +69,7 @@ def describe_run(config: Config, *, fingerprint: str, parameters: int, mesh: jax
   return {
     "config": to_dict(config),
     "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-    "git_commit": _git_commit(),
+    "git_commit": git_commit(),
     "command": sys.argv,
     "data_fingerprint": fingerprint,
     "parameters": parameters,
@@ -111,15 +111,3 @@ def _differences(stored: Any, wanted: Any, path: str) -> list[str]:
     return [line for name in sorted(stored.keys() | wanted.keys()) for line in _differences(
       stored[name] if name in stored else "absent", wanted[name] if name in wanted else "absent", f"{path}.{name}")]
   return [] if stored == wanted else [f"{path}: {stored} → {wanted}"]
-
-
-def _git_commit() -> str | None:
-  """The commit of the code, with «+» where files differ from it; None outside a git checkout."""
-  root = Path(__file__).resolve().parents[2]
-  def git(*words: str) -> str:
-    return subprocess.run(
-      ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-  try:
-    return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-  except (OSError, subprocess.SubprocessError):
-    return None

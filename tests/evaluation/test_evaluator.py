@@ -7,6 +7,7 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -51,8 +52,8 @@ def plain_nats(name, source, protocol):
     targets[row, :len(piece)] = piece
     inputs[row, :len(piece)] = [get_tokenizer(DATA).eos_id, *piece[:-1]]
   nll_BT, _ = jax.jit(lambda variables: Decoder(MODELS[name]).apply(
-    variables, inputs, targets, init_state(MODELS[name], len(pieces)), whole_segment(*inputs.shape),
-    method=Decoder.score))(make_variables(name))
+    variables, jnp.asarray(inputs), jnp.asarray(targets), init_state(MODELS[name], len(pieces)),
+    whole_segment(*inputs.shape), method=Decoder.score))(make_variables(name))
   nats = np.concatenate([row[:len(piece)] for row, piece in zip(np.asarray(nll_BT, np.float64), pieces, strict=True)])
   return nats, np.concatenate([np.arange(len(piece)) for piece in pieces])
 

@@ -79,7 +79,7 @@ def test_seeds_decide_and_special_tokens_are_never_drawn():
 def test_prefill_and_decoding_compile_once_whatever_the_prompts():
   before = generation._prefill._cache_size(), generation._decode._cache_size()
   for prompt in ([], [5] * 3, [5] * 9):
-    generate(SMALL, make_variables(SMALL), [prompt + [6] * 4], length=5, prefill_len=4)
+    generate(SMALL, make_variables(SMALL), [prompt + [6] * 4] * 2, length=5, prefill_len=4)
   assert (generation._prefill._cache_size(), generation._decode._cache_size()) == (before[0] + 1, before[1] + 1)
 
 

@@ -1,0 +1,147 @@
+"""eval.py from a stored run: results, files, overrides, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lattice_jax.checkpoint import Checkpoints
+from lattice_jax.config import Config, DataConfig, ModelConfig, VQConfig
+from lattice_jax.config_checks import to_dict
+from lattice_jax.evaluation import command, report
+from lattice_jax.evaluation.overrides import apply_overrides
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.sharding import unbox
+
+ROOT = Path(__file__).parents[2]
+CONFIG = Config(
+  name="tiny",
+  model=ModelConfig(dim=16, layers=1, vq=VQConfig(key_dim=4, value_dim=8, codes=5, block_len=8)),
+  data=DataConfig(source="synthetic", seq_len=64, update_len=64))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("run")
+  run = {"config": to_dict(CONFIG)}
+  (workdir / "run.json").write_text(json.dumps(run))
+  variables = jax.jit(lambda: unbox(init_variables(CONFIG.model, jax.random.key(0))))()
+  checkpoints = Checkpoints(workdir, keep_last=2)
+  for step, scale in ((3, 1.0), (7, 2.0)):
+    checkpoints.save(step, jax.tree.map(lambda leaf, scale=scale: scale * leaf, variables), run)
+  checkpoints.wait()
+  checkpoints.close()
+  return workdir
+
+
+def evaluate(workdir, *, overrides=(), step=None, **options):
+  task = command.load(workdir, step=step, overrides=overrides)
+  task = task.with_eval(**{"split": "test", "protocol": "cold", "batch": 8, "max_batches": 2} | options)
+  (result,) = task.evaluate()
+  return task, result
+
+
+def test_result_is_written_with_all_that_makes_it_again(workdir):
+  task, result = evaluate(workdir)
+  path = task.write(result, None)
+  written = json.loads(path.read_text())
+  assert path == workdir / "eval_test_cold.json"
+  assert (written["step"], written["overrides"], written["seq_len"]) == (7, [], 64)
+  assert (written["source"], written["fingerprint"]) == ("synthetic", result.fingerprint)
+  assert written["git_commit"]
+  assert written["bits_per_byte"] == result.bits_per_byte
+  assert sum(bucket["tokens"] for bucket in written["buckets"]) == written["tokens"] == result.tokens
+
+
+def test_an_override_changes_the_model_and_the_file_name_only_of_its_own_result(workdir):
+  plain, masked = evaluate(workdir), evaluate(workdir, overrides=["model.vq.cache=False"])
+  assert plain[1].bits_per_byte != masked[1].bits_per_byte
+  assert masked[0].write(masked[1], None).name == "eval_test_cold_model.vq.cache=False.json"
+  shorter = dataclasses.replace(plain[1], seq_len=32)
+  assert plain[0].write(shorter, None).name == "eval_test_cold_T32.json"
+  assert plain[0].write(plain[1], workdir / "new" / "x.json") == workdir / "new" / "x.json"
+
+
+def test_a_named_step_is_the_one_that_is_read(workdir):
+  newest, named = command.load(workdir, step=None, overrides=[]), command.load(workdir, step=3, overrides=[])
+  assert (newest.step, named.step) == (7, 3)
+  for old, new in zip(*map(jax.tree.leaves, (named.params, newest.params)), strict=True):
+    np.testing.assert_allclose(2 * np.asarray(old), new)
+
+
+def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
+  text = command.load(workdir, step=None, overrides=[]).generate("abc", length=8, seed=1)
+  assert text.startswith("abc") and len(text) > 3
+  assert (workdir / "sample.txt").read_text() == text + "\n"
+
+
+@pytest.mark.parametrize(
+  ("override", "field", "value"), [
+    ("model.vq.cache=false", "model.vq.cache", False), ("model.xent_chunk=7", "model.xent_chunk", 7),
+    ("optimizer.learning_rate=1", "optimizer.learning_rate", 1.0), ("data.path=1", "data.path", "1"),
+    ("model.pattern=vq,vq", "model.pattern", ("vq", "vq")), ("model.impl=reference", "model.impl", "reference")],
+  ids=lambda value: value if isinstance(value, str) and "=" in value else "")
+def test_an_override_takes_the_type_of_its_field(override, field, value):
+  config = apply_overrides(dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, layers=2)), [override])
+  for name in field.split("."):
+    config = getattr(config, name)
+  assert config == value and type(config) is type(value)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"), [
+    ({"overrides": ["model.vq.cach=False"]}, "Did you mean 'cache'"),
+    ({"overrides": ["modle.vq.cache=False"]}, "Did you mean 'model'"),
+    ({"overrides": ["model.vq.cache"]}, "must have the form"),
+    ({"overrides": ["model.dim.x=1"]}, "a field and not a section"),
+    ({"overrides": ["model.vq.cache=3"]}, "must be of type bool"),
+    ({"overrides": ["model.vq.codes=6"]}, "not be what the checkpoint holds"),
+    ({"step": 5}, "no checkpoint of step 5; it has 3, 7"),
+    ({"seq_len": -1}, "seq_len=-1"), ({"chunk_len": -1}, "chunk_len=-1"), ({"batch": 0}, "batch=0"),
+    ({"protocol": "warm"}, "eval.protocol='warm'")],
+  ids=lambda value: str(value) if isinstance(value, dict) else "")
+def test_a_mistake_is_answered_in_one_sentence(workdir, options, message):
+  with pytest.raises(ValueError, match=message) as error:
+    evaluate(workdir, **options)
+  assert "\n" not in str(error.value)
+
+
+def test_an_output_that_cannot_be_written_is_named(workdir):
+  with pytest.raises(ValueError, match=r"cannot be written: .*choose another"):
+    report.write_text(workdir / "run.json" / "x.json", "")
+
+
+def test_comparison_lists_the_best_first():
+  result = evaluate_stub(bits_per_byte=2.2)
+  lines = report.format_comparison([result], {"xz": 2.1, "gzip": 2.8}).splitlines()
+  assert [line.split("  ")[0] for line in lines[1:]] == ["xz", "model, cold", "gzip"]
+  assert len({len(line) for line in lines}) == 1
+
+
+def evaluate_stub(**changes):
+  result = report.EvalResult(
+    source="s", fingerprint="0", split="test", protocol="cold", seq_len=8, chunk_len=8, bits_per_byte=1.0,
+    nll_per_token=1.0, tokens=1, seconds=1.0, compile_seconds=0.0, tokens_per_second=1.0, buckets=(), metrics={})
+  return dataclasses.replace(result, **changes)
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_ends_with_two_on_mistakes(workdir):
+  def run(*flags):
+    return subprocess.run(
+      [sys.executable, ROOT / "eval.py", *flags], capture_output=True, text=True, cwd=ROOT, timeout=100)
+
+  good = run(f"--workdir={workdir}", "--batch=8", "--split=test", "--output=" + str(workdir / "out.json"))
+  assert good.returncode == 0, good.stderr
+  bits = json.loads((workdir / "out.json").read_text())["bits_per_byte"]
+  assert f"{bits:.4f}" in good.stdout
+  for flags in ([f"--workdir={workdir}x"], ["--worker=1"], []):
+    bad = run(*flags)
+    assert (bad.returncode, len(bad.stderr.splitlines())) == (2, 1), bad.stderr
