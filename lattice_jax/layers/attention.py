@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.layers.common import rms_normalize, rotate, weight
-from lattice_jax.ops.attention import EMPTY, Order, attend, merge
+from lattice_jax.ops.attention import Order, attend, merge
+from lattice_jax.ops.attention.keys import document_after, document_runs
 from lattice_jax.ops.attention.token_cache import TokenCache, append_tokens, empty_cache, shift_tokens
 from lattice_jax.types import LayerOutput, Segment
 
@@ -63,7 +64,7 @@ class SoftmaxAttention(nn.Module):
 
   def _attend(self, q_BTQK, k_BTHK, v_BTHV, state, segment):
     """Attention to the call's own tokens merged with attention to the cache, and the cache after them."""
-    id_BT = jnp.where(segment.valid_BT, segment.ids_BT, EMPTY)
+    id_BT = document_runs(segment.ids_BT, segment.valid_BT, state.document_B)
     query = Order(index_BT=jnp.broadcast_to(jnp.arange(id_BT.shape[1]), id_BT.shape), id_BT=id_BT)
     options = {"window": self.window, "impl": self.config.impl}
     out_BTQV, lse_BTQ = attend(q_BTQK, k_BTHK, v_BTHV, query, query, **options)
@@ -72,4 +73,5 @@ class SoftmaxAttention(nn.Module):
     past = attend(q_BTQK, state.key_BSHK, state.value_BSHV, query, state.order, **options)
     out_BTQV, _ = merge(out_BTQV, lse_BTQ, *past)
     update = shift_tokens if self.window else append_tokens
-    return out_BTQV, update(state, k_BTHK, v_BTHV, id_BT)
+    document_B = document_after(segment.ids_BT, segment.valid_BT, state.document_B)
+    return out_BTQV, update(state, k_BTHK, v_BTHV, id_BT, document_B)

@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.ops.attention.keys import EMPTY, Order
+from lattice_jax.ops.attention.keys import EMPTY, Order, relabel
 
 
 @flax.struct.dataclass
@@ -25,8 +25,8 @@ class TokenCache:
 
   @property
   def order(self) -> Order:
-    """Slots as keys: the token before the first new one has index -1."""
-    return Order(index_BT=jnp.arange(self.id_BS.shape[1]) - self.length_B[:, None], id_BT=self.id_BS)
+    """Slots as keys: the token before the first new one has index -1, the state's document is run 0."""
+    return Order(index_BT=jnp.arange(self.id_BS.shape[1]) - self.length_B[:, None], id_BT=relabel(self.id_BS, 0))
 
 
 def empty_cache(
@@ -42,55 +42,49 @@ def empty_cache(
   )
 
 
-def append_tokens(cache: TokenCache, k_BTHK: jax.Array, v_BTHV: jax.Array, id_BT: jax.Array) -> TokenCache:
-  """Appends the tokens of each row's last document; a new document starts at slot 0. What does not fit is lost."""
+def append_tokens(
+  cache: TokenCache, k_BTHK: jax.Array, v_BTHV: jax.Array, run_BT: jax.Array, document_B: jax.Array) -> TokenCache:
+  """Appends the tokens of each row's last document; a new document starts at slot 0. What does not fit is lost.
+
+  run_BT: from `document_runs`. document_B: from `document_after`.
+  """
   num_slots = cache.id_BS.shape[1]
-  document_B, num_valid_B = _last_document(cache, id_BT)
-  is_last_BT = (id_BT == document_B[:, None]) & (id_BT != EMPTY)
-  base_B = jnp.where(document_B == cache.document_B, cache.length_B, 0)
-  first_B = num_valid_B - is_last_BT.sum(1)
-  slot_BT = jnp.where(is_last_BT, base_B[:, None] + jnp.arange(id_BT.shape[1]) - first_B[:, None], num_slots)
+  last_run_B = run_BT.max(1)
+  is_last_BT = (run_BT == last_run_B[:, None]) & (run_BT != EMPTY)
+  base_B = jnp.where(last_run_B > 0, 0, cache.length_B)
+  first_B = (run_BT != EMPTY).sum(1) - is_last_BT.sum(1)
+  slot_BT = jnp.where(is_last_BT, base_B[:, None] + jnp.arange(run_BT.shape[1]) - first_B[:, None], num_slots)
   length_B = jnp.minimum(base_B + is_last_BT.sum(1), num_slots)
+  is_used_BS = jnp.arange(num_slots) < length_B[:, None]
 
   def write(buffer_BS, new_BT):
     row_B1 = jnp.arange(buffer_BS.shape[0])[:, None]
     written_BS = buffer_BS.at[row_B1, slot_BT].set(new_BT.astype(buffer_BS.dtype), mode="drop")
-    is_free_BS = (jnp.arange(num_slots) >= length_B[:, None]).reshape(*id_shape(buffer_BS))
-    return jnp.where(is_free_BS, jnp.zeros((), buffer_BS.dtype), written_BS)
+    return _where_used(is_used_BS, written_BS)
 
   return TokenCache(
     key_BSHK=write(cache.key_BSHK, k_BTHK), value_BSHV=write(cache.value_BSHV, v_BTHV),
-    id_BS=jnp.where(jnp.arange(num_slots) < length_B[:, None], document_B[:, None], EMPTY),
-    length_B=length_B, document_B=document_B)
+    id_BS=jnp.where(is_used_BS, document_B[:, None], EMPTY), length_B=length_B, document_B=document_B)
 
 
-def shift_tokens(cache: TokenCache, k_BTHK: jax.Array, v_BTHV: jax.Array, id_BT: jax.Array) -> TokenCache:
-  """Keeps the last W tokens of each row's last document, newest in the last slot."""
+def shift_tokens(
+  cache: TokenCache, k_BTHK: jax.Array, v_BTHV: jax.Array, run_BT: jax.Array, document_B: jax.Array) -> TokenCache:
+  """Keeps the last W tokens of each row's last document, newest in the last slot. Arguments as in `append_tokens`."""
   num_slots = cache.id_BS.shape[1]
-  document_B, num_valid_B = _last_document(cache, id_BT)
-  slot_BS = num_valid_B[:, None] + jnp.arange(num_slots)
+  slot_BS = (run_BT != EMPTY).sum(1)[:, None] + jnp.arange(num_slots)
 
   def shift(buffer_BS, new_BT):
-    return jnp.take_along_axis(
-      jnp.concatenate([buffer_BS, new_BT.astype(buffer_BS.dtype)], 1), slot_BS.reshape(*id_shape(buffer_BS)), axis=1)
+    joined_BS = jnp.concatenate([buffer_BS, new_BT.astype(buffer_BS.dtype)], 1)
+    return jax.vmap(lambda joined_S, slot_S: joined_S[slot_S])(joined_BS, slot_BS)
 
-  id_BS = shift(cache.id_BS, id_BT)
-  is_kept_BS = id_BS == document_B[:, None]
-
-  def clear(x_BS):
-    return jnp.where(is_kept_BS.reshape(*id_shape(x_BS)), x_BS, jnp.zeros((), x_BS.dtype))
-
+  kept_run_BS = shift(relabel(cache.id_BS, 0), run_BT)
+  is_used_BS = (kept_run_BS != EMPTY) & (kept_run_BS == kept_run_BS[:, -1:])
   return TokenCache(
-    key_BSHK=clear(shift(cache.key_BSHK, k_BTHK)), value_BSHV=clear(shift(cache.value_BSHV, v_BTHV)),
-    id_BS=jnp.where(is_kept_BS, id_BS, EMPTY), length_B=cache.length_B, document_B=document_B)
+    key_BSHK=_where_used(is_used_BS, shift(cache.key_BSHK, k_BTHK)),
+    value_BSHV=_where_used(is_used_BS, shift(cache.value_BSHV, v_BTHV)),
+    id_BS=jnp.where(is_used_BS, document_B[:, None], EMPTY), length_B=cache.length_B, document_B=document_B)
 
 
-def id_shape(x_BS: jax.Array) -> tuple[int, ...]:
-  """Shape that lets a [B, S] array broadcast against `x_BS` with its trailing axes."""
-  return (x_BS.shape[0], -1, *(1,) * (x_BS.ndim - 2))
-
-
-def _last_document(cache: TokenCache, id_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-  num_valid_B = (id_BT != EMPTY).sum(1)
-  newest_B = jnp.take_along_axis(id_BT, jnp.maximum(num_valid_B - 1, 0)[:, None], 1)[:, 0]
-  return jnp.where(num_valid_B > 0, newest_B, cache.document_B), num_valid_B
+def _where_used(is_used_BS: jax.Array, x_BS: jax.Array) -> jax.Array:
+  mask = is_used_BS.reshape(*is_used_BS.shape, *(1,) * (x_BS.ndim - 2))
+  return jnp.where(mask, x_BS, jnp.zeros((), x_BS.dtype))

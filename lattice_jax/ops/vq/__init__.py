@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
-from lattice_jax.ops.attention.keys import EMPTY
+from lattice_jax.ops.attention.keys import document_after, document_runs, relabel
 from lattice_jax.ops.vq.linear import attend_linear
 from lattice_jax.ops.vq.quantize import Quantized, code_statistics, codebook, moving_average, quantize
 from lattice_jax.ops.vq.reference import attend_quadratic
@@ -48,13 +48,17 @@ def vq_attention(
   def add_bias(bias):
     return (q + bias.astype(q.dtype)).astype(dtype).reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
 
-  id_BT = jnp.where(valid, ids, EMPTY)
-  # A number of tokens is data like the code it belongs to; its gradient would end at the one-hot codes anyway.
-  state = state.replace(count_BHM=jax.lax.stop_gradient(state.count_BHM))
-  stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, id_BT, rows)
+  run_BT = document_runs(ids, valid, state.document_B)
+  document_B = document_after(ids, valid, state.document_B)
+  state = state.replace(
+    # A number of tokens is data like the code it belongs to; its gradient would end at the one-hot codes anyway.
+    count_BHM=jax.lax.stop_gradient(state.count_BHM),
+    id_BW=relabel(state.id_BW, 0), document_B=jnp.zeros_like(document_B))
+  stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, rows)
   is_reference = choose_impl("vq", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference"
   attend = attend_quadratic if is_reference else attend_linear
   out_BTHGV, state = attend(
-    add_bias(content_bias), add_bias(position_bias), stream, state, rows, relative, id_BT, use_cache=use_cache)
+    add_bias(content_bias), add_bias(position_bias), stream, state, rows, relative, run_BT, use_cache=use_cache)
+  state = state.replace(id_BW=relabel(state.id_BW, document_B[:, None]), document_B=document_B)
   out_BTQV = out_BTHGV.reshape(batch, length, num_queries, -1)
   return jnp.where(valid[..., None, None], out_BTQV, 0.0), state
