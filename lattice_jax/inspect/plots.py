@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from lattice_jax.metrics import read_jsonl
 
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
-_START_SHARE = 0.1  # of the run: the first updates stand far above all that is worth reading, and may leave the plot
+_START_SHARE = 0.05  # of the longest run: updates that stand far above what is worth reading, and may leave the plot
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
@@ -37,7 +37,7 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   """Bits per byte over updates of one or several runs: training smoothed and raw, evaluations as points."""
   figure, axes = _new_figure(_title("Loss of", [path.resolve().name for path in workdirs]))
-  floor, start = np.inf, -np.inf
+  worth_reading = []  # (step, value) of every point that the vertical axis is chosen for
   for index, workdir in enumerate(workdirs):
     train, evaluations = read_metrics(workdir / "metrics.jsonl")
     color, name = _COLORS[index % len(_COLORS)], workdir.resolve().name
@@ -47,15 +47,14 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
     smoothed = smooth(value, max(1, round(_SMOOTHING_SHARE * len(value))))
     axes.plot(step, value, color=color, alpha=0.2, linewidth=0.8)
     axes.plot(step, smoothed, color=color, linewidth=1.8, label=f"{name}: training, smoothed")
-    floor, start = min(floor, smoothed.min()), max(start, smoothed[int(_START_SHARE * len(smoothed)):].max())
+    worth_reading.append((step, smoothed))
     for marker, (label, lines) in zip("osD^v<>", _by_series(evaluations).items(), strict=False):
       eval_step, points = _points(lines)
       axes.plot(
         eval_step, points, marker=marker, linestyle="none", markersize=6, color=color, markeredgecolor="black",
         label=f"{name}: {label}, last {points[-1]:.3f}")
-      floor, start = min(floor, points.min()), max(start, points.min())
-  margin = 0.08 * max(start - floor, 0.1)
-  axes.set_ylim(floor - margin, start + margin)
+      worth_reading.append((eval_step, points))
+  axes.set_ylim(_readable_range(*map(np.concatenate, zip(*worth_reading, strict=True))))
   axes.set_xlim(left=0)
   axes.set_xlabel("optimizer updates")
   axes.set_ylabel("bits per byte")
@@ -98,6 +97,12 @@ def _points(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
   """(steps, bits per byte) without the updates whose loss was not finite."""
   pairs = [(line["step"], line["bits_per_byte"]) for line in lines if line["bits_per_byte"] is not None]
   return tuple(np.asarray(pairs, np.float64).reshape(-1, 2).T)
+
+
+def _readable_range(steps: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+  late = values[steps >= _START_SHARE * steps.max()]
+  margin = 0.08 * max(late.max() - late.min(), 0.1)
+  return late.min() - margin, late.max() + margin
 
 
 def _tokens_label(tokens: int) -> str:
