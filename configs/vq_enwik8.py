@@ -7,7 +7,7 @@ Cost: not yet measured (32.8 billion tokens). Expected: the paper reports 0.99 b
 
 A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
 
-python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_sample  (at most 60 minutes; not yet measured)
+python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_sample --cpu_devices=2
 python train.py --config=configs/vq_enwik8.py:smoke --workdir=runs/vq_smoke  (a minute)
 """
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
+_CPU_DEVICES = flags.DEFINE_integer(
+  "cpu_devices", None, "Without accelerator: devices to simulate; one a core is faster than one for all.", lower_bound=1)
+
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
 
 
@@ -66,7 +69,10 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
   """Calls `main`; a user's mistake becomes one sentence on stderr and exit status 2, never a traceback."""
   logging.set_verbosity(logging.ERROR)  # Orbax warns of what is intended here
   try:
-    main(parse_flags(argv)[1:])
+    arguments = parse_flags(argv)[1:]
+    if _CPU_DEVICES.value is not None:
+      jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
+    main(arguments)
   except ValueError as error:
     if "LATTICE_JAX_TRACEBACK" in os.environ:
       raise

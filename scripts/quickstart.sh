@@ -5,15 +5,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 ensure_venv requirements.txt
 run=runs/quickstart
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+devices="--cpu_devices=$((cores < 2 ? 1 : cores < 4 ? 2 : 4))"  # must divide the batch of 4
 SECONDS=0
 
-"$venv_python" train.py --config=configs/quickstart.py --workdir="$run"
+"$venv_python" train.py --config=configs/quickstart.py --workdir="$run" "$devices"
 trained_in=$SECONDS
 
 echo; echo "== The test split, beside general compressors, and a text that the model writes"
-"$venv_python" eval.py --workdir="$run" --split=test --protocol=both --compressors --generate=600 --prompt="The "
+"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=both --compressors --generate=600 --prompt="The "
 echo; echo "== The same checkpoint with its compressive memory masked: each block sees itself and the block before it"
-"$venv_python" eval.py --workdir="$run" --split=test --protocol=cold --set=model.vq.cache=False
+"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=cold --set=model.vq.cache=False
 "$venv_python" scripts/plot.py "$run" --out="$run/loss.png"
 "$venv_python" scripts/plot.py "$run"/eval_test_cold*.json --out="$run/position.png"
 
