@@ -1,0 +1,32 @@
+"""Counts by formula against counts by hand, and against the published size."""
+
+import jax
+import pytest
+
+from configs import vq_enwik8
+from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
+from lattice_jax.config_checks import parse_config
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.parameters import count_parameters, flops_per_token
+
+
+def test_published_enwik8_model_has_its_published_size():
+  config = parse_config(vq_enwik8.get_config())
+  variables = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
+  # parameters and codebook statistics together; the paper's code counts 187.6M
+  assert count_parameters(variables) == pytest.approx(187.6e6, rel=2e-3)
+
+
+def test_flops_of_softmax_attention_by_hand():
+  attention = AttentionConfig(heads=2, kv_heads=1, key_dim=8, value_dim=4)
+  config = ModelConfig(vocab=10, dim=16, layers=3, pattern=("attention",), block="mlp", mlp_dim=32, attention=attention)
+  projections = 16 * (2 * 8 + 8 + 4) + 2 * 4 * 16
+  scores_and_reads = 2 * (101 / 2) * (8 + 4)
+  assert flops_per_token(config, seq_len=100) == 6 * (3 * (projections + scores_and_reads + 3 * 16 * 32) + 16 * 10)
+
+
+def test_flops_of_transformer_vq_do_not_grow_with_the_length():
+  config = ModelConfig(vq=VQConfig(block_len=8, codes=16))
+  assert flops_per_token(config, 1_000) == flops_per_token(config, 100_000)
+  softmax = ModelConfig(pattern=("attention",))
+  assert flops_per_token(softmax, 100_000) > 10 * flops_per_token(softmax, 1_000)

@@ -1,0 +1,92 @@
+"""The vector quantiser against numpy, and what the linear form of Transformer-VQ promises beyond the laws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lattice_jax.config import ModelConfig, VQConfig
+from lattice_jax.layers.vq import update_codebook
+from lattice_jax.ops.vq import code_statistics, codebook, empty_state, quantize, vq_attention
+
+HEADS, CODES, KEY, VALUE = 2, 5, 8, 4
+
+
+def random_keys(batch, length, seed=0):
+  return jax.random.normal(jax.random.key(seed), (batch, length, HEADS, KEY))
+
+
+def random_rows():
+  return jax.random.normal(jax.random.key(9), (HEADS, CODES, KEY))
+
+
+def test_quantize_finds_the_nearest_row_and_passes_the_gradient_straight_through():
+  k, rows = random_keys(2, 7), random_rows()
+  distance = ((np.asarray(k)[:, :, :, None] - np.asarray(rows)) ** 2).sum(-1)
+  quantized = jax.jit(quantize)(k, rows)
+  np.testing.assert_array_equal(quantized.code_BTH, distance.argmin(-1))
+  np.testing.assert_allclose(quantized.error_BTH, distance.min(-1), rtol=1e-5)
+  picked = np.asarray(rows)[np.arange(HEADS), np.asarray(quantized.code_BTH)]
+  np.testing.assert_array_equal(quantized.key_BTHK, picked)
+  grad = jax.jit(jax.grad(lambda k: (quantize(k, rows).key_BTHK * 3.0).sum()))(k)
+  np.testing.assert_array_equal(grad, np.full(k.shape, 3.0, np.float32))
+  assert not np.asarray(jax.jit(jax.grad(lambda rows: quantize(k, rows).key_BTHK.sum()))(rows)).any()
+
+
+def test_codebook_moving_average_equals_a_numpy_transcription():
+  model = ModelConfig(vq=VQConfig(ema_rate=0.99))
+  count, total = np.ones((HEADS, CODES), np.float32), np.asarray(random_rows())
+  buffers = {"codebook_count": jnp.asarray(count), "codebook_sum": jnp.asarray(total)}
+  for step in range(3):
+    k = random_keys(2, 11, seed=step)
+    valid = jnp.arange(11) < jnp.array([[11], [6]])
+    code = quantize(k, codebook(buffers["codebook_count"], buffers["codebook_sum"])).code_BTH
+    seen, key_sum = np.zeros_like(count), np.zeros_like(total)
+    for b, t, h in np.ndindex(2, 11, HEADS):
+      if valid[b, t]:
+        seen[h, code[b, t, h]] += 1
+        key_sum[h, code[b, t, h]] += k[b, t, h]
+    count, total = 0.99 * count + 0.01 * seen, 0.99 * total + 0.01 * key_sum
+    new_count, new_sum = code_statistics(k, code, valid, CODES)
+    buffers = update_codebook(
+      model, buffers, {"codebook_count": new_count, "codebook_sum": new_sum}, jax.random.key(0))
+    np.testing.assert_allclose(buffers["codebook_count"], count, rtol=1e-6)
+    np.testing.assert_allclose(buffers["codebook_sum"], total, rtol=1e-6, atol=1e-6)
+
+
+def attend(k, v, q, rows, window, impl):
+  batch, length = k.shape[:2]
+  state = empty_state(batch, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+  relative = 0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY))
+  bias = jnp.full((HEADS, KEY), 0.1)
+  return vq_attention(
+    q, quantize(k, rows), v, rows, relative, bias, -bias, state, jnp.zeros((batch, length), jnp.int32),
+    jnp.ones((batch, length), bool), impl=impl)[0]
+
+
+@pytest.mark.parametrize(("window", "length"), [(4, 33), (3, 63), (1, 5)])
+def test_linear_form_equals_the_quadratic_definition_far_beyond_the_window(window, length):
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+
+  def run(impl):
+    def loss(k, v, q):
+      out = attend(k, v, q, rows, window, impl)
+      return jnp.sin(3 * out).sum(), out
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(k, v, q)
+
+  def close(got, want):
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert np.sqrt(((got - want) ** 2).mean()) <= 1e-5 * np.sqrt((want**2).mean())
+
+  jax.tree.map(close, run("xla"), run("reference"))
+
+
+def test_a_key_gets_its_gradient_from_queries_at_most_a_window_away():
+  window, length, asked = 4, 20, 17
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+  for impl in ("xla", "reference"):
+    grad = jax.jit(jax.grad(lambda k, impl=impl: attend(k, v, q, rows, window, impl)[0, asked].sum()))(k)
+    has_gradient = np.abs(np.asarray(grad)).sum((0, 2, 3)) > 0
+    np.testing.assert_array_equal(has_gradient, [asked - window <= t <= asked for t in range(length)])
