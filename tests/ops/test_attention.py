@@ -35,7 +35,10 @@ def test_blockwise_equals_the_definition_with_all_gradients(window, block):
       return jnp.sin(out).sum() + (lse**2).sum(), (out, lse)
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*inputs())
 
-  jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5), run("xla"), run("reference"))
+  def close(got, want):
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+  jax.tree.map(close, run("xla"), run("reference"))
 
 
 def test_a_query_that_sees_nothing_reads_zero_and_counts_nothing_in_a_merge():
