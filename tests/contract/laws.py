@@ -44,9 +44,9 @@ def token_by_token(row: Row) -> None:
   assert_pulls_close("L2", subject.label, steps, pull(subject, here), here.segment)
 
 
-def causal(row: Row) -> None:
+def causal(row: Row, variant: str = "") -> None:
   """L3: the Jacobian is exactly zero where the memory says it cannot see, and not where it can."""
-  subject = form(row)
+  subject = form(row, variant=variant)
   segment = whole_segment(ROWS_PER_BATCH, LENGTH)
   x_BTD = jnp.broadcast_to(normal(3, (1, LENGTH, row.model.dim)), (ROWS_PER_BATCH, LENGTH, row.model.dim))
   for first in range(0, LENGTH, ROWS_PER_BATCH):
@@ -55,7 +55,7 @@ def causal(row: Row) -> None:
     influence_BTD = np.asarray(subject.pull(x_BTD, subject.init_state(), segment, d_y_BTD).d_x_BTD)
     for i, query in enumerate(queries):
       for key in range(LENGTH):
-        check = assert_nonzero if row.visible(query, key) else assert_zero
+        check = assert_nonzero if row.memory.visible(subject.model, query, key) else assert_zero
         check("L3", subject.label, f"influence of token {key} on token {query}", influence_BTD[i, key])
 
 

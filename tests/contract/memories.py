@@ -22,7 +22,7 @@ LONG = 16_384  # T of L12
 class Row:
   """A memory and the sizes it is tested at.
 
-  variants: other forms, which run L8 and L11 only.
+  variants: other forms, which run L3, L8 and L11 only.
   accumulators: the fields of the state that sum over time and must be fp32.
   constant_input: for states of fixed size that sum over time: checks the final state of one row after LONG equal
     tokens; None exempts the memory from L12.
@@ -34,9 +34,6 @@ class Row:
   variants: tuple[tuple[str, ModelConfig], ...] = ()
   accumulators: tuple[str, ...] = ()
   constant_input: Callable[[ModelConfig, Any], None] | None = None
-
-  def visible(self, query: int, key: int) -> bool:
-    return self.memory.visible(self.model, query, key)
 
 
 def _vq_counts_every_token(model: ModelConfig, state: Any) -> None:

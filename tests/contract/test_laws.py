@@ -42,9 +42,9 @@ def test_L2_token_by_token_equals_the_sequence(row):
   laws.token_by_token(row)
 
 
-@each_row
-def test_L3_sees_what_it_may_and_nothing_else(row):
-  laws.causal(row)
+@each_form
+def test_L3_sees_what_it_may_and_nothing_else(row, variant):
+  laws.causal(row, variant)
 
 
 @each_row
