@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
@@ -44,7 +46,8 @@ class Checkpoints:
   def save(self, step: int, state: Any, run: dict[str, Any], *, score: float | None = None) -> None:
     """Starts to write; returns once the arrays may be donated. `score` is the bits per byte at this step, if known."""
     metrics = None if score is None else {"bits_per_byte": score}
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), run=ocp.args.JsonSave({"run": run, "checksums": checksums(state)}))
     self._report_failure(lambda: self._manager.save(step, args=args, metrics=metrics, force=True), step)
 
   def check(self) -> None:
@@ -200,11 +203,38 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
       abstract, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
   else:
     args = ocp.args.StandardRestore(abstract)
-  return manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+  restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
+  stored_sums = restored["run"]["checksums"]
+  for name, checksum in checksums(restored["state"]).items():
+    if checksum != stored_sums[name]:
+      raise ValueError(f"the checksum of {name} is wrong")
+  return restored["state"]
+
+
+def checksums(tree: Any) -> dict[str, int]:
+  """A checksum of the bits of every array; integer sums, so the same on any devices."""
+  sums = jax.device_get(_checksums(tree))
+  return {_path_name(path): int(checksum) for path, checksum in jax.tree_util.tree_leaves_with_path(sums)}
+
+
+@jax.jit
+def _checksums(tree: Any) -> Any:
+  def checksum(leaf: jax.Array) -> jax.Array:
+    bits = leaf.astype(jnp.uint32)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+      bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    # odd weights that differ by position: a changed bit and two exchanged values both change the sum
+    place = jnp.ones(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+      stride = 2 * math.prod(leaf.shape[axis + 1:]) % 2**32
+      place += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return jnp.sum(bits * place, dtype=jnp.uint32)
+
+  return jax.tree.map(checksum, tree)
 
 
 def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str | None:
-  """The first array of `abstract` that the checkpoint holds in no or another shape."""
+  """The first array that the checkpoint holds in no or another shape, or, where all is wanted, holds alone."""
   stored = manager.item_metadata(step)["state"].tree
   stored_shapes = {_path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
   for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
@@ -212,7 +242,10 @@ def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str |
     if name not in stored_shapes:
       return f"it has no array {name}"
     if tuple(stored_shapes[name]) != leaf.shape:
-      return f"{name} has shape {tuple(stored_shapes[name])} there and {leaf.shape} here"
+      return f"{name} has shape {tuple(stored_shapes.pop(name))} there and {leaf.shape} here"
+    del stored_shapes[name]
+  if stored_shapes and not isinstance(abstract, dict):
+    return f"it also has the array {next(iter(stored_shapes))}"
   return None
 
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.training import tiny
 
 from lattice_jax.config import OptimizerConfig
 from lattice_jax.training.optimizer import Optimizer, decay_mask, learning_rate
 from lattice_jax.training.state import make_optimizer
+from tests.training import tiny
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -51,7 +51,8 @@ def test_clipping_bounds_the_norm_of_the_gradient_and_reports_the_norm_before():
   config = OptimizerConfig(name="lion", clip_norm=1.0)
   params = {"a": jnp.ones((2, 2))}
   optimizer = Optimizer(config, 10, decay_mask(params))
-  _, opt_state, norms = optimizer.update({"a": jnp.full((2, 2), 5.0)}, optimizer.init(params), params, step=jnp.asarray(0))
+  grads = {"a": jnp.full((2, 2), 5.0)}
+  _, opt_state, norms = optimizer.update(grads, optimizer.init(params), params, step=jnp.asarray(0))
   assert norms["grad_norm"] == 10.0
   np.testing.assert_allclose(opt_state.mu["a"], 0.5 * (1 - config.b2), rtol=1e-5)
 
@@ -77,8 +78,9 @@ def test_stacked_layers_train_like_unrolled_ones(name):
     opt_state=type(start.opt_state)(*[unroll(part, groups) for part in start.opt_state]))
   unrolled, unrolled_metrics = tiny.run_updates(unrolled_config, 3, state=start)
   stacked, metrics = tiny.run_updates(config, 3)
-  for tree, expected in ((unrolled.params, unroll(stacked.params, groups)), (unrolled.buffers, unroll(stacked.buffers, groups))):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, expected)
+  for tree, stacked_tree in ((unrolled.params, stacked.params), (unrolled.buffers, stacked.buffers)):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, unroll(stacked_tree, groups))
   assert [m["loss"] for m in unrolled_metrics] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
 
 

@@ -1,10 +1,11 @@
-"""One update: the number of updates in a call changes nothing, accumulation is the whole batch, non-finite is skipped."""
+"""One update: updates in a call change nothing, micro-batches equal the whole batch, non-finite ones are skipped."""
 
 from __future__ import annotations
 
 import jax
 import numpy as np
 import pytest
+
 from tests.training import tiny
 
 STEPS = 7
