@@ -51,13 +51,16 @@ def generate(
   chunk_len = min(prefill_len, 1 << (longest - 1).bit_length())
   max_len = longest + length if needs_token_cache(model) else 0
   variables = unbox(variables)
-  state = init_state(model, len(rows), max_len)
+  state = _empty_state(model, len(rows), max_len)
   logits_BA = jnp.zeros((len(rows), model.vocab), jnp.float32)
   for start in range(0, longest, chunk_len):
     tokens_BT, segment = _prompt_chunk(rows, start, chunk_len)
     logits_BA, state = _prefill(model, variables, tokens_BT, segment, logits_BA, state)
   positions_B = jnp.asarray([len(row) for row in rows], jnp.int32)
   return np.asarray(_decode(model, sampling, length, variables, logits_BA, positions_B, keys, state))
+
+
+_empty_state = jax.jit(init_state, static_argnums=(0, 1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
