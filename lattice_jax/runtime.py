@@ -13,7 +13,8 @@ import jax
 from absl import flags, logging
 
 _CPU_DEVICES = flags.DEFINE_integer(
-  "cpu_devices", None, "Without accelerator: devices to simulate; one a core is faster than one for all.", lower_bound=1)
+  "cpu_devices", None, "Without accelerator: devices to simulate; one a core is faster than one for all.",
+  lower_bound=1)
 
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
 
@@ -56,13 +57,30 @@ def initialize_distributed(requested: bool) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
   """The arguments that are no flags, after all flags are set; raises ValueError for flags that cannot be."""
   try:
-    return flags.FLAGS(argv)
+    arguments = flags.FLAGS(argv)
+    if "config" in flags.FLAGS:
+      getattr(flags.FLAGS.config, "to_dict", None)  # the stand-in for a file that could not be read raises here
+    return arguments
   except flags.UnrecognizedFlagError as error:
     close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
     hint = f" Did you mean --{close[0]}?" if close else ""
     raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
-  except (flags.Error, AttributeError, KeyError, TypeError, OSError, ImportError) as error:
-    raise ValueError(" ".join(str(error).strip("'\"").split())) from error
+  except (AttributeError, KeyError) as error:
+    # the text is a quoted KeyError: \'dimm\'\nDid you mean "dim" instead of "dimm"?
+    words = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").strip("'")
+    field, _, hint = words.partition("\n")
+    name = field.strip("' ")
+    raise ValueError(f"unknown config field {name!r}. {hint}".strip()) from error
+  except (flags.Error, TypeError, OSError, ImportError) as error:
+    raise ValueError(_last_words(str(error))) from error
+
+
+def _last_words(text: str) -> str:
+  """One sentence of a parser's message; where it quotes a traceback, what that ends with."""
+  flag, has_traceback, traceback = text.partition("Traceback (most recent call last):")
+  if has_traceback:
+    text = flag.partition(": ")[0] + ": " + traceback.strip().splitlines()[-1].partition(": ")[2]
+  return " ".join(text.split())
 
 
 def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:

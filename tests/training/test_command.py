@@ -1,0 +1,35 @@
+"""train.py answers a user's mistake with one sentence and exit status 2, before anything is made."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = "--config=configs/quickstart.py:smoke"
+
+
+def train(*arguments):
+  return subprocess.run(
+    [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+  ((SMOKE, "--config.model.dimm=3"), 'Did you mean "dim"'),
+  ((SMOKE, "--config.model.dim=abc"), "--config.model.dim=abc"),
+  (("--config=configs/quickstart.py:smkoe",), "Did you mean 'smoke'?"),
+  (("--config=configs/quickstrt.py",), "No such file or directory: 'configs/quickstrt.py'"),
+  ((SMOKE, "--workdri=x"), "Did you mean --workdir?"),
+  ((SMOKE, "--config.data.update_len=7"), "use a divisor such as 4"),
+  ((SMOKE, "--profile=3"), "START:STOP"),
+  ((SMOKE, "more"), "unexpected argument 'more'"),
+  ((), "--config is missing"),
+], ids=str)
+def test_mistake_is_one_sentence(tmp_path, arguments, sentence):
+  done = train(*arguments, f"--workdir={tmp_path / 'run'}")
+  assert done.returncode == 2
+  assert sentence in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()
