@@ -7,4 +7,4 @@ ensure_venv requirements.txt requirements-test.txt
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 export JAX_PLATFORMS=cpu
 "$venv_python" -m ruff check .
-"$venv_python" -m pytest -n "$((cores < 4 ? cores : 4))" "$@"
+"$venv_python" -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadgroup "$@"

@@ -197,7 +197,8 @@ class Run:
     self.checkpoints.check()
     is_last = step >= config.steps
     is_eval_due = is_last or (step > 0 and config.eval_every > 0 and step % config.eval_every == 0)
-    is_save_due = stopping or is_last or step % config.save_every == 0
+    # an evaluated step is saved too, or the best one might not be kept
+    is_save_due = stopping or is_eval_due or step % config.save_every == 0
     if is_eval_due and not stopping and step not in self.evaluated:
       self._drain()
       self._evaluate()

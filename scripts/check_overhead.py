@@ -1,0 +1,98 @@
+"""What the training loop costs beside its compiled program: tokens per second of both, in turn, on the same shapes.
+
+python scripts/check_overhead.py --config=configs/quickstart.py [--cpu_devices=2] [--updates=96] [--rounds=3]
+
+The loop reads data, logs every update and writes metrics.jsonl; the bare program runs on one batch that is already on
+the devices. Compilation, saving and evaluation are in neither. Prints the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lattice_jax import runtime
+from lattice_jax.config import Config
+from lattice_jax.config_checks import parse_config
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as in configs/vq_enwik8.py:sample.")
+_UPDATES = flags.DEFINE_integer("updates", 96, "Updates that are timed in each round.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that each of the two is run.", lower_bound=1)
+
+
+def main(arguments: list[str]) -> None:
+  if arguments or not _CONFIG.value:
+    raise ValueError("--config is missing: python scripts/check_overhead.py --config=configs/quickstart.py")
+  config = parse_config(_CONFIG.value)
+  per_call = config.train.steps_per_dispatch
+  calls = max(2, _UPDATES.value // per_call)
+  train = dataclasses.replace(
+    config.train, steps=(calls + 1) * per_call, save_every=10**9, eval_every=0, writers=("jsonl",))
+  config = dataclasses.replace(config, train=train, eval=dataclasses.replace(config.eval, max_batches=1))
+  runtime.enable_compilation_cache()
+  bare = prepare_bare(config)
+  speeds: dict[str, list[float]] = {"train.py": [], "bare program": []}
+  for _ in range(_ROUNDS.value):
+    speeds["train.py"].append(loop_speed(config))
+    speeds["bare program"].append(bare(calls))
+  medians = {name: statistics.median(values) for name, values in speeds.items()}
+  for name, values in speeds.items():
+    print(f"{name:14s} {medians[name]:10.0f} tokens/s   rounds: {', '.join(f'{value:.0f}' for value in values)}")
+  print(f"ratio {medians['train.py'] / medians['bare program']:.3f}")
+
+
+def loop_speed(config: Config) -> float:
+  """Tokens per second of the training loop from the end of its first call to that of its last."""
+  from lattice_jax.metrics import read_jsonl
+  from lattice_jax.training.loop import train
+
+  with tempfile.TemporaryDirectory() as folder:
+    train(config, Path(folder))
+    updates = [record for record in read_jsonl(Path(folder) / "metrics.jsonl") if "split" not in record]
+  first, last = updates[config.train.steps_per_dispatch - 1], updates[-1]
+  tokens = (last["step"] - first["step"]) * config.data.batch * config.data.update_len
+  return tokens / (last["time_elapsed"] - first["time_elapsed"])
+
+
+def prepare_bare(config: Config):
+  """A function (calls) → tokens per second of the program alone, compiled and warmed up here."""
+  from lattice_jax.data.loader import train_batches
+  from lattice_jax.data.sources import load_source
+  from lattice_jax.sharding import make_mesh
+  from lattice_jax.training.feed import fetch
+  from lattice_jax.training.state import create_state, make_optimizer
+  from lattice_jax.training.step import make_program
+
+  mesh = make_mesh(config.mesh)
+  per_call = config.train.steps_per_dispatch
+  batches = train_batches(config, load_source(config.data, "train"), start_step=0)
+  feed = fetch(batches, config, mesh, first_step=0, count=per_call)
+
+  def timed(calls: int) -> float:
+    state = create_state(config, mesh)
+    program = make_program(config, make_optimizer(config), mesh, state)
+    compiled = program.lower(state, feed.batches, np.int32(0), np.int32(0)).compile()
+    seconds = []
+    for call in range(calls + 1):
+      start = time.perf_counter()
+      state, metrics = compiled(state, feed.batches, np.int32(call * per_call), np.int32(per_call))
+      jax.block_until_ready(metrics)
+      seconds.append(time.perf_counter() - start)
+    return calls * per_call * config.data.batch * config.data.update_len / sum(seconds[1:])
+
+  return timed
+
+
+if __name__ == "__main__":
+  runtime.run_main(main, sys.argv)
