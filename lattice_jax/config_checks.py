@@ -96,12 +96,22 @@ def _check_lengths(config: Config) -> None:
     raise ValueError(
       f"data.update_len={data.update_len} does not divide data.seq_len={data.seq_len}; "
       f"use a divisor such as {largest_divisor(data.seq_len, at_most=data.update_len)}.")
-  for name in set(config.model.pattern):
+  for name in sorted(set(config.model.pattern)):
+    _check_carried(config, name)
     _check_block(config, name)
   if data.batch % train.accumulate:
     raise ValueError(
       f"train.accumulate={train.accumulate} does not divide data.batch={data.batch}; "
       f"use a divisor such as {largest_divisor(data.batch, at_most=train.accumulate)}.")
+
+
+def _check_carried(config: Config, name: str) -> None:
+  data = config.data
+  if MEMORIES[name].needs_token_cache and (data.update_len < data.seq_len or data.rows == "documents"):
+    raise ValueError(
+      f"the memory {name!r} forgets between updates, so data.rows={data.rows!r} with data.update_len={data.update_len} "
+      f"and data.seq_len={data.seq_len} cannot carry it; use data.rows='sequences' or 'packed' and "
+      f"data.update_len={data.seq_len}, or a memory such as 'window'.")
 
 
 def _check_block(config: Config, name: str) -> None:

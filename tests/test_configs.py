@@ -113,6 +113,16 @@ def test_bad_value_is_refused_in_one_sentence(section, changes, message):
   assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("changes", [{"update_len": 256}, {"rows": "documents"}], ids=str)
+def test_a_memory_that_forgets_between_updates_cannot_be_carried(changes):
+  raw = default_config().to_dict()
+  raw["model"]["pattern"] = ("attention",)
+  parse_config(raw)
+  raw["data"].update(changes)
+  with pytest.raises(ValueError, match=r"'attention' forgets between updates, .* use data\.rows='sequences'"):
+    parse_config(raw)
+
+
 def test_whole_number_is_taken_for_a_float_field():
   config = common.default()
   config.optimizer.learning_rate = 1
