@@ -80,6 +80,8 @@ def _last_words(text: str) -> str:
   flag, has_traceback, traceback = text.partition("Traceback (most recent call last):")
   if has_traceback:
     text = flag.partition(": ")[0] + ": " + traceback.strip().splitlines()[-1].partition(": ")[2]
+  text = text.replace("invalid literal for int() with base 10:", "must be a whole number, not")
+  text = text.replace("could not convert string to float:", "must be a number, not")
   return " ".join(text.split())
 
 

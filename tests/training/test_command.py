@@ -19,7 +19,8 @@ def train(*arguments):
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
   ((SMOKE, "--config.model.dimm=3"), 'Did you mean "dim"'),
-  ((SMOKE, "--config.model.dim=abc"), "--config.model.dim=abc"),
+  ((SMOKE, "--config.model.dim=abc"), "--config.model.dim=abc: must be a whole number, not 'abc'"),
+  ((SMOKE, "--config.optimizer.eps=small"), "--config.optimizer.eps=small: must be a number, not 'small'"),
   (("--config=configs/quickstart.py:smkoe",), "Did you mean 'smoke'?"),
   (("--config=configs/quickstrt.py",), "No such file or directory: 'configs/quickstrt.py'"),
   ((SMOKE, "--workdri=x"), "Did you mean --workdir?"),
