@@ -204,6 +204,8 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
   else:
     args = ocp.args.StandardRestore(abstract)
   restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
+  if "checksums" not in restored["run"]:
+    raise ValueError("it holds no checksums")
   stored_sums = restored["run"]["checksums"]
   for name, checksum in checksums(restored["state"]).items():
     if checksum != stored_sums[name]:

@@ -58,7 +58,7 @@ class ModelConfig:
   dropout: float = 0.0  # on each residual branch
   layer_drop: float = 0.0  # a whole branch, per sequence
   dtype: str = "float32"  # of activations; parameters, states' accumulators and the loss are float32
-  remat: str = "none"
+  remat: str = "none"  # none | full | boundary: recompute all, or all but what softmax attention's backward needs
   scan_layers: bool = True
   xent_chunk: int = 4096  # tokens whose logits exist at one time
   impl: str = "auto"

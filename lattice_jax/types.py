@@ -20,6 +20,10 @@ from jaxtyping import Array, Bool, Float, Int
 # A metric or loss is (sum, count): exact over masks, micro-batches and devices.
 SumCount = tuple[jax.Array, jax.Array]
 
+# `jax.checkpoint_name` of what an op's backward pass needs and a forward pass would have to run again for;
+# model.remat="boundary" keeps it and recomputes the rest.
+MEMORY_BOUNDARY = "memory_boundary"
+
 MARK_ANCHOR = 1
 MARK_PROTECTED = 2
 

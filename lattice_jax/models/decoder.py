@@ -14,9 +14,7 @@ from lattice_jax.layers.block import Block
 from lattice_jax.layers.common import RMSNorm, offset, weight
 from lattice_jax.layers.registry import MEMORIES
 from lattice_jax.ops.cross_entropy import cross_entropy
-from lattice_jax.types import Segment, SumCount, whole_segment
-
-MEMORY_BOUNDARY = "memory_boundary"  # name of what the backward passes of memories keep, see `checkpoint_name`
+from lattice_jax.types import MEMORY_BOUNDARY, Segment, SumCount, whole_segment
 
 
 @flax.struct.dataclass

@@ -60,6 +60,25 @@ def test_recomputing_activations_changes_no_gradient(name, remat):
   _assert_scored_close("remat", name, got, run(DECODERS[name], variables))
 
 
+def test_the_boundary_policy_does_not_run_attention_a_third_time():
+  config = DECODERS["attention-mlp-tied"]
+  variables, (tokens_BT, targets_BT, _) = variables_of("attention-mlp-tied"), text()
+  batch, length = tokens_BT.shape
+
+  def num_loops(remat):
+    model = replace(config, remat=remat)
+
+    def loss(params):
+      return Decoder(model).apply(
+        {**variables, "params": params}, tokens_BT, targets_BT, init_state(model, batch), whole_segment(batch, length),
+        method=Decoder.score)[0].sum()
+
+    return jax.jit(jax.grad(loss)).lower(variables["params"]).as_text().count("stablehlo.while")
+
+  # "full" repeats the forward pass of attention, two nested loops, for the backward pass
+  assert num_loops("boundary") == num_loops("full") - 2
+
+
 @pytest.mark.parametrize("name", ["vq-gau", "attention-mlp-tied"])  # an untied and a tied head
 @pytest.mark.parametrize("chunk", [1, BATCH * 8], ids=["one-column", "ragged"])
 def test_chunked_cross_entropy_is_the_log_softmax(name, chunk):

@@ -10,9 +10,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lattice_jax.ops.attention.keys import EMPTY, Order, allowed, block_reach
 from lattice_jax.ops.attention.reference import MASKED
+from lattice_jax.types import MEMORY_BOUNDARY
 
 
 def attend_blockwise(
@@ -60,7 +62,7 @@ def _forward(query_block, key_block, window, q_BTHGK, k_BSHK, v_BSHV, query, key
 
   xs = _blocks(q_BTHGK, query_block), _blocks(query, query_block), first_N, stop_N
   _, (out, lse) = jax.lax.scan(one_query_block, None, xs)
-  out_BTHGV, lse_BTHG = _unblock(out), _unblock(lse[..., None])[..., 0]
+  out_BTHGV, lse_BTHG = checkpoint_name((_unblock(out), _unblock(lse[..., None])[..., 0]), MEMORY_BOUNDARY)
   return (out_BTHGV, lse_BTHG), (q_BTHGK, k_BSHK, v_BSHV, query, key, out_BTHGV, lse_BTHG)
 
 
