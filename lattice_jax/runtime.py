@@ -42,16 +42,39 @@ def enable_compilation_cache() -> None:
 
 
 def initialize_distributed(requested: bool) -> None:
-  """Joins the processes of a run on several hosts, where `--distributed` asks for it."""
+  """Joins the processes of a run on several hosts, where `--distributed` asks for it.
+
+  Cloud TPU, Slurm and the like tell JAX who takes part; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID do.
+  """
   if not requested:
     return
+  # of the three JAX itself reads only the address
+  known = {
+    argument: _environment_integer(name)
+    for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
+    if name in os.environ}
   try:
-    jax.distributed.initialize(initialization_timeout=INITIALIZATION_TIMEOUT)
-  except (RuntimeError, ValueError) as error:
+    jax.distributed.initialize(initialization_timeout=INITIALIZATION_TIMEOUT, **known)
+  except ValueError as error:
+    raise ValueError(
+      f"--distributed: it is not known which processes take part ({_first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
+      "JAX_NUM_PROCESSES and JAX_PROCESS_ID where the cluster does not tell.") from error
+  except RuntimeError as error:
     raise ValueError(
       f"--distributed: the processes did not find each other within {INITIALIZATION_TIMEOUT} s "
-      f"({str(error).strip().splitlines()[0]}); start the same command on every host, or set "
-      "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID where the cluster does not tell.") from error
+      f"({_first_line(error)}); start the same command on every host.") from error
+
+
+def _environment_integer(name: str) -> int:
+  text = os.environ[name]
+  if not text.isdecimal():
+    raise ValueError(f"{name}={text!r} must be a whole number.")
+  return int(text)
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).strip().splitlines()[0]
 
 
 def parse_flags(argv: list[str]) -> list[str]:
