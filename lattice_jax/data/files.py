@@ -53,15 +53,17 @@ def sha256_of_file(path: Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def read_sample(file: str, samples: Path = SAMPLES) -> bytes:
-  """The uncompressed text of a shipped sample such as "enwiki_sample/enwiki.xml.xz", checked against MANIFEST.tsv."""
-  with (samples / "MANIFEST.tsv").open(newline="") as rows:
-    row = next((row for row in csv.DictReader(rows, delimiter="\t") if row["path"] == file), None)
-  if row is None:
+  """A shipped file such as "enwiki_sample/enwiki.xml.xz", uncompressed and checked against MANIFEST.tsv."""
+  rows = {row["path"]: row for row in _manifest(samples)}
+  if file not in rows:
     raise ValueError(f"{samples / 'MANIFEST.tsv'} does not list {file}; restore the folder from the repository.")
+  row = rows[file]
   try:
-    raw = lzma.decompress((samples / file).read_bytes())
+    raw = (samples / file).read_bytes()
+    if file.endswith(".xz"):
+      raw = lzma.decompress(raw)
   except (OSError, lzma.LZMAError, EOFError) as error:
     raise ValueError(f"{samples / file} cannot be read ({error}); restore it from the repository.") from error
   found = hashlib.sha256(raw).hexdigest()
@@ -70,3 +72,13 @@ def read_sample(file: str, samples: Path = SAMPLES) -> bytes:
       f"{samples / file} is damaged: expected {int(row['bytes_uncompressed']):,} bytes of sha256 "
       f"{row['sha256_uncompressed']}, found {len(raw):,} bytes of {found}; restore it from the repository.")
   return raw
+
+
+def sample_files(folder: str, samples: Path = SAMPLES) -> list[str]:
+  """The shipped files in a folder such as "books_sample/train", in the order of MANIFEST.tsv."""
+  return [row["path"] for row in _manifest(samples) if Path(row["path"]).parent == Path(folder)]
+
+
+def _manifest(samples: Path) -> list[dict[str, str]]:
+  with (samples / "MANIFEST.tsv").open(newline="") as rows:
+    return list(csv.DictReader(rows, delimiter="\t"))

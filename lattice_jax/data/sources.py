@@ -1,9 +1,8 @@
-"""Corpora as flat token arrays with document offsets."""
+"""The corpora that `data.source` may name."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lattice_jax.config import DataConfig
+from lattice_jax.data.corpus import read_corpus
 from lattice_jax.data.files import (
   ENWIK8,
   Original,
@@ -18,42 +18,23 @@ from lattice_jax.data.files import (
   prepare_command,
   prepared_path,
   read_sample,
+  sample_files,
   sha256_of_file,
 )
-from lattice_jax.data.hashing import hashed_integers
-from lattice_jax.data.tokenizers import did_you_mean, get_tokenizer
+from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
+from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
+from lattice_jax.data.synthetic import synthetic_documents
+from lattice_jax.data.tokenizers import ByteTokenizer, did_you_mean, get_tokenizer
 
-SPLITS = ("train", "validation", "test")
+Documents = list[tuple[str, bytes]]  # titles and raw bytes
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Source:
-  """One split of a corpus.
+@dataclass(frozen=True)
+class Corpus:
+  """How to get one corpus: `load` gives a tokenized split, `read_raw` its documents; None where they are too large."""
 
-  tokens: [N] ids. Document d is tokens[offsets[d]:offsets[d + 1]]; no document is empty.
-  num_bytes: length of the raw split, the denominator of bits per byte.
-  fingerprint: depends on name, split, tokenizer and raw bytes; two runs with the same one read the same data.
-  """
-
-  tokens: np.ndarray
-  offsets: np.ndarray
-  num_bytes: int
-  name: str
-  split: str
-  fingerprint: str
-
-  @property
-  def num_documents(self) -> int:
-    return len(self.offsets) - 1
-
-  def document_of(self, index: np.ndarray) -> np.ndarray:
-    """The document that holds each token of a flat index."""
-    return np.searchsorted(self.offsets, index, side="right") - 1
-
-  def __repr__(self) -> str:
-    return (
-      f"Source({self.name} {self.split}: {len(self.tokens)} tokens, {self.num_documents} documents, "
-      f"{self.num_bytes} bytes, {self.fingerprint})")
+  load: Callable[[DataConfig, str], Source]
+  read_raw: Callable[[DataConfig, str], Documents] | None
 
 
 def load_source(data: DataConfig, split: str) -> Source:
@@ -62,30 +43,50 @@ def load_source(data: DataConfig, split: str) -> Source:
   Raises:
     ValueError: unknown names, or data that are missing or not what the name promises.
   """
+  return _corpus(data, split).load(data, split)
+
+
+def read_raw(data: DataConfig, split: str) -> list[bytes]:
+  """The raw documents of a split. Raises ValueError for a corpus that is too large to be held in memory."""
+  corpus = _corpus(data, split)
+  if corpus.read_raw is None:
+    raise ValueError(
+      f"the raw {split} split of {data.source} is not kept in memory; ask for this on "
+      f"{', '.join(name for name in SOURCES if SOURCES[name].read_raw)} only.")
+  return [raw for _, raw in corpus.read_raw(data, split) if raw]
+
+
+def _corpus(data: DataConfig, split: str) -> Corpus:
   if data.source not in SOURCES:
     raise ValueError(
       f"data.source={data.source!r} is not one of {', '.join(SOURCES)}.{did_you_mean(data.source, tuple(SOURCES))}")
   if split not in SPLITS:
     raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
+  return SOURCES[data.source]
+
+
+def _tokenize(documents: Documents, data: DataConfig, split: str, *, are_texts: bool) -> Source:
+  """The documents that are not empty, in memory; whole texts end with eos."""
   tokenizer = get_tokenizer(data)
-  raw_documents = [raw for raw in SOURCES[data.source](data, split) if raw]
-  documents = [tokenizer.encode(raw) for raw in raw_documents]
+  documents = [(title, raw) for title, raw in documents if raw]
+  encoded = [tokenizer.encode(raw) for _, raw in documents]
+  if are_texts:
+    encoded = [np.append(ids, ids.dtype.type(tokenizer.eos_id)) for ids in encoded]
+  num_bytes = np.array([len(raw) for _, raw in documents])
+  tokens = encoded[0] if len(encoded) == 1 else np.concatenate(encoded)
+  offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+  texts = None
+  if are_texts:
+    num_words = np.array([len(raw.decode("utf-8").split()) for _, raw in documents])
+    texts = Texts(tuple(title for title, _ in documents), num_bytes, num_words, int(num_words.sum()))
   return Source(
-    tokens=documents[0] if len(documents) == 1 else np.concatenate(documents),
-    offsets=np.cumsum([0, *map(len, documents)], dtype=np.int64),
-    num_bytes=sum(map(len, raw_documents)),
-    name=data.source,
-    split=split,
-    fingerprint=_fingerprint((data.source, split, tokenizer.name), raw_documents),
-  )
+    tokens=tokens, offsets=offsets, num_bytes=int(num_bytes.sum()), name=data.source, split=split,
+    fingerprint=fingerprint(data.source, split, tokenizer.name, offsets.tobytes(), tokens.tobytes()),
+    tokenizer=tokenizer.name, unit="byte", texts=texts)
 
 
-def _fingerprint(names: tuple[str, ...], raw_documents: list[bytes]) -> str:
-  digest = hashlib.sha256("\n".join(names).encode())
-  for raw in raw_documents:
-    digest.update(f"\n{len(raw)}\n".encode())
-    digest.update(raw)
-  return digest.hexdigest()[:32]
+def _in_memory(read: Callable[[DataConfig, str], Documents], *, are_texts: bool = False) -> Corpus:
+  return Corpus(lambda data, split: _tokenize(read(data, split), data, split, are_texts=are_texts), read)
 
 
 def byte_splits(size: int) -> dict[str, tuple[int, int]]:
@@ -94,15 +95,52 @@ def byte_splits(size: int) -> dict[str, tuple[int, int]]:
   return {"train": (0, train), "validation": (train, validation), "test": (validation, size)}
 
 
-def _enwiki_sample(data: DataConfig, split: str) -> list[bytes]:
+def _enwiki_sample(data: DataConfig, split: str) -> Documents:
   del data
   raw = read_sample("enwiki_sample/enwiki.xml.xz")
   start, stop = byte_splits(len(raw))[split]
-  return [raw[start:stop]]
+  return [(split, raw[start:stop])]
 
 
-def _enwik8(data: DataConfig, split: str) -> list[bytes]:
-  return [read_original_split(ENWIK8, data.path, split)]
+def _books_sample(data: DataConfig, split: str) -> Documents:
+  del data
+  return [(Path(file).name.partition(".")[0], read_sample(file)) for file in sample_files(f"books_sample/{split}")]
+
+
+def _photos_sample(data: DataConfig, split: str) -> Source:
+  """Every crop of the photographs in training, the tiles of each in evaluation."""
+  _refuse_tokenizer(data)
+  photos = read_photos(split)
+  if split == "train":
+    tokens = CropTokens(photos, ByteTokenizer.shift)
+    content = tokens.fingerprint
+  else:
+    raw = np.concatenate([tiles(photo) for photo in photos]).tobytes()
+    tokens, content = ByteTokenizer().encode(raw), raw
+  return Source(
+    tokens=tokens, offsets=np.arange(0, len(tokens) + 1, IMAGE_TOKENS, dtype=np.int64), num_bytes=len(tokens),
+    name=data.source, split=split, fingerprint=fingerprint(data.source, split, content), unit="dim")
+
+
+def _raw_photos(data: DataConfig, split: str) -> Documents:
+  del data
+  return [
+    (f"{number}", tile.tobytes()) for number, tile in enumerate(np.concatenate([
+      tiles(photo) for photo in read_photos(split)]))]
+
+
+def _imagenet64(data: DataConfig, split: str) -> Source:
+  _refuse_tokenizer(data)
+  return read_corpus(data, split)
+
+
+def _refuse_tokenizer(data: DataConfig) -> None:
+  if data.tokenizer != "bytes":
+    raise ValueError(f"data.source={data.source} holds images; use data.tokenizer=bytes, not {data.tokenizer}.")
+
+
+def _enwik8(data: DataConfig, split: str) -> Documents:
+  return [(split, read_original_split(ENWIK8, data.path, split))]
 
 
 def read_original_split(original: Original, root: str | Path, split: str) -> bytes:
@@ -128,34 +166,12 @@ def _sha256_once(path: Path, size: int, modified_ns: int) -> str:
   return sha256_of_file(path)
 
 
-_SYNTHETIC_LENGTHS = (129, 1, 1000, 33, 7, 513, 2, 64, 1, 300, 1777, 63)
-_SYNTHETIC_ROUNDS = {"train": 32, "validation": 4, "test": 4}
-
-
-def _synthetic(data: DataConfig, split: str) -> list[bytes]:
-  """Documents of awkward lengths, each a phrase of 3 to 18 letters over and over with every 20th letter wrong.
-
-  A memory of the phrase is worth most of the bits; the splits share no phrase but by chance.
-  """
-  del data
-  rounds = _SYNTHETIC_ROUNDS[split]
-  return [
-    _noisy_copies(length, SPLITS.index(split), round_, place)
-    for round_ in range(rounds) for place, length in enumerate(_SYNTHETIC_LENGTHS)]
-
-
-def _noisy_copies(length: int, *key: int) -> bytes:
-  letters = (hashed_integers(18, *key, 0) % np.uint64(26)).astype(np.uint8)
-  period = 3 + int(hashed_integers(1, *key, 1)[0] % np.uint64(16))
-  clean = np.resize(letters[:period], length)
-  draws = hashed_integers(length, *key, 2)
-  wrong = (draws % np.uint64(26)).astype(np.uint8)
-  is_wrong = draws >> np.uint64(32) < np.uint64(2**32 // 20)
-  return (np.where(is_wrong, wrong, clean) + np.uint8(ord("a"))).tobytes()
-
-
-SOURCES: dict[str, Callable[[DataConfig, str], list[bytes]]] = {
-  "enwiki_sample": _enwiki_sample,
-  "enwik8": _enwik8,
-  "synthetic": _synthetic,
+SOURCES: dict[str, Corpus] = {
+  "enwik8": _in_memory(_enwik8),
+  "pg19": Corpus(read_corpus, None),
+  "imagenet64": Corpus(_imagenet64, None),
+  "enwiki_sample": _in_memory(_enwiki_sample),
+  "books_sample": _in_memory(_books_sample, are_texts=True),
+  "photos_sample": Corpus(_photos_sample, _raw_photos),
+  "synthetic": _in_memory(lambda data, split: [("", raw) for raw in synthetic_documents(split)]),
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import functools
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import sentencepiece
 
 from lattice_jax.config import DataConfig
-
-TOKENIZERS = ("bytes",)
+from lattice_jax.data.bpe import parse_name
+from lattice_jax.data.files import SAMPLES, prepare_command, read_sample, sample_files
 
 
 @runtime_checkable
@@ -35,23 +38,84 @@ class ByteTokenizer:
   vocab_size = 259
   pad_id = 0
   eos_id = 1
-  _offset = 3
+  shift = 3
 
   def encode(self, raw: bytes) -> np.ndarray:
-    return np.frombuffer(raw, np.uint8) + np.uint16(self._offset)
+    return np.frombuffer(raw, np.uint8) + np.uint16(self.shift)
 
   def decode(self, ids: np.ndarray) -> bytes:
     ids = np.asarray(ids)
-    return (ids[ids >= self._offset] - self._offset).astype(np.uint8).tobytes()
+    return (ids[ids >= self.shift] - self.shift).astype(np.uint8).tobytes()
+
+
+class BPETokenizer:
+  """A sentencepiece model trained by `bpe.train_bpe`; ids 0 pad, 1 eos, 2 unknown."""
+
+  pad_id = 0
+  eos_id = 1
+
+  def __init__(self, name: str, model: Path):
+    self.name = name
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    except (OSError, RuntimeError) as error:
+      raise ValueError(f"{model} is not a sentencepiece model; remove it and train it again.") from error
+    self.vocab_size = self._model.vocab_size()
+    _, wanted = parse_name(name)
+    if self.vocab_size != wanted:
+      raise ValueError(
+        f"{model} holds {self.vocab_size} tokens, not the {wanted} of data.tokenizer={name}; remove it and train it "
+        "again.")
+
+  def encode(self, raw: bytes) -> np.ndarray:
+    """Raises ValueError where the bytes are not UTF-8."""
+    try:
+      text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+      raise ValueError(
+        f"the text is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}; convert it, or use "
+        "data.tokenizer=bytes.") from error
+    return np.asarray(self._model.encode(text), np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+
+  def decode(self, ids: np.ndarray) -> bytes:
+    return self._model.decode(np.asarray(ids).tolist()).encode("utf-8")
 
 
 def get_tokenizer(data: DataConfig) -> Tokenizer:
-  """The tokenizer that the config names."""
+  """The tokenizer that the config names.
+
+  Raises:
+    ValueError: the name is not known, or its model has not been trained.
+  """
   if data.tokenizer == "bytes":
     return ByteTokenizer()
-  raise ValueError(
-    f"data.tokenizer={data.tokenizer!r} is not one of {', '.join(TOKENIZERS)}."
-    f"{did_you_mean(data.tokenizer, TOKENIZERS)}")
+  path = model_path(data)
+  if not path.is_file():
+    raise ValueError(
+      f"the model of data.tokenizer={data.tokenizer} is not at {path}; "
+      f"run `{prepare_command(data.path, data.source)} --tokenizer={data.tokenizer}`.")
+  return _load(data.tokenizer, path, path.stat().st_mtime_ns)
+
+
+def model_path(data: DataConfig) -> Path:
+  """Where the trained model of a data set lies: shipped with the sample, or in the folder of prepared data."""
+  parse_name(data.tokenizer)
+  name = f"{folder_name(data.tokenizer)}.model"
+  if f"{data.source}/{name}" in sample_files(data.source):
+    read_sample(f"{data.source}/{name}")  # refuses a damaged one
+    return SAMPLES / data.source / name
+  return Path(data.path) / data.source / name
+
+
+def folder_name(tokenizer: str) -> str:
+  """The tokenizer's name as a file name."""
+  return tokenizer.replace(":", "_")
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, path: Path, modified_ns: int) -> BPETokenizer:
+  del modified_ns  # part of the cache key: a model that changed is read again
+  return BPETokenizer(name, path)
 
 
 def did_you_mean(given: str, allowed: tuple[str, ...]) -> str:
