@@ -15,32 +15,32 @@ from lattice_jax.data.plan import Layout, Placement
 class Group:
   """Rows that are read side by side from a fresh memory, each holding zero or more pieces end to end.
 
-  ids: one per piece. row_starts: [rows + 1] addresses in the layout where the rows begin.
+  ids, documents: one per piece. row_starts: [rows + 1] addresses in the layout where the rows begin.
   """
 
   layout: Layout
   ids: np.ndarray
+  documents: np.ndarray
   row_starts: np.ndarray
 
   def num_chunks(self, chunk_len: int) -> int:
     """Chunks until every row is finished; the same on all hosts."""
     return -(-int(np.diff(self.row_starts).max()) // chunk_len)
 
-  def chunk(self, number: int, chunk_len: int, first_row: int, last_row: int) -> tuple[Placement, np.ndarray]:
-    """Tokens [number · chunk_len, + chunk_len) of rows [first_row, last_row), and which of them exist.
+  def chunk(self, number: int, chunk_len: int) -> tuple[Placement, np.ndarray]:
+    """Tokens [number · chunk_len, + chunk_len) of all rows, and the document of each, −1 where the row has ended.
 
     Where a row is exhausted its last token is repeated as padding, under the same id.
     """
-    start_B1 = self.row_starts[first_row:last_row, None]
-    length_B1 = self.row_starts[first_row + 1:last_row + 1, None] - start_B1
+    start_B1, stop_B1 = self.row_starts[:-1, None], self.row_starts[1:, None]
     along_T = number * chunk_len + np.arange(chunk_len, dtype=np.int64)
-    address_BT = np.clip(start_B1 + np.minimum(along_T, length_B1 - 1), 0, self.row_starts[-1] - 1)
+    address_BT = np.clip(np.minimum(start_B1 + along_T, stop_B1 - 1), 0, self.row_starts[-1] - 1)
     piece_BT, index_BT = self.layout.locate(address_BT)
     placement = Placement(
       index_BT=index_BT,
       positions_BT=(address_BT - self.layout.starts[piece_BT]).astype(np.int32),
       ids_BT=self.ids[piece_BT].astype(np.int32))
-    return placement, along_T < length_B1
+    return placement, np.where(start_B1 + along_T < stop_B1, self.documents[piece_BT], -1)
 
 
 def cold_groups(offsets: np.ndarray, seq_len: int, batch: int) -> Iterator[Group]:
@@ -55,7 +55,9 @@ def cold_groups(offsets: np.ndarray, seq_len: int, batch: int) -> Iterator[Group
     windows = order[first:first + batch]
     layout = Layout.of(begins[windows], lengths[windows])
     empty_rows = np.full(batch - len(windows), layout.starts[-1])
-    yield Group(layout, ids=np.arange(first, first + len(windows)), row_starts=np.append(layout.starts, empty_rows))
+    yield Group(
+      layout, ids=np.arange(first, first + len(windows)), documents=document[windows],
+      row_starts=np.append(layout.starts, empty_rows))
 
 
 def carried_group(offsets: np.ndarray, batch: int) -> Group:
@@ -69,4 +71,5 @@ def carried_group(offsets: np.ndarray, batch: int) -> Group:
     heapq.heappush(shortest, (length + int(lengths[document]), row))
   order = np.array([document for row in rows for document in row], np.int64)
   layout = Layout.of(offsets[order], lengths[order])
-  return Group(layout, ids=order, row_starts=layout.starts[np.cumsum([0, *map(len, rows)])])
+  return Group(
+    layout, ids=order, documents=order, row_starts=layout.starts[np.cumsum([0, *map(len, rows)])])

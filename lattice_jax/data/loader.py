@@ -22,9 +22,17 @@ _PROTOCOLS = ("cold", "carried")
 
 @dataclass(frozen=True)
 class EvalBatch:
-  """A chunk of an evaluation. `fresh`: start from a new memory, else go on from the chunk before."""
+  """A chunk of an evaluation.
+
+  batch: this host's rows.
+  positions_BT, documents_BT: of the targets of all hosts' rows, so that every host can add up the whole result; the
+    document is −1 where there is no target.
+  fresh: start from a new memory, else go on from the chunk before.
+  """
 
   batch: Batch
+  positions_BT: np.ndarray
+  documents_BT: np.ndarray
   fresh: bool
 
 
@@ -82,16 +90,19 @@ def eval_batches(
   """
   if protocol not in _PROTOCOLS:
     raise ValueError(f"the evaluation protocol {protocol!r} is not one of {', '.join(_PROTOCOLS)}.")
-  rows = host_rows(batch, host, num_hosts)
+  first, last = host_rows(batch, host, num_hosts)
   chunk_len = chunk_len or seq_len
   groups = (
     cold_groups(source.offsets, seq_len, batch) if protocol == "cold" else [carried_group(source.offsets, batch)])
   for sequence, group in enumerate(groups):
     for number in range(group.num_chunks(chunk_len)):
-      placement, valid_BT = group.chunk(number, chunk_len, *rows)
+      placement, documents_BT = group.chunk(number, chunk_len)
+      own = Placement(*(field_BT[first:last] for field_BT in (
+        placement.index_BT, placement.positions_BT, placement.ids_BT)))
       chunk = _read(
-        source, placement, eos_id=tokenizer.eos_id, sequence=sequence, valid_BT=valid_BT, pad_id=tokenizer.pad_id)
-      yield EvalBatch(chunk, fresh=number == 0)
+        source, own, eos_id=tokenizer.eos_id, sequence=sequence, valid_BT=documents_BT[first:last] >= 0,
+        pad_id=tokenizer.pad_id)
+      yield EvalBatch(chunk, placement.positions_BT, documents_BT, fresh=number == 0)
 
 
 def host_rows(batch: int, host: int, num_hosts: int) -> tuple[int, int]:
@@ -106,9 +117,11 @@ def _read(
     source: Source, placement: Placement, *, eos_id: int, sequence: int,
     valid_BT: np.ndarray | None = None, pad_id: int = 0) -> Batch:
   index_BT = placement.index_BT
-  # The index before the first token of a source wraps around, harmlessly: that token starts a piece.
-  tokens_BT = np.where(placement.reset_BT, eos_id, source.tokens[index_BT - 1])
   targets_BT = source.tokens[index_BT]
+  # The token before the first of a source is never used, because that one starts a piece.
+  before_B1 = source.tokens[np.maximum(index_BT[:, :1] - 1, 0)]
+  # Inside a piece the input is the target before it: reading it again would double the work of slow sources.
+  tokens_BT = np.where(placement.reset_BT, eos_id, np.concatenate([before_B1, targets_BT[:, :-1]], axis=1))
   if valid_BT is None:
     valid_BT = np.ones(index_BT.shape, bool)
   else:

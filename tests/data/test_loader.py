@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import Config, DataConfig
-from lattice_jax.data.loader import EvalBatch, eval_batches, train_batches
+from lattice_jax.data.loader import EvalBatch, UpdateReader, eval_batches, train_batches
+from lattice_jax.data.plan import Plan
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers import get_tokenizer
 from tests.data.builders import FIRST_TOKEN, numbered_source
@@ -109,7 +110,43 @@ def test_evaluation_hosts_read_the_rows_of_one(protocol):
     joined = jax.tree.map(
       lambda *rows_bt: np.concatenate(rows_bt), *[part.batch.replace(sequence=None) for part in parts])
     assert_same(chunk.batch.replace(sequence=None), joined)
-    assert all(part.fresh == chunk.fresh for part in parts)
+    for part in parts:
+      assert part.fresh == chunk.fresh
+      np.testing.assert_array_equal(part.positions_BT, chunk.batch.segment.positions_BT)
+      np.testing.assert_array_equal(part.documents_BT, chunk.documents_BT)
+
+
+@pytest.mark.parametrize("protocol", ["cold", "carried"])
+def test_every_target_names_its_document(protocol):
+  source = numbered_source(*LENGTHS)
+  for chunk in eval_batches(source, TOKENIZER, protocol=protocol, seq_len=8, chunk_len=3, batch=4):
+    document_BT = source.document_of(chunk.batch.targets_BT - FIRST_TOKEN)
+    np.testing.assert_array_equal(chunk.documents_BT, np.where(chunk.batch.segment.valid_BT, document_BT, -1))
+
+
+class ReadOnce:
+  """A token array that counts what is read of it and knows no negative places."""
+
+  def __init__(self, tokens):
+    self.tokens, self.num_read = tokens, 0
+
+  def __len__(self):
+    return len(self.tokens)
+
+  def __getitem__(self, index):
+    assert index.min() >= 0
+    self.num_read += index.size
+    return self.tokens[index]
+
+
+@pytest.mark.parametrize("rows", ROW_MODES)
+def test_a_token_is_read_once_and_none_before_the_first(rows):
+  source = numbered_source(*LENGTHS)
+  tokens = ReadOnce(source.tokens)
+  reader = UpdateReader(Plan(config(rows).data, source), dataclasses.replace(source, tokens=tokens), EOS, (0, 4))
+  for step in range(8):
+    assert_same(reader[step], take(1, config(rows), source, start_step=step)[0])
+  assert tokens.num_read == 8 * 4 * (4 + 1)
 
 
 def follow(chunks: list[EvalBatch], row: int) -> list[tuple[int, int, int]]:
