@@ -85,17 +85,17 @@ class DataConfig:
 class OptimizerConfig:
   """The update rule; `learning_rate` is the peak of the schedule."""
 
-  name: str = "adamw"
+  name: str = "adamw"  # adamw | lion | adafactor: no momentum, clips by itself, its rate is relative to the parameter
   learning_rate: float = 1e-3
   warmup_steps: int = 100
   schedule: str = "cosine"  # cosine | linear | constant, after linear warm-up from 0
   final_fraction: float = 0.1  # of the peak, at the last step
-  b1: float = 0.9
+  b1: float = 0.9  # as b2, of AdamW and Lion
   b2: float = 0.98
-  eps: float = 1e-9
+  eps: float = 1e-9  # of AdamW
   weight_decay: float = 0.0
   decay: str = "scaled"  # scaled: times the learning rate; independent: p ← p − weight_decay·p, as in Transformer-VQ
-  clip_norm: float = 1.0  # 0 = off
+  clip_norm: float = 1.0  # of the whole gradient; 0 = off
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class TrainConfig:
   keep_last: int = 2
   keep_best: int = 1
   nan_skips: int = 0  # updates with a non-finite loss that may be skipped before the run stops
-  writers: tuple[str, ...] = ("stdout", "jsonl")
+  writers: tuple[str, ...] = ("stdout", "jsonl")  # also tensorboard, wandb
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ CHOICES = {
   "model.remat": ("none", "full", "boundary"),
   "model.impl": ("auto", "reference", "xla", "pallas", "interpret"),
   "data.rows": ("sequences", "documents", "packed"),
-  "optimizer.name": ("adamw", "lion"),
+  "optimizer.name": ("adamw", "lion", "adafactor"),
   "optimizer.schedule": ("cosine", "linear", "constant"),
   "optimizer.decay": ("scaled", "independent"),
   "eval.protocol": ("cold", "carried", "both"),

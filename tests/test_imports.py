@@ -19,6 +19,7 @@ LAYERS = (
   ("lattice_jax.config_checks",),
   ("lattice_jax.models", "lattice_jax.data", "lattice_jax.metrics"),
   ("lattice_jax.sharding",),
+  ("lattice_jax.training.adafactor",),
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),
   ("lattice_jax.checkpoint",),

@@ -1,8 +1,8 @@
-"""The update rule: clip, direction (AdamW, Lion), schedule and weight decay, blind to how layers are stored.
+"""The update rule: clip, direction (AdamW, Lion, Adafactor), schedule and weight decay, blind to how layers are stored.
 
 A stacked parameter [L, …] must be updated as its L layers would be one by one: whether a leaf is decayed is read from
-its logical axes without `layers`. A rule whose arithmetic mixes the elements of one tensor (Adafactor) belongs in
-`RULES` with its per-tensor part vmapped over that axis.
+its logical axes without `layers`, and a rule whose arithmetic mixes the elements of one tensor (Adafactor) is vmapped
+over that axis.
 """
 
 from __future__ import annotations
@@ -17,26 +17,34 @@ import jax.numpy as jnp
 import optax
 
 from lattice_jax.config import OptimizerConfig
+from lattice_jax.training.adafactor import adafactor
 
-RULES: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]] = {
-  "adamw": lambda config: optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32),
-  "lion": lambda config: optax.scale_by_lion(config.b1, config.b2, mu_dtype=jnp.float32),
+# Each takes the config and the tree that says which parameters are stacked over layers.
+RULES: dict[str, Callable[[OptimizerConfig, Any], optax.GradientTransformation]] = {
+  "adamw": lambda config, stacked: optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32),
+  "lion": lambda config, stacked: optax.scale_by_lion(config.b1, config.b2, mu_dtype=jnp.float32),
+  "adafactor": lambda config, stacked: adafactor(stacked),
 }
 
 
 @dataclass(frozen=True)
 class Optimizer:
-  """`init` works on boxed or plain parameters (moments then carry the boxes); `update` on plain ones.
+  """`init` works on boxed or plain parameters (moments of their shape then carry the boxes); `update` on plain ones.
 
-  decays: tree of bool, one per parameter.
+  decays, stacked: trees of bool, one per parameter; see `decay_mask` and `stacked_mask`.
   """
 
   config: OptimizerConfig
   steps: int
   decays: Any
+  stacked: Any
+
+  @property
+  def rule(self) -> optax.GradientTransformation:
+    return RULES[self.config.name](self.config, self.stacked)
 
   def init(self, params: Any) -> Any:
-    return RULES[self.config.name](self.config).init(params)
+    return self.rule.init(params)
 
   def update(
     self, grads: Any, opt_state: Any, params: Any, *, step: jax.Array
@@ -46,7 +54,7 @@ class Optimizer:
     if self.config.clip_norm:
       scale = jnp.minimum(1.0, self.config.clip_norm / jnp.maximum(grad_norm, 1e-12))
       grads = jax.tree.map(lambda grad: grad * scale, grads)
-    direction, opt_state = RULES[self.config.name](self.config).update(grads, opt_state, params)
+    direction, opt_state = self.rule.update(grads, opt_state, params)
     rate = learning_rate(self.config, self.steps, step)
     decay_rate = self.config.weight_decay * (rate if self.config.decay == "scaled" else 1.0)
 
@@ -76,8 +84,17 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) ->
 def decay_mask(boxed: Any) -> Any:
   """True for parameters with at least two axes, not counting the axis of stacked layers."""
   def is_decayed(leaf: Any) -> bool:
-    if isinstance(leaf, nn.Partitioned):
+    if _is_box(leaf):
       return sum(name != "layers" for name in leaf.names) > 1
     return leaf.ndim > 1
 
-  return jax.tree.map(is_decayed, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+  return jax.tree.map(is_decayed, boxed, is_leaf=_is_box)
+
+
+def stacked_mask(boxed: Any) -> Any:
+  """True for parameters whose first axis is that of stacked layers."""
+  return jax.tree.map(lambda leaf: _is_box(leaf) and leaf.names[0] == "layers", boxed, is_leaf=_is_box)
+
+
+def _is_box(leaf: Any) -> bool:
+  return isinstance(leaf, nn.Partitioned)

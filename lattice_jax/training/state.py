@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lattice_jax.config import Config
 from lattice_jax.models import decoder
 from lattice_jax.sharding import param_shardings, replicated, state_shardings, unbox
-from lattice_jax.training.optimizer import Optimizer, decay_mask
+from lattice_jax.training.optimizer import Optimizer, decay_mask, stacked_mask
 
 
 @flax.struct.dataclass
@@ -38,9 +38,10 @@ def carries_memory(config: Config) -> bool:
 
 
 def make_optimizer(config: Config) -> Optimizer:
-  """The optimizer of a config; its decay mask needs the parameters' logical axes only."""
+  """The optimizer of a config; its masks need the parameters' logical axes only."""
   boxed = jax.eval_shape(lambda: decoder.init_variables(config.model, jax.random.key(0)))
-  return Optimizer(config.optimizer, config.train.steps, decay_mask(boxed["params"]))
+  params = boxed["params"]
+  return Optimizer(config.optimizer, config.train.steps, decay_mask(params), stacked_mask(params))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:

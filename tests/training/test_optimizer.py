@@ -1,4 +1,4 @@
-"""Schedules, decay, and that stacking layers changes nothing."""
+"""Schedules, decay, Adafactor, and that stacking layers changes nothing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lattice_jax.config import OptimizerConfig
-from lattice_jax.training.optimizer import Optimizer, decay_mask, learning_rate
-from lattice_jax.training.state import make_optimizer
+from lattice_jax.sharding import make_mesh
+from lattice_jax.training.adafactor import adafactor
+from lattice_jax.training.optimizer import RULES, Optimizer, decay_mask, learning_rate, stacked_mask
+from lattice_jax.training.state import abstract_state, make_optimizer
 from tests.training import tiny
 
 
@@ -38,7 +41,7 @@ def test_decay_pulls_matrices_only_and_follows_the_rate_only_when_scaled(decay):
     weight_decay=0.1, decay=decay, learning_rate=0.5, warmup_steps=10, schedule="constant")
   boxed = {"matrix": nn.LogicallyPartitioned(jnp.ones((3, 2, 2)), ("layers", "embed", "mlp")),
            "stacked_gain": nn.LogicallyPartitioned(jnp.ones((3, 2)), ("layers", "embed"))}
-  optimizer = Optimizer(config, 100, decay_mask(boxed))
+  optimizer = Optimizer(config, 100, decay_mask(boxed), stacked_mask(boxed))
   params = {name: box.value for name, box in boxed.items()}
   grads = jax.tree.map(jnp.zeros_like, params)
   new, _, _ = optimizer.update(grads, optimizer.init(params), params, step=jnp.asarray(0))
@@ -50,7 +53,7 @@ def test_decay_pulls_matrices_only_and_follows_the_rate_only_when_scaled(decay):
 def test_clipping_bounds_the_norm_of_the_gradient_and_reports_the_norm_before():
   config = OptimizerConfig(name="lion", clip_norm=1.0)
   params = {"a": jnp.ones((2, 2))}
-  optimizer = Optimizer(config, 10, decay_mask(params))
+  optimizer = Optimizer(config, 10, decay_mask(params), stacked_mask(params))
   grads = {"a": jnp.full((2, 2), 5.0)}
   _, opt_state, norms = optimizer.update(grads, optimizer.init(params), params, step=jnp.asarray(0))
   assert norms["grad_norm"] == 10.0
@@ -67,26 +70,73 @@ def test_decay_mask_does_not_depend_on_stacking():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw", "lion"])
+@pytest.mark.parametrize("name", RULES)
 def test_stacked_layers_train_like_unrolled_ones(name):
-  config = tiny.make_config(optimizer__name=name, optimizer__eps=1e-6, train__steps_per_dispatch=3)
+  config = wide_config(optimizer__name=name, optimizer__eps=1e-6, train__steps_per_dispatch=3)
   unrolled_config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
   start, _ = tiny.run_updates(config, 0)
   groups = range(config.model.layers)
   start = start.replace(
     params=unroll(start.params, groups), buffers=unroll(start.buffers, groups),
-    opt_state=type(start.opt_state)(*[unroll(part, groups) for part in start.opt_state]))
+    opt_state=unroll(start.opt_state, groups))
   unrolled, unrolled_metrics = tiny.run_updates(unrolled_config, 3, state=start)
   stacked, metrics = tiny.run_updates(config, 3)
-  for tree, stacked_tree in ((unrolled.params, stacked.params), (unrolled.buffers, stacked.buffers)):
+  for tree, stacked_tree in (
+      (unrolled.params, stacked.params), (unrolled.buffers, stacked.buffers),
+      (unrolled.opt_state, stacked.opt_state)):
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, unroll(stacked_tree, groups))
   assert [m["loss"] for m in unrolled_metrics] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
 
 
+def wide_config(**changes):
+  """Wide enough for Adafactor to factor some of the moments, and others not."""
+  vq = dataclasses.replace(tiny.make_config().model.vq, value_dim=128)
+  return tiny.make_config(model__dim=128, model__vq=vq, **changes)
+
+
 def unroll(tree, groups):
-  """{"groups": stacked, …} → {"group_0": …, "group_1": …, …}."""
+  """{"groups": stacked, …} → {"group_0": …, "group_1": …, …}, also within a tuple of moments."""
+  if isinstance(tree, tuple):
+    return type(tree)(*[unroll(part, groups) for part in tree])
   if not isinstance(tree, dict):
     return tree
   rest = {name: value for name, value in tree.items() if name != "groups"}
   return rest | {f"group_{n}": jax.tree.map(lambda x, n=n: x[n], tree["groups"]) for n in groups}
+
+
+def test_adafactor_updates_each_layer_as_optax_updates_it_alone():
+  keys = jax.random.split(jax.random.key(0), 4)
+  params_L, grads_L = jax.random.normal(keys[0], (3, 129, 130)), 1e-3 * jax.random.normal(keys[1], (3, 129, 130))
+  params_L *= jnp.asarray([1.0, 1e-2, 1e-5])[:, None, None]  # layers of different size, one below the least scale
+  rule = adafactor({"weight": True})
+  state = rule.init({"weight": params_L})
+  alone = optax.adafactor(1.0)
+  states = [alone.init(param) for param in params_L]
+  for n in range(3):
+    grads = grads_L * (n + 1)
+    change, state = rule.update({"weight": grads}, state, {"weight": params_L})
+    for layer in range(3):
+      expected, states[layer] = alone.update(grads[layer], states[layer], params_L[layer])
+      np.testing.assert_allclose(change["weight"][layer], -expected, rtol=1e-4, atol=1e-9)
+
+
+def test_adafactor_shards_what_has_the_shape_of_its_parameter_and_keeps_rows_and_columns_small():
+  config = wide_config(optimizer__name="adafactor")
+  state = abstract_state(config, make_mesh(config.mesh))
+  moments = state.opt_state["embedding"]
+  assert moments.v_row.shape == (128,) and moments.v_col.shape == (259,) and moments.v.shape == (1,)
+  block, params = state.opt_state["groups"]["block_0"]["memory"], state.params["groups"]["block_0"]["memory"]
+  assert block["query"].v.sharding == params["query"].sharding != moments.v_row.sharding
+  assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) < 0.2 * sum(
+    leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_adafactor_moves_a_parameter_in_proportion_to_its_size():
+  config = OptimizerConfig(name="adafactor", clip_norm=0.0, learning_rate=0.01, warmup_steps=1, schedule="constant")
+  params = {"small": jnp.full((4, 4), 0.1), "large": jnp.full((4, 4), 10.0)}
+  optimizer = Optimizer(config, 10, decay_mask(params), stacked_mask(params))
+  grads = jax.tree.map(jnp.ones_like, params)
+  new, _, _ = optimizer.update(grads, optimizer.init(params), params, step=jnp.asarray(0))
+  for name, param in params.items():
+    np.testing.assert_allclose(new[name], 0.99 * param, rtol=1e-5)

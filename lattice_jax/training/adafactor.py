@@ -1,0 +1,46 @@
+"""Adafactor (arXiv 1804.04235) from optax's parts, without momentum, one layer's tensor at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+
+DECAY_EXPONENT = 0.8  # the moments of update t keep 1 − t^-0.8 of what they were
+CLIP_RMS = 1.0
+
+
+def adafactor(stacked: Any) -> optax.GradientTransformation:
+  """The gradient over its running root mean square, which large matrices keep as rows and columns only; then at most
+  CLIP_RMS in root mean square, times the root mean square of the parameter.
+
+  Each of these mixes the elements of a tensor, so parameters that are `stacked` (a tree of bool) over layers are
+  updated layer by layer. The state is a tree like the parameters with one `optax.FactoredState` each.
+  """
+  moments = optax.scale_by_factored_rms(decay_rate=DECAY_EXPONENT)
+  scale = optax.chain(optax.clip_by_block_rms(CLIP_RMS), optax.scale_by_param_block_rms())
+
+  def init_tensor(is_stacked: bool, param: Any) -> optax.FactoredState:
+    tensor = param.value if isinstance(param, nn.Partitioned) else param
+    state = (jax.vmap(moments.init) if is_stacked else moments.init)(tensor)
+    # rows and columns are small and lie on every device; a moment of the parameter's shape is sharded like it
+    is_whole = isinstance(param, nn.Partitioned) and state.v.shape == tensor.shape
+    return state._replace(v=param.replace_boxed(state.v)) if is_whole else state
+
+  def update_tensor(is_stacked: bool, grad: jax.Array, state: Any, param: jax.Array) -> tuple[jax.Array, Any]:
+    def update_one(grad: jax.Array, state: Any, param: jax.Array) -> tuple[jax.Array, Any]:
+      change, state = moments.update(grad, state, param)
+      return scale.update(change, scale.init(param), param)[0], state
+
+    return (jax.vmap(update_one) if is_stacked else update_one)(grad, state, param)
+
+  def init(params: Any) -> Any:
+    return jax.tree.map(init_tensor, stacked, params)
+
+  def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    both = jax.tree.map(update_tensor, stacked, grads, state, params)
+    return tuple(jax.tree.map(lambda _, pair, part=part: pair[part], stacked, both) for part in (0, 1))
+
+  return optax.GradientTransformation(init, update)
