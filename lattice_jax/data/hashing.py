@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FEISTEL_ROUNDS = 6
 
 
 def hashed_integers(count: int, *key: int) -> np.ndarray:
@@ -18,6 +19,25 @@ def hashed_integers(count: int, *key: int) -> np.ndarray:
 def permutation(count: int, *key: int) -> np.ndarray:
   """A permutation of range(count) that depends on the key alone."""
   return np.argsort(hashed_integers(count, *key), kind="stable")
+
+
+def permuted(places: np.ndarray, count: int, *key: int) -> np.ndarray:
+  """Where a permutation of range(count) that depends on the key alone sends `places`; the others are never computed.
+
+  A Feistel network on the smallest even number of bits that holds `count`; what falls outside goes through it again.
+  """
+  half = np.uint64(max((count - 1).bit_length() + 1, 2) // 2)
+  mask = (np.uint64(1) << half) - np.uint64(1)
+  round_keys = hashed_integers(_FEISTEL_ROUNDS, *key)
+  result = np.asarray(places).astype(np.uint64)
+  outside = np.ones(result.shape, bool)
+  while outside.any():
+    left, right = result[outside] >> half, result[outside] & mask
+    for round_key in round_keys:
+      left, right = right, left ^ (_mix(right + round_key) & mask)
+    result[outside] = left << half | right
+    outside = result >= count
+  return result.astype(np.int64)
 
 
 def _mix(value: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ A *piece* is a stretch of one document that a row reads without a break. Its fir
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.hashing import permutation
-from lattice_jax.data.sources import Source
+from lattice_jax.data.hashing import permutation, permuted
+from lattice_jax.data.source import Source
 
 _DOCUMENTS, _WINDOWS = 0, 1  # keys of the two shuffles of an epoch
 _MAX_ID = 2**31
@@ -74,7 +75,7 @@ class Plan:
     self._data = data
     self._offsets = source.offsets
     self._num_tokens = len(source.tokens)
-    self._epochs: dict[int, tuple[Layout, np.ndarray]] = {}
+    self._layouts: dict[int, Layout] = {}
     self._place = {
       "sequences": self._place_sequences, "packed": self._place_packed, "documents": self._place_documents}[data.rows]
     needed = data.batch if data.rows == "documents" else data.seq_len
@@ -95,8 +96,8 @@ class Plan:
   def _place_sequences(self, step: int, rows_B: np.ndarray) -> Placement:
     group, inside_T = self._inside_sequence(step)
     start_B = np.empty_like(rows_B)
-    for epoch, slots, part in self._examples(group, rows_B):
-      start_B[part] = self._epoch(epoch)[1][slots] * self._data.seq_len
+    for _, windows, part in self._windows(group, rows_B):
+      start_B[part] = windows * self._data.seq_len
     shape = (len(rows_B), len(inside_T))
     return Placement(
       index_BT=start_B[:, None] + inside_T,
@@ -106,9 +107,9 @@ class Plan:
   def _place_packed(self, step: int, rows_B: np.ndarray) -> Placement:
     group, inside_T = self._inside_sequence(step)
     parts = []
-    for epoch, slots, _ in self._examples(group, rows_B):
-      layout, windows = self._epoch(epoch)
-      start_B = windows[slots] * self._data.seq_len
+    for epoch, windows, _ in self._windows(group, rows_B):
+      layout = self._layout(epoch)
+      start_B = windows * self._data.seq_len
       first_piece_B, _ = layout.locate(start_B)
       # A row has at most seq_len pieces, so this keeps ids apart within the row and from one group to the next.
       id_base_B = group * self._data.seq_len - first_piece_B
@@ -123,7 +124,7 @@ class Plan:
     for epoch in range(along_T[0] // lane_len, along_T[-1] // lane_len + 1):
       inside_T = along_T[along_T // lane_len == epoch] - epoch * lane_len
       id_base = epoch * (len(self._offsets) - 1)
-      parts.append(_pieces(self._epoch(epoch)[0], start_B[:, None] + inside_T, start_B[:, None], id_base))
+      parts.append(_pieces(self._layout(epoch), start_B[:, None] + inside_T, start_B[:, None], id_base))
     return _join(parts, axis=1)
 
   def _inside_sequence(self, step: int) -> tuple[int, np.ndarray]:
@@ -131,26 +132,25 @@ class Plan:
     group, update = divmod(step, self.updates_per_sequence)
     return group, update * self._data.update_len + np.arange(self._data.update_len, dtype=np.int64)
 
-  def _examples(self, group: int, rows_B: np.ndarray):
-    """The shuffled sequences that the rows of a group read: (epoch, slots within the epoch, which rows)."""
+  def _windows(self, group: int, rows_B: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The shuffled sequences that the rows of a group read: (epoch, their numbers in the corpus, which rows)."""
     per_epoch = self._num_tokens // self._data.seq_len
     example_B = group * self._data.batch + rows_B
     epoch_B = example_B // per_epoch
     for epoch in range(epoch_B[0], epoch_B[-1] + 1):
       part = epoch_B == epoch
-      yield epoch, example_B[part] - epoch * per_epoch, part
+      yield epoch, permuted(example_B[part] - epoch * per_epoch, per_epoch, self._data.seed, epoch, _WINDOWS), part
 
-  def _epoch(self, epoch: int) -> tuple[Layout, np.ndarray]:
-    """The layout of the documents and the order of the sequences of one epoch."""
-    if epoch not in self._epochs:
+  def _layout(self, epoch: int) -> Layout:
+    """The documents of one epoch, end to end."""
+    if epoch not in self._layouts:
       order = permutation(len(self._offsets) - 1, self._data.seed, epoch, _DOCUMENTS)
       layout = Layout.of(self._offsets[order], np.diff(self._offsets)[order])
-      windows = permutation(self._num_tokens // self._data.seq_len, self._data.seed, epoch, _WINDOWS)
       # Reader threads may be on both sides of an epoch's end; replacing the whole dict keeps them out of each other's
       # way.
-      self._epochs = {**{e: kept for e, kept in self._epochs.items() if abs(e - epoch) < 3}, epoch: (layout, windows)}
-      return layout, windows
-    return self._epochs[epoch]
+      self._layouts = {**{e: kept for e, kept in self._layouts.items() if abs(e - epoch) < 3}, epoch: layout}
+      return layout
+    return self._layouts[epoch]
 
 
 def _pieces(layout: Layout, address_BT: np.ndarray, cold_start: np.ndarray, id_base: np.ndarray | int) -> Placement:
