@@ -9,6 +9,11 @@ import ml_collections
 
 from lattice_jax import config_checks
 
+# Real data sets and the shipped samples that stand in for them.
+SAMPLES = {"enwik8": "enwiki_sample", "pg19": "books_sample", "imagenet64": "photos_sample"}
+BOOKS_VOCAB = 2048
+BOOKS_TOKENIZER = f"bpe_lossless:{BOOKS_VOCAB}"
+
 
 def default() -> ml_collections.ConfigDict:
   """Every field with its default; assigning to a misspelt field raises."""
@@ -30,14 +35,39 @@ def parse_arg(arg: str, *variants: str) -> frozenset[str]:
   return frozenset(asked)
 
 
+def use_paper_adafactor(config: ml_collections.ConfigDict) -> None:
+  """How the paper trains its large models: rates are shares of a parameter's own size, clipping is Adafactor's own."""
+  config.optimizer.update({
+    "name": "adafactor", "learning_rate": 1e-2, "warmup_steps": 10_000, "schedule": "cosine", "final_fraction": 0.1,
+    "weight_decay": 0.0, "clip_norm": 0.0})
+
+
+def shrink_to_sample(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+  """Ten minutes on two cores on the shipped sample: little data and time, so no dropout and faster learning."""
+  config.data.source = SAMPLES[config.data.source]
+  config.model.update({
+    "dim": 192, "layers": 6, "tied_embeddings": False, "logit_scale": 1.0, "final_norm": True, "dropout": 0.0,
+    "layer_drop": 0.0, "dtype": "float32", "remat": "none"})
+  config.model.vq.update({"key_dim": 64, "value_dim": 384, "codes": 128, "block_len": 64, "sinusoid_dropout": 0.0})
+  config.optimizer.update({
+    "name": "adamw", "learning_rate": 3e-3, "warmup_steps": 100, "weight_decay": 0.05, "decay": "scaled",
+    "clip_norm": 1.0})
+  config.train.update({"steps_per_dispatch": 4, "log_every": 40, "eval_every": 0, "save_every": 200})
+  config.eval.update({"batch": 8, "chunk_len": 0, "protocol": "both"})
+  return config
+
+
 def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """Shrinks any experiment to seconds on a CPU, on shipped text, with the same features switched on."""
+  """Shrinks any experiment to seconds on a CPU, on the shipped sample, with the same features switched on."""
   updates_per_sequence = min(2, config.data.seq_len // config.data.update_len)
   config.name += "_smoke"
   _shrink_model(config.model)
-  config.data.update({
-    "source": "enwiki_sample", "tokenizer": "bytes", "seq_len": 64, "update_len": 64 // updates_per_sequence,
-    "batch": 16})
+  if config.data.source in SAMPLES:
+    config.data.source = SAMPLES[config.data.source]
+  if config.data.tokenizer != "bytes":
+    config.data.tokenizer = BOOKS_TOKENIZER
+    config.model.vocab = BOOKS_VOCAB
+  config.data.update({"seq_len": 64, "update_len": 64 // updates_per_sequence, "batch": 16})
   config.optimizer.warmup_steps = 2
   config.train.update({
     "steps": 4, "accumulate": min(2, config.train.accumulate),
@@ -47,7 +77,7 @@ def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def _shrink_model(model: ml_collections.ConfigDict) -> None:
-  model.update({"vocab": 259, "dim": 32, "layers": 2 * len(model.pattern), "mlp_dim": 64, "xent_chunk": 128})
+  model.update({"dim": 16, "layers": 2 * len(model.pattern), "mlp_dim": 32, "xent_chunk": 128})
   for memory, value_dim in ((model.attention, 16), (model.vq, 32)):
     heads = min(4, memory.heads)
     memory.update({
@@ -61,7 +91,7 @@ def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.Confi
 
   Keys are half again as wide: q and k then hold the parameters that VQ spends on its position projection.
   Softmax attention remembers nothing between the updates of a sequence, so an update is a whole sequence, of as many
-  tokens in fewer rows.
+  tokens in fewer rows, and rows that follow a document become packed ones.
   """
   model, data = config.model, config.data
   model.pattern = tuple("attention" if name == "vq" else name for name in model.pattern)
@@ -70,5 +100,7 @@ def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.Confi
     "value_dim": model.vq.value_dim, "gated": model.vq.gated, "qk_norm": True})
   data.batch = data.batch * data.update_len // data.seq_len
   data.update_len = data.seq_len
+  if data.rows == "documents":
+    data.rows = "packed"
   config.eval.chunk_len = 0
   return config

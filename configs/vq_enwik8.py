@@ -10,8 +10,8 @@ A size for two CPU cores on the shipped sample of Wikipedia, and one that only s
 python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_sample --cpu_devices=2
 python train.py --config=configs/vq_enwik8.py:smoke --workdir=runs/vq_smoke  (a minute)
 
-The sample size takes 40 to 60 minutes on two cores of an AMD EPYC. Expected: 1.93 bits per byte on test, cold or
-carried.
+The sample size takes 10 minutes on two cores of an AMD EPYC; with `--config.train.steps=3200` it takes 40 to 60, and ends
+at 1.93 bits per byte on test, cold or carried.
 """
 
 from __future__ import annotations
@@ -49,14 +49,8 @@ def paper() -> ml_collections.ConfigDict:
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:
-  """5.5 MB of text and 1.7M parameters: short on data and time, so no dropout, small updates and faster learning."""
+  """5.5 MB of text and 1.7M parameters."""
   config.name += "_sample"
-  config.model.update({
-    "dim": 192, "layers": 6, "final_norm": True, "dropout": 0.0, "layer_drop": 0.0, "dtype": "float32",
-    "remat": "none"})
-  config.model.vq.update({"key_dim": 64, "value_dim": 384, "codes": 128, "block_len": 64, "sinusoid_dropout": 0.0})
-  config.data.update({"source": "enwiki_sample", "seq_len": 2048, "update_len": 512, "batch": 8})
-  config.optimizer.update({
-    "learning_rate": 3e-3, "warmup_steps": 100, "weight_decay": 0.05, "decay": "scaled", "clip_norm": 1.0})
-  config.train.update({"steps": 3200, "steps_per_dispatch": 4, "log_every": 40, "eval_every": 800, "save_every": 200})
-  config.eval.update({"batch": 8, "chunk_len": 0})
+  common.shrink_to_sample(config)
+  config.data.update({"seq_len": 2048, "update_len": 512, "batch": 8})
+  config.train.steps = 700

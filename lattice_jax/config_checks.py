@@ -115,12 +115,14 @@ def _check_carried(config: Config, name: str) -> None:
 
 
 def _check_block(config: Config, name: str) -> None:
-  granularity = MEMORIES[name].granularity(config.model)
-  if config.data.update_len % granularity:
+  field = MEMORIES[name].block_field
+  if field is None:
+    return
+  block, update_len = _get(config, field), config.data.update_len
+  if update_len % block:
     raise ValueError(
-      f"the block of {granularity} tokens of memory {name!r} does not divide data.update_len="
-      f"{config.data.update_len}; use an update_len that is a multiple of {granularity}, or a block such as "
-      f"{largest_divisor(config.data.update_len, at_most=granularity)}.")
+      f"{field}={block}, the block of memory {name!r}, does not divide data.update_len={update_len}; use an update_len "
+      f"that is a multiple of {block}, or a block such as {largest_divisor(update_len, at_most=block)}.")
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:
@@ -156,14 +158,27 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
       raise ValueError(f"{path}={value!r} must be a section of fields.")
     return _build(hint, value, path + ".")
   if typing.get_origin(hint) is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise ValueError(f"{path}={value!r} must be a list of values.")
-    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    return _convert_list(typing.get_args(hint)[0], value, path)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
     raise ValueError(f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}.")
   return value
+
+
+def _convert_list(item_hint: Any, value: Any, path: str) -> tuple[Any, ...]:
+  """A tuple of names, or of tuples of as many names as the hint has."""
+  if not isinstance(value, (tuple, list)):
+    raise ValueError(f"{path}={value!r} must be a list of values.")
+  if item_hint is str:
+    if not all(isinstance(item, str) for item in value):
+      raise ValueError(f"{path}={value!r} must be a list of names.")
+    return tuple(value)
+  length = len(typing.get_args(item_hint))
+  for item in value:
+    if not (isinstance(item, (tuple, list)) and len(item) == length and all(isinstance(part, str) for part in item)):
+      raise ValueError(f"{path}={value!r} must be a list of groups of {length} names each.")
+  return tuple(tuple(item) for item in value)
 
 
 def _get(config: Config, path: str) -> Any:

@@ -9,8 +9,9 @@ import pathlib
 import jax
 import pytest
 
-from configs import common, vq_enwik8
+from configs import common
 from lattice_jax.config_checks import default_config, parse_config, to_dict
+from lattice_jax.data.sources import load_source
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import count_parameters
 
@@ -47,7 +48,8 @@ def test_docstring_holds_command_cost_and_expectation(name):
 def test_smoke_is_small_and_keeps_the_features(name):
   full, smoke = parse_config(load(name)), parse_config(load(name, "smoke"))
   assert parameters(load(name, "smoke")) < 100_000
-  assert smoke.data.source == "enwiki_sample"
+  assert smoke.data.source in {*common.SAMPLES.values()}, "runs on a fresh machine"
+  assert load_source(smoke.data, "test").name == smoke.data.source
   assert smoke.data.batch * smoke.data.update_len * smoke.train.steps <= 4096
   assert smoke.data.batch % 8 == 0, "runs on eight devices"
   for field in ("pattern", "block", "dtype", "remat", "dropout", "layer_drop", "scan_layers"):
@@ -56,9 +58,10 @@ def test_smoke_is_small_and_keeps_the_features(name):
 
 
 @pytest.mark.parametrize("arg", ["", "sample", "smoke"])
-def test_softmax_twin_has_equal_parameters_and_tokens(arg):
-  vq, full = parse_config(load("vq_enwik8", arg)), parse_config(load("full_enwik8", arg))
-  ratio = parameters(load("full_enwik8", arg)) / parameters(load("vq_enwik8", arg))
+@pytest.mark.parametrize("data", sorted(common.SAMPLES))
+def test_softmax_twin_has_equal_parameters_and_tokens(data, arg):
+  vq, full = parse_config(load(f"vq_{data}", arg)), parse_config(load(f"full_{data}", arg))
+  ratio = parameters(load(f"full_{data}", arg)) / parameters(load(f"vq_{data}", arg))
   assert abs(ratio - 1) < 0.01
   assert vq.data.batch * vq.data.update_len == full.data.batch * full.data.update_len
   assert vq.optimizer == full.optimizer
@@ -66,9 +69,13 @@ def test_softmax_twin_has_equal_parameters_and_tokens(arg):
   assert full.model.pattern == ("attention",)
 
 
-def test_paper_size():
-  count = parameters(vq_enwik8.paper())
-  assert 183e6 < count < 186e6, "the paper's 187.6M hold 3.2M of codebook statistics, which are no parameters here"
+@pytest.mark.parametrize(("name", "arg", "millions"), [
+  ("vq_enwik8", "", 187.6), ("vq_pg19", "", 1314), ("vq_imagenet64", "", 1249), ("vq_imagenet64", "190m", 187)])
+def test_paper_size(name, arg, millions):
+  """Parameters and codebook statistics, which the published counts include."""
+  model = parse_config(load(name, arg)).model
+  count = count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
+  assert count / 1e6 == pytest.approx(millions, rel=1e-3 if millions > 1000 else 3e-3)
 
 
 def test_quickstart_looks_beyond_its_window():
@@ -100,7 +107,7 @@ def test_misspelt_field_is_refused_with_a_suggestion():
   ("model", {"dropout": 1.0}, r"model\.dropout=1\.0 must lie in \[0, 1\)"),
   ("model", {"dtype": "bfloat"}, r"model\.dtype='bfloat' is not one of float32, bfloat16.*Did you mean 'bfloat16'"),
   ("data", {"seq_len": 1000, "update_len": 512}, r"update_len=512 does not divide data\.seq_len=1000; .* 500"),
-  ("data", {"seq_len": 768, "update_len": 768}, r"block of 512 tokens of memory 'vq' .* such as 384"),
+  ("data", {"seq_len": 768, "update_len": 768}, r"model\.vq\.block_len=512, .* data\.update_len=768; .* such as 384"),
   ("data", {"batch": 0}, r"data\.batch=0 must be positive"),
   ("train", {"accumulate": 3}, r"train\.accumulate=3 does not divide data\.batch=16; .* such as 2"),
   ("eval", {"protocol": "warm"}, r"eval\.protocol='warm' is not one of cold, carried, both"),

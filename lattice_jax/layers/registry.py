@@ -21,7 +21,8 @@ class Memory:
   make: (model, name=None) → the layer, an `nn.Module` with `init_state(batch, max_len=0)` and
     `__call__(x_BTD, state, segment, *, train) -> LayerOutput`.
   check: raises ValueError where the model config cannot be built.
-  granularity: tokens of its block; training lengths must be a multiple, the layer itself takes any length.
+  block_field: the config field that holds the tokens of its block; training lengths must be a multiple of them, the
+    layer itself takes any length. None where it has no block.
   visible: (model, query, key) → whether the output at `query` may depend on the input at `key` within a document.
   update_buffers: (model, buffers, statistics, rng) → buffers after an optimizer step, for one layer.
   needs_token_cache: whether the state must be given a `max_len` to remember what went before the call.
@@ -29,7 +30,7 @@ class Memory:
 
   make: Callable[..., nn.Module]
   check: Callable[[ModelConfig], None]
-  granularity: Callable[[ModelConfig], int]
+  block_field: str | None
   visible: Callable[[ModelConfig, int, int], bool]
   update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any]
   needs_token_cache: bool
@@ -71,7 +72,7 @@ MEMORIES: dict[str, Memory] = {
   "attention": Memory(
     make=lambda model, name=None: SoftmaxAttention(model, window=0, name=name),
     check=_check_attention,
-    granularity=lambda model: 1,
+    block_field=None,
     visible=lambda model, query, key: key <= query,
     update_buffers=_keep_buffers,
     needs_token_cache=True,
@@ -79,7 +80,7 @@ MEMORIES: dict[str, Memory] = {
   "window": Memory(
     make=lambda model, name=None: SoftmaxAttention(model, window=model.attention.window, name=name),
     check=_check_window,
-    granularity=lambda model: 1,
+    block_field=None,
     visible=lambda model, query, key: query - model.attention.window < key <= query,
     update_buffers=_keep_buffers,
     needs_token_cache=False,
@@ -87,7 +88,7 @@ MEMORIES: dict[str, Memory] = {
   "vq": Memory(
     make=lambda model, name=None: VQAttention(model, name=name),
     check=_check_vq,
-    granularity=lambda model: model.vq.block_len,
+    block_field="model.vq.block_len",
     visible=lambda model, query, key: key <= query and (model.vq.cache or query - key <= model.vq.block_len),
     update_buffers=update_codebook,
     needs_token_cache=False,

@@ -80,7 +80,7 @@ class MeanMemory(nn.Module):
 def toy_row(fault: str = "") -> Row:
   """The toy as a row of the table."""
   memory = Memory(
-    make=lambda model: MeanMemory(model, fault), check=lambda model: None, granularity=lambda model: 1,
+    make=lambda model: MeanMemory(model, fault), check=lambda model: None, block_field=None,
     visible=lambda model, query, key: key <= query, update_buffers=lambda model, buffers, statistics, rng: buffers,
     needs_token_cache=False)
   return Row(
