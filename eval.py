@@ -11,7 +11,6 @@ from pathlib import Path
 from absl import flags
 
 from lattice_jax import runtime
-from lattice_jax.evaluation import command, report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest when not given.")
@@ -24,7 +23,9 @@ _CHUNK_LEN = flags.DEFINE_integer("chunk_len", None, "Tokens of one call, memory
 _BATCH = flags.DEFINE_integer("batch", None, "Rows; the result does not depend on it.")
 _SET = flags.DEFINE_multi_string("set", [], "Change of the run's config, as in --set=model.vq.cache=False.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file; eval_<split>_<protocol>.json in the workdir when not given.")
-_COMPRESSORS = flags.DEFINE_bool("compressors", False, "Compare with gzip, bz2, xz and order-0, given the train split.")
+_COMPRESSORS = flags.DEFINE_bool(
+  "compressors", False,
+  "Compare texts with gzip, bz2, xz and order-0, given the train split; images with PNG, WebP and two entropies.")
 _GENERATE = flags.DEFINE_integer("generate", 0, "Tokens to write after --prompt, to sample.txt too.", lower_bound=0)
 _PROMPT = flags.DEFINE_string("prompt", "", "Start of the text.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0 takes the most likely token.")
@@ -36,6 +37,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 def main(argv: list[str]) -> None:
   if argv:
     raise ValueError(f"{argv[0]!r} is not a flag; flags are written --name=value.")
+  from lattice_jax.evaluation import command, report  # here, so that Ctrl-C during these seconds is one sentence too
+
   task = command.load(Path(_WORKDIR.value), step=_STEP.value, overrides=_SET.value)
   print(task.describe(), flush=True)
   results = []
@@ -48,7 +51,7 @@ def main(argv: list[str]) -> None:
       print(f"\n{report.format_result(result)}\n\nwrote {path}", flush=True)
       results.append(result)
   if _COMPRESSORS.value:
-    print(f"\n{report.format_comparison(results, task.compressors(_SPLIT.value))}", flush=True)
+    print(f"\n{report.format_comparison(results, *task.baselines(_SPLIT.value))}", flush=True)
   if _GENERATE.value:
     text = task.generate(
       _PROMPT.value, length=_GENERATE.value, temperature=_TEMPERATURE.value, top_k=_TOP_K.value, top_p=_TOP_P.value,

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.checkpoint import load_for_eval, read_config
 from lattice_jax.config import Config
 from lattice_jax.config_checks import check_config
-from lattice_jax.data.sources import load_source
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.photos import SIZE
+from lattice_jax.data.source import Source
+from lattice_jax.data.sources import load_source, read_raw
+from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
 from lattice_jax.evaluation.compressors import compressor_bits_per_byte
-from lattice_jax.evaluation.evaluator import EvalResult, evaluate_protocols
+from lattice_jax.evaluation.evaluator import evaluate_protocols
+from lattice_jax.evaluation.image_baselines import image_bits_per_dim
 from lattice_jax.evaluation.overrides import apply_overrides, check_variables_fit
 from lattice_jax.evaluation.report import result_name, write_result, write_text
+from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.inference.generate import generate
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.runtime import git_commit
@@ -75,11 +81,13 @@ class Task:
     write_result(path, result, run)
     return path
 
-  def compressors(self, split: str) -> dict[str, float]:
-    """Bits per byte of general compressors on the split, given the train split."""
-    tokenizer = get_tokenizer(self.config.data)
-    train, judged = (tokenizer.decode(load_source(self.config.data, name).tokens) for name in ("train", split))
-    return compressor_bits_per_byte(train, judged)
+  def baselines(self, split: str) -> tuple[dict[str, float], str]:
+    """(bits per unit on the split of what needs no model, the unit): of texts given the train split."""
+    source = load_source(self.config.data, split)
+    if source.unit == "dim":
+      return image_bits_per_dim(_images(source)), source.unit
+    train, judged = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
+    return compressor_bits_per_byte(train, judged), source.unit
 
   def generate(self, prompt: str, **options: Any) -> str:
     """The prompt and what follows it, also written to sample.txt in the workdir."""
@@ -107,3 +115,9 @@ def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
     check_variables_fit(config.model, {"params": params, "buffers": buffers})
   return Task(
     workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh)
+
+
+def _images(source: Source) -> Iterator[np.ndarray]:
+  tokenizer = ByteTokenizer()
+  for start, stop in itertools.pairwise(source.offsets.tolist()):
+    yield np.frombuffer(tokenizer.decode(source.tokens[start:stop]), np.uint8).reshape(SIZE, SIZE, 3)

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.evaluation.buckets import bucket_sums
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.sharding import batch_sharding, replicated, state_shardings, unbox
 from lattice_jax.types import Batch, Segment
@@ -25,15 +24,14 @@ class Shapes:
   batch: int
   chunk_len: int
   max_len: int
-  starts: tuple[int, ...]
 
 
 def compile_evaluation(
   model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Any
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
-  """The compiled step (variables, state, batch) → (state, (sums, metrics)) and the maker of an empty state.
+  """The compiled step (variables, state, batch) → (state, (nll_BT, metrics)) and the maker of an empty state.
 
-  sums: fp32 [2, B, N, E], the nats and the targets by bucket (see `bucket_sums`). The state is donated.
+  nll_BT: fp32 nats of all rows, whole on every device, also where there is no target. The state is donated.
   Compiled ahead and kept, so that a run which evaluates often compiles once and no call can retrace.
   """
   return _compile(model, shapes, mesh, _Abstract.of(variables))
@@ -85,10 +83,7 @@ def _compile(
   def step(variables: Any, state: Any, batch: Batch) -> Any:
     nll_BT, output = Decoder(model).apply(
       variables, batch.tokens_BT, batch.targets_BT, state, batch.segment, method=Decoder.score)
-    sum_by_bucket = functools.partial(
-      bucket_sums, weights=batch.weights_BT, positions=batch.segment.positions_BT,
-      starts=jnp.asarray(shapes.starts, jnp.int32))
-    return output.state, (jnp.stack([sum_by_bucket(nll_BT), sum_by_bucket(jnp.ones_like(nll_BT))]), output.metrics)
+    return output.state, (nll_BT.astype(jnp.float32), output.metrics)
 
   abstract_state = jax.eval_shape(make_state)
   shardings = state_shardings(abstract_state, mesh)

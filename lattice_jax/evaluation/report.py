@@ -8,33 +8,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.evaluation.evaluator import EvalResult
+from lattice_jax.evaluation.result import EvalResult
 
 
 def format_result(result: EvalResult) -> str:
-  """The totals of one protocol and its loss by position."""
-  totals = align([
-    ("bits per byte", f"{result.bits_per_byte:.4f}"),
-    ("nats per token", f"{result.nll_per_token:.4f}"),
-    ("tokens", f"{result.tokens:,}"),
-    ("tokens per second", f"{result.tokens_per_second:,.0f}"),
-    ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
-    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items())),
-  ])
-  buckets = align([
-    ("position", "tokens", "bits per byte"),
-    *((
-      f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}",
-      "" if bucket.bits_per_byte is None else f"{bucket.bits_per_byte:.4f}") for bucket in result.buckets)])
-  heading = f"{result.source}, {result.split} split, {result.protocol}: {_context(result)}"
-  return f"{heading}\n\n{totals}\n\n{buckets}"
+  """The totals of one protocol, its texts where it is of texts, and its loss by position."""
+  heading = (
+    f"{result.source}, {result.tokenizer} tokenizer, {result.split} split, {result.protocol}: {_context(result)}")
+  tables = [heading, _totals(result), *([_documents(result)] if result.documents else []), _buckets(result)]
+  return "\n\n".join(tables)
 
 
-def format_comparison(results: Sequence[EvalResult], compressors: Mapping[str, float]) -> str:
-  """The model beside general compressors on the same split, best first."""
-  rows = [(f"model, {result.protocol}", result.bits_per_byte) for result in results] + list(compressors.items())
+def format_comparison(results: Sequence[EvalResult], baselines: Mapping[str, float], unit: str) -> str:
+  """The model beside what needs no model on the same split, best first."""
+  rows = [(f"model, {result.protocol}", result.bits_per_byte) for result in results] + list(baselines.items())
   rows.sort(key=lambda row: row[1])
-  return align([("on the same split", "bits per byte"), *((name, f"{value:.4f}") for name, value in rows)])
+  return align([("on the same split", f"bits per {unit}"), *((name, f"{value:.4f}") for name, value in rows)])
 
 
 def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None:
@@ -74,3 +63,42 @@ def _context(result: EvalResult) -> str:
   if result.protocol == "cold":
     return f"windows of {result.seq_len:,} tokens, each from an empty memory"
   return f"whole documents, memory carried, {result.chunk_len:,} tokens a call"
+
+
+def _totals(result: EvalResult) -> str:
+  cut = "" if result.is_whole else f" of {result.split_tokens:,}"
+  words = []
+  if result.words is not None:
+    estimated = "" if result.is_whole else ", estimated"
+    origin = "of the raw text" if result.words == result.raw_words else f"published; {result.raw_words:,} in the text"
+    words = [
+      (f"word perplexity{estimated}", _perplexity(result.word_perplexity)), ("words", f"{result.words:,} ({origin})")]
+  return align([
+    (f"bits per {result.unit}", f"{result.bits_per_byte:.4f}"),
+    *words,
+    ("nats per token", f"{result.nll_per_token:.4f}"),
+    ("tokens", f"{result.tokens:,}{cut}"),
+    ("tokens per second", f"{result.tokens_per_second:,.0f}"),
+    ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
+    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items())),
+  ])
+
+
+def _documents(result: EvalResult) -> str:
+  return align([
+    ("text", f"bits per {result.unit}", "word perplexity", "words"),
+    *((
+      document.title, f"{document.bits_per_byte:.4f}", _perplexity(document.word_perplexity), f"{document.words:,}")
+      for document in result.documents)])
+
+
+def _buckets(result: EvalResult) -> str:
+  return align([
+    ("position", "tokens", f"bits per {result.unit}"),
+    *((
+      f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}",
+      "" if bucket.bits_per_byte is None else f"{bucket.bits_per_byte:.4f}") for bucket in result.buckets)])
+
+
+def _perplexity(value: float | None) -> str:
+  return "" if value is None else f"{value:,.2f}"

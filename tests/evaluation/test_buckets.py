@@ -1,12 +1,18 @@
-"""Loss by position: the edges, the sums, and what masks hide."""
+"""Loss by position and by document: the edges, the sums, and what masks hide."""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from lattice_jax.config import ModelConfig, VQConfig
-from lattice_jax.evaluation.buckets import bucket_starts, bucket_sums, make_buckets
+from lattice_jax.data.loader import EvalBatch
+from lattice_jax.evaluation.buckets import bucket_starts, make_buckets
+from lattice_jax.evaluation.totals import Totals
+
+
+def chunk(positions_BT, documents_BT):
+  return EvalBatch(batch=None, positions_BT=positions_BT, documents_BT=documents_BT, fresh=True)
 
 
 def test_edges_are_zero_half_a_block_and_doublings_of_the_block():
@@ -17,22 +23,35 @@ def test_edges_are_zero_half_a_block_and_doublings_of_the_block():
   assert bucket_starts(model, 1).tolist() == [0]
 
 
-def test_sums_by_bucket_match_a_loop_over_tokens():
-  batch, length, starts = 3, 301, np.array([0, 4, 16, 200], np.int32)
-  rng = np.random.default_rng(0)
-  values_BT, positions_BT = rng.normal(size=(batch, length)), rng.integers(0, 500, (batch, length))
-  weights_BT = (rng.random((batch, length)) < 0.7).astype(np.float32)
-  sums_BNE = bucket_sums(*map(jnp.asarray, (values_BT.astype(np.float32), weights_BT, positions_BT, starts)))
-  expected = np.zeros(4)
-  for value, weight, position in zip(values_BT.flat, weights_BT.flat, positions_BT.flat, strict=True):
-    expected[np.flatnonzero(starts <= position)[-1]] += value * weight
-  np.testing.assert_allclose(np.asarray(sums_BNE, np.float64).sum((0, 1)), expected, rtol=1e-5)
+def test_sums_match_a_loop_over_tokens():
+  starts, rng = np.array([0, 4, 16, 200]), np.random.default_rng(0)
+  totals, by_bucket, by_document = Totals(starts, 6), np.zeros((2, 4)), np.zeros((2, 6))
+  for _ in range(2):
+    nll_BT = rng.normal(size=(3, 301)).astype(np.float32)
+    positions_BT, documents_BT = rng.integers(0, 500, (3, 301)), rng.integers(-1, 5, (3, 301))
+    totals.add(nll_BT, chunk(positions_BT, documents_BT))
+    for nats, position, document in zip(nll_BT.flat, positions_BT.flat, documents_BT.flat, strict=True):
+      if document >= 0:
+        by_bucket[:, np.flatnonzero(starts <= position)[-1]] += nats, 1
+        by_document[:, document] += nats, 1
+  np.testing.assert_allclose(totals.by_bucket, by_bucket, rtol=1e-12)
+  np.testing.assert_allclose(totals.by_document, by_document, rtol=1e-12)
+  assert not by_document[:, 5].any()
 
 
-def test_a_weight_of_zero_hides_nan():
-  values, weights = jnp.array([[1.0, jnp.nan]]), jnp.array([[1.0, 0.0]])
-  sums = bucket_sums(values, weights, jnp.array([[0, 1]]), jnp.array([0]))
-  assert float(sums.sum()) == 1.0
+def test_a_million_equal_tokens_lose_nothing():
+  """In fp32 the sum would be off by more than 1e-5."""
+  totals = Totals(np.array([0]), 1)
+  nll_BT, zeros_BT = np.full((8, 1000), 0.1, np.float32), np.zeros((8, 1000), int)
+  for _ in range(125):
+    totals.add(nll_BT, chunk(zeros_BT, zeros_BT))
+  np.testing.assert_allclose(totals.by_bucket[0, 0], 1e6 * float(np.float32(0.1)), rtol=1e-12)
+
+
+def test_nan_outside_the_targets_is_not_seen():
+  totals = Totals(np.array([0]), 1)
+  totals.add(np.array([[1.0, np.nan]], np.float32), chunk(np.array([[0, 1]]), np.array([[0, -1]])))
+  assert jax.tree.map(np.ndarray.tolist, (totals.by_bucket, totals.by_document)) == ([[1.0], [1.0]], [[1.0], [1.0]])
 
 
 def test_table_ends_at_the_longest_position_and_leaves_empty_buckets_blank():

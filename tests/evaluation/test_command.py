@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from lattice_jax.config import Config, DataConfig, ModelConfig, VQConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.evaluation import command, report
 from lattice_jax.evaluation.overrides import apply_overrides
+from lattice_jax.evaluation.result import DocumentResult, EvalResult
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import unbox
 
@@ -55,6 +57,7 @@ def test_result_is_written_with_all_that_makes_it_again(workdir):
   assert path == workdir / "eval_test_cold.json"
   assert (written["step"], written["overrides"], written["seq_len"]) == (7, [], 64)
   assert (written["source"], written["fingerprint"]) == ("synthetic", result.fingerprint)
+  assert (written["tokenizer"], written["unit"], written["documents"]) == ("bytes", "byte", [])
   assert written["git_commit"]
   assert written["bits_per_byte"] == result.bits_per_byte
   assert sum(bucket["tokens"] for bucket in written["buckets"]) == written["tokens"] == result.tokens
@@ -120,16 +123,46 @@ def test_an_output_that_cannot_be_written_is_named(workdir):
 
 def test_comparison_lists_the_best_first():
   result = evaluate_stub(bits_per_byte=2.2)
-  lines = report.format_comparison([result], {"xz": 2.1, "gzip": 2.8}).splitlines()
+  lines = report.format_comparison([result], {"xz": 2.1, "gzip": 2.8}, "byte").splitlines()
   assert [line.split("  ")[0] for line in lines[1:]] == ["xz", "model, cold", "gzip"]
   assert len({len(line) for line in lines}) == 1
 
 
+@pytest.mark.parametrize(("changes", "expected"), [
+  ({"unit": "dim"}, ["s, bytes tokenizer, test split, cold: windows of 8", "bits per dim  1.0000", "tokens  1\n"]),
+  ({"split_tokens": 2000, "words": 7, "raw_words": 7, "word_perplexity": 1234.5},
+   ["word perplexity, estimated  1,234.50", "words  7 (of the raw text)", "tokens  1 of 2,000"]),
+  ({"words": 7, "raw_words": 8, "word_perplexity": None},
+   ["word perplexity  \n", "words  7 (published; 8 in the text)"]),
+  ({"documents": (DocumentResult("Emma", 9, 20, 1.5, 4, 99.0), DocumentResult("X", 9, 20, 2.5, 0, None))},
+   ["text  bits per byte  word perplexity  words\n", "Emma  1.5000  99.00  4\n", "X  2.5000  0\n"]),
+], ids=["images", "cut texts", "published words", "two texts"])
+def test_result_is_printed_with_unit_tokenizer_and_words(changes, expected):
+  printed = re.sub("  +", "  ", report.format_result(evaluate_stub(**changes)))
+  for words in expected:
+    assert words in printed
+
+
 def evaluate_stub(**changes):
-  result = report.EvalResult(
-    source="s", fingerprint="0", split="test", protocol="cold", seq_len=8, chunk_len=8, bits_per_byte=1.0,
-    nll_per_token=1.0, tokens=1, seconds=1.0, compile_seconds=0.0, tokens_per_second=1.0, buckets=(), metrics={})
+  result = EvalResult(
+    source="s", tokenizer="bytes", unit="byte", fingerprint="0", split="test", protocol="cold", seq_len=8, chunk_len=8,
+    bits_per_byte=1.0, nll_per_token=1.0, tokens=1, split_tokens=1, words=None, raw_words=None, word_perplexity=None,
+    seconds=1.0, compile_seconds=0.0, tokens_per_second=1.0, buckets=(), documents=(), metrics={})
   return dataclasses.replace(result, **changes)
+
+
+def baselines(workdir, source):
+  task = command.load(workdir, step=None, overrides=[f"data.source={source}"])
+  return task.baselines("test")
+
+
+def test_photographs_stand_beside_png_and_webp_and_texts_beside_their_raw_bytes(workdir):
+  figures, unit = baselines(workdir, "photos_sample")
+  assert unit == "dim"
+  assert {name: round(bits, 2) for name, bits in figures.items()} == {
+    "order-0": 7.93, "left residual": 5.27, "PNG": 4.77, "WebP lossless": 3.75}
+  figures, unit = baselines(workdir, "synthetic")
+  assert unit == "byte" and set(figures) == {"order-0", "gzip -9", "bz2 -9", "xz -9e"}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Evaluation: its definition, and that batch, chunks and devices do not enter the value."""
+"""Evaluation: its definition, and that batch, chunks, devices and hosts do not enter the value."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import AttentionConfig, DataConfig, EvalConfig, MeshConfig, ModelConfig, VQConfig
-from lattice_jax.data.sources import Source
+from lattice_jax.data.loader import EvalBatch, eval_batches
+from lattice_jax.data.source import Source, Texts
 from lattice_jax.data.tokenizers import get_tokenizer
-from lattice_jax.evaluation.evaluator import evaluate, evaluate_protocols
+from lattice_jax.evaluation import evaluator
+from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate, evaluate_protocols
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import make_mesh, param_shardings, unbox
 from lattice_jax.types import whole_segment
@@ -26,6 +28,9 @@ MODELS = {name: dataclasses.replace(MODEL, pattern=(name,)) for name in ("vq", "
 DATA = DataConfig(seq_len=32, update_len=32)
 LENGTHS = (37, 5, 64, 1, 90, 8, 32)
 LONGEST = max(LENGTHS)
+NUM_WORDS = np.array([7, 1, 12, 0, 18, 2, 6])
+TEXTS = Texts(
+  titles=tuple("abcdefg"), num_bytes=2 * np.array(LENGTHS), num_words=NUM_WORDS, total_words=50)  # 50: as published
 
 
 @functools.lru_cache
@@ -38,7 +43,7 @@ def source():
   tokens = np.random.default_rng(0).integers(3, 259, sum(LENGTHS)).astype(np.uint16)
   return Source(
     tokens=tokens, offsets=np.cumsum([0, *LENGTHS]), num_bytes=2 * len(tokens), name="random", split="test",
-    fingerprint="0")
+    fingerprint="0", texts=TEXTS)
 
 
 @functools.lru_cache
@@ -58,17 +63,18 @@ def plain_nats(name, source, protocol):
   return nats, np.concatenate([np.arange(len(piece)) for piece in pieces])
 
 
-def run(source, name="vq", variables=None, model=None, mesh=None, **options):
+def run(source, name="vq", variables=None, model=None, mesh=None, should_stop=None, **options):
   variables = variables or make_variables(name)
   return evaluate(
     model or MODELS[name], variables["params"], variables["buffers"], source, get_tokenizer(DATA),
-    eval=EvalConfig(**options), data=DATA, mesh=mesh)
+    eval=EvalConfig(**options), data=DATA, mesh=mesh, should_stop=should_stop)
 
 
 @pytest.mark.parametrize(
   ("name", "protocol", "batch", "chunk_len"), [
-    ("vq", "cold", 2, 0), ("vq", "cold", 1, 7), ("vq", "carried", 3, 16), ("vq", "carried", 8, 5),
-    ("attention", "cold", 3, 7), ("attention", "carried", 8, 16)], ids=str)
+    ("vq", "cold", 1, 7), ("vq", "cold", 3, 0), ("vq", "cold", 8, 16), ("vq", "carried", 1, 32),
+    ("vq", "carried", 3, 16), ("vq", "carried", 8, 5), ("attention", "cold", 3, 7), ("attention", "carried", 8, 16)],
+  ids=str)
 def test_value_is_the_definition_whatever_the_batch_and_chunks(source, name, protocol, batch, chunk_len):
   nats, positions = plain_nats(name, source, protocol)
   result = run(source, name, protocol=protocol, batch=batch, chunk_len=chunk_len)
@@ -82,14 +88,69 @@ def test_value_is_the_definition_whatever_the_batch_and_chunks(source, name, pro
     np.testing.assert_allclose(bucket.bits_per_byte, nats[inside].mean() / np.log(2) / 2, rtol=2e-6)
 
 
-def test_value_is_the_same_on_eight_devices_with_sharded_parameters(source):
+def joined_hosts(num_hosts):
+  """`eval_batches` as that many hosts read them, put together as the mesh does it."""
+  def batches(*args, **options):
+    del options["host"], options["num_hosts"]
+    hosts = [eval_batches(*args, **options, host=host, num_hosts=num_hosts) for host in range(num_hosts)]
+    for parts in zip(*hosts, strict=True):
+      joined = jax.tree.map(lambda *rows: np.concatenate(rows) if rows[0].ndim else rows[0], *[p.batch for p in parts])
+      yield EvalBatch(joined, parts[-1].positions_BT, parts[-1].documents_BT, parts[0].fresh)
+
+  return batches
+
+
+@pytest.mark.parametrize("protocol", ["cold", "carried"])
+def test_value_is_the_same_from_the_shards_of_two_hosts(source, monkeypatch, protocol):
+  monkeypatch.setattr(evaluator, "eval_batches", joined_hosts(2))
+  result = run(source, protocol=protocol, batch=6, chunk_len=16)
+  np.testing.assert_allclose(result.nll_per_token, plain_nats("vq", source, protocol)[0].mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("protocol", ["cold", "carried"])
+def test_texts_are_judged_one_by_one_and_add_up(source, protocol):
+  result = run(source, protocol=protocol, batch=3, chunk_len=0 if protocol == "cold" else 16)
+  nats = np.add.reduceat(plain_nats("vq", source, protocol)[0], source.offsets[:-1])
+  assert [(document.title, document.tokens) for document in result.documents] == list(
+    zip("abcdefg", LENGTHS, strict=True))
+  for document, nat, words in zip(result.documents, nats.tolist(), NUM_WORDS.tolist(), strict=True):
+    np.testing.assert_allclose(document.bits_per_byte, nat / np.log(2) / document.num_bytes, rtol=1e-6)
+    assert document.word_perplexity == (pytest.approx(np.exp(nat / words), rel=1e-4) if words else None)
+  total_bits = sum(document.bits_per_byte * document.num_bytes for document in result.documents)
+  np.testing.assert_allclose(total_bits, result.bits_per_byte * source.num_bytes, rtol=1e-12)
+  assert (result.words, result.raw_words, result.is_whole) == (50, 46, True)
+  np.testing.assert_allclose(result.word_perplexity, np.exp(nats.sum() / 50), rtol=1e-4)
+
+
+def test_a_corpus_of_no_texts_has_no_words(source):
+  result = run(dataclasses.replace(source, texts=None, unit="dim"), batch=3)
+  assert (result.words, result.raw_words, result.word_perplexity, result.documents) == (None, None, None, ())
+  assert result.unit == "dim" and result.tokenizer == "bytes"
+
+
+def test_a_stop_between_chunks_leaves_no_result(source):
+  asked = []
+
+  def stop_after(num_chunks):
+    return lambda: asked.append(None) or len(asked) > num_chunks
+
+  with pytest.raises(EvaluationStopped):
+    run(source, should_stop=stop_after(2), batch=3)
+  assert len(asked) == 3
+  asked.clear()
+  run(source, should_stop=stop_after(4), batch=3)  # eleven windows, three at a time
+  assert len(asked) == 4
+
+
+@pytest.mark.parametrize("protocol", ["cold", "carried"])
+def test_value_is_the_same_on_eight_devices_with_sharded_parameters(source, protocol):
   config = MeshConfig(data=4, model=2)
   mesh = make_mesh(config)
   boxed = jax.eval_shape(lambda: init_variables(MODELS["vq"], jax.random.key(0)))
   variables = jax.device_put(make_variables("vq"), param_shardings(boxed, mesh, config))
   assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(variables))
-  result = run(source, variables=variables, mesh=mesh, protocol="carried", batch=3, chunk_len=16)
-  np.testing.assert_allclose(result.nll_per_token, plain_nats("vq", source, "carried")[0].mean(), rtol=1e-6)
+  result = run(source, variables=variables, mesh=mesh, protocol=protocol, batch=3, chunk_len=16)
+  np.testing.assert_allclose(result.nll_per_token, plain_nats("vq", source, protocol)[0].mean(), rtol=1e-6)
 
 
 def test_an_evaluation_compiles_once_and_a_second_one_never(source):
@@ -117,8 +178,10 @@ def test_both_protocols_come_in_turn_and_one_evaluation_takes_one(source):
 
 def test_max_batches_judges_the_part_that_was_read(source):
   part = run(source, batch=2, max_batches=3)
-  assert part.tokens == 6 * DATA.seq_len
+  assert part.tokens == 6 * DATA.seq_len and part.split_tokens == len(source.tokens) and not part.is_whole
   np.testing.assert_allclose(part.bits_per_byte, part.nll_per_token / np.log(2) / 2, rtol=1e-9)
+  np.testing.assert_allclose(part.word_perplexity, np.exp(part.nll_per_token * len(source.tokens) / 50), rtol=1e-9)
+  assert [document.title for document in part.documents] == ["c", "g"]  # the texts of whole windows, read first
 
 
 def test_a_token_cache_beyond_the_limit_is_refused_in_one_sentence():
