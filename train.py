@@ -8,6 +8,11 @@ Any field can be changed on the command line: --config.train.steps=100. Errors a
 
 from __future__ import annotations
 
+from lattice_jax import interrupt
+
+interrupt.exit_on_signals()
+
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +23,8 @@ from lattice_jax import runtime
 from lattice_jax.config_checks import parse_config
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as in configs/vq_enwik8.py:sample.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder resumes it.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; the same folder resumes it. {run_id} in it stands for WANDB_RUN_ID.")
 INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of another run to take parameters and buffers from.")
 PROFILE = flags.DEFINE_string("profile", None, "START:STOP, updates to trace with jax.profiler.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
@@ -33,13 +39,25 @@ def main(arguments: list[str]) -> None:
       raise ValueError(f"--{flag.name} is missing: python train.py --config=configs/quickstart.py --workdir=runs/a")
   config = parse_config(CONFIG.value)
   profile = parse_profile(PROFILE.value)
-  print(f"{config.name}: {config.train.steps} steps, workdir {WORKDIR.value}", flush=True)
+  workdir = fill_run_id(WORKDIR.value)
+  print(f"{config.name}: {config.train.steps} steps, workdir {workdir}", flush=True)
   runtime.enable_compilation_cache()
   runtime.initialize_distributed(DISTRIBUTED.value)
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
-  loop.train(config, Path(WORKDIR.value), loop.Options(
+  loop.train(config, Path(workdir), loop.Options(
     init_from=Path(INIT_FROM.value) if INIT_FROM.value else None, profile=profile))
+
+
+def fill_run_id(workdir: str) -> str:
+  """Puts WANDB_RUN_ID in the place of {run_id}, so that the trials of a sweep have a folder each."""
+  if "{run_id}" not in workdir:
+    return workdir
+  if not os.environ.get("WANDB_RUN_ID"):
+    raise ValueError(
+      f"--workdir={workdir} is filled from the environment variable WANDB_RUN_ID, which is not set; `wandb agent` sets "
+      "it, or set it yourself, or give a --workdir without {run_id}.")
+  return workdir.replace("{run_id}", os.environ["WANDB_RUN_ID"])
 
 
 def parse_profile(text: str | None) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from lattice_jax.config import Config
 from lattice_jax.config_checks import parse_config
 from lattice_jax.metrics import warn
 from lattice_jax.models.decoder import init_variables
+from lattice_jax.runtime import first_line
 from lattice_jax.sharding import param_shardings, unbox
 
 FOLDER = "checkpoints"
@@ -147,12 +148,6 @@ def read_run(workdir: Path) -> dict[str, Any]:
 def read_config(workdir: Path) -> Config:
   """The config a workdir was trained with."""
   return parse_config(read_run(workdir)["config"])
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-  """The start of an error's message, for use inside a sentence."""
-  text = str(error).strip().split("\n")[0] or type(error).__name__
-  return text if len(text) <= limit else text[:limit] + "…"
 
 
 def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:

@@ -58,12 +58,12 @@ def initialize_distributed(requested: bool) -> None:
     jax.distributed.initialize(initialization_timeout=INITIALIZATION_TIMEOUT, **known)
   except ValueError as error:
     raise ValueError(
-      f"--distributed: it is not known which processes take part ({_first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
+      f"--distributed: it is not known which processes take part ({first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
       "JAX_NUM_PROCESSES and JAX_PROCESS_ID where the cluster does not tell.") from error
   except RuntimeError as error:
     raise ValueError(
       f"--distributed: the processes did not find each other within {INITIALIZATION_TIMEOUT} s "
-      f"({_first_line(error)}); start the same command on every host.") from error
+      f"({first_line(error)}); start the same command on every host.") from error
 
 
 def _environment_integer(name: str) -> int:
@@ -73,8 +73,10 @@ def _environment_integer(name: str) -> int:
   return int(text)
 
 
-def _first_line(error: Exception) -> str:
-  return str(error).strip().splitlines()[0]
+def first_line(error: BaseException, limit: int = 200) -> str:
+  """The start of an error's message, for use inside a sentence."""
+  text = str(error).strip().split("\n")[0] or type(error).__name__
+  return text if len(text) <= limit else text[:limit] + "…"
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -12,13 +12,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
   ("pallas_kernels",),
-  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.runtime"),
+  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.runtime",
+   "lattice_jax.interrupt"),
   ("lattice_jax.ops",),
   ("lattice_jax.cache",),
   ("lattice_jax.layers",),
   ("lattice_jax.config_checks",),
   ("lattice_jax.models", "lattice_jax.data", "lattice_jax.metrics"),
-  ("lattice_jax.sharding",),
+  ("lattice_jax.sharding", "lattice_jax.writers"),
   ("lattice_jax.training.adafactor",),
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),

@@ -21,8 +21,8 @@ from lattice_jax.config import Config
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import Source, load_source
 from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
-from lattice_jax.evaluation.evaluator import evaluate_protocols
-from lattice_jax.metrics import Writers, check_writers, read_jsonl
+from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate_protocols
+from lattice_jax.metrics import read_jsonl
 from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters, flops_per_token
 from lattice_jax.runtime import Stop
@@ -33,6 +33,7 @@ from lattice_jax.training.signals import StopRequest, stop_request
 from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state, make_optimizer
 from lattice_jax.training.step import make_program
 from lattice_jax.training.workdir import check_same_run, describe_run, dump_update, locked, write_json
+from lattice_jax.writers import RunInfo, Writers, check_writers
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,12 @@ def train(config: Config, workdir: Path, options: Options | None = None) -> Trai
   check_writers(config.train.writers)
   mesh = make_mesh(config.mesh)
   check_batch(config, mesh)
-  with locked(workdir), stop_request() as request, jax.set_mesh(mesh):
-    run = Run(config, workdir, options or Options(), mesh, request)
+  with locked(workdir), jax.set_mesh(mesh):
+    run = Run(config, workdir, options or Options(), mesh)
     try:
-      return run.loop()
+      # a signal before this has nothing to save and ends the program as it always does
+      with stop_request() as request:
+        return run.loop(request)
     finally:
       run.close()
 
@@ -78,8 +81,8 @@ def train(config: Config, workdir: Path, options: Options | None = None) -> Trai
 class Run:
   """One process's part of a training run: data, compiled program, checkpoints and writers around the state."""
 
-  def __init__(self, config: Config, workdir: Path, options: Options, mesh: Mesh, request: StopRequest):
-    self.config, self.workdir, self.options, self.mesh, self.request = config, workdir, options, mesh, request
+  def __init__(self, config: Config, workdir: Path, options: Options, mesh: Mesh):
+    self.config, self.workdir, self.options, self.mesh = config, workdir, options, mesh
     self.source = load_source(config.data, "train")
     self.eval_source: Source = load_source(config.data, config.eval.split)
     self.tokenizer: Tokenizer = get_tokenizer(config.data)
@@ -93,41 +96,42 @@ class Run:
         f"{workdir} is at step {self.step}, beyond train.steps={config.train.steps}; "
         f"raise train.steps, or choose another --workdir.")
     self.saved_step = self.step
-    self.writers = Writers(config.train.writers, workdir, self.step)
     parameters = count_parameters(self.state.params)
     self.description = describe_run(
       config, fingerprint=self.source.fingerprint, parameters=parameters, mesh=mesh)
     write_json(workdir / "run.json", self.description)
+    self.writers = Writers(
+      config.train.writers, RunInfo(workdir, self.step, self.description, self.source.unit))
     self._introduce(parameters, origin)
     self.evaluated = evaluated_steps(workdir, config.eval.split)
     self.score: tuple[int, float] | None = None
     self.pending: Pending | None = None
     self.is_tracing = False
 
-  def loop(self) -> TrainState:
-    """Runs what is left; see the module's docstring for the order."""
+  def loop(self, request: StopRequest) -> TrainState:
+    """Runs what is left, or up to the next boundary after a signal; see the module's docstring for the order."""
     steps = self.config.train.steps
     program, feed, waited = None, None, 0.0
     batches = train_batches(
       self.config, self.source, start_step=self.step, host=jax.process_index(), num_hosts=jax.process_count())
     while True:
-      stopping = self._stop_requested()
-      self._at_boundary(stopping)
-      if self.step >= steps or stopping:
+      if self._at_boundary(request):
         break
       if feed is None:
         feed = fetch(batches, self.config, self.mesh, first_step=self.step, count=self._size(self.step))
         waited = feed.seconds
-      program = program or self._compile(feed)
+      if program is None:
+        program = self._compile(feed)
+        continue  # a signal that came meanwhile need not wait for the first updates
       started = time.perf_counter()
       self.state, metrics = program(self.state, feed.batches, np.int32(self.step), np.int32(feed.count))
       before, self.pending = self.pending, Pending(feed, metrics, started, waited)
       self.step += feed.count
       feed, waited = self._fetch_ahead(batches, metrics)
       self._log(before)
-    if self.step < steps:
-      raise Stop(f"stopped by {self.request.name} at step {self.step} of {steps}; everything is saved, and the same "
-                 "command goes on from here.", 128 + self.request.number)
+    if self.step < steps or self.step not in self.evaluated:
+      raise Stop(f"stopped by {request.name} at step {self.step} of {steps}; everything is saved, and the same "
+                 "command goes on from here.", 128 + request.number)
     return self.state
 
   def close(self) -> None:
@@ -185,23 +189,20 @@ class Run:
     was_late = all(leaf.is_ready() for leaf in jax.tree.leaves(metrics))
     return feed, feed.seconds if was_late else 0.0
 
-  def _stop_requested(self) -> bool:
-    if jax.process_count() > 1 and self.step % self.config.train.log_every >= self.config.train.steps_per_dispatch:
-      return False  # asking all processes costs a round trip, so it is done about once a report
-    self.request.agree()
-    return self.request.number != 0
-
-  def _at_boundary(self, stopping: bool) -> None:
-    """Evaluates, saves and starts or ends the trace, where the step or a signal asks for it."""
+  def _at_boundary(self, request: StopRequest) -> bool:
+    """Evaluates, saves and starts or ends the trace, where the step or a signal asks for it; True where that is all."""
     config, step = self.config.train, self.step
     self.checkpoints.check()
     is_last = step >= config.steps
     is_eval_due = is_last or (step > 0 and config.eval_every > 0 and step % config.eval_every == 0)
-    # an evaluated step is saved too, or the best one might not be kept
-    is_save_due = stopping or is_eval_due or step % config.save_every == 0
+    # asking all processes costs a round trip, so it is done about once a report
+    may_stop = jax.process_count() == 1 or is_eval_due or step % config.log_every < config.steps_per_dispatch
+    stopping = may_stop and request.is_agreed()
     if is_eval_due and not stopping and step not in self.evaluated:
       self._drain()
-      self._evaluate()
+      stopping = not self._evaluate(request)
+    # an evaluated step is saved too, or the best one might not be kept
+    is_save_due = stopping or is_eval_due or step % config.save_every == 0
     if is_save_due and step != self.saved_step:
       self._drain()
       self._save()
@@ -209,15 +210,21 @@ class Run:
       self.checkpoints.wait()
     if self.options.profile is not None:
       self._trace(stopping or is_last)
+    return stopping or is_last
 
-  def _evaluate(self) -> None:
-    results = evaluate_protocols(
-      self.config.model, self.state.params, self.state.buffers, self.eval_source, self.tokenizer, eval=self.config.eval,
-      data=self.config.data, mesh=self.mesh)
+  def _evaluate(self, request: StopRequest) -> bool:
+    """Records the result of every protocol; False where a signal ended it without one."""
+    try:
+      results = evaluate_protocols(
+        self.config.model, self.state.params, self.state.buffers, self.eval_source, self.tokenizer,
+        eval=self.config.eval, data=self.config.data, mesh=self.mesh, should_stop=request.is_agreed)
+    except EvaluationStopped:
+      return False
     for result in results:
       self.reporter.evaluation(self.step, result)
     self.evaluated.add(self.step)
     self.score = self.step, results[0].bits_per_byte
+    return True
 
   def _save(self) -> None:
     self.writers.flush()

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lattice_jax.config import Config
-from lattice_jax.metrics import Record, Writer, bits_per_byte
+from lattice_jax.metrics import Record, bits_per_byte
+from lattice_jax.writers import Writer
 
 # Peak of one device in FLOP/s for bf16 without sparsity, from the vendors' sheets; the first name that fits counts.
 PEAK_FLOPS = {
@@ -61,10 +62,11 @@ class Reporter:
         self._report()
 
   def evaluation(self, step: int, result: Any) -> None:
-    """The record of an evaluation."""
+    """The record of an evaluation; only text that is counted in words has a perplexity of words."""
+    words = {} if result.word_perplexity is None else {"word_perplexity": result.word_perplexity}
     self._writer.evaluation({
       "step": step, "split": result.split, "protocol": result.protocol, "bits_per_byte": result.bits_per_byte,
-      "nll_per_token": result.nll_per_token, "tokens": result.tokens, "time_eval": result.seconds})
+      "nll_per_token": result.nll_per_token, **words, "tokens": result.tokens, "time_eval": result.seconds})
 
   def _record(self, step: int, values: Record) -> Record:
     bits = bits_per_byte(values["loss"], tokens_per_byte=self._tokens_per_byte)
@@ -76,10 +78,8 @@ class Reporter:
     seconds = sum(record["time_step"] for record in window)
     speed = len(window) * self._tokens / seconds
     step, total = window[-1]["step"], self._config.train.steps
-    self._writer.report({
-      "step": step, "total": total, "loss": _mean(window, "loss"),
-      "bits_per_byte": _mean(window, "bits_per_byte"),
-      "grad_norm": window[-1]["grad_norm"], "tokens_per_second": speed,
+    self._writer.report({name: _mean(window, name) for name in window[0] if name != "time_elapsed"} | {
+      "step": step, "total": total, "tokens_per_second": speed,
       "time_data_wait": sum(record["time_data_wait"] * record["time_step"] for record in window) / seconds,
       "mfu": speed * self._flops_per_token / self._peak_flops if self._peak_flops else None,
       "time_left": (total - step) * float(np.mean(self._recent_seconds))})

@@ -22,10 +22,11 @@ class StopRequest:
   def name(self) -> str:
     return signal.Signals(self.number).name
 
-  def agree(self) -> None:
-    """Makes all processes know of a signal that any of them got; every process must call it."""
+  def is_agreed(self) -> bool:
+    """Whether any process got a signal; where there are several, every one must ask equally often."""
     if jax.process_count() > 1:
       self.number = int(np.max(multihost_utils.process_allgather(np.int32(self.number))))
+    return self.number != 0
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
 from lattice_jax.runtime import git_commit
 from lattice_jax.types import Batch
+from lattice_jax.writers import writing
 
 # Fields that say where or how fast data is read, not which; the fingerprint guards the data itself.
 FREE_FIELDS = ("data.path", "data.workers")
@@ -83,18 +84,20 @@ def write_json(path: Path, content: Any) -> None:
   if jax.process_index() != 0:
     return
   partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-  partial.replace(path)
+  with writing(path.parent):
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def dump_update(
   folder: Path, *, step: int, state: Any, batch: Batch, metrics: dict[str, float], run: dict[str, Any]
 ) -> None:
   """Writes what replays one update: the folder is a workdir whose next update is that one, and batch.npz its tokens."""
-  folder.mkdir(parents=True, exist_ok=True)
   fields = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
-  np.savez(folder / f"batch_{jax.process_index()}.npz", **fields)
+  with writing(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(folder / f"batch_{jax.process_index()}.npz", **fields)
   write_json(folder / "run.json", run)
   write_json(folder / "update.json", {name: str(value) for name, value in metrics.items()})
   checkpoints = Checkpoints(folder)

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import threading
 
-from lattice_jax import metrics, runtime
+from lattice_jax import runtime, writers
 from tests.training import tiny
 
 STEPS = 30
@@ -22,7 +22,7 @@ def make_config():
     train__steps_per_dispatch=3, train__writers=("jsonl", "signal"), model__dropout=0.1)
 
 
-class SignalWriter(metrics.Writer):
+class SignalWriter(writers.Writer):
   """Sends this process a signal a moment after an update was logged, whatever the process then does."""
 
   def __init__(self, number, step, delay):
@@ -37,7 +37,7 @@ def main(arguments):
   from lattice_jax.training import loop
 
   number, step, delay = (int(arguments[1]), int(arguments[2]), float(arguments[3])) if arguments[1:] else (0, -1, 0.0)
-  metrics.WRITERS["signal"] = lambda workdir, start_step: SignalWriter(number, step, delay)
+  writers.WRITERS["signal"] = lambda info: SignalWriter(number, step, delay)
   loop.train(make_config(), pathlib.Path(arguments[0]))
 
 

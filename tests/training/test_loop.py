@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax import metrics
+from lattice_jax import writers
 from lattice_jax.checkpoint import Checkpoints, load_for_eval
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import make_mesh
@@ -29,11 +29,12 @@ def _tiny_run(monkeypatch):
   scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
   monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
   monkeypatch.setattr(loop, "evaluate_protocols", lambda *args, **kwargs: [types.SimpleNamespace(
-    split="validation", protocol="cold", bits_per_byte=next(scores), nll_per_token=1.0, tokens=9, seconds=0.1)])
+    split="validation", protocol="cold", bits_per_byte=next(scores), nll_per_token=1.0, word_perplexity=None, tokens=9,
+    seconds=0.1)])
   monkeypatch.setattr("lattice_jax.training.reporter.peak_flops", lambda: (None, "not asked for"))
 
 
-class Recorder(metrics.Writer):
+class Recorder(writers.Writer):
   """Keeps what a run tells, and calls `on_update` after every update."""
 
   def __init__(self):
@@ -59,7 +60,7 @@ class Recorder(metrics.Writer):
 @pytest.fixture
 def recorder(monkeypatch):
   recorder = Recorder()
-  monkeypatch.setitem(metrics.WRITERS, "recorder", lambda workdir, start_step: recorder)
+  monkeypatch.setitem(writers.WRITERS, "recorder", lambda info: recorder)
   return recorder
 
 

@@ -1,0 +1,79 @@
+"""Where a run's metrics go. A writer is one class in a file of its own and one row of `WRITERS`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+import jax
+
+from lattice_jax.metrics import Record
+from lattice_jax.writers.base import RunInfo, Writer, writing
+from lattice_jax.writers.jsonl import JsonlWriter
+from lattice_jax.writers.stdout import StdoutWriter
+
+
+def _tensorboard(info: RunInfo) -> Writer:
+  from lattice_jax.writers.tensorboard import TensorBoardWriter  # only who asks for it waits for the import
+
+  return TensorBoardWriter(info.workdir / "tensorboard", info.start_step, info.unit)
+
+
+def _wandb(info: RunInfo) -> Writer:
+  from lattice_jax.writers.wandb import WandbWriter
+
+  return WandbWriter(info)
+
+
+WRITERS: dict[str, Callable[[RunInfo], Writer]] = {
+  "stdout": lambda info: StdoutWriter(info.unit),
+  "jsonl": lambda info: JsonlWriter(info.workdir / "metrics.jsonl", info.start_step),
+  "tensorboard": _tensorboard,
+  "wandb": _wandb,
+}
+
+
+class Writers(Writer):
+  """All writers of a run as one; other processes than the first get none.
+
+  Raises ValueError, one sentence, from any method but `close` where something cannot be written.
+  """
+
+  def __init__(self, names: Iterable[str], info: RunInfo):
+    check_writers(names)
+    self._workdir = info.workdir
+    with writing(info.workdir):
+      self._writers = [WRITERS[name](info) for name in names if jax.process_index() == 0]
+
+  def note(self, text: str) -> None:
+    self._tell(lambda writer: writer.note(text))
+
+  def update(self, record: Record) -> None:
+    self._tell(lambda writer: writer.update(record))
+
+  def report(self, record: Record) -> None:
+    self._tell(lambda writer: writer.report(record))
+
+  def evaluation(self, record: Record) -> None:
+    self._tell(lambda writer: writer.evaluation(record))
+
+  def flush(self) -> None:
+    self._tell(lambda writer: writer.flush())
+
+  def close(self) -> None:
+    for writer in self._writers:
+      # a run that ends well has flushed before its last save; after a failure that one is to be told, not this
+      with contextlib.suppress(OSError):
+        writer.close()
+
+  def _tell(self, what: Callable[[Writer], None]) -> None:
+    with writing(self._workdir):
+      for writer in self._writers:
+        what(writer)
+
+
+def check_writers(names: Iterable[str]) -> None:
+  """Raises ValueError for a name that is no writer."""
+  for name in names:
+    if name not in WRITERS:
+      raise ValueError(f"train.writers names {name!r}; known writers: {', '.join(WRITERS)}.")

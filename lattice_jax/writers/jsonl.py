@@ -1,0 +1,52 @@
+"""metrics.jsonl, the record that every other view of a run can be made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from lattice_jax.metrics import Record, read_jsonl
+from lattice_jax.writers.base import Writer
+
+
+class JsonlWriter(Writer):
+  """Appends to metrics.jsonl; lines after `start_step`, left by a run that was cut off, are removed first."""
+
+  def __init__(self, path: Path, start_step: int):
+    drop_lines_after(path, start_step)
+    self._file = path.open("a", encoding="utf-8")
+
+  def update(self, record: Record) -> None:
+    self._file.write(json.dumps({name: _json_value(value) for name, value in record.items()}) + "\n")
+
+  def evaluation(self, record: Record) -> None:
+    self.update(record)
+
+  def report(self, record: Record) -> None:
+    self._file.flush()
+
+  def flush(self) -> None:
+    self._file.flush()
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+  """Rewrites a metrics.jsonl, in one rename, without the lines of later steps."""
+  if not path.exists():
+    return
+  kept = "".join(json.dumps(record) + "\n" for record in read_jsonl(path) if record["step"] <= step)
+  if kept == path.read_text(encoding="utf-8"):
+    return
+  partial = path.with_suffix(".partial")
+  partial.write_text(kept, encoding="utf-8")
+  partial.replace(path)
+
+
+def _json_value(value: Any) -> Any:
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,110 @@
+"""Weights & Biases: one run a workdir, however often its training is cut off and resumed.
+
+Online where a key is configured, else offline, unless WANDB_MODE says which. The run keeps its id in workdir/wandb.json
+beside the steps that it has been sent: an update that is computed a second time after a resume is not sent again. That
+file is written first, so a kill may cost W&B, unlike metrics.jsonl, the reports of its last second.
+"""
+
+from __future__ import annotations
+
+import json
+import netrc
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import wandb
+import wandb.errors
+
+from lattice_jax.metrics import Record, warn
+from lattice_jax.runtime import first_line
+from lattice_jax.writers.base import RunInfo, Writer, series
+
+_ANSWER_TIMEOUT = 30  # seconds that the server has to answer at the start, and to take what is left at the end
+
+
+class WandbWriter(Writer):
+  """Reports and evaluations as rows whose horizontal axis is the number of updates."""
+
+  def __init__(self, info: RunInfo):
+    self._unit, self._path = info.unit, info.workdir / "wandb.json"
+    self._sent = _read_sent(self._path)
+    self._save()
+    self._run = _start(info, self._sent["id"])
+    self._sent["rows"] = max(self._sent["rows"], self._run.step)
+    self._run.define_metric("*", step_metric="step")
+
+  def report(self, record: Record) -> None:
+    self._send("train", record)
+
+  def evaluation(self, record: Record) -> None:
+    self._send(f"{record['split']} {record['protocol']}", record)
+
+  def close(self) -> None:
+    self._run.finish()
+
+  def _send(self, kind: str, record: Record) -> None:
+    if kind in self._sent["steps"] and record["step"] <= self._sent["steps"][kind]:
+      return
+    row = self._sent["rows"]
+    self._sent["rows"] += 1
+    self._sent["steps"][kind] = record["step"]
+    self._save()
+    self._run.log({"step": record["step"]} | series(record, self._unit), step=row, commit=True)
+
+  def _save(self) -> None:
+    partial = self._path.with_suffix(".partial")
+    partial.write_text(json.dumps(self._sent) + "\n", encoding="utf-8")
+    partial.replace(self._path)
+
+
+def _read_sent(path: Path) -> dict[str, Any]:
+  """The id of the workdir's run, how many rows it has, and the last step of each kind."""
+  if path.exists():
+    try:
+      return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+      raise ValueError(f"{path} is not readable JSON ({error}); remove it to begin a new W&B run.") from error
+  given = os.environ["WANDB_RUN_ID"] if "WANDB_RUN_ID" in os.environ else ""
+  return {"id": given or wandb.util.generate_id(), "rows": 0, "steps": {}}
+
+
+def _start(info: RunInfo, run_id: str) -> Any:
+  config = info.description["config"]
+  rest = {name: value for name, value in info.description.items() if name != "config"}
+  wandb.setup(wandb.Settings(silent=True))
+
+  def init(mode: str) -> Any:
+    return wandb.init(
+      project=os.environ["WANDB_PROJECT"] if "WANDB_PROJECT" in os.environ else "lattice_jax", id=run_id,
+      name=config["name"], config=config | {"run": rest}, dir=str(info.workdir), resume="allow", mode=mode,
+      settings=wandb.Settings(
+        silent=True, console="off", init_timeout=_ANSWER_TIMEOUT, finish_timeout=_ANSWER_TIMEOUT,
+        x_transaction_log_flush_interval=1.0))
+
+  mode = _mode()
+  try:
+    return init(mode)
+  except wandb.errors.Error as error:
+    if mode != "online":
+      raise ValueError(f"W&B does not start with WANDB_MODE={mode} ({first_line(error)}).") from error
+    warn(f"W&B cannot be used online ({first_line(error)}); the run goes on offline, and `wandb sync` of the folder "
+         f"{info.workdir / 'wandb'} uploads it later.")
+    return init("offline")
+
+
+def _mode() -> str:
+  if "WANDB_MODE" in os.environ:
+    return os.environ["WANDB_MODE"]
+  return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+  if "WANDB_API_KEY" in os.environ or "WANDB_IDENTITY_TOKEN_FILE" in os.environ:
+    return True
+  server = urlsplit(wandb.setup().settings.base_url).hostname
+  try:
+    return netrc.netrc(os.environ["NETRC"] if "NETRC" in os.environ else None).authenticators(server) is not None
+  except (OSError, netrc.NetrcParseError):
+    return False
