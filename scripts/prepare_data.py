@@ -1,8 +1,14 @@
 """Puts a data set where training looks for it, after checking that it is what its name says.
 
-python scripts/prepare_data.py enwik8                      downloads 35 MB, writes data/enwik8/enwik8 (100 MB)
-python scripts/prepare_data.py enwik8 --from enwik8.zip    takes a local copy, raw or zipped
-python scripts/prepare_data.py enwiki_sample               checks the shipped sample and says where it is
+python scripts/prepare_data.py enwik8        downloads 35 MB, writes data/enwik8/enwik8 (100 MB)
+python scripts/prepare_data.py pg19          downloads 12 GB of books, trains a 32,000-token tokenizer, writes tokens
+python scripts/prepare_data.py pg19 --tokenizer=bpe_paper:32000      the paper's tokenizer, which loses newlines
+python scripts/prepare_data.py imagenet64    downloads 14 GB of zips, writes 16 GB of pixels
+python scripts/prepare_data.py books_sample  checks a shipped sample and says where it is
+
+--from PATH takes a local copy: enwik8 raw or zipped; the folder of PG-19's {train,validation,test}/*.txt and
+metadata.csv; the folder of ImageNet64's three npz zips; or, for each, a folder of prepared TFDS records (array_record).
+Whatever stops it, the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -13,25 +19,51 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lattice_jax.data.files import ENWIK8, SAMPLES, read_sample
-from lattice_jax.data.prepare import prepare_original
+from lattice_jax.data.files import ENWIK8, IMAGENET64, PG19
 
-SAMPLE = "enwiki_sample/enwiki.xml.xz"
+SAMPLE_NAMES = ("enwiki_sample", "books_sample", "photos_sample")
+
+
+def report(line: str) -> None:
+  print(line, flush=True)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+  """Imports what the data set needs only, so that the samples are checked at once."""
+  name, root, origin = arguments.name, arguments.path, arguments.origin
+  if arguments.tokenizer and name not in ("pg19", "books_sample"):
+    raise ValueError(f"{name} is read as bytes; --tokenizer is for pg19 and books_sample.")
+  if name in SAMPLE_NAMES:
+    from lattice_jax.data.prepare_samples import prepare_sample
+    if origin is not None or arguments.tfds:
+      raise ValueError(f"{name} is shipped with the code; run the command without --from and --tfds.")
+    prepare_sample(name, root, report, tokenizer=arguments.tokenizer)
+  elif name == "enwik8":
+    from lattice_jax.data.prepare_enwik8 import prepare_original, write_records
+    prepare_original(ENWIK8, root, report, origin=origin)
+    if arguments.tfds:
+      write_records(ENWIK8, root, report)
+  elif name == "pg19":
+    from lattice_jax.data.prepare_books import prepare_books
+    tokenizer = arguments.tokenizer or "bpe_lossless:32000"
+    prepare_books(PG19, root, report, tokenizer=tokenizer, origin=origin, use_tfds=arguments.tfds)
+  else:
+    from lattice_jax.data.prepare_images import prepare_images
+    prepare_images(IMAGENET64, root, report, origin=origin, use_tfds=arguments.tfds)
 
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("name", choices=["enwik8", "enwiki_sample"])
-  parser.add_argument("--from", dest="origin", type=Path, metavar="FILE", help="a local copy, raw or zip")
+  parser.add_argument("name", choices=["enwik8", "pg19", "imagenet64", *SAMPLE_NAMES])
+  parser.add_argument("--from", dest="origin", type=Path, metavar="PATH", help="a local copy; see above")
   parser.add_argument("--path", default="data", help="the folder of prepared data (data.path in configs)")
-  arguments = parser.parse_args()
+  parser.add_argument(
+    "--tokenizer", default="", help="of pg19 and books_sample: bytes, bpe_lossless:VOCAB or bpe_paper:VOCAB")
+  parser.add_argument(
+    "--tfds", action="store_true",
+    help="pg19, imagenet64: TFDS's own builder makes the records, which needs TensorFlow; enwik8: write records too")
   try:
-    if arguments.name == "enwik8":
-      prepare_original(ENWIK8, arguments.path, lambda line: print(line, flush=True), origin=arguments.origin)
-    elif arguments.origin is not None:
-      raise ValueError("enwiki_sample is shipped with the code; run the command without --from.")
-    else:
-      print(f"enwiki_sample: {len(read_sample(SAMPLE)):,} bytes, verified, shipped at {SAMPLES / SAMPLE}")
+    prepare(parser.parse_args())
   except (ValueError, OSError) as error:
     print(error, file=sys.stderr)
     return 1

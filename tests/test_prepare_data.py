@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lattice_jax.data.files import Original, prepared_path
-from lattice_jax.data.prepare import prepare_original
+from lattice_jax.data.prepare_enwik8 import prepare_original
 
 RAW = bytes(range(256)) * 40
 SCRIPT = Path(__file__).parent.parent / "scripts" / "prepare_data.py"
@@ -142,7 +142,7 @@ def test_a_bad_download_is_not_kept_to_be_resumed(tmp_path):
 
 def test_without_a_network_the_error_suggests_a_local_copy(tmp_path):
   with pytest.raises(ValueError, match=r"^http://127.0.0.1:1/tiny.zip cannot be downloaded \(.*refused.*\); "
-                                       r"fetch tiny.zip on another machine and run `python .* tiny .*--from FILE`, or"):
+                                       r"fetch it on another machine and run `python .* tiny .*--from PATH`, or"):
     prepare_original(tiny(), tmp_path, silent)
 
 

@@ -14,7 +14,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class Original:
-  """A published file under whose name results are reported. `url` is a zip that holds it as `name`."""
+  """A published file. `url` is that file, or a zip that holds it as `name`."""
 
   name: str
   size: int
@@ -27,6 +27,71 @@ ENWIK8 = Original(
   size=100_000_000,
   sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
   url="http://mattmahoney.net/dc/enwik8.zip",
+)
+
+
+@dataclass(frozen=True)
+class BookSet:
+  """A published set of books, one file each: `folder/SPLIT/ID.txt`, with `folder/metadata.csv`.
+
+  books: how many there are of each split.
+  words: the published counts, by which word perplexity is divided.
+  bucket: the storage bucket that holds them.
+  """
+
+  name: str
+  books: dict[str, int]
+  words: dict[str, int]
+  bucket: str
+
+
+PG19 = BookSet(
+  name="pg19",
+  books={"train": 28_602, "validation": 50, "test": 100},
+  words={"train": 1_973_136_207, "validation": 3_007_061, "test": 6_966_499},
+  bucket="deepmind-gutenberg",
+)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+  """A published set of 64 × 64 images in zips of npz files.
+
+  zips: the files of each published split.
+  images: how many they hold.
+  train_images: so many of the published training images are for training, the others for validation, and the published
+    validation images for testing, as Transformer-VQ does.
+  """
+
+  name: str
+  zips: dict[str, tuple[Original, ...]]
+  images: dict[str, int]
+  train_images: int
+
+
+_IMAGENET_URL = "http://www.image-net.org/data/downsample/"
+IMAGENET64 = ImageSet(
+  name="imagenet64",
+  zips={
+    "train": (
+      Original(
+        name="Imagenet64_train_part1_npz.zip",
+        size=6_783_426_789,
+        sha256="9422dc1dc5d092e9814a70a1cb7fc74880d2db5d88a0cb8a34ee363b12bde3f1",
+        url=_IMAGENET_URL + "Imagenet64_train_part1_npz.zip"),
+      Original(
+        name="Imagenet64_train_part2_npz.zip",
+        size=6_780_506_068,
+        sha256="9fafc115afb7e6c301e66dc16b2d737152b427bd5dab26e1293487a6819c7f30",
+        url=_IMAGENET_URL + "Imagenet64_train_part2_npz.zip")),
+    "validation": (
+      Original(
+        name="Imagenet64_val_npz.zip",
+        size=529_522_927,
+        sha256="e1e75133158a1924135a9c6f97a80d2d237b158945e0b34074e58e6c8430eeb8",
+        url=_IMAGENET_URL + "Imagenet64_val_npz.zip"),)},
+  images={"train": 1_281_167, "validation": 50_000},
+  train_images=1_200_000,
 )
 
 
@@ -51,6 +116,18 @@ def check_original(original: Original, size: int, sha256: str, where: str | Path
 def sha256_of_file(path: Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+  """The checksum of a file, which is read again only after it has changed."""
+  status = path.stat()
+  return _sha256_cached(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256_cached(path: Path, size: int, modified_ns: int) -> str:
+  del size, modified_ns  # part of the cache key
+  return sha256_of_file(path)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,120 @@
+"""ImageNet64 as a TFDS data set, from the published zips of npz files."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import posixpath
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import hashing
+
+from lattice_jax.data.builders.base import LocalBuilder
+from lattice_jax.data.fetch import verify_original
+from lattice_jax.data.files import IMAGENET64, ImageSet
+from lattice_jax.data.progress import Progress
+
+_SIZE = 64
+_IMAGE_BYTES = _SIZE * _SIZE * 3
+_IMAGES_A_SHARD = 4096  # 50 MB, all of it in memory at once
+_BLOCK_IMAGES = 1024
+
+
+@dataclass
+class _Unpacked:
+  """Images as they were published, and the key of each."""
+
+  file: io.BufferedIOBase
+  keys: list[str]
+  labels: list[int]
+
+
+class Imagenet64Npz(LocalBuilder):
+  """The records of TFDS's `imagenet_resized/64x64`: the same pixels, labels, keys and order, without TensorFlow."""
+
+  MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the three Imagenet64_*_npz.zip in the manual folder."
+  image_set: ImageSet = IMAGENET64
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict({
+      "image": tfds.features.Tensor(
+        shape=(_SIZE, _SIZE, 3), dtype=np.uint8, encoding=tfds.features.Encoding.BYTES),
+      "label": np.int64}))
+
+  def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Any]]:
+    folder = Path(dl_manager.manual_dir)
+    check_zips(folder, self.image_set)
+    for originals in self.image_set.zips.values():
+      for original in originals:
+        verify_original(original, folder / original.name, self.report)
+    return {
+      split: self._shards(split, [folder / original.name for original in originals])
+      for split, originals in self.image_set.zips.items()}
+
+  def _shards(self, split: str, zips: list[Path]) -> list[Any]:
+    # Records lie in the order of hashed keys. The zips can only be read from front to back, so they are unpacked first.
+    file = tempfile.TemporaryFile(dir=self.data_dir)  # noqa: SIM115, closed by the scratch stack
+    unpacked = _Unpacked(self.scratch.enter_context(file), [], [])
+    for path in zips:
+      self.report(f"unpacking {path}")
+      _unpack(path, unpacked)
+    hasher = hashing.Hasher(split)
+    order = sorted(range(len(unpacked.keys)), key=lambda place: hasher.hash_key(unpacked.keys[place]))
+    progress = Progress(self.report, f"writing {split}", len(order), "images")
+    return [
+      functools.partial(_read_images, order[first:first + _IMAGES_A_SHARD], unpacked, progress, first)
+      for first in range(0, len(order), _IMAGES_A_SHARD)]
+
+
+def check_zips(folder: Path, image_set: ImageSet) -> None:
+  """Raises ValueError unless the folder has the published zips, by name and size."""
+  for originals in image_set.zips.values():
+    for original in originals:
+      path = folder / original.name
+      found = path.stat().st_size if path.is_file() else 0
+      if found != original.size:
+        raise ValueError(
+          f"{folder} is not {image_set.name}: expected {original.name} of {original.size:,} bytes, found "
+          f"{f'{found:,} bytes' if found else 'none'}; fetch it from {original.url}.")
+
+
+def _unpack(path: Path, unpacked: _Unpacked) -> None:
+  """Appends all images of a zip of npz files, without holding one of its arrays in memory."""
+  with zipfile.ZipFile(path) as archive:
+    for member in archive.infolist():
+      if member.is_dir() or not member.file_size:
+        continue
+      with archive.open(member) as stream, zipfile.ZipFile(stream) as arrays:
+        with arrays.open("labels.npy") as file:
+          labels = np.lib.format.read_array(file, allow_pickle=False)
+        with arrays.open("data.npy") as file:
+          _copy_images(file, len(labels), unpacked.file, f"{path}, {member.filename}")
+      unpacked.labels += (labels - 1).tolist()  # published from 1 on
+      unpacked.keys += [f"{posixpath.normpath(member.filename)}{number}" for number in range(len(labels))]
+
+
+def _copy_images(file: io.BufferedIOBase, count: int, target: IO[bytes], where: str) -> None:
+  np.lib.format.read_magic(file)
+  shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+  if (shape, is_fortran, dtype) != ((count, _IMAGE_BYTES), False, np.dtype(np.uint8)):
+    raise ValueError(f"{where} holds {dtype} {shape}, not uint8 {(count, _IMAGE_BYTES)}; fetch it again.")
+  while block := file.read(_BLOCK_IMAGES * _IMAGE_BYTES):
+    target.write(block)
+
+
+def _read_images(
+    order: list[int], unpacked: _Unpacked, progress: Progress, done: int) -> Iterator[tuple[str, dict[str, Any]]]:
+  unpacked.file.flush()
+  for number, place in enumerate(order, start=done + 1):
+    planar = np.frombuffer(os.pread(unpacked.file.fileno(), _IMAGE_BYTES, place * _IMAGE_BYTES), np.uint8)
+    image = np.ascontiguousarray(planar.reshape(3, _SIZE, _SIZE).transpose(1, 2, 0))
+    yield unpacked.keys[place], {"image": image, "label": unpacked.labels[place]}
+    progress.at(number)

@@ -1,0 +1,114 @@
+"""PG-19 as a TFDS data set, from a local folder of books."""
+
+from __future__ import annotations
+
+import csv
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import hashing
+
+from lattice_jax.data.builders.base import LocalBuilder
+from lattice_jax.data.files import PG19, BookSet
+from lattice_jax.data.progress import Progress
+
+_BOOKS_A_SHARD = 128  # about 50 MB of text, all of it in memory at once
+
+
+class _About(NamedTuple):
+  title: str
+  date: str
+  link: str
+
+
+class Pg19Books(LocalBuilder):
+  """The records of TFDS's `pg19`, with the same features in the same order, without TensorFlow or its bucket."""
+
+  MANUAL_DOWNLOAD_INSTRUCTIONS = "Put {train,validation,test}/ID.txt and metadata.csv in the manual folder."
+  book_set: BookSet = PG19
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict({
+      "book_text": tfds.features.Text(),
+      "book_id": np.int32,
+      "book_title": tfds.features.Text(),
+      "publication_date": tfds.features.Text(),
+      "book_link": tfds.features.Text()}))
+
+  def _shard_iterators_per_split(self, dl_manager: tfds.download.DownloadManager) -> dict[str, list[Any]]:
+    folder = Path(dl_manager.manual_dir)
+    check_books(folder, self.book_set)
+    about = _read_metadata(folder / "metadata.csv")
+    return {split: self._shards(folder / split, split, about) for split in self.book_set.books}
+
+  def _shards(self, folder: Path, split: str, about: dict[int, _About]) -> list[Any]:
+    paths = {_book_id(path): path for path in folder.glob("*.txt")}
+    for book_id, path in paths.items():
+      if book_id not in about:
+        raise ValueError(f"{path} has no line in {folder.parent / 'metadata.csv'}; fetch metadata.csv again.")
+    # The order in which TFDS's shuffling puts these keys, so that official records and these make the same corpus.
+    hasher = hashing.Hasher(split)
+    order = sorted(paths, key=hasher.hash_key)
+    progress = Progress(self.report, f"reading {split}", len(order), "books")
+    return [
+      functools.partial(_read_books, order[first:first + _BOOKS_A_SHARD], paths, about, progress, first)
+      for first in range(0, len(order), _BOOKS_A_SHARD)]
+
+
+def check_books(folder: Path, book_set: BookSet) -> None:
+  """Raises ValueError unless the folder has as many books as were published."""
+  found = {split: sum(1 for _ in (folder / split).glob("*.txt")) for split in book_set.books}
+  if found != book_set.books:
+    raise ValueError(
+      f"{folder} is not {book_set.name}: expected {_in_words(book_set.books)} books as SPLIT/ID.txt, found "
+      f"{_in_words(found)}.")
+  if not (folder / "metadata.csv").is_file():
+    raise ValueError(f"{folder} has no metadata.csv; fetch it to there from the same place as the books.")
+
+
+def _in_words(books: dict[str, int]) -> str:
+  return ", ".join(f"{count:,} {split}" for split, count in books.items())
+
+
+def _book_id(path: Path) -> int:
+  if not path.stem.isdigit():
+    raise ValueError(f"{path} is not a book of the set: its name is not a number; remove it.")
+  return int(path.stem)
+
+
+def _read_metadata(path: Path) -> dict[int, _About]:
+  """Lines of id, title, year and link. A comma in a title may come quoted or bare."""
+  about = {}
+  for number, line in enumerate(_read_text(path).splitlines(), start=1):
+    row = next(csv.reader([line]))
+    if len(row) < 4 or not row[0].isdigit():
+      raise ValueError(f"{path}, line {number}, is not a book's id, title, year and link: {line[:80]!r}.")
+    about[int(row[0])] = _About(title=",".join(row[1:-2]), date=row[-2], link=row[-1])
+  return about
+
+
+def _read_books(
+    book_ids: list[int], paths: dict[int, Path], about: dict[int, _About], progress: Progress, done: int,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  for number, book_id in enumerate(book_ids, start=done + 1):
+    yield book_id, {
+      "book_text": _read_text(paths[book_id]).strip(),
+      "book_id": book_id,
+      "book_title": about[book_id].title,
+      "publication_date": about[book_id].date,
+      "book_link": about[book_id].link}
+    progress.at(number)
+
+
+def _read_text(path: Path) -> str:
+  raw = path.read_bytes()
+  try:
+    return raw.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start:,}; fetch the file again, or convert "
+      "it with `iconv -t UTF-8`.") from error
