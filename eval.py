@@ -5,12 +5,17 @@ python eval.py --workdir=runs/quickstart --split=test [--protocol=both] [--compr
 
 from __future__ import annotations
 
+from lattice_jax import interrupt
+
+interrupt.exit_on_signals()
+
 import sys
 from pathlib import Path
 
 from absl import flags
 
 from lattice_jax import runtime
+from lattice_jax.evaluation import command, report
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest when not given.")
@@ -37,8 +42,6 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 def main(argv: list[str]) -> None:
   if argv:
     raise ValueError(f"{argv[0]!r} is not a flag; flags are written --name=value.")
-  from lattice_jax.evaluation import command, report  # here, so that Ctrl-C during these seconds is one sentence too
-
   task = command.load(Path(_WORKDIR.value), step=_STEP.value, overrides=_SET.value)
   print(task.describe(), flush=True)
   results = []

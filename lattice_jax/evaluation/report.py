@@ -32,10 +32,12 @@ def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None
 
 
 def write_text(path: Path, text: str) -> None:
-  """Raises ValueError, for users, where the file cannot be written."""
+  """Whole or not at all. Raises ValueError, for users, where the file cannot be written."""
+  partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
   except OSError as error:
     raise ValueError(f"{path} cannot be written: {error.strerror}; choose another --output.") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,15 @@ def test_the_command_prints_a_table_and_ends_with_two_on_mistakes(workdir):
   for flags in ([f"--workdir={workdir}x"], ["--worker=1"], []):
     bad = run(*flags)
     assert (bad.returncode, len(bad.stderr.splitlines())) == (2, 1), bad.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_an_evaluation_is_one_sentence(workdir, number):
+  command = [sys.executable, ROOT / "eval.py", f"--workdir={workdir}", "--split=train", "--batch=1"]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    assert "at step 7" in process.stdout.readline()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+  assert process.returncode == 128 + number
+  assert errors.startswith(f"eval.py: stopped by {number.name}; nothing is lost") and errors.count("\n") == 1
