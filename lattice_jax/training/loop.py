@@ -32,6 +32,7 @@ from lattice_jax.training.reporter import Reporter, peak_flops
 from lattice_jax.training.signals import StopRequest, stop_request
 from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state, make_optimizer
 from lattice_jax.training.step import make_program
+from lattice_jax.training.together import failing_together
 from lattice_jax.training.workdir import check_same_run, describe_run, dump_update, locked, write_json
 from lattice_jax.writers import RunInfo, Writers, check_writers
 
@@ -83,11 +84,12 @@ class Run:
 
   def __init__(self, config: Config, workdir: Path, options: Options, mesh: Mesh):
     self.config, self.workdir, self.options, self.mesh = config, workdir, options, mesh
-    self.source = load_source(config.data, "train")
-    self.eval_source: Source = load_source(config.data, config.eval.split)
-    self.tokenizer: Tokenizer = get_tokenizer(config.data)
-    check_vocabulary(config, self.tokenizer)
-    check_same_run(workdir, config, self.source.fingerprint)
+    with failing_together():
+      self.source = load_source(config.data, "train")
+      self.eval_source: Source = load_source(config.data, config.eval.split)
+      self.tokenizer: Tokenizer = get_tokenizer(config.data)
+      check_vocabulary(config, self.tokenizer)
+      check_same_run(workdir, config, self.source.fingerprint)
     self.checkpoints = Checkpoints(
       workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
     self.state, self.step, origin = self._start()
@@ -99,11 +101,12 @@ class Run:
     parameters = count_parameters(self.state.params)
     self.description = describe_run(
       config, fingerprint=self.source.fingerprint, parameters=parameters, mesh=mesh)
-    write_json(workdir / "run.json", self.description)
-    self.writers = Writers(
-      config.train.writers, RunInfo(workdir, self.step, self.description, self.source.unit))
+    with failing_together():
+      write_json(workdir / "run.json", self.description)
+      self.writers = Writers(
+        config.train.writers, RunInfo(workdir, self.step, self.description, self.source.unit))
     self._introduce(parameters, origin)
-    self.evaluated = evaluated_steps(workdir, config.eval.split)
+    self.evaluated = evaluated_steps(workdir, config.eval.split, up_to=self.step)
     self.score: tuple[int, float] | None = None
     self.pending: Pending | None = None
     self.is_tracing = False
@@ -283,7 +286,8 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
       f"{config.data.tokenizer}; set model.vocab={tokenizer.vocab_size}.")
 
 
-def evaluated_steps(workdir: Path, split: str) -> set[int]:
-  """Steps whose evaluation metrics.jsonl already holds."""
+def evaluated_steps(workdir: Path, split: str, up_to: int) -> set[int]:
+  """Steps whose evaluation metrics.jsonl already holds; later lines are being removed by the first process."""
   records = read_jsonl(workdir / "metrics.jsonl")
-  return {record["step"] for record in records if "split" in record and record["split"] == split}
+  return {
+    record["step"] for record in records if "split" in record and record["split"] == split and record["step"] <= up_to}

@@ -19,6 +19,7 @@ from lattice_jax.checkpoint import Checkpoints, read_run
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
 from lattice_jax.runtime import git_commit
+from lattice_jax.training.together import failing_together
 from lattice_jax.types import Batch
 from lattice_jax.writers import writing
 
@@ -29,22 +30,27 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """Makes the folder and holds it for this process; the system releases it however the process ends."""
-  if jax.process_index() != 0:
+  """Makes the folder and holds it for this run; the system releases it however the first process ends."""
+  with contextlib.ExitStack() as held:
+    with failing_together():
+      if jax.process_index() == 0:
+        held.enter_context(_lock(workdir))
     yield
-    return
+
+
+def _lock(workdir: Path) -> contextlib.AbstractContextManager[Any]:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = (workdir / "lock").open("a")
   except OSError as error:
     raise ValueError(f"--workdir={workdir} cannot be written to: {error.strerror}; choose another folder.") from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise ValueError(
-        f"another process is training in --workdir={workdir}; stop it first, or choose another workdir.") from error
-    yield
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    lock.close()
+    raise ValueError(
+      f"another process is training in --workdir={workdir}; stop it first, or choose another workdir.") from error
+  return lock
 
 
 def check_same_run(workdir: Path, config: Config, fingerprint: str) -> None:
