@@ -101,7 +101,7 @@ def _unpack(path: Path, unpacked: _Unpacked) -> None:
       unpacked.keys += [f"{posixpath.normpath(member.filename)}{number}" for number in range(len(labels))]
 
 
-def _copy_images(file: io.BufferedIOBase, count: int, target: IO[bytes], where: str) -> None:
+def _copy_images(file: io.BufferedIOBase, count: int, target: io.BufferedIOBase, where: str) -> None:
   np.lib.format.read_magic(file)
   shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
   if (shape, is_fortran, dtype) != ((count, _IMAGE_BYTES), False, np.dtype(np.uint8)):

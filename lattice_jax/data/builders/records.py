@@ -73,12 +73,12 @@ def build_official(name: str, data_dir: Path) -> Path:
   """The records of one of TFDS's own builders, downloaded and prepared by it.
 
   Raises:
-    ValueError: TensorFlow, which they need, is not installed.
+    ValueError: what they need and do not require is not installed.
   """
-  if importlib.util.find_spec("tensorflow") is None:
+  if not all(importlib.util.find_spec(needed) for needed in ("tensorflow", "importlib_resources")):
     raise ValueError(
-      f"--tfds has TFDS's own {name} make the records, which needs TensorFlow, and that is not installed; install it "
-      "with `pip install tensorflow-cpu`, or leave --tfds out.")
+      f"--tfds has TFDS's own {name} make the records, which needs TensorFlow, and that is not installed; run `pip "
+      "install tensorflow-cpu importlib_resources`, or leave --tfds out.")
   builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
   builder.download_and_prepare()
   return Path(builder.data_dir)
