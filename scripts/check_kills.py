@@ -3,13 +3,15 @@
 python scripts/check_kills.py --kills=50 [--seed=0] [--workdir=runs/kills]
 
 The moments are drawn uniformly from the whole life of a process: imports, data, compilation, updates, evaluations and
-saves. A run that reaches its end is compared, metric by metric and bit by bit, and the next one begins. Prints one line
-a kill and a summary; exit status 1 where anything differs. Takes about eight seconds a kill on two cores.
+saves. Life is measured in processor time, which does not depend on what else the machine does. A run that reaches its
+end is compared, metric by metric and bit by bit, and the next one begins. Prints one line a kill and a summary; exit
+status 1 where anything differs. For Linux; takes about eight seconds a kill on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -24,6 +26,7 @@ from lattice_jax.inspect.same_run import differences, timeless_lines
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STEPS = 72
+_LOOK_EVERY = 0.005  # seconds
 _COMMAND = (
   sys.executable, "train.py", "--config=configs/quickstart.py:smoke", f"--config.train.steps={_STEPS}",
   "--config.train.save_every=4", "--config.train.eval_every=12", "--config.train.writers=('jsonl','tensorboard')",
@@ -42,7 +45,7 @@ def main() -> int:
   run(unbroken, None)  # compiles
   shutil.rmtree(unbroken)
   life = run(unbroken, None)
-  print(f"an unbroken run of {_STEPS} updates lives {life:.1f} s")
+  print(f"an unbroken run of {_STEPS} updates lives {life:.1f} s of processor time")
   return kill_and_compare(arguments.workdir, unbroken, life, arguments.kills, random.Random(arguments.seed))
 
 
@@ -54,8 +57,7 @@ def kill_and_compare(folder: Path, unbroken: Path, life: float, kills: int, draw
     moment = draw.uniform(0, life) if killed < kills else None
     if run(workdir, moment) is None:
       killed += 1
-      lines = len(timeless_lines(workdir))
-      print(f"kill {killed:3d} after {moment:5.2f} s: run {ended}, {lines:3d} metric lines, {saved(workdir)}", flush=True)
+      print(f"kill {killed:3d} after {moment:5.2f} s: run {ended}, {left_by(workdir)}", flush=True)
       continue
     different = differences(workdir, unbroken)
     print("\n".join([f"run {ended} reached its end: {'differs' if different else 'the same'}", *different]), flush=True)
@@ -68,28 +70,35 @@ def kill_and_compare(folder: Path, unbroken: Path, life: float, kills: int, draw
 
 
 def run(workdir: Path, kill_after: float | None) -> float | None:
-  """Seconds until the end of training, or None where the process was killed first."""
-  start = time.perf_counter()
-  process = subprocess.Popen(
-    [*_COMMAND, f"--workdir={workdir.resolve()}"], cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    text=True)
-  try:
-    _, errors = process.communicate(timeout=kill_after)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    process.communicate()
-    return None if process.returncode == -signal.SIGKILL else time.perf_counter() - start
-  if process.returncode:
-    raise SystemExit(f"training in {workdir} failed with status {process.returncode}: {errors}")
-  return time.perf_counter() - start
+  """Processor seconds until the end of training, or None where the process was killed first."""
+  with (workdir.parent / "stderr.txt").open("w+") as errors:
+    process = subprocess.Popen(
+      [*_COMMAND, f"--workdir={workdir.resolve()}"], cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=errors)
+    used = 0.0
+    while process.poll() is None:
+      used = processor_seconds(process)
+      if kill_after is not None and used >= kill_after:
+        process.kill()
+        process.wait()
+      time.sleep(_LOOK_EVERY)
+    if process.returncode not in (0, -signal.SIGKILL):
+      errors.seek(0)
+      raise SystemExit(f"training in {workdir} failed with status {process.returncode}: {errors.read()}")
+  return used if process.returncode == 0 else None
 
 
-def saved(workdir: Path) -> str:
-  """The checkpoints that a killed process left."""
+def processor_seconds(process: subprocess.Popen) -> float:
+  """What all threads of a process have used."""
+  fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+  return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def left_by(workdir: Path) -> str:
+  """What a killed process left on disk."""
   names = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
   whole = [name for name in names if name.isdigit()]
   partial = f"; {len(names) - len(whole)} half-written" if names != whole else ""
-  return f"saved: {', '.join(whole) or 'none'}{partial}"
+  return f"{len(timeless_lines(workdir)):3d} metric lines, saved: {', '.join(whole) or 'none'}{partial}"
 
 
 if __name__ == "__main__":

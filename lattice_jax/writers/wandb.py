@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from lattice_jax.metrics import Record, warn
 from lattice_jax.runtime import first_line
 from lattice_jax.writers.base import RunInfo, Writer, series
 
+_MODES = ("online", "offline", "disabled")
 _ANSWER_TIMEOUT = 30  # seconds that the server has to answer at the start, and to take what is left at the end
 
 
@@ -67,21 +69,24 @@ def _read_sent(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
       raise ValueError(f"{path} is not readable JSON ({error}); remove it to begin a new W&B run.") from error
   given = os.environ["WANDB_RUN_ID"] if "WANDB_RUN_ID" in os.environ else ""
-  return {"id": given or wandb.util.generate_id(), "rows": 0, "steps": {}}
+  return {"id": given or secrets.token_hex(4), "rows": 0, "steps": {}}
 
 
 def _start(info: RunInfo, run_id: str) -> Any:
   config = info.description["config"]
   rest = {name: value for name, value in info.description.items() if name != "config"}
-  wandb.setup(wandb.Settings(silent=True))
+
+  # named by the clock and the id alone, the folder of a process could be that of the one before it
+  number = 1 + len([*(info.workdir / "wandb").glob("*run-*-*")])
 
   def init(mode: str) -> Any:
+    wandb.setup(wandb.Settings(silent=True))  # before it can say that it found a key
     return wandb.init(
       project=os.environ["WANDB_PROJECT"] if "WANDB_PROJECT" in os.environ else "lattice_jax", id=run_id,
       name=config["name"], config=config | {"run": rest}, dir=str(info.workdir), resume="allow", mode=mode,
       settings=wandb.Settings(
         silent=True, console="off", init_timeout=_ANSWER_TIMEOUT, finish_timeout=_ANSWER_TIMEOUT,
-        x_transaction_log_flush_interval=1.0))
+        x_transaction_log_flush_interval=1.0, x_sync_dir_suffix=str(number)))
 
   mode = _mode()
   try:
@@ -91,13 +96,17 @@ def _start(info: RunInfo, run_id: str) -> Any:
       raise ValueError(f"W&B does not start with WANDB_MODE={mode} ({first_line(error)}).") from error
     warn(f"W&B cannot be used online ({first_line(error)}); the run goes on offline, and `wandb sync` of the folder "
          f"{info.workdir / 'wandb'} uploads it later.")
+    wandb.teardown()  # the run that failed to start would hold the id
     return init("offline")
 
 
 def _mode() -> str:
-  if "WANDB_MODE" in os.environ:
-    return os.environ["WANDB_MODE"]
-  return "online" if _has_key() else "offline"
+  if not os.environ.get("WANDB_MODE"):
+    return "online" if _has_key() else "offline"
+  mode = os.environ["WANDB_MODE"]
+  if mode not in _MODES:
+    raise ValueError(f"WANDB_MODE={mode} is not one of {', '.join(_MODES)}.")
+  return mode
 
 
 def _has_key() -> bool:

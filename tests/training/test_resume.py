@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
 import subprocess
@@ -11,9 +10,8 @@ import sys
 import jax
 import pytest
 
-from lattice_jax.checkpoint import Checkpoints
-from lattice_jax.sharding import make_mesh
-from lattice_jax.training.state import abstract_state
+from lattice_jax.inspect.same_run import differences, newest_state, timeless_lines
+from lattice_jax.training import loop
 from tests.training import killed_run, tiny
 
 pytestmark = pytest.mark.slow
@@ -23,23 +21,6 @@ def run(workdir, *arguments):
   return subprocess.run(
     [sys.executable, "-m", "tests.training.killed_run", str(workdir), *map(str, arguments)], capture_output=True,
     text=True, timeout=600, check=False)
-
-
-def final_state(workdir):
-  config = killed_run.make_config()
-  checkpoints = Checkpoints(workdir)
-  step, state = checkpoints.restore_latest(abstract_state(config, make_mesh(config.mesh, jax.devices()[:1])))
-  checkpoints.close()
-  assert step == killed_run.STEPS
-  return state
-
-
-def lines(workdir):
-  """The lines of metrics.jsonl without what depends on the clock."""
-  records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-  return [
-    {name: value for name, value in record.items() if name != "tokens_per_second" and not name.startswith("time_")}
-    for record in records]
 
 
 @pytest.mark.timeout(900)
@@ -53,12 +34,12 @@ def test_killed_at_three_random_moments_equals_unbroken(tmp_path):
     assert killed.returncode == -signal.SIGKILL, killed.stderr
   ended = run(workdir)
   assert ended.returncode == 0, ended.stderr
-  tiny.assert_same_bits(final_state(workdir), final_state(tmp_path / "unbroken"))
-  assert jax.tree.leaves(final_state(workdir).memory) and jax.tree.leaves(final_state(workdir).buffers)
-  assert lines(workdir) == lines(tmp_path / "unbroken")
-  updates = [record["step"] for record in lines(workdir) if "split" not in record]
-  assert updates == list(range(1, killed_run.STEPS + 1))
-  assert [record["step"] for record in lines(workdir) if "split" in record] == [10, 20, 30]
+  assert differences(workdir, tmp_path / "unbroken") == []
+  _, state = newest_state(workdir)
+  assert jax.tree.leaves(state.memory) and jax.tree.leaves(state.buffers)
+  lines = timeless_lines(workdir)
+  assert [line["step"] for line in lines if "split" not in line] == list(range(1, killed_run.STEPS + 1))
+  assert [line["step"] for line in lines if "split" in line] == [10, 20, 30]
 
 
 @pytest.mark.timeout(600)
@@ -66,5 +47,17 @@ def test_sigterm_saves_and_exits_with_one_sentence(tmp_path):
   stopped = run(tmp_path, int(signal.SIGTERM), 10, 0.0)
   assert stopped.returncode == 128 + signal.SIGTERM
   assert stopped.stderr.count("\n") == 1 and "stopped by SIGTERM at step" in stopped.stderr
-  step = lines(tmp_path)[-1]["step"]
+  step = timeless_lines(tmp_path)[-1]["step"]
   assert 10 <= step < killed_run.STEPS and (tmp_path / "checkpoints" / str(step)).is_dir()
+
+
+def test_runs_that_differ_are_told_apart(tmp_path, monkeypatch):
+  tiny.use_tiny_decoder(monkeypatch)
+  for name, changes in (("one", {}), ("other", {"train__seed": 1})):
+    loop.train(tiny.make_config(train__steps=2, **changes), tmp_path / name)
+  assert differences(tmp_path / "one", tmp_path / "one") == []
+  lines = (tmp_path / "other" / "metrics.jsonl").read_text().splitlines(keepends=True)
+  (tmp_path / "other" / "metrics.jsonl").write_text("".join([*lines, lines[-1]]))
+  found = differences(tmp_path / "other", tmp_path / "one")
+  assert "has 4 metric lines" in found[0] and "a metric line of" in found[1]
+  assert any("embedding" in sentence for sentence in found)
