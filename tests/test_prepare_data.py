@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lattice_jax.data.files import Original, prepared_path
-from lattice_jax.data.prepare_enwik8 import prepare_original
+from lattice_jax.data.builders.enwik8 import Enwik8
+from lattice_jax.data.files import SAMPLES, Original, prepared_path
+from lattice_jax.data.prepare_enwik8 import prepare_original, write_records
 
 RAW = bytes(range(256)) * 40
 SCRIPT = Path(__file__).parent.parent / "scripts" / "prepare_data.py"
@@ -146,6 +148,36 @@ def test_without_a_network_the_error_suggests_a_local_copy(tmp_path):
     prepare_original(tiny(), tmp_path, silent)
 
 
+@pytest.fixture
+def enwik8(tmp_path, monkeypatch):
+  """A small file under the name, and its records."""
+  original = dataclasses.replace(tiny(), name="enwik8")
+  monkeypatch.setattr(Enwik8, "original", original)
+  (tmp_path / "given").write_bytes(RAW)
+  prepare_original(original, tmp_path / "data", silent, origin=tmp_path / "given")
+  return original, write_records(original, tmp_path / "data", silent)
+
+
+def test_records_of_a_file_are_made_on_request_and_taken_in_its_place(tmp_path, enwik8):
+  original, records = enwik8
+  target = prepare_original(original, tmp_path / "again", silent, origin=records)
+  assert target.read_bytes() == RAW and files_under(tmp_path / "again") == ["enwik8"]
+
+
+def test_records_that_are_damaged_or_of_another_data_set_are_refused(tmp_path, enwik8):
+  original, records = enwik8
+  with pytest.raises(ValueError, match=r"samples holds no TFDS records; give the path of enwik8 or of its zip\.$"):
+    prepare_original(original, tmp_path / "again", silent, origin=SAMPLES)
+  larger = dataclasses.replace(original, size=100_000_000)
+  with pytest.raises(ValueError, match=r"is not the published enwik8: expected 1,374 train, .* found 1 train, 1 valid"):
+    prepare_original(larger, tmp_path / "again", silent, origin=records)
+  damaged = next(records.glob("*validation*"))
+  damaged.write_bytes(damaged.read_bytes()[:-1])
+  with pytest.raises(ValueError, match=r"^record 0 of validation in .* cannot be read \(.*\); remove that folder and "):
+    prepare_original(original, tmp_path / "again", silent, origin=records)
+  assert files_under(tmp_path / "again") == []
+
+
 def run_script(*arguments):
   return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True, timeout=60)
 
@@ -156,6 +188,20 @@ def test_script_refuses_a_wrong_file_in_one_line_without_traceback(tmp_path):
   done = run_script("enwik8", "--from", str(origin), "--path", str(tmp_path / "data"))
   assert done.returncode == 1 and done.stdout == ""
   assert done.stderr == f"{origin} is not enwik8: expected 100,000,000 bytes, found 10,240.\n"
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+  (["pg19", "--from", str(SAMPLES / "books_sample")],
+   "books_sample is not pg19: expected 28,602 train, 50 validation, 100 test books as SPLIT/ID.txt, found 0 train, "),
+  (["imagenet64", "--from", str(SAMPLES / "photos_sample")],
+   "photos_sample is not imagenet64: expected Imagenet64_train_part1_npz.zip of 6,783,426,789 bytes, found none; "),
+  (["photos_sample", "--tokenizer=bpe_paper:400"], "photos_sample is read as bytes; --tokenizer is for pg19 and"),
+  (["enwiki_sample", "--from", "x"], "enwiki_sample is shipped with the code; run the command without --from and --tf"),
+], ids=["pg19", "imagenet64", "tokenizer", "sample"])
+def test_script_refuses_what_cannot_be(tmp_path, arguments, message):
+  done = run_script(*arguments, "--path", str(tmp_path))
+  assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and message in done.stderr
+  assert files_under(tmp_path) == []
 
 
 def test_script_says_where_the_sample_is():
