@@ -31,13 +31,20 @@ class VQConfig:
   key_dim: int = 128
   value_dim: int = 1536
   codes: int = 512  # S of the paper
-  block_len: int = 512  # L of the paper: block, uncompressed window and reach of the position bias
+  block_len: int = 512  # L of the paper: queries read at a time; changes cost, not results
+  window: int = 0  # uncompressed tokens and reach of the position bias; 0 = block_len, as in the paper
+  reduction: str = "auto"  # auto | serial | matmul | associative | input_scan: how blocks get their caches; cost only
   gated: bool = True  # SHGA: value SiLU and output gate
-  cache: bool = True  # False masks the compressive cache; the window of block_len stays
+  cache: bool = True  # False masks the compressive cache; the window stays
   commit_weight: float = 1e-4
   ema_rate: float = 0.99
   max_wavelength: float = 1e5
   sinusoid_dropout: float = 0.0
+
+  @property
+  def reach(self) -> int:
+    """Tokens of the window."""
+    return self.window or self.block_len
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ import ml_collections
 
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.ops.vq import FORMS
 
 CHOICES = {
   "model.block": ("gau", "mlp"),
   "model.mlp": ("swiglu", "squared_relu"),
   "model.dtype": ("float32", "bfloat16"),
+  "model.vq.reduction": ("auto", *FORMS),
   "model.remat": ("none", "full", "boundary"),
   "model.impl": ("auto", "reference", "xla", "pallas", "interpret"),
   "data.rows": ("sequences", "documents", "packed"),

@@ -26,7 +26,7 @@ class Bucket:
 
 def bucket_starts(model: ModelConfig, longest: int) -> np.ndarray:
   """First positions of the buckets 0, L/2, L, 2L, 4L … below `longest`; L is the VQ block, or 64 without VQ."""
-  unit = model.vq.block_len if "vq" in model.pattern else _DEFAULT_UNIT
+  unit = model.vq.reach if "vq" in model.pattern else _DEFAULT_UNIT
   starts, edge = [0], max(unit // 2, 1)
   while edge < longest:
     starts.append(edge)

@@ -89,7 +89,7 @@ MEMORIES: dict[str, Memory] = {
     make=lambda model, name=None: VQAttention(model, name=name),
     check=_check_vq,
     block_field="model.vq.block_len",
-    visible=lambda model, query, key: key <= query and (model.vq.cache or query - key <= model.vq.block_len),
+    visible=lambda model, query, key: key <= query and (model.vq.cache or query - key <= model.vq.reach),
     update_buffers=update_codebook,
     needs_token_cache=False,
   ),

@@ -35,7 +35,7 @@ class VQAttention(nn.Module):
     del max_len
     vq = self.config.vq
     return empty_state(
-      batch, vq.block_len, vq.kv_heads, vq.codes, vq.key_dim, vq.value_dim, jnp.dtype(self.config.dtype))
+      batch, vq.reach, vq.kv_heads, vq.codes, vq.key_dim, vq.value_dim, jnp.dtype(self.config.dtype))
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, state: VQState, segment: Segment, *, train: bool) -> LayerOutput:
@@ -61,7 +61,8 @@ class VQAttention(nn.Module):
       q_BTQK, key, v_BTHV, rows_HMK, self._relative(dim, train=train) * scale,
       offset(self, "content_bias", bias_shape, bias_axes) * scale,
       offset(self, "position_bias", bias_shape, bias_axes) * scale,
-      state, segment.ids_BT, segment.valid_BT, use_cache=config.cache, impl=self.config.impl)
+      state, segment.ids_BT, segment.valid_BT, block_len=config.block_len, reduction=config.reduction,
+      use_cache=config.cache, impl=self.config.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
@@ -85,7 +86,7 @@ class VQAttention(nn.Module):
   def _relative(self, dim, *, train):
     """Embedding of the distances 0 … W, [H, W + 1, K]; its dropout key holds for a whole sequence."""
     config = self.config.vq
-    table_SD = sinusoids(config.block_len + 1, dim, max_wavelength=config.max_wavelength)
+    table_SD = sinusoids(config.reach + 1, dim, max_wavelength=config.max_wavelength)
     dropout = nn.Dropout(config.sinusoid_dropout, rng_collection="sequence", deterministic=not train)
     weight_DHK = weight(
       self, "relative", (dim, config.kv_heads, config.key_dim), ("embed", "kv_heads", "key"), fan_in=dim)

@@ -29,8 +29,8 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
 def _memory_multiply_adds(config: ModelConfig, memory: str, seq_len: int) -> float:
   if memory == "vq":
     vq = config.vq
-    seen = 2 * vq.block_len + (vq.codes if vq.cache else 0)
-    bias = vq.heads * vq.key_dim * (vq.block_len + 1)
+    seen = vq.block_len + vq.reach + (vq.codes if vq.cache else 0)
+    bias = vq.heads * vq.key_dim * (vq.reach + 1)
     codebook = vq.kv_heads * vq.codes * (2 * vq.key_dim + vq.value_dim)  # search, statistics, fold into the cache
     return _projections(config, vq) + vq.heads * seen * (vq.key_dim + vq.value_dim) + bias + codebook
   attention = config.attention

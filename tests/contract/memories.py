@@ -10,6 +10,7 @@ import numpy as np
 
 from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
 from lattice_jax.layers.registry import MEMORIES, Memory
+from lattice_jax.ops.vq import FORMS
 
 ROWS_PER_BATCH = 8  # one for each simulated device
 LENGTH = 23  # T of the laws: a prime, longer than every window and than four blocks
@@ -83,6 +84,11 @@ ROWS = (
       ("one-token-blocks", _vq(block_len=1)),
       ("block-longer-than-T", _vq(block_len=LENGTH + 6)),
       ("no-cache", _vq(cache=False)),
+      ("multi-query", _vq(GROUPED_VQ, kv_heads=1)),
+      ("multi-head", _vq(GROUPED_VQ, kv_heads=4)),
+      ("window-and-block-differ", _vq(block_len=3, window=7)),
+      *((f"{heads}-{reduction}", _vq(base, reduction=reduction))
+        for heads, base in (("gated", SHGA), ("grouped", GROUPED_VQ)) for reduction in FORMS if reduction != "serial"),
     ),
     accumulators=("count_BHM", "mean_BHMV"),
     constant_input=_vq_counts_every_token,

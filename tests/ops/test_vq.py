@@ -7,7 +7,7 @@ import pytest
 
 from lattice_jax.config import ModelConfig, VQConfig
 from lattice_jax.layers.vq import update_codebook
-from lattice_jax.ops.vq import code_statistics, codebook, empty_state, quantize, vq_attention
+from lattice_jax.ops.vq import FORMS, choose_reduction, code_statistics, codebook, empty_state, quantize, vq_attention
 
 HEADS, CODES, KEY, VALUE = 2, 5, 8, 4
 
@@ -54,24 +54,29 @@ def test_codebook_moving_average_equals_a_numpy_transcription():
     np.testing.assert_allclose(buffers["codebook_sum"], total, rtol=1e-6, atol=1e-6)
 
 
-def attend(k, v, q, rows, window, impl):
+def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto"):
   batch, length = k.shape[:2]
   state = empty_state(batch, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
   relative = 0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY))
   bias = jnp.full((HEADS, KEY), 0.1)
   return vq_attention(
     q, quantize(k, rows), v, rows, relative, bias, -bias, state, jnp.zeros((batch, length), jnp.int32),
-    jnp.ones((batch, length), bool), impl=impl)[0]
+    jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction, impl=impl)[0]
 
 
-@pytest.mark.parametrize(("window", "length"), [(4, 33), (3, 63), (1, 5)])
-def test_linear_form_equals_the_quadratic_definition_far_beyond_the_window(window, length):
+SHAPES = [(4, 4, 33), (1, 1, 5), (4, 2, 33), (2, 5, 23), (7, 3, 23), (30, 4, 23), (4, 30, 23)]
+
+
+@pytest.mark.parametrize(("window", "block_len", "length", "reduction"), [
+  *((*shape, "serial") for shape in SHAPES), *((*shape, "input_scan") for shape in SHAPES),
+  (4, 4, 33, "matmul"), (7, 3, 23, "matmul"), (4, 4, 33, "associative"), (7, 3, 23, "associative")])
+def test_linear_form_equals_the_quadratic_definition_far_beyond_the_window(window, block_len, length, reduction):
   k, rows = random_keys(1, length), random_rows()
   q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
 
   def run(impl):
     def loss(k, v, q):
-      out = attend(k, v, q, rows, window, impl)
+      out = attend(k, v, q, rows, window, impl, block_len, reduction)
       return jnp.sin(3 * out).sum(), out
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(k, v, q)
 
@@ -90,3 +95,10 @@ def test_a_key_gets_its_gradient_from_queries_at_most_a_window_away():
     grad = jax.jit(jax.grad(lambda k, impl=impl: attend(k, v, q, rows, window, impl)[0, asked].sum()))(k)
     has_gradient = np.abs(np.asarray(grad)).sum((0, 2, 3)) > 0
     np.testing.assert_array_equal(has_gradient, [asked - window <= t <= asked for t in range(length)])
+
+
+def test_auto_takes_a_form_that_exists_and_other_names_are_refused():
+  assert {choose_reduction("auto", size) for size in (1, 10**9)} <= set(FORMS)
+  assert [choose_reduction(form, 1) for form in FORMS] == list(FORMS)
+  with pytest.raises(ValueError, match="reduction='sum' of op 'vq' is not one of auto, serial, matmul, associative, inp"):
+    choose_reduction("sum", 1)

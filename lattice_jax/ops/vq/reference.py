@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from lattice_jax.ops.attention.keys import EMPTY
 from lattice_jax.ops.attention.reference import MASKED
-from lattice_jax.ops.vq.state import Stream, VQState, close_state, fold_block
+from lattice_jax.ops.vq.cache import Cache, merge, summarize
+from lattice_jax.ops.vq.state import Stream, VQState, close_state
 
 
 def attend_quadratic(
@@ -52,8 +53,9 @@ def _roll_state(stream: Stream, state: VQState, id_BT: jax.Array, *, use_cache: 
   def one_token(cache, slot):
     id_B = jnp.where(slot < num_valid_B, stream.id_BS[:, slot], EMPTY)
     code_BTH, value_BTHV = stream.code_BSH[:, slot][:, None], stream.value_BSHV[:, slot][:, None]
-    return fold_block(cache, code_BTH, value_BTHV, id_B[:, None]), None
+    return merge(cache, summarize(code_BTH, value_BTHV, id_B[:, None], state.count_BHM.shape[-1])), None
 
-  cache = state.count_BHM, state.mean_BHMV, state.document_B
-  (count, mean, document), _ = jax.lax.scan(one_token, cache, jnp.arange(length))
-  return close_state(stream, state.id_BW.shape[1], num_valid_B, count, mean, document)
+  cache = Cache(state.count_BHM, state.mean_BHMV, state.document_B)
+  cache, _ = jax.lax.scan(one_token, cache, jnp.arange(length))
+  return close_state(
+    stream, state.id_BW.shape[1], num_valid_B, cache.count_BHM, cache.mean_BHMV, cache.document_B)

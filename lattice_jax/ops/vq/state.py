@@ -98,30 +98,3 @@ def close_state(
     mean_BHMV=jnp.where(is_old_cache_B[:, None, None, None], 0.0, mean_BHMV),
     document_B=document_B,
   )
-
-
-def fold_block(
-  cache: tuple[jax.Array, jax.Array, jax.Array], code_BCH: jax.Array, value_BCHV: jax.Array, id_BC: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Adds stream slots to the cache (count, mean, document); EMPTY slots add nothing, older documents are dropped."""
-  count_BHM, mean_BHMV, document_B = cache
-  newest_B = last_document(id_BC, document_B)
-  kept_B = (newest_B == document_B).astype(jnp.float32)
-  is_added_BC = (id_BC == newest_B[:, None]) & (id_BC != EMPTY)
-  one_hot_BCHM = jax.nn.one_hot(code_BCH, count_BHM.shape[-1], dtype=value_BCHV.dtype) * is_added_BC[..., None, None]
-  added_BHM = one_hot_BCHM.astype(jnp.float32).sum(1)
-  sum_BHMV = jnp.einsum("BCHM,BCHV->BHMV", one_hot_BCHM, value_BCHV, preferred_element_type=jnp.float32)
-  old_BHM = count_BHM * kept_B[:, None, None]
-  total_BHM = old_BHM + added_BHM
-  share_BHM = 1.0 / jnp.maximum(total_BHM, 1.0)
-  # mean' = mean + (sum - added·mean)/total keeps the mean exactly where nothing was added.
-  mean_BHMV = mean_BHMV * kept_B[:, None, None, None]
-  mean_BHMV += (sum_BHMV - added_BHM[..., None] * mean_BHMV) * share_BHM[..., None]
-  return total_BHM, mean_BHMV, newest_B
-
-
-def last_document(id_BC: jax.Array, document_B: jax.Array) -> jax.Array:
-  """The document of the last slot that holds a token, or `document_B` where none does."""
-  last_B = jnp.where(id_BC != EMPTY, jnp.arange(1, id_BC.shape[1] + 1), 0).max(1)
-  newest_B = jnp.take_along_axis(id_BC, jnp.maximum(last_B - 1, 0)[:, None], 1)[:, 0]
-  return jnp.where(last_B > 0, newest_B, document_B)
