@@ -10,8 +10,8 @@ A size for two CPU cores on the shipped sample of Wikipedia, and one that only s
 python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_sample --cpu_devices=2
 python train.py --config=configs/vq_enwik8.py:smoke --workdir=runs/vq_smoke  (a minute)
 
-The sample size takes 10 minutes on two cores of an AMD EPYC; with `--config.train.steps=3200` it takes 40 to 60, and ends
-at 1.93 bits per byte on test, cold or carried.
+The sample size takes 10 minutes on two cores of an AMD EPYC; with `--config.train.steps=3200` it takes 40 to 60 and
+ends at 1.93 bits per byte on test, cold or carried.
 """
 
 from __future__ import annotations

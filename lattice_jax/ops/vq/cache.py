@@ -17,7 +17,7 @@ from lattice_jax.ops.attention.keys import EMPTY
 
 @flax.struct.dataclass
 class Cache:
-  """count_BHM: fp32 tokens per code, without gradient. mean_BHMV: fp32 mean of their values. document_B: EMPTY = none."""
+  """count_BHM: fp32 tokens per code. mean_BHMV: fp32 mean of their values. document_B: EMPTY where there is none."""
 
   count_BHM: jax.Array
   mean_BHMV: jax.Array
