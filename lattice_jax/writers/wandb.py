@@ -45,6 +45,7 @@ class WandbWriter(Writer):
 
   def close(self) -> None:
     self._run.finish()
+    wandb.teardown()  # waits until everything is on disk, which `finish` does not
 
   def _send(self, kind: str, record: Record) -> None:
     if kind in self._sent["steps"] and record["step"] <= self._sent["steps"][kind]:
