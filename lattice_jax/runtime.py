@@ -6,6 +6,7 @@ import difflib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _CPU_DEVICES = flags.DEFINE_integer(
   lower_bound=1)
 
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
+LEAVING_TIMEOUT = 10  # seconds that a process which ends with an error waits for the others to end too
 
 
 class Stop(Exception):
@@ -120,12 +122,16 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
     main(arguments)
   except ValueError as error:
     if "LATTICE_JAX_TRACEBACK" in os.environ:
+      _leave_in_time(2)
       raise
     _exit(str(error), 2)
   except Stop as stop:
     _exit(str(stop), stop.status)
   except KeyboardInterrupt:
     _exit("aborted.", 130)
+  except Exception:
+    _leave_in_time(1)
+    raise
 
 
 def git_commit() -> str | None:
@@ -145,4 +151,17 @@ def git_commit() -> str | None:
 def _exit(sentence: str, status: int) -> None:
   sys.stdout.flush()
   sys.stderr.write(f"{Path(sys.argv[0]).name}: {sentence}\n")
+  sys.stderr.flush()
+  _leave_in_time(status)
   sys.exit(status)
+
+
+def _leave_in_time(status: int) -> None:
+  """Ends this process soon, of several.
+
+  JAX leaves in order and waits minutes for the others; where they wait for this process, only its end frees them.
+  """
+  if jax.distributed.is_initialized():
+    leave = threading.Timer(LEAVING_TIMEOUT, os._exit, (status,))
+    leave.daemon = True
+    leave.start()
