@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from lattice_jax.data.files import (
   prepared_path,
   read_sample,
   sample_files,
-  sha256_of_file,
+  sha256_once,
 )
 from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
@@ -151,19 +150,13 @@ def read_original_split(original: Original, root: str | Path, split: str) -> byt
     raise ValueError(f"{original.name} is not at {path}; run `{command}` (add --from FILE if you have it already).")
   size = path.stat().st_size
   try:
-    check_original(original, size, _sha256_once(path, size, path.stat().st_mtime_ns), path)
+    check_original(original, size, sha256_once(path), path)
   except ValueError as error:
     raise ValueError(f"{str(error)[:-1]}; run `{command}` to replace it.") from error
   start, stop = byte_splits(size)[split]
   with path.open("rb") as file:
     file.seek(start)
     return file.read(stop - start)
-
-
-@functools.lru_cache(maxsize=8)
-def _sha256_once(path: Path, size: int, modified_ns: int) -> str:
-  del size, modified_ns  # part of the cache key: a file that changed is read again
-  return sha256_of_file(path)
 
 
 SOURCES: dict[str, Corpus] = {

@@ -66,6 +66,7 @@ class BPETokenizer:
       raise ValueError(
         f"{model} holds {self.vocab_size} tokens, not the {wanted} of data.tokenizer={name}; remove it and train it "
         "again.")
+    self._newline = self._model.encode("\n")  # one token, or none where newlines are lost
 
   def encode(self, raw: bytes) -> np.ndarray:
     """Raises ValueError where the bytes are not UTF-8."""
@@ -75,7 +76,12 @@ class BPETokenizer:
       raise ValueError(
         f"the text is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}; convert it, or use "
         "data.tokenizer=bytes.") from error
-    return np.asarray(self._model.encode(text), np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+    # No token reaches across a newline. Line by line is several times faster than a whole book, and uses all cores.
+    ids = []
+    for line_ids in self._model.encode(text.split("\n")):
+      ids += self._newline
+      ids += line_ids
+    return np.array(ids[len(self._newline):], np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
   def decode(self, ids: np.ndarray) -> bytes:
     return self._model.decode(np.asarray(ids).tolist()).encode("utf-8")

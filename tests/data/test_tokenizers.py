@@ -51,6 +51,13 @@ def test_lossless_bpe_keeps_what_is_rare(text):
   assert not np.isin(ids, [tokenizer.pad_id, tokenizer.eos_id, 2]).any()
 
 
+@pytest.mark.parametrize("name", ["bpe_lossless:300", "bpe_paper:300"])
+@pytest.mark.parametrize("text", [TEXT, "", "\n\n a\n b \n", "a\r\nb\n\n", "e\n\u0301\n\ufeff\n\u2028 \u3000\n"])
+def test_line_by_line_gives_the_tokens_of_the_whole_text(tmp_path, name, text):
+  tokenizer = train(tmp_path, name)
+  assert tokenizer.encode(text.encode()).tolist() == tokenizer._model.encode(text)
+
+
 def test_paper_setting_loses_newlines(tmp_path):
   tokenizer = train(tmp_path, "bpe_paper:300")
   assert tokenizer.decode(tokenizer.encode(b"the sea\n\nand  the ship")) == b"the sea and the ship"
