@@ -38,6 +38,8 @@ class VQConfig:
   cache: bool = True  # False masks the compressive cache; the window stays
   commit_weight: float = 1e-4
   ema_rate: float = 0.99
+  data_start: bool = False  # the first update's keys replace the random codebook; not in the paper
+  revive_below: float = 0.0  # codes used less than this share of the average restart; 0 = never, as in the paper
   max_wavelength: float = 1e5
   sinusoid_dropout: float = 0.0
 

@@ -39,7 +39,8 @@ POSITIVE = (
   "train.accumulate", "train.steps_per_dispatch", "train.log_every", "train.save_every", "train.keep_last",
   "eval.batch", "mesh.model",
 )
-FRACTIONS = ("model.dropout", "model.layer_drop", "model.vq.sinusoid_dropout", "model.vq.ema_rate")
+FRACTIONS = (
+  "model.dropout", "model.layer_drop", "model.vq.sinusoid_dropout", "model.vq.ema_rate", "model.vq.revive_below")
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -9,16 +9,21 @@ import jax.numpy as jnp
 from lattice_jax.config import ModelConfig
 from lattice_jax.layers.common import offset, rms_normalize, sinusoids, weight
 from lattice_jax.ops.vq import (
+  COUNT_FLOOR,
   Quantized,
   VQState,
   code_statistics,
   codebook,
+  dead_codes,
   empty_state,
   moving_average,
   quantize,
+  revive,
   vq_attention,
 )
 from lattice_jax.types import LayerOutput, Segment
+
+_DEAD_BELOW = 0.01  # of the average use: what the metric codebook_dead calls dead
 
 
 class VQAttention(nn.Module):
@@ -39,7 +44,7 @@ class VQAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, state: VQState, segment: Segment, *, train: bool) -> LayerOutput:
-    """See `types.LayerOutput`. Losses: commit (weighted). Metrics: codebook_perplexity, quantization_error."""
+    """See `types.LayerOutput`. Losses: commit (weighted). Metrics: codebook_perplexity, _dead, quantization_error."""
     config, dtype, dim = self.config.vq, jnp.dtype(self.config.dtype), x_BTD.shape[-1]
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
     scale = config.key_dim**-0.25
@@ -68,18 +73,24 @@ class VQAttention(nn.Module):
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
     out_QVD = weight(self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
                      fan_in=config.heads * config.value_dim)
-    return self._report(jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype)), state, key, k_BTHK, segment)
+    y_BTD = jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype))
+    return self._report(y_BTD, state, key, k_BTHK, segment, count_HM)
 
   def _codebook_sums(self):
     config = self.config.vq
     shape = (config.kv_heads, config.codes)
-    spread = (config.kv_heads * config.codes) ** -0.5
+    # A start that weighs as little as the floor gives way to the keys of the first update.
+    start = COUNT_FLOOR if config.data_start else 1.0
+    spread = start * (config.kv_heads * config.codes) ** -0.5
 
     def random_sums():
       return spread * jax.random.normal(self.make_rng("params"), (*shape, config.key_dim), jnp.float32)
 
+    def start_counts():
+      return jnp.full(shape, start, jnp.float32)
+
     box = nn.with_logical_partitioning
-    count = self.variable("buffers", "codebook_count", box(lambda: jnp.ones(shape, jnp.float32), ("kv_heads", "codes")))
+    count = self.variable("buffers", "codebook_count", box(start_counts, ("kv_heads", "codes")))
     total = self.variable("buffers", "codebook_sum", box(random_sums, ("kv_heads", "codes", "key")))
     return count.value, total.value
 
@@ -92,7 +103,7 @@ class VQAttention(nn.Module):
       self, "relative", (dim, config.kv_heads, config.key_dim), ("embed", "kv_heads", "key"), fan_in=dim)
     return jnp.einsum("SD,DHK->HSK", dropout(table_SD), weight_DHK)
 
-  def _report(self, y_BTD, state, key: Quantized, k_BTHK, segment):
+  def _report(self, y_BTD, state, key: Quantized, k_BTHK, segment, moving_count_HM):
     config = self.config.vq
     count_HM, sum_HMK = code_statistics(k_BTHK, key.code_BTH, segment.valid_BT, config.codes)
     num_tokens = segment.valid_BT.sum().astype(jnp.float32)
@@ -106,12 +117,16 @@ class VQAttention(nn.Module):
       losses={"commit": (config.commit_weight * error, num_tokens)},
       metrics={
         "codebook_perplexity": (perplexity_H.mean(), jnp.ones(())),
+        "codebook_dead": (dead_codes(moving_count_HM, _DEAD_BELOW).mean(), jnp.ones(())),
         "quantization_error": (jax.lax.stop_gradient(error) / error_scale, num_tokens),
       },
       statistics={"codebook_count": count_HM, "codebook_sum": sum_HMK})
 
 
 def update_codebook(model: ModelConfig, buffers: dict, statistics: dict, rng: jax.Array) -> dict:
-  """Moving average of the code counts and key sums of a whole update, over the global batch (note, section 6)."""
-  del rng
-  return {name: moving_average(buffers[name], statistics[name], model.vq.ema_rate) for name in buffers}
+  """Moving average of the code counts and key sums of a whole update, over the global batch; then dead codes revive."""
+  buffers = {name: moving_average(buffers[name], statistics[name], model.vq.ema_rate) for name in buffers}
+  if model.vq.revive_below:
+    count, total = revive(buffers["codebook_count"], buffers["codebook_sum"], model.vq.revive_below, rng)
+    buffers = {"codebook_count": count, "codebook_sum": total}
+  return buffers

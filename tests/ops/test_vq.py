@@ -7,7 +7,17 @@ import pytest
 
 from lattice_jax.config import ModelConfig, VQConfig
 from lattice_jax.layers.vq import update_codebook
-from lattice_jax.ops.vq import FORMS, choose_reduction, code_statistics, codebook, empty_state, quantize, vq_attention
+from lattice_jax.ops.vq import (
+  COUNT_FLOOR,
+  FORMS,
+  choose_reduction,
+  code_statistics,
+  codebook,
+  empty_state,
+  quantize,
+  revive,
+  vq_attention,
+)
 
 HEADS, CODES, KEY, VALUE = 2, 5, 8, 4
 
@@ -102,3 +112,38 @@ def test_auto_takes_a_form_that_exists_and_other_names_are_refused():
   assert [choose_reduction(form, 1) for form in FORMS] == list(FORMS)
   with pytest.raises(ValueError, match="reduction='sum' of op 'vq' is not one of auto, serial, matmul"):
     choose_reduction("sum", 1)
+
+
+def test_revival_splits_the_most_used_codes_and_keeps_all_sums():
+  count = jnp.array([[8.0, 0.0, 4.0, 0.01, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+  total = random_rows() * count[..., None]
+  new_count, new_total = jax.jit(lambda *args: revive(*args, 0.1, jax.random.key(0)))(count, total)
+  np.testing.assert_allclose(new_count, [[4, 4, 2, 2, 2], [1] * 5])
+  np.testing.assert_array_equal(new_total[1], total[1])
+  old_rows, rows = codebook(count, total), codebook(new_count, new_total)
+  np.testing.assert_allclose(rows[0, [0, 2, 4]], old_rows[0, [0, 2, 4]], rtol=1e-6)
+  for revived, donor in ((1, 0), (3, 2)):
+    moved = np.linalg.norm(rows[0, revived] - old_rows[0, donor]) / np.linalg.norm(old_rows[0, donor])
+    assert 0.02 < moved < 0.3
+
+
+def test_revival_of_more_dead_than_living_codes_takes_several_calls():
+  count, total = jnp.zeros((1, 8)).at[0, 3].set(16.0), jnp.ones((1, 8, 2)) * 16
+  for living in (2, 4, 8):
+    count, total = revive(count, total, 0.1, jax.random.key(living))
+    assert (np.asarray(count) > 0).sum() == living and count.sum() == 16
+
+
+def test_the_weight_of_the_start_decides_how_much_of_it_the_first_update_leaves():
+  """A start of full weight, as in the paper, or of so little that the first update's keys replace it."""
+  k, rows = random_keys(4, 32), random_rows()
+  for start in (1.0, COUNT_FLOOR):
+    buffers = {"codebook_count": jnp.full((HEADS, CODES), start), "codebook_sum": rows * start}
+    code = quantize(k, codebook(*buffers.values())).code_BTH
+    count, total = code_statistics(k, code, jnp.ones((4, 32), bool), CODES)
+    new = update_codebook(
+      ModelConfig(), buffers, {"codebook_count": count, "codebook_sum": total}, jax.random.key(0))
+    left = (0.99 * start / (0.99 * start + 0.01 * count))[..., None]
+    expected = left * rows + (1 - left) * total / count[..., None]
+    np.testing.assert_allclose(codebook(*new.values()), expected, rtol=1e-4, atol=1e-5)
+    assert (left.min() > 0.6) if start == 1.0 else (left.max() < 0.3)

@@ -10,14 +10,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.keys import document_after, document_runs, relabel
+from lattice_jax.ops.vq.codebook import COUNT_FLOOR, code_statistics, codebook, dead_codes, moving_average, revive
 from lattice_jax.ops.vq.linear import FORMS, INPUT_SCAN, attend_linear
-from lattice_jax.ops.vq.quantize import Quantized, code_statistics, codebook, moving_average, quantize
+from lattice_jax.ops.vq.quantize import Quantized, quantize
 from lattice_jax.ops.vq.reference import attend_quadratic
 from lattice_jax.ops.vq.state import VQState, empty_state, join_stream
 
 __all__ = [
-  "FORMS", "Quantized", "VQState", "choose_reduction", "code_statistics", "codebook", "empty_state", "moving_average",
-  "quantize", "vq_attention",
+  "COUNT_FLOOR", "FORMS", "Quantized", "VQState", "choose_reduction", "code_statistics", "codebook", "dead_codes",
+  "empty_state", "moving_average", "quantize", "revive", "vq_attention",
 ]
 
 

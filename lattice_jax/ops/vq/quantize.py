@@ -1,15 +1,13 @@
-"""The vector quantiser: nearest codebook row, straight-through gradient, and the codebook's moving average."""
+"""The vector quantiser: nearest codebook row, straight-through gradient."""
 
 from __future__ import annotations
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from lattice_jax.ops.vq.state import rows_of
-
-COUNT_FLOOR = 0.01  # a code that is never used drifts to the origin once its moving count falls below this
 
 
 @flax.struct.dataclass
@@ -20,11 +18,6 @@ class Quantized:
   key_BTHK: jax.Array
   code_BTH: jax.Array
   error_BTH: jax.Array
-
-
-def codebook(count: Float[Array, "H M"], total: Float[Array, "H M K"]) -> Float[Array, "H M K"]:
-  """Codebook rows from the moving count and the moving sum of keys; no gradient."""
-  return jax.lax.stop_gradient(total / jnp.maximum(count, COUNT_FLOOR)[..., None])
 
 
 def quantize(k: Float[Array, "B T H K"], rows: Float[Array, "H M K"]) -> Quantized:
@@ -38,17 +31,3 @@ def quantize(k: Float[Array, "B T H K"], rows: Float[Array, "H M K"]) -> Quantiz
     code_BTH=code_BTH,
     error_BTH=((k_BTHK - row_BTHK) ** 2).sum(-1),
   )
-
-
-def code_statistics(
-  k: Float[Array, "B T H K"], code: Int[Array, "B T H"], valid: Bool[Array, "B T"], codes: int,
-) -> tuple[Float[Array, "H M"], Float[Array, "H M K"]]:
-  """Number of valid keys of each code and their sum, over batch and time."""
-  one_hot_BTHM = jax.nn.one_hot(code, codes, dtype=jnp.float32) * valid[..., None, None]
-  k_BTHK = jax.lax.stop_gradient(k).astype(jnp.float32)
-  return one_hot_BTHM.sum((0, 1)), jnp.einsum("BTHM,BTHK->HMK", one_hot_BTHM, k_BTHK, precision="highest")
-
-
-def moving_average(old: jax.Array, new: jax.Array, rate: float) -> jax.Array:
-  """rate·old + (1 − rate)·new; `new` is a sum over the whole global batch of an update."""
-  return rate * old + (1 - rate) * new

@@ -1,0 +1,1 @@
+"""Speed and memory of ops against named baselines, measured in one process."""

@@ -1,0 +1,108 @@
+"""Compiles cases apart from timing them, times them in turn, and says what ran.
+
+Times of different cases are comparable only within one round, for machines get slower and faster: every claim is the
+median over rounds of a ratio, with its 20 and 80 % quantiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+MIN_SECONDS = 0.05  # of one sample; shorter calls are repeated within it
+GIGA = 1 << 30
+
+
+@dataclass(frozen=True)
+class Case:
+  """One implementation at one size.
+
+  fn: arrays → arrays. arguments: made once, shared by the cases of a group, never donated.
+  tokens: processed by one call.
+  """
+
+  name: str
+  group: dict[str, Any]  # what the compared cases have in common: op, T, mode …
+  fn: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  tokens: int
+
+
+@dataclass
+class Measured:
+  """seconds: one per round, empty where the case does not fit. temp_bytes: XLA's own buffers, without in- and outputs.
+
+  program: loops and calls in the compiled HLO, to prove which implementation ran.
+  """
+
+  case: Case
+  compile_seconds: float
+  temp_bytes: int
+  program: dict[str, int]
+  seconds: list[float]
+
+  def record(self) -> dict[str, Any]:
+    """One JSON line."""
+    quantiles = dict(zip(("q20", "median", "q80"), _quantiles(self.seconds), strict=True)) if self.seconds else {}
+    speed = {"tokens_per_second": self.case.tokens / quantiles["median"]} if quantiles else {}
+    return {
+      **self.case.group, "case": self.case.name, **quantiles, **speed, "rounds": len(self.seconds),
+      "temp_bytes": self.temp_bytes, "compile_seconds": self.compile_seconds, "program": self.program}
+
+
+def measure(cases: Sequence[Case], *, rounds: int, max_bytes: int) -> list[Measured]:
+  """Times the cases of one group in turn, `rounds` times each after one warm-up call.
+
+  A case whose buffers would exceed `max_bytes` is compiled and reported, but not run.
+  """
+  measured, programs = [], []
+  for case in cases:
+    start = time.perf_counter()
+    compiled = jax.jit(case.fn).lower(*case.arguments).compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    measured.append(Measured(case, seconds, memory.temp_size_in_bytes, _describe(compiled.as_text()), []))
+    fits = memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes <= max_bytes
+    programs.append(compiled if fits else None)
+  running = [(result, program) for result, program in zip(measured, programs, strict=True) if program is not None]
+  repeats = [_repeats(program, result.case.arguments) for result, program in running]
+  for _ in range(rounds):
+    for (result, program), count in zip(running, repeats, strict=True):
+      result.seconds.append(_sample(program, result.case.arguments, count))
+  return measured
+
+
+def ratios(results: Sequence[Measured], baseline: str) -> Iterator[tuple[str, tuple[float, float, float]]]:
+  """(case, quantiles of baseline seconds ÷ its seconds) of every case that ran, where the baseline did."""
+  base = next((result for result in results if result.case.name == baseline), None)
+  if base is None or not base.seconds:
+    return
+  for result in results:
+    if result.seconds:
+      yield result.case.name, _quantiles(np.divide(base.seconds, result.seconds))
+
+
+def _quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+  low, middle, high = np.quantile(np.asarray(values), [0.2, 0.5, 0.8]).tolist()
+  return low, middle, high
+
+
+def _repeats(program: Any, arguments: tuple[Any, ...]) -> int:
+  _sample(program, arguments, 1)  # the first call touches memory for the first time
+  return max(1, round(MIN_SECONDS / _sample(program, arguments, 1)))
+
+
+def _sample(program: Any, arguments: tuple[Any, ...], count: int) -> float:
+  start = time.perf_counter()
+  for _ in range(count):
+    jax.block_until_ready(program(*arguments))
+  return (time.perf_counter() - start) / count
+
+
+def _describe(hlo: str) -> dict[str, int]:
+  return {"while": hlo.count(" while("), "custom-call": hlo.count(" custom-call("), "dot": hlo.count(" dot(")}

@@ -1,0 +1,78 @@
+"""What was measured, as JSON lines, a table and a plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lattice_jax.bench.harness import Measured, ratios
+from lattice_jax.inspect.plots import COLORS, new_figure, save
+from lattice_jax.runtime import git_commit
+
+_MARKERS = "os^Dv<>p*"
+
+
+def describe_machine() -> dict[str, Any]:
+  """The fields that every record carries."""
+  device = jax.devices()[0]
+  return {
+    "device": device.device_kind if device.platform != "cpu" else _cpu_name(), "jax": jax.__version__,
+    "commit": git_commit()}
+
+
+def write_records(path: Path, results: Sequence[Measured], machine: dict[str, Any]) -> None:
+  """Appends one line a case."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("a", encoding="utf-8") as file:
+    for result in results:
+      file.write(json.dumps(machine | result.record()) + "\n")
+
+
+def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
+  """One group in Markdown: seconds and memory, and how many times faster than each baseline (20–80 % of the rounds)."""
+  factors = {baseline: dict(ratios(results, baseline)) for baseline in baselines}
+  factors = {baseline: values for baseline, values in factors.items() if values}
+  rows = [["", "ms", "20–80 %", "temporary MB", *(f"× {baseline}" for baseline in factors)]]
+  for result in results:
+    record, name = result.record(), result.case.name
+    if not result.seconds:
+      rows.append([name, "does not fit", "", f"{result.temp_bytes / 1e6:,.0f}", *[""] * len(factors)])
+      continue
+    times = [f"{1000 * record[key]:,.1f}" for key in ("median", "q20", "q80")]
+    rows.append([
+      name, times[0], f"{times[1]}–{times[2]}", f"{result.temp_bytes / 1e6:,.0f}",
+      *("{1:.2f} ({0:.2f}–{2:.2f})".format(*values[name]) for values in factors.values())])
+  rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
+  """Milliseconds a token over the length, one line a case."""
+  figure, axes = new_figure(title)
+  names = list(dict.fromkeys(record["case"] for record in records))
+  for index, name in enumerate(names):
+    points = sorted((r["T"], 1e6 / r["tokens_per_second"]) for r in records if r["case"] == name and r["rounds"])
+    if points:
+      axes.plot(*zip(*points, strict=True), marker=_MARKERS[index % len(_MARKERS)], label=name,
+                color=COLORS[index % len(COLORS)], linestyle="-" if index < len(COLORS) else "--")
+  axes.set_xscale("log", base=2)
+  axes.set_yscale("log")
+  axes.set_xlabel("tokens")
+  axes.set_ylabel("microseconds a token")
+  save(figure, axes, out)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _cpu_name() -> str:
+  info = Path("/proc/cpuinfo")
+  lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+  return f"{len(names)} × {names[0]}" if names else platform.processor() or "CPU"

@@ -1,0 +1,110 @@
+"""Transformer-VQ attention by reduction, against softmax attention, at one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.bench.harness import Case
+from lattice_jax.ops.attention.blockwise import attend_blockwise
+from lattice_jax.ops.attention.keys import Order
+from lattice_jax.ops.vq import FORMS, empty_state, quantize, vq_attention
+
+QUADRATIC, BLOCKWISE, LIBRARY = "softmax T×T", "softmax blockwise", "jax.nn.dot_product_attention"
+BASELINES = (QUADRATIC, BLOCKWISE, LIBRARY)
+_SOFTMAX_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Shape:
+  """One layer: heads of queries, of keys and values, and widths per head; block and window have `block` tokens."""
+
+  heads: int
+  kv_heads: int
+  key_dim: int
+  value_dim: int
+  codes: int = 512
+  block: int = 512
+  dtype: str = "float32"
+
+
+# The widths of the enwik8 model by head type (note of the op: README.md).
+SHAPES = {
+  "shga": Shape(heads=1, kv_heads=1, key_dim=128, value_dim=1536),
+  "mqa": Shape(heads=6, kv_heads=1, key_dim=128, value_dim=128),
+  "mha": Shape(heads=6, kv_heads=6, key_dim=128, value_dim=128),
+}
+
+
+def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
+  """All cases of a group; mode is "fwd" or "fwd+bwd" (gradients of queries, keys and values)."""
+  shape = SHAPES[head]
+  arguments = _inputs(shape, batch, length)
+  group = {"op": "vq", "head": head, "T": length, "B": batch, "mode": mode, "dtype": shape.dtype}
+  forms: dict[str, Callable[..., Any]] = {f"vq {form}": _vq(shape, form) for form in FORMS}
+  forms |= {QUADRATIC: _quadratic, BLOCKWISE: _blockwise}
+  if shape.key_dim == shape.value_dim:
+    forms[LIBRARY] = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
+  for name, attend in forms.items():
+    yield Case(name, group, attend if mode == "fwd" else _with_gradients(attend), arguments, batch * length)
+
+
+def _inputs(shape: Shape, batch: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  keys = jax.random.split(jax.random.key(0), 3)
+
+  def normal(key, heads, width):
+    return jax.random.normal(key, (batch, length, heads, width), jnp.dtype(shape.dtype))
+
+  # as in the layer, queries and keys have norm K^(1/4)
+  scale = shape.key_dim**-0.25
+  return (
+    normal(keys[0], shape.heads, shape.key_dim) * scale, normal(keys[1], shape.kv_heads, shape.key_dim) * scale,
+    normal(keys[2], shape.kv_heads, shape.value_dim))
+
+
+def _vq(shape: Shape, form: str) -> Callable[..., Any]:
+  rows = jax.random.normal(jax.random.key(1), (shape.kv_heads, shape.codes, shape.key_dim)) * shape.key_dim**-0.25
+  relative = 0.1 * jax.random.normal(jax.random.key(2), (shape.kv_heads, shape.block + 1, shape.key_dim))
+  bias = jnp.zeros((shape.heads, shape.key_dim))
+
+  def attend(q, k, v):
+    batch, length = q.shape[:2]
+    state = empty_state(
+      batch, shape.block, shape.kv_heads, shape.codes, shape.key_dim, shape.value_dim, jnp.dtype(shape.dtype))
+    return vq_attention(
+      q, quantize(k, rows), v, rows, relative, bias, bias, state, jnp.zeros((batch, length), jnp.int32),
+      jnp.ones((batch, length), bool), block_len=shape.block, reduction=form, impl="xla")[0]
+
+  return attend
+
+
+def _quadratic(q, k, v):
+  """All scores at once, the causal half masked and not skipped: the baseline of the paper."""
+  q_BTHGK = _grouped(q, k)
+  score = jnp.einsum("BTHGK,BSHK->BHGTS", q_BTHGK, k, preferred_element_type=jnp.float32)
+  is_past = jnp.tril(jnp.ones(score.shape[-2:], bool))
+  weight = jax.nn.softmax(jnp.where(is_past, score, -1e30), axis=-1)
+  return jnp.einsum("BHGTS,BSHV->BTHGV", weight.astype(v.dtype), v)
+
+
+def _blockwise(q, k, v):
+  batch, length = q.shape[:2]
+  order = Order(
+    index_BT=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length)),
+    id_BT=jnp.zeros((batch, length), jnp.int32))
+  return attend_blockwise(_grouped(q, k), k, v, order, order, window=0, block=_SOFTMAX_BLOCK)[0]
+
+
+def _grouped(q, k):
+  return q.reshape(*q.shape[:2], k.shape[2], q.shape[2] // k.shape[2], q.shape[3])
+
+
+def _with_gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
+  def loss(q, k, v):
+    return (attend(q, k, v).astype(jnp.float32) ** 2).sum()
+
+  return jax.value_and_grad(loss, argnums=(0, 1, 2))

@@ -1,0 +1,56 @@
+"""Times an op's implementations and its baselines in turn, and writes JSON lines, a table and a plot.
+
+python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/results/bench_vq_cpu
+
+Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
+with the same --out adds lengths to the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lattice_jax.bench import report, vq
+from lattice_jax.bench.harness import GIGA, measure
+from lattice_jax.runtime import enable_compilation_cache
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("op", choices=["vq"])
+  parser.add_argument("--head", default="shga", choices=sorted(vq.SHAPES), help="widths and heads of the layer")
+  parser.add_argument("--lengths", default="1024,2048,4096,8192", help="tokens of a row, separated by commas")
+  parser.add_argument("--modes", default="fwd,fwd+bwd", help="fwd, fwd+bwd or both")
+  parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
+  parser.add_argument("--batch", type=int, default=1)
+  parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--max_gb", type=float, default=16.0, help="cases that need more memory are not run")
+  parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl, tables and plots")
+  arguments = parser.parse_args()
+  enable_compilation_cache()
+  machine = report.describe_machine()
+  print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+  words = [word for word in arguments.cases.split(",") if word]
+  for length in map(int, arguments.lengths.split(",")):
+    for mode in arguments.modes.split(","):
+      cases = [
+        case for case in vq.cases(arguments.head, length, mode, arguments.batch)
+        if not words or any(word in case.name for word in words)]
+      results = measure(cases, rounds=arguments.rounds, max_bytes=int(arguments.max_gb * GIGA))
+      report.write_records(arguments.out / "bench.jsonl", results, machine)
+      print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{report.table(results, vq.BASELINES)}", flush=True)
+  for mode in arguments.modes.split(","):
+    records = [
+      record for record in report.read_records(arguments.out / "bench.jsonl")
+      if (record["head"], record["mode"]) == (arguments.head, mode)]
+    out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
+    report.plot(records, f"{arguments.head}, {mode}", out)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+  main()
