@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,11 @@ from lattice_jax.metrics import warn
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.runtime import first_line
 from lattice_jax.sharding import param_shardings, unbox
+from lattice_jax.together import failing_together
 
 FOLDER = "checkpoints"
 UNREADABLE_FOLDER = "unreadable_checkpoints"
+_FAILURES = (OSError, ValueError, RuntimeError)  # of a save, as Orbax and TensorStore raise them
 
 
 class Checkpoints:
@@ -35,6 +40,7 @@ class Checkpoints:
 
   def __init__(self, workdir: Path, *, keep_last: int = 1, keep_best: int = 0):
     self._workdir = workdir
+    self._saving: int | None = None  # the step of the latest save
     best = preservation_policy.BestN(
       get_metric_fn=lambda metrics: -metrics["bits_per_byte"], n=keep_best, keep_checkpoints_without_metrics=False)
     policies = [preservation_policy.LatestN(keep_last), *([best] if keep_best else [])]
@@ -49,18 +55,22 @@ class Checkpoints:
     metrics = None if score is None else {"bits_per_byte": score}
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), run=ocp.args.JsonSave({"run": run, "checksums": checksums(state)}))
-    self._report_failure(lambda: self._manager.save(step, args=args, metrics=metrics, force=True), step)
+    self.wait()
+    self._saving = step
+    self._report_failure(lambda: self._manager.save(step, args=args, metrics=metrics, force=True))
 
   def check(self) -> None:
     """Raises the failure of a save that went on in the background, if there was one."""
-    self._report_failure(self._manager.check_for_errors, None)
+    self._report_failure(self._manager.check_for_errors)
 
   def wait(self) -> None:
     """Returns when everything is on disk."""
-    self._report_failure(self._manager.wait_until_finished, None)
+    self._report_failure(self._manager.wait_until_finished)
 
   def close(self) -> None:
-    self._manager.close()
+    """Waits for a save that still goes on; one that fails now leaves the checkpoints before it as they are."""
+    with contextlib.suppress(*_FAILURES):
+      self._manager.close()
 
   def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
     """(step, state) of the newest checkpoint that can be read, or None where there is no checkpoint at all.
@@ -87,16 +97,16 @@ class Checkpoints:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"set aside {step}")
 
-  def _report_failure(self, action: Callable[[], Any], step: int | None) -> None:
+  def _report_failure(self, action: Callable[[], Any]) -> None:
     try:
       action()
-    except (OSError, ValueError, RuntimeError) as error:
-      which = "a checkpoint" if step is None else f"the checkpoint of step {step}"
-      kept = self.steps()
-      resumes = f"resumes from step {kept[-1]}" if kept else "starts anew"
+    except _FAILURES as error:
+      folder = self._workdir / FOLDER
+      kept = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]  # Orbax already counts the failed one
+      resumes = f"resumes from step {max(kept)}" if kept else "starts anew"
       raise ValueError(
-        f"{which} could not be written under {self._workdir / FOLDER} ({first_line(error)}); make room or choose "
-        f"another workdir, then run the same command: it {resumes}.") from error
+        f"the checkpoint of step {self._saving} could not be written under {folder} ({_reason(error)}); make room or "
+        f"give the right to write, then run the same command: it {resumes}.") from error
 
 
 def load_for_eval(
@@ -198,7 +208,8 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
       abstract, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
   else:
     args = ocp.args.StandardRestore(abstract)
-  restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
+  with failing_together():  # or the others would go on to compare checksums with a process that is a step behind
+    restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
   if "checksums" not in restored["run"]:
     raise ValueError("it holds no checksums")
   stored_sums = restored["run"]["checksums"]
@@ -248,6 +259,12 @@ def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str |
 
 def _path_name(path: tuple[Any, ...]) -> str:
   return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _reason(error: BaseException) -> str:
+  """The system's own word for what went wrong, where TensorStore's long message holds one."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else first_line(error)
 
 
 def _listed(steps: Any) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 
 _CPU_DEVICES = flags.DEFINE_integer(
   "cpu_devices", None, "Without accelerator: devices to simulate; one a core is faster than one for all.",
@@ -114,7 +117,7 @@ def _last_words(text: str) -> str:
 
 def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
   """Calls `main`; a user's mistake becomes one sentence on stderr and exit status 2, never a traceback."""
-  logging.set_verbosity(logging.ERROR)  # Orbax warns of what is intended here
+  _quieten_checkpoints()
   try:
     arguments = parse_flags(argv)[1:]
     if _CPU_DEVICES.value is not None:
@@ -132,6 +135,20 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
   except Exception:
     _leave_in_time(1)
     raise
+
+
+def _quieten_checkpoints() -> None:
+  """Orbax warns of what is intended, and logs at length what becomes one sentence here."""
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  show = sys.unraisablehook
+
+  def show_others(unraisable: Any) -> None:
+    # where one file of a checkpoint fails, TensorStore says of each of the others that nobody waits for it
+    if str(unraisable.exc_value) != "Event loop is closed":
+      show(unraisable)
+
+  sys.unraisablehook = show_others
 
 
 def git_commit() -> str | None:

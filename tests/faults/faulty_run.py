@@ -1,0 +1,119 @@
+"""A program for tests: the tiny decoder trains in a workdir, and at a named moment something happens to it.
+
+python -m tests.faults.faulty_run WORKDIR MOMENT FAULT
+
+MOMENT: import, data, compile, update, evaluate, last_evaluate, save; "never" for a run that is left alone.
+FAULT: SIGINT, SIGTERM, both_SIGINT, full_disk, full_metrics, read_only.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import resource
+import signal
+import sys
+import types
+
+from lattice_jax import interrupt
+
+NOBODY = 65534
+STEPS = 12
+ROOM = 12_000  # bytes: more than the metrics of all updates, less than one checkpoint
+
+
+def make_fault(name, workdir):
+  """What happens, as a function."""
+  def limit_files(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+  def make_read_only():
+    (workdir / "checkpoints").chmod(0o555)
+    if os.geteuid() == 0:
+      os.setuid(NOBODY)  # permissions do not bind root
+
+  return {
+    "full_disk": lambda: limit_files(ROOM),
+    "full_metrics": lambda: limit_files((workdir / "metrics.jsonl").stat().st_size),
+    "read_only": make_read_only,
+    "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
+    "both_SIGINT": lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)],
+  }[name]
+
+
+class AtImport:
+  """Acts when a library is imported that comes late in the program's start."""
+
+  def __init__(self, fault):
+    self._fault = fault
+
+  def find_spec(self, name, path=None, target=None):
+    if name == "orbax":
+      self._fault()
+
+
+def act_at(moment, fault):
+  """Puts the fault into the program."""
+  from lattice_jax import writers
+  from lattice_jax.training import loop
+
+  def before(name, is_due=lambda *args: True):
+    inner = getattr(loop, name)
+
+    def outer(*args, **kwargs):
+      if is_due(*args):
+        fault()
+      return inner(*args, **kwargs)
+
+    setattr(loop, name, outer)
+
+  class AtUpdate(writers.Writer):
+    def update(self, record):
+      if moment == "update" and record["step"] == 7:
+        fault()
+
+  writers.WRITERS["hook"] = lambda info: AtUpdate()
+  calls = {"evaluate": [1], "last_evaluate": [2]}
+  if moment in calls:
+    evaluations = []
+    before("evaluate_protocols", lambda *args: evaluations.append(1) or [len(evaluations)] == calls[moment])
+  elif moment == "data":
+    before("load_source")
+  elif moment == "compile":
+    before("make_program")
+  elif moment == "save":
+    inner, moments = loop.Checkpoints.save, [False] * STEPS + [True]
+
+    def save(self, *args, **kwargs):
+      inner(self, *args, **kwargs)
+      if moments.pop():
+        fault()  # while the files are written
+
+    loop.Checkpoints.save = save
+
+
+def make_config():
+  from tests.training import tiny
+
+  return tiny.make_config(train__steps=STEPS, train__eval_every=6, train__writers=("jsonl", "hook"))
+
+
+def main(arguments):
+  from tests.training import tiny
+
+  tiny.use_tiny_decoder(types.SimpleNamespace(setattr=setattr))  # before others take the decoder by its name
+  from lattice_jax.training import loop
+
+  workdir, moment, name = pathlib.Path(arguments[0]), *arguments[1:]
+  act_at(moment, make_fault(name, workdir))
+  loop.train(make_config(), workdir)
+
+
+if __name__ == "__main__":
+  interrupt.exit_on_signals()
+  if sys.argv[2] == "import":
+    sys.meta_path.insert(0, AtImport(make_fault(sys.argv[3], pathlib.Path(sys.argv[1]))))
+  from lattice_jax import runtime
+
+  runtime.run_main(main, sys.argv)
