@@ -117,7 +117,7 @@ def _last_words(text: str) -> str:
 
 def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
   """Calls `main`; a user's mistake becomes one sentence on stderr and exit status 2, never a traceback."""
-  _quieten_checkpoints()
+  quieten_checkpoints()
   try:
     arguments = parse_flags(argv)[1:]
     if _CPU_DEVICES.value is not None:
@@ -137,7 +137,7 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
     raise
 
 
-def _quieten_checkpoints() -> None:
+def quieten_checkpoints() -> None:
   """Orbax warns of what is intended, and logs at length what becomes one sentence here."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)

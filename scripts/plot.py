@@ -2,6 +2,7 @@
 
 python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte over updates
 python scripts/plot.py runs/a/eval_test_cold.json --out=pos.png  # bits per byte by position
+python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
 """
 
 from __future__ import annotations
@@ -12,23 +13,45 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.inspect import plots
+_PLOTS = ("loss", "position", "codebook")
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("paths", nargs="+", type=Path, help="workdirs, or JSON files written by eval.py")
-  parser.add_argument("--out", type=Path, default=Path("loss.png"), help="the PNG to write")
+  parser.add_argument("--what", choices=_PLOTS, help="by default the loss of workdirs, the position of JSON files")
+  parser.add_argument("--out", type=Path, help="the PNG to write; by default named by what it shows")
   arguments = parser.parse_args()
-  are_files = {path.suffix == ".json" for path in arguments.paths}
   try:
-    if len(are_files) > 1:
-      raise ValueError("workdirs and eval files make different plots; give only the one or the other.")
-    (plots.plot_buckets if are_files.pop() else plots.plot_loss)(arguments.paths, arguments.out)
+    what = arguments.what or default_plot(arguments.paths)
+    out = arguments.out or Path(f"{what}.png")
+    draw(what, arguments.paths, out)
   except (ValueError, OSError) as error:
     print(f"plot.py: {error}", file=sys.stderr)
     sys.exit(2)
-  print(f"wrote {arguments.out}")
+  print(f"wrote {out}")
+
+
+def default_plot(paths: list[Path]) -> str:
+  are_files = {path.suffix == ".json" for path in paths}
+  if len(are_files) > 1:
+    raise ValueError("workdirs and eval files make different plots; give only the one or the other.")
+  return "position" if are_files.pop() else "loss"
+
+
+def draw(what: str, paths: list[Path], out: Path) -> None:
+  if what == "codebook":
+    from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
+    from lattice_jax.runtime import quieten_checkpoints
+
+    quieten_checkpoints()
+    if len(paths) > 1:
+      raise ValueError(f"--what=codebook draws one workdir at a time, not {len(paths)}.")
+    plot_codebook(paths[0], out)
+    return
+  from lattice_jax.inspect import plots
+
+  (plots.plot_buckets if what == "position" else plots.plot_loss)(paths, out)
 
 
 if __name__ == "__main__":

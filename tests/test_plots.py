@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from lattice_jax.checkpoint import Checkpoints
+from lattice_jax.config_checks import to_dict
+from lattice_jax.inspect.codebooks import code_shares, perplexity
 from lattice_jax.inspect.plots import plot_buckets, plot_loss, read_metrics, smooth
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.sharding import make_mesh, unbox
+from lattice_jax.training.state import create_state
+from tests.training import tiny
 
 ROOT = Path(__file__).parents[1]
 PNG = b"\x89PNG"
 
 
-def write_run(workdir, steps=20):
+def write_run(workdir, steps=20, unit="byte"):
   workdir.mkdir()
+  (workdir / "run.json").write_text(json.dumps({"unit": unit}))
   lines = [{"step": step, "loss": 3.0, "bits_per_byte": 2.0 + 6.0 / (step + 1)} for step in range(steps)]
   lines[10:10] = [{"step": 10, "split": "validation", "protocol": "cold", "bits_per_byte": 2.5}]
   (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -52,6 +62,37 @@ def test_both_plots_are_png_files(tmp_path):
   assert (tmp_path / "position.png").read_bytes().startswith(PNG)
 
 
+def test_bytes_and_dims_do_not_share_an_axis(tmp_path):
+  texts, images = write_run(tmp_path / "a"), write_run(tmp_path / "b", unit="dim")
+  plot_loss([images], tmp_path / "loss.png")
+  with pytest.raises(ValueError, match="plot texts and images apart"):
+    plot_loss([texts, images], tmp_path / "loss.png")
+
+
+def codebook_model(**changes):
+  vq = dataclasses.replace(tiny.make_config().model.vq, heads=2, kv_heads=2)
+  return dataclasses.replace(tiny.make_config().model, vq=vq, **changes)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_code_shares_are_rows_of_layers_and_codebooks_in_any_pattern(scan_layers):
+  model = codebook_model(layers=4, pattern=("window", "vq"), scan_layers=scan_layers)
+  model = dataclasses.replace(model, attention=dataclasses.replace(model.attention, window=8))
+  boxed = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["buffers"]
+  buffers = jax.tree.map(lambda leaf: np.ones(leaf.shape), unbox(boxed))
+  first = buffers["groups" if scan_layers else "group_0"]["block_1"]["memory"]["codebook_count"]
+  (first[0, 1] if scan_layers else first[1])[1:] = 0.0  # layer 2, second codebook: one code only
+  names, share = code_shares(model, buffers)
+  assert names == ["2 · 1", "2 · 2", "4 · 1", "4 · 2"]
+  np.testing.assert_allclose(share.sum(1), 1.0)
+  np.testing.assert_allclose(perplexity(share), [8.0, 1.0, 8.0, 8.0])
+
+
+def test_a_model_without_codebook_is_named():
+  with pytest.raises(ValueError, match=r"model\.pattern=attention has no memory with a codebook"):
+    code_shares(dataclasses.replace(tiny.make_config().model, pattern=("attention",)), {})
+
+
 def test_a_run_without_updates_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match="does not exist; give the workdir"):
     plot_loss([tmp_path], tmp_path / "loss.png")
@@ -60,15 +101,26 @@ def test_a_run_without_updates_is_named(tmp_path):
     plot_loss([tmp_path], tmp_path / "loss.png")
 
 
+def command(folder, *arguments):
+  return subprocess.run(
+    [sys.executable, ROOT / "scripts" / "plot.py", *arguments], capture_output=True, text=True, cwd=folder, check=False)
+
+
 def test_the_command_draws_and_refuses_in_one_sentence(tmp_path):
   run = write_run(tmp_path / "a")
-
-  def command(*paths):
-    return subprocess.run(
-      [sys.executable, ROOT / "scripts" / "plot.py", *paths, f"--out={tmp_path / 'loss.png'}"],
-      capture_output=True, text=True, cwd=tmp_path)
-
-  assert command(run).returncode == 0
+  assert command(tmp_path, run).returncode == 0
   assert (tmp_path / "loss.png").exists()
-  refused = command(run, write_eval(run))
+  refused = command(tmp_path, run, write_eval(run))
   assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+
+
+def test_the_command_draws_the_codebooks_of_the_newest_checkpoint(tmp_path):
+  config = dataclasses.replace(tiny.make_config(), model=codebook_model())
+  (tmp_path / "run.json").write_text(json.dumps({"config": to_dict(config)}))
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(3, create_state(config, make_mesh(config.mesh, jax.devices()[:1])), {})
+  checkpoints.wait()
+  checkpoints.close()
+  drawn = command(tmp_path, "--what=codebook", tmp_path, "--out=codes.png")
+  assert (drawn.returncode, drawn.stderr) == (0, "")
+  assert (tmp_path / "codes.png").read_bytes().startswith(PNG)

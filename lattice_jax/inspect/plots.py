@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
-  """Bits per byte over updates of one or several runs: training smoothed and raw, evaluations as points."""
-  figure, axes = _new_figure(_title("Loss of", [path.resolve().name for path in workdirs]))
+  """Bits per byte or dim over updates of one or several runs: training smoothed and raw, evaluations as points."""
+  figure, (axes,) = new_figure(_title("Loss of", [path.resolve().name for path in workdirs]))
   worth_reading = []  # (step, value) of every point that the vertical axis is chosen for
   for index, workdir in enumerate(workdirs):
     train, evaluations = read_metrics(workdir / "metrics.jsonl")
@@ -57,14 +57,14 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   axes.set_ylim(_readable_range(*map(np.concatenate, zip(*worth_reading, strict=True))))
   axes.set_xlim(left=0)
   axes.set_xlabel("optimizer updates")
-  axes.set_ylabel("bits per byte")
+  axes.set_ylabel(f"bits per {_common_unit(_run_unit(path) for path in workdirs)}")
   _save(figure, axes, out)
 
 
 def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
-  """Bits per byte by position, from the JSON files that eval.py writes."""
+  """Bits per byte or dim by position, from the JSON files that eval.py writes."""
   results = [(path, json.loads(path.read_text())) for path in eval_files]
-  figure, axes = _new_figure(_title("Loss by position of", [path.resolve().parent.name for path, _ in results]))
+  figure, (axes,) = new_figure(_title("Loss by position of", [path.resolve().parent.name for path, _ in results]))
   for index, (path, result) in enumerate(results):
     filled = [bucket for bucket in result["buckets"] if bucket["tokens"]]
     edges = [bucket["start"] for bucket in filled] + [filled[-1]["stop"]]
@@ -80,7 +80,7 @@ def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
   axes.set_xticks(ticks, [_tokens_label(tick) for tick in ticks])
   axes.set_xlim(0, max(result["buckets"][-1]["stop"] for _, result in results))
   axes.set_xlabel("position in the document or window (tokens; k = 1,024)")
-  axes.set_ylabel("bits per byte")
+  axes.set_ylabel(f"bits per {_common_unit(_unit(result) for _, result in results)}")
   _save(figure, axes, out)
 
 
@@ -113,18 +113,42 @@ def _title(what: str, names: list[str]) -> str:
   return f"{what} {', '.join(dict.fromkeys(names))}"
 
 
-def _new_figure(title: str) -> tuple[Figure, Any]:
-  # a figure of its own, without pyplot: nothing global, no display
-  figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+def new_figure(
+  title: str, *, size: tuple[float, float] = (8, 4.5), widths: Sequence[float] = (1,)
+) -> tuple[Figure, list[Any]]:
+  """A figure of its own, without pyplot (nothing global, no display), and plots side by side of relative `widths`."""
+  figure = Figure(figsize=size, dpi=120, layout="constrained")
   FigureCanvasAgg(figure)
-  axes = figure.add_subplot()
-  axes.set_title(title, loc="left")
-  axes.grid(True, alpha=0.25)
-  axes.spines[["top", "right"]].set_visible(False)
-  return figure, axes
+  plots = list(figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0])
+  plots[0].set_title(title, loc="left")
+  for axes in plots:
+    axes.spines[["top", "right"]].set_visible(False)
+  return figure, plots
+
+
+def save_figure(figure: Figure, out: Path) -> None:
+  """Writes the PNG, and the folder it lies in."""
+  out.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(out)
+
+
+def _unit(record: dict[str, Any]) -> str:
+  return record["unit"] if "unit" in record else "byte"  # files from before images were known
+
+
+def _run_unit(workdir: Path) -> str:
+  path = workdir / "run.json"
+  return _unit(json.loads(path.read_text())) if path.exists() else "byte"
+
+
+def _common_unit(units: Iterable[str]) -> str:
+  found = sorted(set(units))
+  if len(found) > 1:
+    raise ValueError("bits per byte and bits per dim do not share an axis; plot texts and images apart.")
+  return found[0]
 
 
 def _save(figure: Figure, axes: Any, out: Path) -> None:
+  axes.grid(True, alpha=0.25)
   axes.legend(frameon=False, fontsize="small")
-  out.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(out)
+  save_figure(figure, out)

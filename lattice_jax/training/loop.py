@@ -27,12 +27,12 @@ from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters, flops_per_token
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import check_batch, make_mesh, tree_bytes
+from lattice_jax.together import check_agreement, failing_together
 from lattice_jax.training.feed import Feed, dispatch_size, fetch
 from lattice_jax.training.reporter import Reporter, peak_flops
 from lattice_jax.training.signals import StopRequest, stop_request
 from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state, make_optimizer
 from lattice_jax.training.step import make_program
-from lattice_jax.training.together import failing_together
 from lattice_jax.training.workdir import check_same_run, describe_run, dump_update, locked, write_json
 from lattice_jax.writers import RunInfo, Writers, check_writers
 
@@ -90,6 +90,7 @@ class Run:
       self.tokenizer: Tokenizer = get_tokenizer(config.data)
       check_vocabulary(config, self.tokenizer)
       check_same_run(workdir, config, self.source.fingerprint)
+    check_agreement({"the config": repr(config), "the data": self.source.fingerprint, "jax": jax.__version__})
     self.checkpoints = Checkpoints(
       workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
     self.state, self.step, origin = self._start()
@@ -99,8 +100,7 @@ class Run:
         f"raise train.steps, or choose another --workdir.")
     self.saved_step = self.step
     parameters = count_parameters(self.state.params)
-    self.description = describe_run(
-      config, fingerprint=self.source.fingerprint, parameters=parameters, mesh=mesh)
+    self.description = describe_run(config, self.source, parameters=parameters, mesh=mesh)
     with failing_together():
       write_json(workdir / "run.json", self.description)
       self.writers = Writers(

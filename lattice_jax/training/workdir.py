@@ -18,8 +18,9 @@ import numpy as np
 from lattice_jax.checkpoint import Checkpoints, read_run
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
+from lattice_jax.data.source import Source
 from lattice_jax.runtime import git_commit
-from lattice_jax.training.together import failing_together
+from lattice_jax.together import failing_together
 from lattice_jax.types import Batch
 from lattice_jax.writers import writing
 
@@ -71,14 +72,15 @@ def check_same_run(workdir: Path, config: Config, fingerprint: str) -> None:
       "restore it, or choose another --workdir.")
 
 
-def describe_run(config: Config, *, fingerprint: str, parameters: int, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def describe_run(config: Config, source: Source, *, parameters: int, mesh: jax.sharding.Mesh) -> dict[str, Any]:
   """The content of run.json; `config` is enough to build the model again."""
   return {
     "config": to_dict(config),
     "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
     "git_commit": git_commit(),
     "command": sys.argv,
-    "data_fingerprint": fingerprint,
+    "data_fingerprint": source.fingerprint,
+    "unit": source.unit,
     "parameters": parameters,
     "mesh": dict(mesh.shape),
     "devices": [device.device_kind for device in jax.devices()[:1]] * jax.device_count(),
