@@ -24,7 +24,6 @@ from lattice_jax.metrics import warn
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.runtime import first_line
 from lattice_jax.sharding import param_shardings, unbox
-from lattice_jax.together import failing_together
 
 FOLDER = "checkpoints"
 UNREADABLE_FOLDER = "unreadable_checkpoints"
@@ -87,6 +86,10 @@ class Checkpoints:
       self._manager.reload()
     return step, state
 
+  def run_of(self, step: int) -> dict[str, Any]:
+    """The description of the run that wrote a checkpoint."""
+    return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]["run"]
+
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
       target = self._workdir / UNREADABLE_FOLDER / str(step)
@@ -102,7 +105,8 @@ class Checkpoints:
       action()
     except _FAILURES as error:
       folder = self._workdir / FOLDER
-      kept = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]  # Orbax already counts the failed one
+      # Orbax itself already counts the failed one
+      kept = [int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
       resumes = f"resumes from step {max(kept)}" if kept else "starts anew"
       raise ValueError(
         f"the checkpoint of step {self._saving} could not be written under {folder} ({_reason(error)}); make room or "
@@ -168,6 +172,8 @@ def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.C
   registry.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
   for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
     registry.add("run", args, run_handler)
+  if (workdir / FOLDER).is_file():
+    raise ValueError(f"{workdir / FOLDER} is a file, so no checkpoints can lie there; move it away.")
   try:
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, handler_registry=registry)
   except OSError as error:
@@ -208,8 +214,7 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
       abstract, partial_restore=True, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
   else:
     args = ocp.args.StandardRestore(abstract)
-  with failing_together():  # or the others would go on to compare checksums with a process that is a step behind
-    restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
+  restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
   if "checksums" not in restored["run"]:
     raise ValueError("it holds no checksums")
   stored_sums = restored["run"]["checksums"]

@@ -196,3 +196,54 @@ def test_step_that_is_not_there_names_those_that_are(workdir):
 def test_folder_that_is_no_workdir_is_one_sentence(tmp_path):
   with pytest.raises(ValueError, match="is not the workdir of a training run"):
     load_for_eval(tmp_path)
+
+
+def other_state(step):
+  return State(params={"weight": jnp.zeros((3, 3)), "count": jnp.asarray(step)}, memory=())
+
+
+# As above: a folder that is no checkpoint costs itself, with one line.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine.*was never awaited")
+@pytest.mark.parametrize("spoil", [
+  lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+  lambda folder: shutil.rmtree(folder / "state"),
+  lambda folder: shutil.rmtree(folder / "run"),
+  lambda folder: [shutil.rmtree(folder / "state"), (folder / "state").write_text("")],
+], ids=["empty", "without-state", "without-run", "file-for-folder"])
+def test_folder_that_is_no_whole_checkpoint_falls_back_and_says_so(workdir, capfd, spoil):
+  spoil(workdir / "checkpoints" / "3")
+  checkpoints, (step, state) = restore(workdir)
+  checkpoints.close()
+  assert step == 2
+  tiny.assert_same_bits(state, make_state(2))
+  assert capfd.readouterr().err.count("going back to step 2") == 1
+  gc.collect()
+
+
+def test_files_that_are_no_checkpoints_are_left_alone(workdir):
+  for name in ("notes.txt", "9", "best"):
+    (workdir / "checkpoints" / name).write_text("mine")
+  (workdir / "checkpoints" / "backup").mkdir()
+  checkpoints, (step, _) = restore(workdir)
+  checkpoints.save(4, make_state(4), {})
+  checkpoints.wait()
+  checkpoints.close()
+  assert step == 3
+  assert {"notes.txt", "9", "best", "backup", "4"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
+def test_checkpoint_of_another_model_is_refused_and_nothing_changed(workdir, tmp_path_factory):
+  foreign = Checkpoints(tmp_path_factory.mktemp("foreign"))
+  foreign.save(9, other_state(9), {})
+  foreign.wait()
+  shutil.copytree(foreign._workdir / "checkpoints" / "9", workdir / "checkpoints" / "9")
+  foreign.close()
+  with pytest.raises(ValueError, match=r"checkpoint of step 9 .* does not fit this config: params/weight has shape"):
+    restore(workdir)
+  assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3", "9"]
+
+
+def test_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
+  (tmp_path / "checkpoints").write_text("")
+  with pytest.raises(ValueError, match="is a file, so no checkpoints can lie there"):
+    Checkpoints(tmp_path)

@@ -16,13 +16,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lattice_jax.checkpoint import Checkpoints, load_variables
+from lattice_jax.checkpoint import Checkpoints, load_variables, read_run
 from lattice_jax.config import Config
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import Source, load_source
 from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate_protocols
-from lattice_jax.metrics import read_jsonl
 from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters, flops_per_token
 from lattice_jax.runtime import Stop
@@ -33,7 +32,14 @@ from lattice_jax.training.reporter import Reporter, peak_flops
 from lattice_jax.training.signals import StopRequest, stop_request
 from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state, make_optimizer
 from lattice_jax.training.step import make_program
-from lattice_jax.training.workdir import check_same_run, describe_run, dump_update, locked, write_json
+from lattice_jax.training.workdir import (
+  check_same_run,
+  describe_run,
+  dump_update,
+  evaluated_steps,
+  locked,
+  write_json,
+)
 from lattice_jax.writers import RunInfo, Writers, check_writers
 
 
@@ -89,7 +95,8 @@ class Run:
       self.eval_source: Source = load_source(config.data, config.eval.split)
       self.tokenizer: Tokenizer = get_tokenizer(config.data)
       check_vocabulary(config, self.tokenizer)
-      check_same_run(workdir, config, self.source.fingerprint)
+      if (workdir / "run.json").exists():
+        check_same_run(workdir, read_run(workdir), config, self.source.fingerprint)
     check_agreement({"the config": repr(config), "the data": self.source.fingerprint, "jax": jax.__version__})
     self.checkpoints = Checkpoints(
       workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
@@ -149,6 +156,9 @@ class Run:
     restored = self.checkpoints.restore_latest(abstract)
     if restored is not None:
       step, state = restored
+      check_same_run(
+        f"the checkpoint of step {step} in {self.workdir}", self.checkpoints.run_of(step), self.config,
+        self.source.fingerprint)
       return state, step, f"resumed from the checkpoint of step {step}"
     if self.options.init_from is None:
       return create_state(self.config, self.mesh), 0, "from random parameters"
@@ -168,6 +178,10 @@ class Run:
     note(f"{config.name}: {parameters:,} parameters ({tree_bytes(self.state.params) / 1e6:.1f} MB), optimizer "
          f"{tree_bytes(self.state.opt_state) / 1e6:.1f} MB, memory {row_bytes / 1e3:.1f} kB a row, "
          f"{'carried between updates' if carries_memory(config) else 'empty at every update'}")
+    spare = config.model.vocab - self.tokenizer.vocab_size
+    if spare:  # harmless, and wanted where a rounder number shards better
+      note(f"model.vocab={config.model.vocab} has {spare} rows more than data.tokenizer={config.data.tokenizer} has "
+           "tokens; they are never the answer")
     note(f"mesh data {mesh.shape['data']} × model {mesh.shape['model']} of {jax.devices()[0].device_kind}, "
          f"{jax.process_count()} process(es); peak {peak_text}")
     note(f"data {self.source.name}: {len(self.source.tokens):,} tokens, {config.data.batch} rows × "
@@ -284,10 +298,3 @@ def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
     raise ValueError(
       f"model.vocab={config.model.vocab} is smaller than the {tokenizer.vocab_size} tokens of data.tokenizer="
       f"{config.data.tokenizer}; set model.vocab={tokenizer.vocab_size}.")
-
-
-def evaluated_steps(workdir: Path, split: str, up_to: int) -> set[int]:
-  """Steps whose evaluation metrics.jsonl already holds; later lines are being removed by the first process."""
-  records = read_jsonl(workdir / "metrics.jsonl")
-  return {
-    record["step"] for record in records if "split" in record and record["split"] == split and record["step"] <= up_to}

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from lattice_jax.checkpoint import Checkpoints, read_run
+from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
 from lattice_jax.data.source import Source
+from lattice_jax.metrics import read_jsonl
 from lattice_jax.runtime import git_commit
 from lattice_jax.together import failing_together
 from lattice_jax.types import Batch
@@ -54,21 +55,18 @@ def _lock(workdir: Path) -> contextlib.AbstractContextManager[Any]:
   return lock
 
 
-def check_same_run(workdir: Path, config: Config, fingerprint: str) -> None:
-  """Raises ValueError where the folder belongs to a run of another model or other data."""
-  if not (workdir / "run.json").exists():
-    return
-  run = read_run(workdir)
+def check_same_run(what: Path | str, run: dict[str, Any], config: Config, fingerprint: str) -> None:
+  """Raises ValueError where what `run` describes, a folder or a checkpoint, is of another model or of other data."""
   changes = []
   for section in ("model", "data"):
     changes += _differences(run["config"][section], json.loads(json.dumps(to_dict(config)[section])), section)
   if changes:
     raise ValueError(
-      f"{workdir} belongs to a run of another model or other data (stored → now):\n  " + "\n  ".join(changes) +
+      f"{what} belongs to a run of another model or other data (stored → now):\n  " + "\n  ".join(changes) +
       "\nUse the stored values, or choose another --workdir (its parameters can be taken over with --init_from).")
   if run["data_fingerprint"] != fingerprint:
     raise ValueError(
-      f"the data under data.path is not what {workdir} was trained on ({run['data_fingerprint']} → {fingerprint}); "
+      f"the data under data.path is not what {what} was trained on ({run['data_fingerprint']} → {fingerprint}); "
       "restore it, or choose another --workdir.")
 
 
@@ -95,6 +93,13 @@ def write_json(path: Path, content: Any) -> None:
   with writing(path.parent):
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def evaluated_steps(workdir: Path, split: str, up_to: int) -> set[int]:
+  """Steps whose evaluation metrics.jsonl already holds; later lines are being removed by the first process."""
+  records = read_jsonl(workdir / "metrics.jsonl")
+  return {
+    record["step"] for record in records if "split" in record and record["split"] == split and record["step"] <= up_to}
 
 
 def dump_update(

@@ -17,6 +17,16 @@ def train(*arguments):
     [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
+def test_run_id_in_the_workdir_is_that_of_the_environment(tmp_path, monkeypatch):
+  monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+  refused = train(SMOKE, f"--workdir={tmp_path}/{{run_id}}")
+  assert refused.returncode == 2
+  assert "WANDB_RUN_ID, which is not set" in refused.stderr and refused.stderr.count("\n") == 1
+  monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+  train(SMOKE, f"--workdir={tmp_path}/{{run_id}}", "--config.train.steps=1")
+  assert (tmp_path / "trial7" / "metrics.jsonl").exists() and not (tmp_path / "{run_id}").exists()
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), [
   ((SMOKE, "--config.model.dimm=3"), 'Did you mean "dim"'),
   ((SMOKE, "--config.model.dim=abc"), "--config.model.dim=abc: must be a whole number, not 'abc'"),

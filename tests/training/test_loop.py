@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
+import shutil
 import signal
+import time
 import types
 
 import jax
@@ -14,6 +17,7 @@ import pytest
 
 from lattice_jax import writers
 from lattice_jax.checkpoint import Checkpoints, load_for_eval
+from lattice_jax.metrics import read_jsonl
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training import loop
@@ -151,6 +155,37 @@ def test_changed_optimizer_state_is_refused_and_nothing_set_aside(tmp_path):
     loop.train(tiny.make_config(train__steps=2, optimizer__name="lion"), tmp_path)
   assert "opt_state/nu" in str(refused.value) and "init_from" in str(refused.value)
   assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_checkpoint_of_other_data_is_refused(tmp_path):
+  config = tiny.make_config(train__steps=2)
+  loop.train(config, tmp_path / "here")
+  loop.train(tiny.make_config(train__steps=4, data__seed=1), tmp_path / "there")
+  shutil.copytree(tmp_path / "there" / "checkpoints" / "4", tmp_path / "here" / "checkpoints" / "4")
+  with pytest.raises(ValueError, match=r"checkpoint of step 4 in .* belongs to a run of another model or other data"):
+    loop.train(tiny.make_config(train__steps=6), tmp_path / "here")
+  shutil.rmtree(tmp_path / "here" / "checkpoints" / "4")
+  loop.train(config, tmp_path / "here")
+
+
+def test_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, recorder):
+  config = tiny.make_config(train__writers=("jsonl", "tensorboard", "recorder"))
+  loop.train(config, tmp_path / "steady")
+  now = itertools.count(2e9, -1000.0)
+  monkeypatch.setattr(time, "time", lambda: next(now))
+  recorder.on_update = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None
+  with pytest.raises(Stop):
+    loop.train(config, tmp_path / "back")
+  recorder.on_update = lambda step: None
+  loop.train(config, tmp_path / "back")
+  tiny.assert_same_bits(saved_state(config, tmp_path / "back"), saved_state(config, tmp_path / "steady"))
+  for record in read_jsonl(tmp_path / "back" / "metrics.jsonl"):
+    assert all(value >= 0 for name, value in record.items() if name.startswith("time_"))
+
+
+def test_more_rows_than_tokens_are_told(tmp_path, recorder):
+  loop.train(recorded_config(train__steps=1, model__vocab=300), tmp_path)
+  assert any("model.vocab=300 has 41 rows more than data.tokenizer=bytes has tokens" in note for note in recorder.notes)
 
 
 def test_non_finite_loss_is_dumped_and_the_dump_replays_it(tmp_path):
