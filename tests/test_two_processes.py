@@ -1,0 +1,100 @@
+"""train.py as two real processes on this machine: the same run as one process, and none left waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from lattice_jax.training.workdir import locked
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+ROOT = pathlib.Path(__file__).parents[1]
+SMOKE = (
+  "--config=configs/quickstart.py:smoke", "--config.eval.protocol=both", "--config.optimizer.schedule=constant")
+LIMIT = 200  # seconds; a run of two takes about 15
+
+
+@pytest.fixture
+def start():
+  """Starts train.py; whatever a test leaves running is ended."""
+  started = []
+
+  def start(workdir, *arguments, **environment):
+    started.append(subprocess.Popen(
+      [sys.executable, "train.py", *SMOKE, f"--workdir={workdir}", *arguments], cwd=ROOT, text=True,
+      env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    return started[-1]
+
+  yield start
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+def start_two(start, workdir, *arguments, second=()):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+  return [
+    start(workdir, "--distributed", *arguments, *more, JAX_PROCESS_ID=number, **shared)
+    for number, more in (("0", ()), ("1", second))]
+
+
+def end(*processes, status=0):
+  """What each said on stdout and on stderr."""
+  spoken = [process.communicate(timeout=LIMIT) for process in processes]
+  for process, (_, errors) in zip(processes, spoken, strict=True):
+    assert process.returncode == status, errors
+  return spoken
+
+
+def records(workdir):
+  """metrics.jsonl without what depends on the clock."""
+  lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [
+    {name: value for name, value in line.items() if name != "tokens_per_second" and not name.startswith("time_")}
+    for line in lines]
+
+
+def test_two_processes_train_save_and_evaluate_as_one_and_one_goes_on(tmp_path, start):
+  """The stream of data is the same, or the losses would differ in the second digit."""
+  two, one = tmp_path / "two", tmp_path / "one"
+  end(*start_two(start, two))
+  ((resumed, _),) = end(start(two, "--config.train.steps=6"))
+  assert "resumed from the checkpoint of step 4" in resumed
+  end(start(one, "--config.train.steps=6", "--config.train.eval_every=4"))
+  found, expected = records(two), records(one)
+  assert [(line["step"], "split" in line) for line in found] == [
+    (1, False), (2, False), (3, False), (4, False), (4, True), (4, True), (5, False), (6, False), (6, True), (6, True)]
+  for line, other in zip(found, expected, strict=True):
+    assert line == {
+      name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for name, value in other.items()}
+
+
+def test_a_signal_to_one_of_two_stops_and_saves_both(tmp_path, start):
+  processes = start_two(start, tmp_path, "--config.train.steps=100000")
+  assert any("loss" in line for line in processes[0].stdout), "no update was reported"
+  processes[1].send_signal(signal.SIGTERM)
+  for _, errors in end(*processes, status=128 + signal.SIGTERM):
+    assert "stopped by SIGTERM at step" in errors
+  assert records(tmp_path)[-1]["step"] == max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+
+
+def test_what_one_process_cannot_do_ends_both_with_one_sentence(tmp_path, start):
+  with locked(tmp_path):
+    (_, first), (_, second) = end(*start_two(start, tmp_path), status=2)
+  sentence = f"another process is training in --workdir={tmp_path}"
+  assert f"train.py: {sentence}" in first and f"train.py: process 0 of 2: {sentence}" in second
+
+
+def test_processes_of_different_configs_are_refused(tmp_path, start):
+  for _, errors in end(*start_two(start, tmp_path, second=["--config.optimizer.learning_rate=0.5"]), status=2):
+    assert "the config of process 1 differs from that of process 0" in errors
