@@ -28,6 +28,7 @@ LAYERS = (
   ("lattice_jax.inference",),
   ("lattice_jax.evaluation",),
   ("lattice_jax.inspect",),
+  ("lattice_jax.bench",),
   ("lattice_jax.training",),
 )
 ALSO_ALLOWED = {"lattice_jax.dispatch": ("lattice_jax.config", "lattice_jax.types")}

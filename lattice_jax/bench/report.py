@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from lattice_jax.bench.harness import Measured, ratios
-from lattice_jax.inspect.plots import COLORS, new_figure, save
+from lattice_jax.inspect.plots import COLORS, new_figure, save_with_legend
 from lattice_jax.runtime import git_commit
 
 _MARKERS = "os^Dv<>p*"
@@ -53,7 +53,7 @@ def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
 
 def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
   """Milliseconds a token over the length, one line a case."""
-  figure, axes = new_figure(title)
+  figure, (axes,) = new_figure(title)
   names = list(dict.fromkeys(record["case"] for record in records))
   for index, name in enumerate(names):
     points = sorted((r["T"], 1e6 / r["tokens_per_second"]) for r in records if r["case"] == name and r["rounds"])
@@ -64,7 +64,7 @@ def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
   axes.set_yscale("log")
   axes.set_xlabel("tokens")
   axes.set_ylabel("microseconds a token")
-  save(figure, axes, out)
+  save_with_legend(figure, axes, out)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from lattice_jax.metrics import read_jsonl
 
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
 _START_SHARE = 0.05  # of the longest run: updates that stand far above what is worth reading, and may leave the plot
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -40,7 +40,7 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   worth_reading = []  # (step, value) of every point that the vertical axis is chosen for
   for index, workdir in enumerate(workdirs):
     train, evaluations = read_metrics(workdir / "metrics.jsonl")
-    color, name = _COLORS[index % len(_COLORS)], workdir.resolve().name
+    color, name = COLORS[index % len(COLORS)], workdir.resolve().name
     step, value = _points(train)
     if not len(value):
       raise ValueError(f"{workdir}/metrics.jsonl has no training line yet; wait for the first updates.")
@@ -58,7 +58,7 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   axes.set_xlim(left=0)
   axes.set_xlabel("optimizer updates")
   axes.set_ylabel(f"bits per {_common_unit(_run_unit(path) for path in workdirs)}")
-  _save(figure, axes, out)
+  save_with_legend(figure, axes, out)
 
 
 def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
@@ -71,7 +71,7 @@ def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
     values = [bucket["bits_per_byte"] for bucket in filled]
     overrides = "".join(f", {override}" for override in result["overrides"])
     axes.stairs(
-      values, edges, baseline=None, color=_COLORS[index % len(_COLORS)], linewidth=1.8,
+      values, edges, baseline=None, color=COLORS[index % len(COLORS)], linewidth=1.8,
       label=f"{path.resolve().parent.name}: {result['split']}, {result['protocol']}{overrides}, "
             f"{result['bits_per_byte']:.3f}")
   linear_up_to = min(result["buckets"][0]["stop"] for _, result in results)
@@ -81,7 +81,7 @@ def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
   axes.set_xlim(0, max(result["buckets"][-1]["stop"] for _, result in results))
   axes.set_xlabel("position in the document or window (tokens; k = 1,024)")
   axes.set_ylabel(f"bits per {_common_unit(_unit(result) for _, result in results)}")
-  _save(figure, axes, out)
+  save_with_legend(figure, axes, out)
 
 
 def _by_series(evaluations: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -148,7 +148,8 @@ def _common_unit(units: Iterable[str]) -> str:
   return found[0]
 
 
-def _save(figure: Figure, axes: Any, out: Path) -> None:
+def save_with_legend(figure: Figure, axes: Any, out: Path) -> None:
+  """One plot with a grid and its legend."""
   axes.grid(True, alpha=0.25)
   axes.legend(frameon=False, fontsize="small")
   save_figure(figure, out)
