@@ -100,11 +100,10 @@ def make_config():
 
 
 def main(arguments):
+  from lattice_jax.training import loop
   from tests.training import tiny
 
-  tiny.use_tiny_decoder(types.SimpleNamespace(setattr=setattr))  # before others take the decoder by its name
-  from lattice_jax.training import loop
-
+  tiny.use_tiny_decoder(types.SimpleNamespace(setattr=setattr))
   workdir, moment, name = pathlib.Path(arguments[0]), *arguments[1:]
   act_at(moment, make_fault(name, workdir))
   loop.train(make_config(), workdir)

@@ -13,6 +13,7 @@ import numpy as np
 from lattice_jax import config as configs
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import load_source
+from lattice_jax.evaluation import compiled
 from lattice_jax.models import decoder
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.feed import fetch
@@ -65,7 +66,8 @@ def _update_buffers(config, buffers, statistics, rng):
 
 
 def use_tiny_decoder(monkeypatch):
-  """Puts the tiny decoder in the place of the real one for training."""
+  """Puts the tiny decoder in the place of the real one for training and evaluation."""
+  monkeypatch.setattr(compiled, "Decoder", TinyDecoder)
   for name, value in {
       "Decoder": TinyDecoder, "init_variables": _init_variables, "init_state": _init_state,
       "update_buffers": _update_buffers}.items():
