@@ -68,6 +68,7 @@ def _update_buffers(config, buffers, statistics, rng):
 def use_tiny_decoder(monkeypatch):
   """Puts the tiny decoder in the place of the real one for training and evaluation."""
   monkeypatch.setattr(compiled, "Decoder", TinyDecoder)
+  monkeypatch.setattr(compiled, "init_state", _init_state)
   for name, value in {
       "Decoder": TinyDecoder, "init_variables": _init_variables, "init_state": _init_state,
       "update_buffers": _update_buffers}.items():
