@@ -91,15 +91,16 @@ def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.Confi
 
   Keys are half again as wide: q and k then hold the parameters that VQ spends on its position projection.
   Softmax attention remembers nothing between the updates of a sequence, so an update is a whole sequence, of as many
-  tokens in fewer rows, and rows that follow a document become packed ones.
+  tokens in fewer rows (or, where it holds less than one, fewer updates), and rows that follow a document become packed.
   """
   model, data = config.model, config.data
   model.pattern = tuple("attention" if name == "vq" else name for name in model.pattern)
   model.attention.update({
     "heads": model.vq.heads, "kv_heads": model.vq.kv_heads, "key_dim": model.vq.key_dim * 3 // 2,
     "value_dim": model.vq.value_dim, "gated": model.vq.gated, "qk_norm": True})
-  data.batch = data.batch * data.update_len // data.seq_len
-  data.update_len = data.seq_len
+  rows = data.batch * data.update_len / data.seq_len
+  data.update({"batch": max(1, int(rows)), "update_len": data.seq_len})
+  config.train.steps = int(config.train.steps * rows / data.batch)
   if data.rows == "documents":
     data.rows = "packed"
   config.eval.chunk_len = 0

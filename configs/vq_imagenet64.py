@@ -54,5 +54,5 @@ def use_sample(config: ml_collections.ConfigDict) -> None:
   common.shrink_to_sample(config)
   config.model.update({"dim": 128, "layers": 4})
   config.model.vq.update({"value_dim": 256, "block_len": 256})
-  config.data.update({"source": "photos_sample", "update_len": 1536, "batch": 8})
-  config.train.update({"steps": 720})
+  config.data.update({"source": "photos_sample", "update_len": 1536, "batch": 4})
+  config.train.steps = 640

@@ -55,4 +55,4 @@ def use_sample(config: ml_collections.ConfigDict) -> None:
   config.model.vocab = common.BOOKS_VOCAB
   config.data.update({
     "tokenizer": common.BOOKS_TOKENIZER, "rows": "documents", "seq_len": 2048, "update_len": 512, "batch": 8})
-  config.train.steps = 600
+  config.train.steps = 450
