@@ -30,6 +30,7 @@ LAYERS = (
   ("lattice_jax.inspect",),
   ("lattice_jax.bench",),
   ("lattice_jax.training",),
+  ("lattice_jax.sweep",),
 )
 ALSO_ALLOWED = {"lattice_jax.dispatch": ("lattice_jax.config", "lattice_jax.types")}
 LIBRARY = sorted([*(ROOT / "lattice_jax").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable
 
 import jax
@@ -20,6 +21,8 @@ def _tensorboard(info: RunInfo) -> Writer:
 
 
 def _wandb(info: RunInfo) -> Writer:
+  if "WANDB_MODE" in os.environ and os.environ["WANDB_MODE"] == "disabled":
+    return Writer()  # seconds of import for nothing
   from lattice_jax.writers.wandb import WandbWriter
 
   return WandbWriter(info)

@@ -1,0 +1,89 @@
+"""Transformer-VQ at a size for two CPU cores, and one-factor ablations of it as variants.
+
+python train.py --config=configs/ablation_vq.py --workdir=runs/ablation_vq --cpu_devices=2
+python train.py --config=configs/ablation_vq.py:codes512 --workdir=runs/codes512 --cpu_devices=2
+python scripts/sweep.py configs/sweeps/vq_ablation.yaml --beyond=128 --against=config=base  # all, three seeds each
+
+Sequences are 16 windows long, each an update of its own with full backpropagation. Variants can be combined, as in
+`:codes512,revive`:
+
+base                        S 128, L 64, one head (SHGA), as without a variant
+codes64, 256, 512, 1024     size of the codebook
+nocache                     the window alone
+block32, block128           tokens read at a time, same window: the same results at another cost
+window32, window128         uncompressed tokens, same block
+mqa, mha                    many query heads with one or as many key heads, and an MLP, as in the paper
+revive, data_start          codes that nothing uses restart; codes start from the first update's keys
+softmax                     the twin: full softmax attention instead
+
+Cost: not yet measured. Expected: not yet measured.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+_CODES = {f"codes{codes}": codes for codes in (64, 256, 512, 1024)}
+_BLOCKS = {f"block{length}": length for length in (32, 128)}
+_WINDOWS = {f"window{length}": length for length in (32, 128)}
+_HEADS = ("mqa", "mha")
+_OTHERS = ("nocache", "revive", "data_start", "softmax")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  known = ("base", *_CODES, *_BLOCKS, *_WINDOWS, *_HEADS, *_OTHERS, "sample", "smoke")
+  asked = common.parse_arg(arg, *known)
+  config = base()
+  for name in known:
+    if name in asked:
+      use_variant(config, name)
+  return config
+
+
+def base() -> ml_collections.ConfigDict:
+  """A half of a million parameters on the shipped sample of Wikipedia."""
+  config = common.default()
+  config.name = "ablation_vq"
+  config.model.update({"dim": 128, "layers": 4, "pattern": ("vq",), "block": "gau"})
+  config.model.vq.update({"key_dim": 32, "value_dim": 256, "codes": 128, "block_len": 64, "window": 64})
+  config.data.update({"source": "enwiki_sample", "seq_len": 1024, "update_len": 1024, "batch": 2})
+  config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 50})
+  config.train.update({"steps": 280, "steps_per_dispatch": 8, "log_every": 40, "save_every": 160})
+  return config
+
+
+def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
+  """Changes one thing."""
+  vq = config.model.vq
+  if name not in ("base", "sample", "smoke"):
+    config.name += f"_{name}"
+  if name in _CODES:
+    vq.codes = _CODES[name]
+  elif name in _BLOCKS:
+    vq.block_len = _BLOCKS[name]
+  elif name in _WINDOWS:
+    vq.window = _WINDOWS[name]
+  elif name in _HEADS:
+    use_heads(config.model, name)
+  elif name == "nocache":
+    vq.cache = False
+  elif name == "revive":
+    vq.revive_below = 0.1
+  elif name == "data_start":
+    vq.data_start = True
+  elif name == "softmax":
+    common.make_softmax_twin(config)
+  elif name == "smoke":
+    common.apply_smoke(config)
+
+
+def use_heads(model: ml_collections.ConfigDict, name: str) -> None:
+  """As in the paper: D / K heads without gate, and an MLP in the place of every second gated unit."""
+  heads = model.dim // model.vq.key_dim
+  model.vq.update({
+    "heads": heads, "kv_heads": 1 if name == "mqa" else heads, "value_dim": model.vq.key_dim, "gated": False})
+  model.update({
+    "layers": model.layers // 2, "block": "mlp", "mlp": "squared_relu",
+    "mlp_dim": (5 if name == "mqa" else 4) * model.dim})

@@ -1,0 +1,54 @@
+"""Short names: of parameters as columns, of values, and of trials as folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lattice_jax.sweep.parameters import Parameter, Value
+
+_LONGEST_ID = 100  # characters; W&B takes 128
+
+
+def is_seed(name: str) -> bool:
+  """Whether results are averaged over this parameter."""
+  return name.endswith("seed")
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+  """The last part of each dotted name, or the whole name where two would be the same."""
+  short = {name: name.rpartition(".")[2] for name in names}
+  return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
+
+
+def short_values(values: Sequence[Value]) -> dict[Value, str]:
+  """The values as text, without the path or config file that all texts begin with."""
+  heads = {_head(value) if isinstance(value, str) else "" for value in values}
+  start = len(heads.pop()) if len(heads) == 1 and len(values) > 1 else 0
+  return {value: str(value)[start:] for value in values}
+
+
+def grid_ids(parameters: Sequence[Parameter], settings: Sequence[dict[str, Value]]) -> list[str]:
+  """As in codes=256_seed=1; numbers where that would be too long or not unique."""
+  varying = [parameter for parameter in parameters if len(parameter.choices()) > 1]
+  names = short_names([parameter.name for parameter in varying])
+  texts = {parameter.name: short_values(parameter.choices()) for parameter in varying}
+  ids = [
+    "_".join(f"{names[name]}={_clean(texts[name][setting[name]])}" for name in names) for setting in settings]
+  if len(set(ids)) < len(ids) or max(map(len, ids)) > _LONGEST_ID:
+    return [numbered_id(index) for index in range(len(settings))]
+  return ids
+
+
+def numbered_id(index: int) -> str:
+  return f"trial_{index:03d}"
+
+
+def _clean(text: str) -> str:
+  """Only what a folder and a W&B run may be called: no comma, for one."""
+  return re.sub(r"[^A-Za-z0-9._+-]+", "-", text.replace(",", "+"))
+
+
+def _head(text: str) -> str:
+  """Up to the last slash or colon."""
+  return text[:max(text.rfind("/"), text.rfind(":")) + 1]

@@ -1,0 +1,199 @@
+"""The parameters of a sweep: what W&B's distributions mean, for a grid and for Optuna."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Protocol
+
+Value = bool | int | float | str
+
+_TAIL = 1e-6  # probability that is cut off each end of a normal distribution
+_DIGITS = 12  # significant digits of a multiple of q, so that 3 × 0.1 is 0.3
+
+
+class Drawing(Protocol):
+  """The part of an `optuna.Trial`, new or read from a journal, that parameters use."""
+
+  def suggest_categorical(self, name: str, choices: tuple[Value, ...]) -> Value: ...
+
+  def suggest_int(self, name: str, low: int, high: int) -> int: ...
+
+  def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+  """One of several values; a constant has one."""
+
+  name: str
+  values: tuple[Value, ...]
+
+  def choices(self) -> tuple[Value, ...] | None:
+    """All values in order; None where they cannot be counted."""
+    return self.values
+
+  def draw(self, drawing: Drawing) -> Value:
+    """A value by the sampler, or the one that was drawn before."""
+    return self.values[0] if len(self.values) == 1 else drawing.suggest_categorical(self.name, self.values)
+
+
+@dataclass(frozen=True)
+class Interval:
+  """Any number between low and high, evenly or in the logarithm."""
+
+  name: str
+  low: float
+  high: float
+  log: bool = False
+
+  def choices(self) -> None:
+    return None
+
+  def draw(self, drawing: Drawing) -> Value:
+    return drawing.suggest_float(self.name, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Steps:
+  """Multiples of q between low and high; whole numbers where q is one."""
+
+  name: str
+  low: float
+  high: float
+  q: float
+
+  def choices(self) -> tuple[Value, ...]:
+    low, high = self._bounds()
+    return tuple(self._multiple(count) for count in range(low, high + 1))
+
+  def draw(self, drawing: Drawing) -> Value:
+    return self._multiple(drawing.suggest_int(self.name, *self._bounds()))
+
+  def _bounds(self) -> tuple[int, int]:
+    return math.ceil(round(self.low / self.q, _DIGITS)), math.floor(round(self.high / self.q, _DIGITS))
+
+  def _multiple(self, count: int) -> Value:
+    return count * self.q if isinstance(self.q, int) else float(f"{count * self.q:.{_DIGITS}g}")
+
+
+@dataclass(frozen=True)
+class Normal:
+  """A normal distribution; the sampler sees the probability up to the value."""
+
+  name: str
+  mu: float
+  sigma: float
+
+  def choices(self) -> None:
+    return None
+
+  def draw(self, drawing: Drawing) -> Value:
+    return NormalDist(self.mu, self.sigma).inv_cdf(drawing.suggest_float(self.name, _TAIL, 1 - _TAIL))
+
+
+Parameter = Choice | Interval | Steps | Normal
+
+# The fields that each distribution has, beside "distribution"; those in brackets may be left out.
+FIELDS = {
+  "constant": ("value",), "categorical": ("values",), "uniform": ("min", "max"), "int_uniform": ("min", "max"),
+  "q_uniform": ("min", "max", "[q]"), "log_uniform_values": ("min", "max"), "normal": ("[mu]", "[sigma]"),
+}
+
+
+def parse_parameter(name: str, entry: Any) -> Parameter:
+  """One entry of `parameters`, as in {min: 16, max: 256, distribution: int_uniform}. Raises ValueError."""
+  if not isinstance(entry, dict):
+    raise ValueError(f"parameter {name} is {entry!r}, but must hold value, values, or min and max.")
+  if "parameters" in entry:
+    raise ValueError(f"parameter {name} is nested; write each of its parameters as one name, as in {name}.NAME.")
+  distribution = _distribution(name, entry)
+  given, known = set(entry) - {"distribution"}, FIELDS[distribution]
+  for field in sorted(given - {field.strip("[]") for field in known}):
+    raise ValueError(f"parameter {name}: {field!r} is not a field of distribution {distribution}, which has "
+                     f"{', '.join(known)}.")
+  for field in known:
+    if field not in given and not field.startswith("["):
+      raise ValueError(f"parameter {name}: distribution {distribution} needs {field!r}.")
+  return _build(name, distribution, entry)
+
+
+def _distribution(name: str, entry: dict[str, Any]) -> str:
+  """The one that is named, or the one that W&B takes for these fields."""
+  if "distribution" in entry:
+    if entry["distribution"] not in FIELDS:
+      raise ValueError(
+        f"parameter {name}: distribution {entry['distribution']!r} is not one of {', '.join(FIELDS)}.")
+    return entry["distribution"]
+  if "value" in entry:
+    return "constant"
+  if "values" in entry:
+    return "categorical"
+  if {"min", "max"} <= set(entry):
+    return "int_uniform" if isinstance(entry["min"], int) and isinstance(entry["max"], int) else "uniform"
+  raise ValueError(
+    f"parameter {name} has {', '.join(sorted(map(str, entry))) or 'nothing'}, but needs value, values, or min and max.")
+
+
+def _build(name: str, distribution: str, entry: dict[str, Any]) -> Parameter:
+  if distribution == "constant":
+    return Choice(name, (_scalar(name, entry["value"]),))
+  if distribution == "categorical":
+    values = entry["values"]
+    if not isinstance(values, list) or not values:
+      raise ValueError(f"parameter {name}: values={values!r} must be a list with at least one value.")
+    return Choice(name, tuple(_scalar(name, value) for value in values))
+  if distribution == "normal":
+    mu, sigma = (_number(name, field, entry[field]) if field in entry else default
+                 for field, default in (("mu", 0.0), ("sigma", 1.0)))
+    if sigma <= 0:
+      raise ValueError(f"parameter {name}: sigma={sigma} must be positive.")
+    return Normal(name, mu, sigma)
+  low, high = (_number(name, field, entry[field]) for field in ("min", "max"))
+  if not low < high:
+    raise ValueError(f"parameter {name}: min={low} must be less than max={high}.")
+  if distribution == "int_uniform":
+    if not (isinstance(low, int) and isinstance(high, int)):
+      raise ValueError(f"parameter {name}: min={low} and max={high} of int_uniform must be whole numbers.")
+    return Steps(name, low, high, 1)
+  if distribution == "q_uniform":
+    return _steps(name, low, high, _number(name, "q", entry["q"]) if "q" in entry else 1)
+  if distribution == "log_uniform_values" and low <= 0:
+    raise ValueError(f"parameter {name}: min={low} of log_uniform_values must be positive.")
+  return Interval(name, low, high, log=distribution == "log_uniform_values")
+
+
+def _steps(name: str, low: float, high: float, q: float) -> Steps:
+  if q <= 0:
+    raise ValueError(f"parameter {name}: q={q} must be positive.")
+  steps = Steps(name, low, high, q)
+  if not steps.choices():
+    raise ValueError(f"parameter {name}: no multiple of q={q} lies between min={low} and max={high}.")
+  return steps
+
+
+def _number(name: str, field: str, value: Any) -> int | float:
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    raise ValueError(f"parameter {name}: {field}={value!r} must be a number.{_yaml_hint(value)}")
+  return value
+
+
+def _scalar(name: str, value: Any) -> Value:
+  if not isinstance(value, Value):
+    raise ValueError(f"parameter {name}: {value!r} must be a number, a text, true or false.")
+  if _yaml_hint(value):
+    raise ValueError(f"parameter {name}: {value!r} is a text.{_yaml_hint(value)}")
+  return value
+
+
+def _yaml_hint(value: Any) -> str:
+  """YAML 1.1 takes 1e-4 for a text; so does W&B, and plots would have no axis for it."""
+  try:
+    number = float(value) if isinstance(value, str) and "e" in value.lower() else math.inf
+  except ValueError:
+    number = math.inf
+  if not math.isfinite(number):
+    return ""
+  mantissa, _, exponent = value.lower().partition("e")
+  return f" YAML reads it as text; write {float(mantissa)}e{int(exponent):+03d}."

@@ -1,0 +1,99 @@
+"""The metric against each parameter of a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lattice_jax.inspect.plots import COLORS, new_figure, save_figure
+from lattice_jax.sweep.labels import short_names
+from lattice_jax.sweep.parameters import Value
+from lattice_jax.sweep.table import Row, Table, spread
+
+_DECADE = 10
+_MOST_PANELS = 4
+_MOST_TICKS = 10
+_MOST_LINES = len(COLORS)
+
+
+def plot_table(table: Table, out: Path, names: Sequence[str] = ()) -> None:
+  """A panel for each of the parameters `names`, by default for those that vary, four at most.
+
+  Numbers lie on an axis, logarithmic from a decade on; settings that differ in nothing else are joined. Names are
+  listed best first, as points, not bars: the axis does not begin at zero. Error bars: standard deviation over seeds.
+  """
+  chosen = list(names) or list(table.varying)[:_MOST_PANELS]
+  for name in chosen:
+    if name not in table.varying:
+      raise ValueError(f"--x={name} is not a parameter that varies: {', '.join(table.varying) or 'none does yet'}.")
+  if not chosen:
+    raise ValueError("no two settings are done yet, so there is nothing to plot.")
+  width = 8 if len(chosen) == 1 else 5 * len(chosen)
+  categories = [len(table.varying[name]) for name in chosen if not _is_numeric(table, name)]
+  height = max(4.5, 1.5 + 0.28 * max(categories, default=0))
+  figure, panels = new_figure(table.sweep.title, size=(width, height), widths=[1] * len(chosen))
+  for axes, name in zip(panels, chosen, strict=True):
+    (_plot_numbers if _is_numeric(table, name) else _plot_categories)(table, name, axes)
+    axes.grid(True, alpha=0.25)
+  save_figure(figure, out)
+
+
+def _is_numeric(table: Table, name: str) -> bool:
+  return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in table.varying[name])
+
+
+def _plot_numbers(table: Table, name: str, axes: Any) -> None:
+  groups = _by_others(table, name)
+  for index, (label, points) in enumerate(groups.items()):
+    values, means, spreads = zip(*sorted(points), strict=True)
+    axes.errorbar(
+      values, means, yerr=spreads, marker="o", linestyle="-" if len(points) > 1 else "none", capsize=3,
+      color=COLORS[index % len(COLORS)] if _is_readable(groups) else COLORS[0], label=label)
+  everything = list(table.varying[name])
+  if min(everything) > 0 and max(everything) >= _DECADE * min(everything):
+    axes.set_xscale("log")
+  if len(everything) <= _MOST_TICKS:
+    axes.set_xticks(everything, [f"{value:g}" for value in everything])
+    axes.minorticks_off()
+  axes.set_xlabel(short_names(list(table.varying))[name])
+  axes.set_ylabel(table.sweep.metric)
+  if len(groups) > 1 and _is_readable(groups):
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _plot_categories(table: Table, name: str, axes: Any) -> None:
+  groups = _by_others(table, name)
+  best_first = list(dict.fromkeys(dict(row.setting)[name] for row in table.rows))
+  for index, (label, points) in enumerate(groups.items()):
+    places = [best_first.index(value) for value, _, _ in points]
+    axes.errorbar(
+      [mean for _, mean, _ in points], places, xerr=[sd for _, _, sd in points], marker="o", linestyle="none",
+      capsize=3, color=COLORS[index % len(COLORS)] if _is_readable(groups) else COLORS[0], label=label)
+  axes.set_yticks(range(len(best_first)), [table.varying[name][value] for value in best_first])
+  axes.invert_yaxis()
+  axes.set_ylabel(short_names(list(table.varying))[name])
+  axes.set_xlabel(table.sweep.metric)
+  if len(groups) > 1 and _is_readable(groups):
+    axes.legend(frameon=False, fontsize="small")
+
+
+def _is_readable(groups: dict[str, Any]) -> bool:
+  return len(groups) <= _MOST_LINES
+
+
+def _by_others(table: Table, name: str) -> dict[str, list[tuple[Value, float, float]]]:
+  """(value of the parameter, mean, standard deviation) of the rows, by the setting of the other parameters."""
+  names = short_names(list(table.varying))
+  groups: dict[str, list[tuple[Value, float, float]]] = {}
+  for row in table.rows:
+    setting = dict(row.setting)
+    label = ", ".join(
+      f"{names[other]} {shown[setting[other]]}" for other, shown in table.varying.items() if other != name)
+    groups.setdefault(label, []).append((setting[name], *_mean_and_sd(row)))
+  return dict(sorted(groups.items()))
+
+
+def _mean_and_sd(row: Row) -> tuple[float, float]:
+  found = spread(list(row.values(lambda result: result.metric).values()))
+  return found.mean, found.sd or 0.0

@@ -1,0 +1,165 @@
+"""Trials as processes: one after another or several at a time, each in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lattice_jax.sweep.search import Search
+from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.trials import (
+  DONE,
+  FAILED,
+  STARTED,
+  Trial,
+  TrialRecord,
+  check_arguments,
+  read_evaluation,
+  read_record,
+)
+from lattice_jax.training.signals import StopRequest, stop_request
+
+_LOOK_EVERY = 0.05  # seconds
+
+
+@dataclass
+class Process:
+  """A trial that runs. slot: which of the jobs it is. error_start: where its part of stderr.txt begins."""
+
+  trial: Trial
+  process: subprocess.Popen
+  slot: int
+  started: float
+  error_start: int
+
+
+class Runner:
+  """Runs what is left of a sweep; the same sweep in the same workdir goes on.
+
+  A trial that is done is not run again, one that was stopped or failed is: training goes on from its checkpoint.
+  """
+
+  def __init__(self, sweep: Sweep, search: Search, workdir: Path, *, jobs: int, say: Callable[[str], None]):
+    self._sweep, self._search, self._workdir, self._jobs, self._say = sweep, search, workdir, jobs, say
+    self._running: list[Process] = []
+    self._next = 0
+    self._told = False
+    self.failed = 0
+
+  def run(self) -> int:
+    """The number of the signal that stopped it, 0 where every trial was tried."""
+    with locked(self._workdir), stop_request() as request:
+      while True:
+        while not request.number and len(self._running) < self._jobs and self._next < self._search.total:
+          self._begin(self._search.trial(self._next))
+          self._next += 1
+        if not self._running:
+          return request.number
+        self._wait(request)
+
+  def _begin(self, trial: Trial) -> None:
+    folder = self._workdir / trial.id
+    arguments = self._sweep.arguments(trial.values)
+    record = read_record(folder)
+    check_arguments(record, arguments, folder)
+    if record is not None and record.state == DONE:
+      self._search.tell(trial.index, read_evaluation(folder, self._sweep.metric)[0])
+      return
+    folder.mkdir(parents=True, exist_ok=True)
+    TrialRecord(trial.index, trial.id, trial.values, arguments, STARTED).write(folder)
+    self._say(f"{self._place(trial)} {'begins' if record is None else 'goes on'}")
+    slot = min(set(range(self._jobs)) - {running.slot for running in self._running})
+    with (folder / "stdout.txt").open("ab") as output, (folder / "stderr.txt").open("ab") as errors:
+      process = subprocess.Popen(
+        self._command(arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
+        env=trial_environment(trial))
+      pin(process.pid, slot, self._jobs)
+      self._running.append(Process(trial, process, slot, time.perf_counter(), errors.tell()))
+
+  def _command(self, arguments: Sequence[str]) -> list[str]:
+    words = {"${env}": "/usr/bin/env", "${interpreter}": sys.executable}
+    return [words[part] if part in words else part for part in arguments] + [f"--workdir={self._workdir}/{{run_id}}"]
+
+  def _wait(self, request: StopRequest) -> None:
+    """Until a process ends; a signal is passed on, once, as SIGTERM, which training answers by saving."""
+    while all(running.process.poll() is None for running in self._running):
+      if request.number and not self._told:
+        self._say(f"{signal.Signals(request.number).name}: {len(self._running)} trial(s) save and stop")
+        for running in self._running:
+          running.process.send_signal(signal.SIGTERM)
+        self._told = True
+      time.sleep(_LOOK_EVERY)
+    for running in [running for running in self._running if running.process.poll() is not None]:
+      self._running.remove(running)
+      self._end(running, stopping=bool(request.number))
+
+  def _end(self, running: Process, *, stopping: bool) -> None:
+    trial, seconds = running.trial, time.perf_counter() - running.started
+    folder, status = self._workdir / trial.id, running.process.returncode
+    if status and stopping:
+      self._say(f"{self._place(trial)} stopped; the same command goes on")
+      return
+    value, error = None, None
+    if status:
+      error = f"{last_line(folder / 'stderr.txt', running.error_start) or 'no message'} ({_ending(status)})"
+    else:
+      try:
+        value = read_evaluation(folder, self._sweep.metric)[0]
+      except ValueError as problem:
+        error = str(problem)
+    state = DONE if error is None else FAILED
+    TrialRecord(trial.index, trial.id, trial.values, self._sweep.arguments(trial.values), state, error, seconds) \
+      .write(folder)
+    if error is None:
+      self._search.tell(trial.index, value)
+      self._say(f"{self._place(trial)} {value:.4f} in {seconds:.0f} s")
+    else:
+      self.failed += 1
+      self._say(f"{self._place(trial)} failed: {error}")
+
+  def _place(self, trial: Trial) -> str:
+    return f"[{trial.index + 1}/{self._search.total}] {trial.id}:"
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+  """Holds the folder for one sweep at a time; the system releases it however that ends."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / "lock").open("a") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ValueError(
+        f"another sweep runs in --workdir={workdir}; stop it first, or choose another workdir.") from error
+    yield
+
+
+def trial_environment(trial: Trial) -> dict[str, str]:
+  """As `wandb agent` sets it; without a server W&B gets no second copy of the results, unless WANDB_MODE asks."""
+  return {"WANDB_MODE": "disabled"} | os.environ | {"WANDB_RUN_ID": trial.id}
+
+
+def pin(process: int, slot: int, jobs: int) -> None:
+  """Gives each of several jobs cores of its own, where the system can."""
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+  if 1 < jobs <= len(cores):
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+      os.sched_setaffinity(process, cores[slot::jobs])
+
+
+def last_line(path: Path, start: int) -> str:
+  """The last line with text that stands behind byte `start`."""
+  lines = path.read_bytes()[start:].decode("utf-8", "replace").split("\n")
+  return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _ending(status: int) -> str:
+  return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -1,0 +1,50 @@
+"""Which trials a sweep has: a grid's are known before, a sampler's follow from those that are done."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Protocol
+
+from lattice_jax.sweep.labels import grid_ids
+from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.trials import Trial
+
+
+class Search(Protocol):
+  """`total` trials. `trial` is asked in order; `tell` comes once a metric is known, and again after a restart."""
+
+  total: int
+
+  def trial(self, index: int) -> Trial: ...
+
+  def tell(self, index: int, value: float) -> None: ...
+
+
+class GridSearch:
+  """The product of all values; the last parameter of the file changes fastest."""
+
+  def __init__(self, sweep: Sweep):
+    names = [parameter.name for parameter in sweep.parameters]
+    settings = [
+      dict(zip(names, values, strict=True))
+      for values in itertools.product(*(parameter.choices() for parameter in sweep.parameters))]
+    ids = grid_ids(sweep.parameters, settings)
+    self._trials = [
+      Trial(index, name, values) for index, (name, values) in enumerate(zip(ids, settings, strict=True))]
+    self.total = min(len(self._trials), sweep.run_cap or len(self._trials))
+
+  def trial(self, index: int) -> Trial:
+    return self._trials[index]
+
+  def tell(self, index: int, value: float) -> None:
+    """What a trial found changes no other."""
+
+
+def make_search(sweep: Sweep, workdir: Path, seed: int) -> Search:
+  """seed: of the sampler; a grid has none."""
+  if sweep.method == "grid":
+    return GridSearch(sweep)
+  from lattice_jax.sweep.sampled import SampledSearch  # a grid need not wait for Optuna
+
+  return SampledSearch(sweep, workdir, seed)

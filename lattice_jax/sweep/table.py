@@ -1,0 +1,218 @@
+"""The results of a sweep by setting: mean and spread over seeds, best first."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lattice_jax.metrics import Record, read_jsonl
+from lattice_jax.sweep.labels import is_seed, short_names, short_values
+from lattice_jax.sweep.parameters import Value
+from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records, read_run
+
+Setting = tuple[tuple[str, Value], ...]
+
+
+@dataclass(frozen=True)
+class Result:
+  """What a trial that is done found. beyond: bits per byte or dim at positions from the key on."""
+
+  seeds: Setting
+  metric: float
+  beyond: dict[int, float]
+  parameters: int
+  tokens_per_second: float
+  commit: str | None
+
+
+@dataclass(frozen=True)
+class Row:
+  """All results of one setting of the parameters that are no seeds."""
+
+  setting: Setting
+  results: tuple[Result, ...]
+
+  def values(self, of: Callable[[Result], float]) -> dict[Setting, float]:
+    """By seeds."""
+    return {result.seeds: of(result) for result in self.results}
+
+
+@dataclass(frozen=True)
+class Spread:
+  """Mean and sample standard deviation, which one value has not."""
+
+  mean: float
+  sd: float | None
+
+  def text(self, sign: str = "-") -> str:
+    """sign: "+" shows it of positive numbers too."""
+    mean = f"{round(self.mean, 4) + 0.0:{sign}.4f}"  # + 0.0: no minus before zero
+    return mean if self.sd is None else f"{mean} ± {self.sd:.4f}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+  """Of at least one value."""
+  return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Table:
+  """A sweep as far as it has come. reference: the row that differences are taken to, pair by pair of equal seeds."""
+
+  sweep: Sweep
+  command: str
+  rows: tuple[Row, ...]
+  beyond: tuple[int, ...]
+  reference: Row | None
+  failed: tuple[TrialRecord, ...]
+  unfinished: int
+
+  @property
+  def columns(self) -> dict[str, Callable[[Result], float]]:
+    """The measured quantities by name."""
+    return {self.sweep.metric: lambda result: result.metric} | {
+      f"bits beyond {start}": lambda result, start=start: result.beyond[start] for start in self.beyond}
+
+  @property
+  def varying(self) -> dict[str, dict[Value, str]]:
+    """The parameters by which rows differ: their values, in the order of the file, and how they are shown."""
+    names = [parameter.name for parameter in self.sweep.parameters if not is_seed(parameter.name)]
+    found = {name: list(dict.fromkeys(dict(row.setting)[name] for row in self.rows)) for name in names}
+    return {name: short_values(values) for name, values in found.items() if len(values) > 1}
+
+  @property
+  def commits(self) -> list[str]:
+    """Of the code that trained."""
+    return sorted({str(result.commit) for row in self.rows for result in row.results})
+
+  def label(self, row: Row) -> str:
+    """As in codes=256,window=64."""
+    names = short_names(list(self.varying))
+    return ",".join(f"{names[name]}={shown[dict(row.setting)[name]]}" for name, shown in self.varying.items())
+
+  def difference(self, row: Row, of: Callable[[Result], float]) -> Spread | None:
+    """To the reference, over the seeds that both have; None for the reference itself, and without common seeds."""
+    if self.reference is None or row is self.reference:
+      return None
+    ours, theirs = row.values(of), self.reference.values(of)
+    pairs = [ours[seeds] - theirs[seeds] for seeds in ours if seeds in theirs]
+    return spread(pairs) if pairs else None
+
+
+def make_table(sweep: Sweep, workdir: Path, *, total: int, command: str, beyond: Sequence[int], against: str) -> Table:
+  """against: "" for no differences, "first" for those to the best row, or the label of a row, as in codes=256."""
+  records = read_records(workdir)
+  done = [record for record in records if record.state == DONE]
+  by_setting: dict[Setting, list[Result]] = {}
+  for record in done:
+    setting = tuple(item for item in record.values.items() if not is_seed(item[0]))
+    by_setting.setdefault(setting, []).append(_read_result(record, workdir / record.id, sweep, beyond))
+  rows = sorted(
+    (Row(setting, tuple(results)) for setting, results in by_setting.items()),
+    key=lambda row: statistics.fmean(row.values(lambda result: result.metric).values()), reverse=sweep.maximize)
+  failed = tuple(record for record in records if record.state == FAILED)
+  table = Table(sweep, command, tuple(rows), tuple(beyond), None, failed, total - len(done) - len(failed))
+  if not against or not rows:
+    return table
+  return Table(**vars(table) | {"reference": _find(table, against)})
+
+
+def _find(table: Table, against: str) -> Row:
+  labels = {table.label(row): row for row in table.rows} | {"first": table.rows[0]}
+  if against not in labels:
+    raise ValueError(f"--against={against} is not one of {', '.join(labels)}.")
+  return labels[against]
+
+
+def _read_result(record: TrialRecord, folder: Path, sweep: Sweep, beyond: Sequence[int]) -> Result:
+  metric, line = read_evaluation(folder, sweep.metric)
+  run = read_run(folder)
+  speeds = [line["tokens_per_second"] for line in read_jsonl(folder / "metrics.jsonl") if "split" not in line]
+  return Result(
+    seeds=tuple(item for item in record.values.items() if is_seed(item[0])), metric=metric,
+    beyond={start: bits_beyond(line, start, folder) for start in beyond}, parameters=run["parameters"],
+    tokens_per_second=statistics.median(speeds), commit=run["git_commit"])
+
+
+def bits_beyond(line: Record, start: int, folder: Path) -> float:
+  """Of all targets of an evaluation whose input stands at position `start` or later."""
+  starts = [bucket["start"] for bucket in line["buckets"]]
+  if start not in starts:
+    raise ValueError(f"--beyond={start}: the loss of {folder} is known by position from {', '.join(map(str, starts))}; "
+                     "use one of them.")
+  later = [bucket for bucket in line["buckets"] if bucket["start"] >= start and bucket["tokens"]]
+  tokens = sum(bucket["tokens"] for bucket in later)
+  if not tokens:
+    raise ValueError(f"--beyond={start}: no position of {folder} is as late.")
+  return sum(bucket["bits_per_byte"] * bucket["tokens"] for bucket in later) / tokens
+
+
+def records(table: Table) -> list[dict[str, Any]]:
+  """One flat record a row, but for the list of seeds and what each found."""
+  return [_record(table, row) for row in table.rows]
+
+
+def _record(table: Table, row: Row) -> dict[str, Any]:
+  record: dict[str, Any] = dict(row.setting) | {"trials": len(row.results)}
+  for name, of in table.columns.items():
+    record |= _fields(name, spread(list(row.values(of).values())))
+    if table.reference is not None:
+      record |= _fields(f"{name} difference", table.difference(row, of))
+  return record | {
+    "parameters": row.results[0].parameters,
+    "tokens_per_second": statistics.median(result.tokens_per_second for result in row.results),
+    "commit": ", ".join(sorted({str(result.commit) for result in row.results})), "command": table.command,
+    "by_seed": [
+      dict(result.seeds) | {name: of(result) for name, of in table.columns.items()} for result in row.results]}
+
+
+def _fields(name: str, value: Spread | None) -> dict[str, float | None]:
+  return {f"{name} mean": value.mean if value else None, f"{name} sd": value.sd if value else None}
+
+
+def markdown(table: Table) -> str:
+  """The table, how it was made, and what is missing."""
+  names = short_names(list(table.varying))
+  head = [*names.values(), "trials"]
+  for name in table.columns:
+    head += [name] if table.reference is None else [name, f"Δ to {table.label(table.reference)}"]
+  lines = [[*head, "parameters", "tokens/s"], ["---"] * len(names) + ["---:"] * (len(head) - len(names) + 2)]
+  for row in table.rows:
+    cells = [shown[dict(row.setting)[name]] for name, shown in table.varying.items()] + [str(len(row.results))]
+    for of in table.columns.values():
+      cells.append(spread(list(row.values(of).values())).text())
+      if table.reference is not None:
+        difference = table.difference(row, of)
+        cells.append(difference.text("+") if difference else "–")
+    speed = statistics.median(result.tokens_per_second for result in row.results)
+    lines.append([*cells, f"{row.results[0].parameters:,}", f"{speed:,.0f}"])
+  origin = (f"Trained at commit {', '.join(table.commits) or 'none yet'}. Mean ± sample standard deviation over seeds; "
+            "tokens/s: median over updates.")
+  text = [f"# {table.sweep.title}", "", f"    {table.command}", "", origin, "",
+          *(f"| {' | '.join(cells)} |" for cells in lines)]
+  if table.failed or table.unfinished:
+    text += ["", f"{table.unfinished} trial(s) not finished, {len(table.failed)} failed."]
+    text += [f"- {record.id}: {record.error}" for record in table.failed]
+  return "\n".join(text) + "\n"
+
+
+def write_table(table: Table, folder: Path) -> None:
+  """table.md, table.jsonl, table.csv."""
+  folder.mkdir(parents=True, exist_ok=True)
+  rows = records(table)
+  (folder / "table.md").write_text(markdown(table), encoding="utf-8")
+  (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+  text = io.StringIO()
+  if rows:
+    names = [name for name in rows[0] if name != "by_seed"]
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+  (folder / "table.csv").write_text(text.getvalue(), encoding="utf-8")

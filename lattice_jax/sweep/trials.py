@@ -1,0 +1,86 @@
+"""A trial, and its record `trial.json` in the workdir of its training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lattice_jax.metrics import Record, read_jsonl
+from lattice_jax.sweep.parameters import Value
+from lattice_jax.writers.base import series
+
+STARTED, DONE, FAILED = "started", "done", "failed"
+
+
+@dataclass(frozen=True)
+class Trial:
+  """One setting of all parameters; `id` is its folder and WANDB_RUN_ID."""
+
+  index: int
+  id: str
+  values: dict[str, Value]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+  """What became of a trial. error: why it failed, one line. seconds: of its last process."""
+
+  index: int
+  id: str
+  values: dict[str, Value]
+  arguments: list[str]
+  state: str
+  error: str | None = None
+  seconds: float | None = None
+
+  def write(self, folder: Path) -> None:
+    """Whole or not at all."""
+    partial = folder / "trial.partial"
+    partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / "trial.json")
+
+
+def read_record(folder: Path) -> TrialRecord | None:
+  """None where no trial was started."""
+  path = folder / "trial.json"
+  return TrialRecord(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def read_records(workdir: Path) -> list[TrialRecord]:
+  """Of all trials that were started, in their order."""
+  records = [read_record(path.parent) for path in workdir.glob("*/trial.json")]
+  return sorted(records, key=lambda record: record.index)
+
+
+def check_arguments(record: TrialRecord | None, arguments: list[str], folder: Path) -> None:
+  """Raises ValueError where the folder holds a trial that was run in another way."""
+  if record is None or record.arguments == arguments:
+    return
+  old = [part for part in record.arguments if part not in arguments]
+  new = [part for part in arguments if part not in record.arguments]
+  raise ValueError(
+    f"{folder} holds a trial with other arguments ({' '.join(old) or 'fewer'} → {' '.join(new) or 'fewer'}); "
+    "choose another --workdir, or remove that folder.")
+
+
+def read_evaluation(folder: Path, metric: str) -> tuple[float, Record]:
+  """(the metric, the line it stands in) of a trial's last evaluation. Raises ValueError where there is none."""
+  run = read_run(folder)
+  known: dict[str, tuple[float, Record]] = {}
+  for line in read_jsonl(folder / "metrics.jsonl"):
+    if "split" in line:
+      known |= {name: (value, line) for name, value in series(line, run["unit"]).items()}
+  if metric not in known:
+    raise ValueError(
+      f"{folder}/metrics.jsonl has no {metric}; it has {', '.join(sorted(known)) or 'no evaluation'}.")
+  return known[metric]
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+  """run.json, which training writes at its start."""
+  path = folder / "run.json"
+  if not path.exists():
+    raise ValueError(f"{path} is missing; the program must write it, as train.py does.")
+  return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,98 @@
+"""Runs a W&B sweep file without W&B's server, and tables and plots what it found.
+
+python scripts/sweep.py configs/sweeps/vq_ablation.yaml [--workdir=runs/sweeps/vq_ablation] [--jobs=1]
+python scripts/sweep.py configs/sweeps/vq_ablation.yaml --table_only --beyond=128 --against=config=base
+
+Every trial trains in a folder of its own in the workdir. Ctrl-C and SIGTERM let the running ones save; the same command
+goes on: what is done is not run again, what was stopped or failed goes on from its checkpoint. Results are averaged
+over parameters whose names end in "seed". Writes table.md, table.jsonl, table.csv and plot.png. `wandb sweep` takes the
+same file online; here W&B gets nothing unless WANDB_MODE is set. Exit status 1: a trial failed; 2: a wrong command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lattice_jax.sweep.plot import plot_table
+from lattice_jax.sweep.runner import Runner
+from lattice_jax.sweep.search import make_search
+from lattice_jax.sweep.spec import Sweep, read_sweep
+from lattice_jax.sweep.table import make_table, markdown, write_table
+
+
+def main() -> int:
+  arguments = parse_arguments()
+  try:
+    sweep = read_sweep(arguments.file)
+    workdir = arguments.workdir or Path("runs/sweeps") / arguments.file.stem
+    search = make_search(sweep, workdir, arguments.seed)
+    stopped_by, failed = 0, 0
+    if not arguments.table_only:
+      if not Path(sweep.program).exists():
+        raise ValueError(f"program={sweep.program} of {sweep.path} is not a file here; run from the project's folder.")
+      runner = Runner(sweep, search, workdir, jobs=arguments.jobs, say=lambda text: print(text, flush=True))
+      stopped_by, failed = runner.run(), runner.failed
+    report(sweep, workdir, search.total, arguments)
+    return 128 + stopped_by if stopped_by else int(failed > 0)
+  except (ValueError, OSError) as error:
+    print(f"sweep.py: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("sweep.py: aborted.", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
+def parse_arguments() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("file", type=Path, help="a sweep in W&B's format, as in configs/sweeps")
+  parser.add_argument("--workdir", type=Path, help="by default runs/sweeps/ and the file's name")
+  parser.add_argument("--jobs", type=positive, default=1, help="trials at a time, each on its share of the cores")
+  parser.add_argument("--seed", type=int, default=0, help="of random and Bayesian search")
+  parser.add_argument("--table_only", action="store_true", help="only table and plot of what is done")
+  parser.add_argument("--beyond", type=positions, default=(), metavar="N,…",
+                      help="columns with the loss at positions from N on")
+  parser.add_argument("--against", default="", metavar="SETTING",
+                      help="columns with differences to this row, as in codes=256, or to the first")
+  parser.add_argument("--x", action="append", default=[], metavar="PARAMETER", help="plot only this, by its full name")
+  parser.add_argument("--out", type=Path, help="folder of table and plot; by default the workdir")
+  return parser.parse_args()
+
+
+def positive(text: str) -> int:
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text} must be a positive whole number.")
+  return int(text)
+
+
+def positions(text: str) -> tuple[int, ...]:
+  return tuple(positive(part) for part in text.split(","))
+
+
+def report(sweep: Sweep, workdir: Path, total: int, arguments: argparse.Namespace) -> None:
+  """Prints and writes the table, and the plot as soon as two settings are done."""
+  table = make_table(
+    sweep, workdir, total=total, command=command_line(), beyond=arguments.beyond, against=arguments.against)
+  out = arguments.out or workdir
+  write_table(table, out)
+  print(f"\n{markdown(table)}\nwrote {out}/table.md, table.jsonl, table.csv", end="")
+  if table.varying:
+    plot_table(table, out / "plot.png", arguments.x)
+    print(" and plot.png", end="")
+  print(flush=True)
+
+
+def command_line() -> str:
+  """The command that trains; run again it makes the table too."""
+  words = [word for word in sys.argv[1:] if word != "--table_only"]
+  return shlex.join(["python", os.path.relpath(__file__), *words])
+
+
+if __name__ == "__main__":
+  sys.exit(main())
