@@ -176,7 +176,8 @@ def _convert_list(item_hint: Any, value: Any, path: str) -> tuple[Any, ...]:
   if item_hint is str:
     if not all(isinstance(item, str) for item in value):
       raise ValueError(f"{path}={value!r} must be a list of names.")
-    return tuple(value)
+    # the flag --config.model.pattern=window,vq arrives as a single item
+    return tuple(name for item in value for name in item.split(","))
   length = len(typing.get_args(item_hint))
   for item in value:
     if not (isinstance(item, (tuple, list)) and len(item) == length and all(isinstance(part, str) for part in item)):

@@ -135,6 +135,12 @@ def test_a_memory_that_forgets_between_updates_cannot_be_carried(changes):
     parse_config(raw)
 
 
+def test_names_may_come_separated_by_commas():
+  config = common.default()
+  config.train.writers = ("stdout,jsonl,wandb",)
+  assert parse_config(config).train.writers == ("stdout", "jsonl", "wandb")
+
+
 def test_whole_number_is_taken_for_a_float_field():
   config = common.default()
   config.optimizer.learning_rate = 1
