@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Value = bool | int | float | str
 
@@ -13,6 +13,7 @@ _TAIL = 1e-6  # probability that is cut off each end of a normal distribution
 _DIGITS = 12  # significant digits of a multiple of q, so that 3 × 0.1 is 0.3
 
 
+@runtime_checkable
 class Drawing(Protocol):
   """The part of an `optuna.Trial`, new or read from a journal, that parameters use."""
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lattice_jax.sweep.labels import grid_ids
 from lattice_jax.sweep.spec import Sweep
 from lattice_jax.sweep.trials import Trial
 
 
+@runtime_checkable
 class Search(Protocol):
   """`total` trials. `trial` is asked in order; `tell` comes once a metric is known, and again after a restart."""
 
