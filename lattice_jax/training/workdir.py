@@ -17,7 +17,7 @@ import numpy as np
 
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
-from lattice_jax.config_checks import to_dict
+from lattice_jax.config_checks import parse_config, to_dict
 from lattice_jax.data.source import Source
 from lattice_jax.metrics import read_jsonl
 from lattice_jax.runtime import git_commit
@@ -25,8 +25,8 @@ from lattice_jax.together import failing_together
 from lattice_jax.types import Batch
 from lattice_jax.writers import writing
 
-# Fields that say where or how fast data is read, not which; the fingerprint guards the data itself.
-FREE_FIELDS = ("data.path", "data.workers")
+# Fields that say where data is read or how fast something is computed, not what; the fingerprint guards the data itself.
+FREE_FIELDS = ("data.path", "data.workers", "model.impl", "model.remat", "model.xent_chunk", "model.vq.reduction")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -57,9 +57,9 @@ def _lock(workdir: Path) -> contextlib.AbstractContextManager[Any]:
 
 def check_same_run(what: Path | str, run: dict[str, Any], config: Config, fingerprint: str) -> None:
   """Raises ValueError where what `run` describes, a folder or a checkpoint, is of another model or of other data."""
-  changes = []
-  for section in ("model", "data"):
-    changes += _differences(run["config"][section], json.loads(json.dumps(to_dict(config)[section])), section)
+  stored = to_dict(parse_config(run["config"]))  # fields that are younger than the run get their defaults
+  changes = [
+    line for section in ("model", "data") for line in _differences(stored[section], to_dict(config)[section], section)]
   if changes:
     raise ValueError(
       f"{what} belongs to a run of another model or other data (stored → now):\n  " + "\n  ".join(changes) +
@@ -123,7 +123,6 @@ def dump_update(
 def _differences(stored: Any, wanted: Any, path: str) -> list[str]:
   if path in FREE_FIELDS:
     return []
-  if isinstance(stored, dict) and isinstance(wanted, dict):
-    return [line for name in sorted(stored.keys() | wanted.keys()) for line in _differences(
-      stored[name] if name in stored else "absent", wanted[name] if name in wanted else "absent", f"{path}.{name}")]
+  if isinstance(stored, dict):
+    return [line for name in sorted(stored) for line in _differences(stored[name], wanted[name], f"{path}.{name}")]
   return [] if stored == wanted else [f"{path}: {stored} → {wanted}"]

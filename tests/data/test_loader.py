@@ -4,6 +4,8 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.loader import EvalBatch, UpdateReader, eval_batches, train_batches
@@ -84,11 +86,11 @@ def flat_targets(chunks: list[EvalBatch]) -> list[int]:
   return sorted(np.concatenate([c.batch.targets_BT[c.batch.weights_BT > 0] for c in chunks]).tolist())
 
 
-@pytest.mark.parametrize("protocol", ["cold", "carried"])
-@pytest.mark.parametrize(("seq_len", "chunk_len", "batch"), [
-  (8, 0, 4), (8, 4, 4), (8, 3, 2), (64, 5, 1), (7, 7, 16), (1, 1, 3)])
-def test_evaluation_counts_every_token_once_with_padding_behind(protocol, seq_len, chunk_len, batch):
-  source = numbered_source(*LENGTHS)
+@given(
+  protocol=st.sampled_from(["cold", "carried"]), lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+  seq_len=st.integers(1, 64), chunk_len=st.integers(0, 9), batch=st.integers(1, 17))
+def test_evaluation_counts_every_token_once_with_padding_behind(protocol, lengths, seq_len, chunk_len, batch):
+  source = numbered_source(*lengths)
   chunks = list(eval_batches(source, TOKENIZER, protocol=protocol, seq_len=seq_len, chunk_len=chunk_len, batch=batch))
   assert flat_targets(chunks) == source.tokens.tolist()
   for chunk in chunks:
@@ -100,12 +102,16 @@ def test_evaluation_counts_every_token_once_with_padding_behind(protocol, seq_le
     np.testing.assert_array_equal(fields.tokens_BT, np.where(segment.valid_BT, before_BT, TOKENIZER.pad_id))
 
 
-@pytest.mark.parametrize("protocol", ["cold", "carried"])
-def test_evaluation_hosts_read_the_rows_of_one(protocol):
-  source, options = numbered_source(*LENGTHS), {"protocol": protocol, "seq_len": 8, "chunk_len": 4, "batch": 4}
+@given(
+  protocol=st.sampled_from(["cold", "carried"]), lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+  num_hosts=st.integers(1, 4), rows=st.integers(1, 3), seq_len=st.integers(1, 16), chunk_len=st.integers(1, 5))
+def test_evaluation_hosts_read_the_rows_of_one(protocol, lengths, num_hosts, rows, seq_len, chunk_len):
+  source = numbered_source(*lengths)
+  options = {"protocol": protocol, "seq_len": seq_len, "chunk_len": chunk_len, "batch": rows * num_hosts}
   whole = list(eval_batches(source, TOKENIZER, **options))
-  hosts = [list(eval_batches(source, TOKENIZER, **options, host=host, num_hosts=2)) for host in range(2)]
-  assert len(hosts[0]) == len(hosts[1]) == len(whole), "a host would wait for the others for ever"
+  hosts = [
+    list(eval_batches(source, TOKENIZER, **options, host=host, num_hosts=num_hosts)) for host in range(num_hosts)]
+  assert {len(chunks) for chunks in hosts} == {len(whole)}, "a host would wait for the others for ever"
   for chunk, *parts in zip(whole, *hosts, strict=True):
     joined = jax.tree.map(
       lambda *rows_bt: np.concatenate(rows_bt), *[part.batch.replace(sequence=None) for part in parts])

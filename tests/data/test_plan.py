@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -125,6 +127,17 @@ def test_packed_and_document_rows_restart_only_where_they_must(drawn):
   period = data.seq_len if data.rows == "packed" else len(source.tokens) // data.batch
   must_BT = np.isin(seen.index_BT, source.offsets) | (time_T % period == 0)
   np.testing.assert_array_equal(seen.reset_BT, must_BT)
+
+
+@given(plans(), st.integers(0, 40), st.data())
+def test_any_division_among_hosts_gives_the_same_rows(drawn, step, draw):
+  """Hosts may even come and go between updates: rows do not know who reads them."""
+  data, _, plan = drawn
+  whole = plan.place(step, 0, data.batch)
+  cuts = sorted({0, data.batch, *draw.draw(st.lists(st.integers(0, data.batch), max_size=3))})
+  parts = [plan.place(step, *rows) for rows in itertools.pairwise(cuts)]
+  for field in ("index_BT", "positions_BT", "ids_BT"):
+    np.testing.assert_array_equal(np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field))
 
 
 @given(plans(), st.integers(0, 40))

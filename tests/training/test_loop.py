@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lattice_jax import writers
-from lattice_jax.checkpoint import Checkpoints, load_for_eval
+from lattice_jax.checkpoint import Checkpoints, load_for_eval, read_run
 from lattice_jax.metrics import read_jsonl
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import make_mesh
@@ -166,6 +166,14 @@ def test_checkpoint_of_other_data_is_refused(tmp_path):
     loop.train(tiny.make_config(train__steps=6), tmp_path / "here")
   shutil.rmtree(tmp_path / "here" / "checkpoints" / "4")
   loop.train(config, tmp_path / "here")
+
+
+def test_a_run_older_than_a_config_field_goes_on_with_its_default(tmp_path):
+  loop.train(tiny.make_config(train__steps=4), tmp_path)
+  run = read_run(tmp_path)
+  del run["config"]["model"]["vq"]["window"]
+  (tmp_path / "run.json").write_text(json.dumps(run))
+  assert int(loop.train(tiny.make_config(train__steps=5, model__remat="full"), tmp_path).step) == 5
 
 
 def test_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, recorder):
