@@ -14,7 +14,7 @@ from lattice_jax.sweep.table import Row, Table, spread
 _DECADE = 10
 _MOST_PANELS = 4
 _MOST_TICKS = 10
-_MOST_LINES = len(COLORS)
+_MOST_LINES = len(COLORS)  # with a legend
 
 
 def plot_table(table: Table, out: Path, names: Sequence[str] = ()) -> None:
@@ -36,6 +36,8 @@ def plot_table(table: Table, out: Path, names: Sequence[str] = ()) -> None:
   for axes, name in zip(panels, chosen, strict=True):
     (_plot_numbers if _is_numeric(table, name) else _plot_categories)(table, name, axes)
     axes.grid(True, alpha=0.25)
+    if 1 < len(axes.containers) <= _MOST_LINES:
+      axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3)
   save_figure(figure, out)
 
 
@@ -49,7 +51,7 @@ def _plot_numbers(table: Table, name: str, axes: Any) -> None:
     values, means, spreads = zip(*sorted(points), strict=True)
     axes.errorbar(
       values, means, yerr=spreads, marker="o", linestyle="-" if len(points) > 1 else "none", capsize=3,
-      color=COLORS[index % len(COLORS)] if _is_readable(groups) else COLORS[0], label=label)
+      color=_color(index, groups), label=label)
   everything = list(table.varying[name])
   if min(everything) > 0 and max(everything) >= _DECADE * min(everything):
     axes.set_xscale("log")
@@ -58,8 +60,6 @@ def _plot_numbers(table: Table, name: str, axes: Any) -> None:
     axes.minorticks_off()
   axes.set_xlabel(short_names(list(table.varying))[name])
   axes.set_ylabel(table.sweep.metric)
-  if len(groups) > 1 and _is_readable(groups):
-    axes.legend(frameon=False, fontsize="small")
 
 
 def _plot_categories(table: Table, name: str, axes: Any) -> None:
@@ -69,29 +69,32 @@ def _plot_categories(table: Table, name: str, axes: Any) -> None:
     places = [best_first.index(value) for value, _, _ in points]
     axes.errorbar(
       [mean for _, mean, _ in points], places, xerr=[sd for _, _, sd in points], marker="o", linestyle="none",
-      capsize=3, color=COLORS[index % len(COLORS)] if _is_readable(groups) else COLORS[0], label=label)
+      capsize=3, color=_color(index, groups), label=label)
   axes.set_yticks(range(len(best_first)), [table.varying[name][value] for value in best_first])
-  axes.invert_yaxis()
+  axes.set_ylim(len(best_first) - 0.5, -0.5)  # the best on top
   axes.set_ylabel(short_names(list(table.varying))[name])
   axes.set_xlabel(table.sweep.metric)
-  if len(groups) > 1 and _is_readable(groups):
-    axes.legend(frameon=False, fontsize="small")
 
 
-def _is_readable(groups: dict[str, Any]) -> bool:
-  return len(groups) <= _MOST_LINES
+def _color(index: int, groups: dict[str, Any]) -> str:
+  """One for all where there are too many to tell apart; then there is no legend either."""
+  return COLORS[index if len(groups) <= _MOST_LINES else 0]
 
 
 def _by_others(table: Table, name: str) -> dict[str, list[tuple[Value, float, float]]]:
   """(value of the parameter, mean, standard deviation) of the rows, by the setting of the other parameters."""
+  others = {other: list(values) for other, values in table.varying.items() if other != name}
   names = short_names(list(table.varying))
+
+  def place(row: Row) -> list[int]:
+    return [values.index(dict(row.setting)[other]) for other, values in others.items()]
+
   groups: dict[str, list[tuple[Value, float, float]]] = {}
-  for row in table.rows:
+  for row in sorted(table.rows, key=place):
     setting = dict(row.setting)
-    label = ", ".join(
-      f"{names[other]} {shown[setting[other]]}" for other, shown in table.varying.items() if other != name)
+    label = ", ".join(f"{names[other]} {table.varying[other][setting[other]]}" for other in others)
     groups.setdefault(label, []).append((setting[name], *_mean_and_sd(row)))
-  return dict(sorted(groups.items()))
+  return groups
 
 
 def _mean_and_sd(row: Row) -> tuple[float, float]:

@@ -82,10 +82,14 @@ class Table:
 
   @property
   def varying(self) -> dict[str, dict[Value, str]]:
-    """The parameters by which rows differ: their values, in the order of the file, and how they are shown."""
-    names = [parameter.name for parameter in self.sweep.parameters if not is_seed(parameter.name)]
-    found = {name: list(dict.fromkeys(dict(row.setting)[name] for row in self.rows)) for name in names}
-    return {name: short_values(values) for name, values in found.items() if len(values) > 1}
+    """The parameters by which rows differ: their values in the order of the file, or rising, and how they are shown."""
+    shown = {}
+    for parameter in self.sweep.parameters:
+      found = {dict(row.setting)[parameter.name] for row in self.rows if not is_seed(parameter.name)}
+      if len(found) > 1:
+        ordered = parameter.choices() or sorted(found)
+        shown[parameter.name] = short_values([value for value in ordered if value in found])
+    return shown
 
   @property
   def commits(self) -> list[str]:

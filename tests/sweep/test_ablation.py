@@ -1,0 +1,45 @@
+"""The ablations of Transformer-VQ: every shipped trial trains a valid model, and differs in one thing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import ablation_vq
+from lattice_jax.config_checks import parse_config
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.parameters import count_parameters
+from lattice_jax.sweep.spec import read_sweep
+
+ROOT = Path(__file__).parents[2]
+VARIANTS = {
+  value.rpartition(":")[2] for name in ("vq_ablation", "vq_blocks")
+  for value in read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml").parameters[0].values}
+
+
+def parameters(model):
+  return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"])
+
+
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_a_variant_has_the_parameters_data_and_updates_of_the_base(variant):
+  base, config = parse_config(ablation_vq.get_config("base")), parse_config(ablation_vq.get_config(variant))
+  assert abs(parameters(config.model) / parameters(base.model) - 1) < 0.05
+  assert (config.data, config.optimizer, config.train, config.eval) == (
+    base.data, base.optimizer, base.train, base.eval)
+  assert variant == "base" or config.model != base.model
+
+
+def test_sequences_hold_many_windows_and_an_update_is_one():
+  config = parse_config(ablation_vq.get_config())
+  assert config.data.update_len == config.data.seq_len >= 8 * config.model.vq.reach
+  assert config.model.vq.reach == config.model.vq.block_len == 64
+
+
+def test_variants_combine():
+  combined = parse_config(ablation_vq.get_config("revive,codes512")).model.vq
+  base = parse_config(ablation_vq.get_config()).model.vq
+  assert combined == dataclasses.replace(base, revive_below=0.1, codes=512)
