@@ -25,7 +25,7 @@ from lattice_jax.together import failing_together
 from lattice_jax.types import Batch
 from lattice_jax.writers import writing
 
-# Fields that say where data is read or how fast something is computed, not what; the fingerprint guards the data itself.
+# Fields that say where data is read or how fast something is computed, not what; the fingerprint guards the data.
 FREE_FIELDS = ("data.path", "data.workers", "model.impl", "model.remat", "model.xent_chunk", "model.vq.reduction")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
