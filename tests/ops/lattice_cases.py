@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.ops.lattice import LatticeState, Rule, empty_state, lattice
+from lattice_jax.ops.lattice import Form, LatticeState, Rule, empty_state, lattice
 from tests.contract.harness import quick_jit
 
 ROWS, LENGTH, HEADS, SLOTS, VALUE = 4, 23, 2, 5, 7
@@ -89,20 +89,21 @@ def scene(rule: Rule, *, length: int, dtype: str) -> Scene:
     d_slots=jax.tree.map(lambda x: normal(*x.shape), slots))
 
 
-def run(rule: Rule, here: Scene, impl: str, with_gradient: bool = True) -> Run:
+def run(rule: Rule, here: Scene, impl: str = "xla", form: Form | None = None, *, with_gradient: bool = True) -> Run:
   """One call; gradients of Σ out·d_out + Σ slots·d_slots."""
-  return _compiled(rule, impl, with_gradient)(here)
+  return _compiled(rule, impl, form, with_gradient)(here)
 
 
 @functools.cache
-def _compiled(rule: Rule, impl: str, with_gradient: bool) -> Any:
-  return quick_jit(functools.partial(_run, rule, impl, with_gradient))
+def _compiled(rule: Rule, impl: str, form: Form | None, with_gradient: bool) -> Any:
+  return quick_jit(functools.partial(_run, rule, impl, form, with_gradient))
 
 
-def _run(rule: Rule, impl: str, with_gradient: bool, here: Scene) -> Run:
+def _run(rule: Rule, impl: str, form: Form | None, with_gradient: bool, here: Scene) -> Run:
   def project(q, k, v, step, forget, start, slots):
     out, state = lattice(
-      q, k, v, step, forget, start, here.state.replace(slots=slots), here.ids, here.valid, rule=rule, impl=impl)
+      q, k, v, step, forget, start, here.state.replace(slots=slots), here.ids, here.valid, rule=rule, form=form,
+      impl=impl)
     out = jnp.where(here.valid[..., None, None], out, 0)
     products = jax.tree.map(lambda x, d: (x * d).sum(), state.slots, here.d_slots)
     return (out * here.d_out).sum() + sum(jax.tree.leaves(products)), (out, state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,8 @@ def lattice_scan(
 ) -> tuple[jax.Array, Slots]:
   """As `lattice_reference`; keeps about √T states for the backward pass, and makes √T again."""
   length = is_start_BT.shape[1]
-  chunk = min(length, max(_LEAST_CHUNK, math.isqrt(length)))
+  # The power of two below √T, as that mostly divides T and nothing must be filled up.
+  chunk = min(length, max(_LEAST_CHUNK, 1 << (length.bit_length() - 1) // 2))
   out_NBCHV, slots = _scan(rule, *to_chunks(tokens, is_start_BT, chunk), start, slots)
   return from_chunks(out_NBCHV, length), slots
 

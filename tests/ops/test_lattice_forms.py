@@ -1,0 +1,128 @@
+"""Forms of Lattice that take a chunk of tokens at a time, against the token scan and their own loops."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lattice_jax.ops.lattice import OBJECTIVES, Form, Rule, convergence, empty_state, lattice
+from lattice_jax.ops.lattice.chunk import inverse_unit_lower
+from tests.contract.harness import quick_jit
+from tests.ops.lattice_cases import LENGTH, assert_near, correlated, run, scene
+
+EXACT = Form("parallel", chunk_len=4, rounds=4, tolerance=0.0)
+each_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+
+
+def test_inverse_of_a_unit_triangular_matrix_by_doubling():
+  with jax.enable_x64(True):
+    for size in (1, 2, 5, 16):
+      strict = np.tril(np.random.default_rng(size).normal(size=(3, size, size)), -1)
+      want = np.linalg.inv(np.eye(size) + strict)
+      np.testing.assert_allclose(inverse_unit_lower(jnp.asarray(strict)), want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("is_projected", [True, False])
+@each_objective
+def test_as_many_rounds_as_tokens_are_exact_with_all_gradients(objective, is_projected):
+  """Across resets, padding and chunks that the call does not fill."""
+  rule = Rule(objective, is_projected=is_projected)
+  with jax.enable_x64(True):
+    here = scene(rule, length=LENGTH, dtype="float64")
+    assert_near(run(rule, here, form=EXACT), run(rule, here, "reference"), 1e-11)
+
+
+def test_one_token_chunks_are_exact_without_any_round():
+  with jax.enable_x64(True):
+    here = scene(Rule(), length=LENGTH, dtype="float64")
+    assert_near(run(Rule(), here, form=Form("parallel", 1, 0, 0.0)), run(Rule(), here, "reference"), 1e-11)
+
+
+def test_rounds_that_end_by_tolerance_are_exact_in_fp32():
+  here = scene(Rule(), length=LENGTH, dtype="float32")
+  assert_near(run(Rule(), here, form=Form("parallel", 8)), run(Rule(), here, "reference"), 1e-5)
+
+
+def test_any_split_of_the_parallel_form_gives_the_same():
+  rule = Rule()
+  with jax.enable_x64(True):
+    here = scene(rule, length=LENGTH, dtype="float64")
+    whole = run(rule, here, form=EXACT, with_gradient=False)
+    for cuts in ((1, 12), (11, 22)):
+      state, parts = here.state, []
+      for begin, end in itertools.pairwise((0, *cuts, LENGTH)):
+        part = run(rule, here.cut(begin, end, state), form=EXACT, with_gradient=False)
+        state = part.state
+        parts.append(part.out)
+      np.testing.assert_allclose(jnp.concatenate(parts, 1), whole.out, rtol=0, atol=1e-12)
+      np.testing.assert_allclose(state.slots.unit_BHMV, whole.state.slots.unit_BHMV, rtol=0, atol=1e-12)
+
+
+def test_invalid_tokens_change_nothing_in_the_parallel_form():
+  rule = Rule()
+  here = scene(rule, length=LENGTH, dtype="float32")
+  spoiled = jnp.where(here.valid[..., None, None], here.k, jnp.nan)
+  clean, dirty = run(rule, here, form=EXACT), run(rule, here.replace(k=spoiled), form=EXACT)
+  for name in ("out", "state", "d_q", "d_v", "d_step", "d_forget", "d_start", "d_slots"):
+    jax.tree.map(np.testing.assert_array_equal, getattr(dirty, name), getattr(clean, name))
+  assert not np.asarray(jnp.where(here.valid[..., None, None], 0, dirty.d_k)).any()
+
+
+def pull(inputs, form, dtype, objective="decoding"):
+  """Outputs, last slots and gradients of one long document."""
+  q, k, v, step, start = (jnp.asarray(x, dtype) for x in inputs)
+  ids, valid = jnp.zeros(step.shape[:2], jnp.int32), jnp.ones(step.shape[:2], bool)
+  d_out = jnp.asarray(np.random.default_rng(5).normal(size=v.shape), dtype)
+
+  def loss(*inputs):
+    state = empty_state(1, *start.shape, dtype=jnp.dtype(dtype))
+    out, state = lattice(
+      *inputs[:4], None, inputs[4], state, ids, valid, rule=Rule(objective), form=form, impl="xla")
+    return (out * d_out).sum(), (out, state.slots.unit_BHMV)
+
+  grads, outputs = quick_jit(jax.grad(loss, argnums=range(5), has_aux=True))(q, k, v, step, start)
+  return [np.asarray(x, np.float64) for x in (*outputs, *grads)]
+
+
+@pytest.mark.parametrize("form", [Form("parallel", 16, 8, 0.0), Form("parallel", 16), Form("parallel", 8, 8, 0.0)],
+                         ids=("8-rounds", "by-tolerance", "8-of-8"))
+def test_parallel_form_in_fp32_is_as_near_to_float64_as_the_scan_in_fp32(form):
+  with jax.enable_x64(True):
+    inputs = correlated(192)
+    inputs = (*inputs[:3], inputs[3] * 0.5, inputs[4])
+    true = pull(inputs, Form(), "float64")
+
+    def errors(form):
+      return [np.linalg.norm(got - want) / np.linalg.norm(want)
+              for got, want in zip(pull(inputs, form, "float32"), true, strict=True)]
+
+    for got, scan in zip(errors(form), errors(Form()), strict=True):
+      assert got <= 3 * scan, (errors(form), errors(Form()))
+
+
+def test_report_of_rounds_falls_to_rounding_and_ends_at_zero():
+  q, k, v, step, start = correlated(64)
+  ids, valid = jnp.zeros((1, 64), jnp.int32), jnp.ones((1, 64), bool)
+  change = np.asarray(quick_jit(lambda *x: convergence(
+    *x[:4], None, x[4], empty_state(1, *start.shape), ids, valid, rule=Rule(), chunk_len=16))(q, k, v, step, start))
+  assert change.shape == (4, 16)
+  assert (change[:, 0] > 1e-3).all() and (change[:, -1] < 1e-6).all()
+  assert (change[:, 8] < 1e-2 * change[:, 0]).all()
+
+
+def test_accumulated_slots_are_left_to_the_scan():
+  rule = Rule(state="accumulated")
+  here = scene(rule, length=1, dtype="float32")
+  with pytest.raises(ValueError, match="form='parallel' of op 'lattice' needs slots of length one"):
+    run(rule, here, form=EXACT)
+
+
+def test_unknown_forms_are_refused():
+  with pytest.raises(ValueError, match=r"form.name='chunk' of op 'lattice' is not one of scan"):
+    Form("chunk")
+  with pytest.raises(ValueError, match=r"form.chunk_len=0 of op 'lattice' must be at least 1"):
+    Form(chunk_len=0)
+  with pytest.raises(ValueError, match=r"form.rounds=-1 of op 'lattice' must be at least 0"):
+    Form(rounds=-1)
