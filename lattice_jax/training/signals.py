@@ -14,8 +14,12 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-  """`number` is the signal that came, 0 so far without one."""
+  """`received` is the signal that came to this process, `number` the one that all processes know of; 0 = none.
 
+  Only the handler writes the one and only `is_agreed` the other: a signal may come while the processes are asking.
+  """
+
+  received: int = 0
   number: int = 0
 
   @property
@@ -24,8 +28,9 @@ class StopRequest:
 
   def is_agreed(self) -> bool:
     """Whether any process got a signal; where there are several, every one must ask equally often."""
+    self.number = self.received
     if jax.process_count() > 1:
-      self.number = int(np.max(multihost_utils.process_allgather(np.int32(self.number))))
+      self.number = int(np.max(multihost_utils.process_allgather(np.int32(self.received))))
     return self.number != 0
 
 
@@ -39,9 +44,9 @@ def stop_request() -> Iterator[StopRequest]:
 
   def remember(number: int, frame: Any) -> None:
     del frame
-    if number == signal.SIGINT and request.number == signal.SIGINT:
+    if number == signal.SIGINT and request.received == signal.SIGINT:
       raise KeyboardInterrupt
-    request.number = number
+    request.received = number
 
   previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
   try:

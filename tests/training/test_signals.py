@@ -1,0 +1,32 @@
+"""A signal is never lost, also not while several processes ask each other."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from lattice_jax.training.signals import stop_request
+
+
+def test_a_signal_that_comes_while_processes_agree_counts_at_the_next_time(monkeypatch):
+  def gather(value):
+    if value == 0:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return np.array([value, 0])
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+  with stop_request() as request:
+    assert not request.is_agreed()
+    assert request.is_agreed() and request.name == "SIGTERM"
+
+
+def test_a_signal_to_another_process_is_known_here(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([value, signal.SIGINT]))
+  with stop_request() as request:
+    assert request.is_agreed() and request.name == "SIGINT"
