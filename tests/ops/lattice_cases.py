@@ -62,18 +62,38 @@ def slots_like(shape: tuple[int, ...], dtype: str = "float32") -> jax.Array:
   return jnp.asarray(slots / np.linalg.norm(slots, axis=-1, keepdims=True), dtype)
 
 
+def floats(state: LatticeState) -> Any:
+  """The parts of a state that have a gradient."""
+  return state.slots, None if state.open is None else state.open.anchor_BHMV
+
+
+def with_floats(state: LatticeState, parts: Any) -> LatticeState:
+  slots, anchor = parts
+  return state.replace(slots=slots, open=None if state.open is None else state.open.replace(anchor_BHMV=anchor))
+
+
 @functools.cache
-def scene(rule: Rule, *, length: int, dtype: str) -> Scene:
-  """Keys and values of length about one; the last tokens of row 2 and all of row 3 are invalid."""
+def scene(rule: Rule, *, length: int, dtype: str, form: Form | None = None) -> Scene:
+  """Keys and values of length about one; the last tokens of row 2 and all of row 3 are invalid.
+
+  Rows of an approximate form come with open chunks of different lengths.
+  """
   rng = np.random.default_rng(0)
 
   def normal(*shape):
     return jnp.asarray(rng.normal(size=shape), dtype)
 
-  is_accumulated = rule.state == "accumulated"
-  fresh = empty_state(ROWS, HEADS, SLOTS, VALUE, is_accumulated=is_accumulated, dtype=jnp.dtype(dtype))
-  norms = jnp.abs(normal(ROWS, HEADS, SLOTS)) + 1.1 if is_accumulated else None
-  slots = fresh.slots.replace(unit_BHMV=slots_like((ROWS, HEADS, SLOTS, VALUE), dtype), norm_BHM=norms)
+  form = form or Form()
+  state = empty_state(ROWS, HEADS, SLOTS, VALUE, rule=rule, form=form, dtype=jnp.dtype(dtype))
+  norms = jnp.abs(normal(ROWS, HEADS, SLOTS)) + 1.1 if rule.state == "accumulated" else None
+  slots = state.slots.replace(unit_BHMV=slots_like((ROWS, HEADS, SLOTS, VALUE), dtype), norm_BHM=norms)
+  documents = jnp.asarray([row[0] for row in DOCUMENTS], jnp.int32)
+  state = state.replace(slots=slots, document_B=documents)
+  if form.is_approximate:
+    fill = jnp.arange(ROWS, dtype=jnp.int32) % form.chunk_len
+    anchor = slots_like((ROWS, HEADS, SLOTS, VALUE), dtype)[::-1]
+    anchor = jnp.where((fill > 0)[:, None, None, None], anchor, slots.unit_BHMV)
+    state = state.replace(open=state.open.replace(anchor_BHMV=anchor, fill_B=fill))
   thirds = np.arange(length) * 3 // max(length, 3)
   if length == LENGTH:
     thirds = np.array([0] * 8 + [1] * 8 + [2] * 7)
@@ -83,10 +103,10 @@ def scene(rule: Rule, *, length: int, dtype: str) -> Scene:
     v=normal(ROWS, length, HEADS, VALUE) / VALUE**0.5,
     step=jnp.asarray(rng.uniform(0, 1.2, (ROWS, length, HEADS)), dtype),
     forget=jnp.asarray(rng.uniform(0.7, 1, (ROWS, length, HEADS)), dtype), start=normal(HEADS, SLOTS, VALUE),
-    state=LatticeState(slots, jnp.asarray([row[0] for row in DOCUMENTS], jnp.int32)),
+    state=state,
     ids=jnp.asarray(np.array(DOCUMENTS, np.int32)[:, thirds]), valid=jnp.asarray(valid),
     d_out=normal(ROWS, length, HEADS, VALUE) * valid[..., None, None],
-    d_slots=jax.tree.map(lambda x: normal(*x.shape), slots))
+    d_slots=jax.tree.map(lambda x: normal(*x.shape), floats(state)))
 
 
 def run(rule: Rule, here: Scene, impl: str = "xla", form: Form | None = None, *, with_gradient: bool = True) -> Run:
@@ -102,13 +122,13 @@ def _compiled(rule: Rule, impl: str, form: Form | None, with_gradient: bool) -> 
 def _run(rule: Rule, impl: str, form: Form | None, with_gradient: bool, here: Scene) -> Run:
   def project(q, k, v, step, forget, start, slots):
     out, state = lattice(
-      q, k, v, step, forget, start, here.state.replace(slots=slots), here.ids, here.valid, rule=rule, form=form,
+      q, k, v, step, forget, start, with_floats(here.state, slots), here.ids, here.valid, rule=rule, form=form,
       impl=impl)
     out = jnp.where(here.valid[..., None, None], out, 0)
-    products = jax.tree.map(lambda x, d: (x * d).sum(), state.slots, here.d_slots)
+    products = jax.tree.map(lambda x, d: (x * d).sum(), floats(state), here.d_slots)
     return (out * here.d_out).sum() + sum(jax.tree.leaves(products)), (out, state)
 
-  inputs = here.q, here.k, here.v, here.step, here.forget, here.start, here.state.slots
+  inputs = here.q, here.k, here.v, here.step, here.forget, here.start, floats(here.state)
   if not with_gradient:
     return Run(*project(*inputs)[1])
   grads, (out, state) = jax.grad(project, argnums=range(7), has_aux=True)(*inputs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.ops.lattice import OBJECTIVES, STATES, Rule, empty_state, inner_gradient, inner_loss, lattice
+from lattice_jax.ops.lattice import OBJECTIVES, STATES, Form, Rule, empty_state, inner_gradient, inner_loss, lattice
 from lattice_jax.types import MEMORY_BOUNDARY
 from tests.contract.harness import quick_jit
 from tests.ops.lattice_cases import LENGTH, SLOTS, VALUE, assert_near, correlated, run, scene, slots_like
@@ -109,13 +109,13 @@ def test_a_new_document_starts_from_the_learned_slots_and_knows_nothing_of_the_p
   here = scene(rule, length=LENGTH, dtype="float32")
   got = run(rule, here, impl)
   row, first = 1, 8  # the row whose only reset is at its ninth token
-  later = here.cut(first, LENGTH, empty_state(*here.q.shape[:1], *here.start.shape))
+  later = here.cut(first, LENGTH, empty_state(*here.q.shape[:1], *here.start.shape, rule=rule, form=Form()))
   np.testing.assert_allclose(
     run(rule, later, impl, with_gradient=False).out[row], got.out[row, first:], rtol=0, atol=1e-5)
   alone = run(rule, here.replace(d_out=here.d_out.at[:, :first].set(0)), impl)
   for gradient in (alone.d_q, alone.d_k, alone.d_v, alone.d_step, alone.d_forget):
     assert not np.asarray(gradient[row, :first]).any()
-  assert not np.asarray(alone.d_slots.unit_BHMV[row]).any()
+  assert not np.asarray(alone.d_slots[0].unit_BHMV[row]).any()
   assert np.asarray(alone.d_start).any()
 
 
@@ -180,7 +180,7 @@ def test_slots_stay_of_length_one_over_ten_thousand_correlated_tokens(objective,
 
   @jax.jit
   def last(q, k, v, step, start):
-    state = empty_state(1, *start.shape)
+    state = empty_state(1, *start.shape, rule=Rule(objective), form=Form())
     return lattice(q, k, v, step, None, start, state, ids, valid, rule=Rule(objective), impl=impl)[1].slots.unit_BHMV
 
   length = np.linalg.norm(np.asarray(last(q, k, v, step, start), np.float64), axis=-1)
@@ -196,7 +196,7 @@ def test_finite_after_many_equal_tokens_at_both_ends_of_the_gates(state, step):
   k = jnp.broadcast_to(jnp.eye(SLOTS, dtype=jnp.bfloat16)[0], (*shape, SLOTS))
   v = jnp.ones((*shape, VALUE), jnp.bfloat16)
   ids, valid = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), bool)
-  before = empty_state(1, 1, SLOTS, VALUE, is_accumulated=state == "accumulated")
+  before = empty_state(1, 1, SLOTS, VALUE, rule=rule, form=Form())
 
   @jax.jit
   def loss(k, v, step, forget, start):
@@ -232,7 +232,8 @@ def test_rematerialisation_that_keeps_the_boundaries_does_not_run_the_forward_pa
   q, k, v, step, start = correlated(length)
 
   def memory(q, k, v, step, start):
-    out, state = lattice(q, k, v, step, None, start, empty_state(1, *start.shape), ids, valid, rule=rule, impl="xla")
+    before = empty_state(1, *start.shape, rule=rule, form=Form())
+    out, state = lattice(q, k, v, step, None, start, before, ids, valid, rule=rule, impl="xla")
     return jnp.tanh(out), state.slots.unit_BHMV
 
   def compiled(function):

@@ -1,5 +1,6 @@
 """Forms of Lattice that take a chunk of tokens at a time, against the token scan and their own loops."""
 
+import functools
 import itertools
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.ops.lattice import OBJECTIVES, Form, Rule, convergence, empty_state, lattice
+from lattice_jax.ops.lattice import APPROXIMATE_FORMS, FORMS, OBJECTIVES, Form, Rule, convergence, empty_state, lattice
 from lattice_jax.ops.lattice.chunk import inverse_unit_lower
 from tests.contract.harness import quick_jit
 from tests.ops.lattice_cases import LENGTH, assert_near, correlated, run, scene
@@ -77,7 +78,7 @@ def pull(inputs, form, dtype, objective="decoding"):
   d_out = jnp.asarray(np.random.default_rng(5).normal(size=v.shape), dtype)
 
   def loss(*inputs):
-    state = empty_state(1, *start.shape, dtype=jnp.dtype(dtype))
+    state = empty_state(1, *start.shape, rule=Rule(objective), form=form, dtype=jnp.dtype(dtype))
     out, state = lattice(
       *inputs[:4], None, inputs[4], state, ids, valid, rule=Rule(objective), form=form, impl="xla")
     return (out * d_out).sum(), (out, state.slots.unit_BHMV)
@@ -105,11 +106,75 @@ def test_parallel_form_in_fp32_is_as_near_to_float64_as_the_scan_in_fp32(form):
 def test_report_of_rounds_falls_to_rounding_and_ends_at_zero():
   q, k, v, step, start = correlated(64)
   ids, valid = jnp.zeros((1, 64), jnp.int32), jnp.ones((1, 64), bool)
-  change = np.asarray(quick_jit(lambda *x: convergence(
-    *x[:4], None, x[4], empty_state(1, *start.shape), ids, valid, rule=Rule(), chunk_len=16))(q, k, v, step, start))
+  state = empty_state(1, *start.shape, rule=Rule(), form=Form())
+  change = np.asarray(quick_jit(functools.partial(convergence, rule=Rule(), chunk_len=16))(
+    q, k, v, step, None, start, state, ids, valid))
   assert change.shape == (4, 16)
   assert (change[:, 0] > 1e-3).all() and (change[:, -1] < 1e-6).all()
   assert (change[:, 8] < 1e-2 * change[:, 0]).all()
+
+
+@pytest.mark.parametrize("name", APPROXIMATE_FORMS)
+@pytest.mark.parametrize("rule", [*map(Rule, OBJECTIVES), Rule(is_projected=False)],
+                         ids=(*OBJECTIVES, "decoding-unprojected"))
+def test_approximate_form_equals_its_own_loop_with_all_gradients(rule, name):
+  """Rows begin with open chunks of different lengths, and have resets, padding and chunks that the call leaves open."""
+  form = Form(name, chunk_len=6)
+  with jax.enable_x64(True):
+    here = scene(rule, length=LENGTH, dtype="float64", form=form)
+    assert_near(run(rule, here, form=form), run(rule, here, "reference", form), 1e-10)
+
+
+@pytest.mark.parametrize("name", APPROXIMATE_FORMS)
+@each_objective
+def test_approximate_chunks_of_one_token_are_the_exact_recurrence(objective, name):
+  rule, form = Rule(objective), Form(name, chunk_len=1)
+  with jax.enable_x64(True):
+    here = scene(rule, length=LENGTH, dtype="float64", form=form)
+    got, want = (run(rule, here, form=f, with_gradient=False) for f in (form, Form()))
+    np.testing.assert_allclose(got.out, want.out, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(got.state.slots.unit_BHMV, want.state.slots.unit_BHMV, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", APPROXIMATE_FORMS)
+def test_any_split_of_an_approximate_form_gives_the_same_for_the_open_chunk_is_in_the_state(name):
+  rule, form = Rule(), Form(name, chunk_len=6)
+  with jax.enable_x64(True):
+    here = scene(rule, length=LENGTH, dtype="float64", form=form)
+    whole = run(rule, here, form=form, with_gradient=False)
+    for cuts in ((1, 12), (11, 22)):
+      state, parts = here.state, []
+      for begin, end in itertools.pairwise((0, *cuts, LENGTH)):
+        part = run(rule, here.cut(begin, end, state), form=form, with_gradient=False)
+        state = part.state
+        parts.append(part.out)
+      np.testing.assert_allclose(jnp.concatenate(parts, 1), whole.out, rtol=0, atol=1e-12)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), state, whole.state)
+
+
+@pytest.mark.parametrize("name", APPROXIMATE_FORMS)
+def test_a_packed_document_has_the_chunks_of_a_document_alone(name):
+  rule, form, row, first = Rule(), Form(name, chunk_len=6), 1, 8
+  here = scene(rule, length=LENGTH, dtype="float32", form=form)
+  alone = here.cut(first, LENGTH, empty_state(*here.q.shape[:1], *here.start.shape, rule=rule, form=form))
+  packed = run(rule, here, form=form, with_gradient=False).out[row, first:]
+  np.testing.assert_allclose(run(rule, alone, form=form, with_gradient=False).out[row], packed, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_slots_have_length_one_after_ten_thousand_correlated_tokens_in_every_form(name):
+  length = 10_000
+  form = Form(name, chunk_len=8, rounds=8)
+  q, k, v, step, start = correlated(length)
+  ids, valid = jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), bool)
+
+  @quick_jit
+  def last(q, k, v, step, start):
+    state = empty_state(1, *start.shape, rule=Rule(), form=form)
+    return lattice(q, k, v, 0.5 * step, None, start, state, ids, valid, rule=Rule(), form=form)[1]
+
+  slots = np.asarray(last(q, k, v, step, start).slots.unit_BHMV, np.float64)
+  assert np.abs(np.linalg.norm(slots, axis=-1) - 1).max() <= 1e-5
 
 
 def test_accumulated_slots_are_left_to_the_scan():

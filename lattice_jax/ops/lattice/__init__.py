@@ -11,17 +11,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.keys import document_after, document_runs
-from lattice_jax.ops.lattice.form import FORMS, Form
+from lattice_jax.ops.lattice.approximate import lattice_chunked
+from lattice_jax.ops.lattice.form import APPROXIMATE_FORMS, EXACT_FORMS, FORMS, Form
+from lattice_jax.ops.lattice.grid import make_grid
 from lattice_jax.ops.lattice.parallel import changes_by_round, lattice_parallel
-from lattice_jax.ops.lattice.reference import lattice_reference
+from lattice_jax.ops.lattice.reference import lattice_loop, lattice_reference
 from lattice_jax.ops.lattice.rule import OBJECTIVES, STATES, Rule, incoming, inner_gradient, inner_loss
 from lattice_jax.ops.lattice.scan import lattice_scan
-from lattice_jax.ops.lattice.state import LatticeState, Slots, empty_state, select, unit
+from lattice_jax.ops.lattice.sphere import unit
+from lattice_jax.ops.lattice.state import LatticeState, OpenChunk, Slots, empty_state, select
 from lattice_jax.ops.lattice.tokens import Tokens, mask
 
 __all__ = [
-  "FORMS", "OBJECTIVES", "STATES", "Form", "LatticeState", "Rule", "Slots", "convergence", "empty_state", "incoming",
-  "inner_gradient", "inner_loss", "lattice",
+  "APPROXIMATE_FORMS", "EXACT_FORMS", "FORMS", "OBJECTIVES", "STATES", "Form", "LatticeState", "OpenChunk", "Rule",
+  "Slots", "convergence", "empty_state", "incoming", "inner_gradient", "inner_loss", "lattice",
 ]
 
 # A gate of zero would leave a slot without a direction.
@@ -45,17 +48,26 @@ def lattice(
     start: slots of a document before its first token; their directions, that is.
     state: what came before.
     ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
-    form: how "xla" computes it; `Form()` by default.
+    form: how it is computed; approximate forms define what is computed, and `state` must be made for the same form.
+      `Form()` by default, the exact scan.
     impl: "reference" is the definition, token by token.
 
   Returns:
     Output in the state's dtype and the next state.
   """
-  chosen = choose_impl("lattice", impl, pallas_reason="there is no Pallas kernel for it yet")
-  run = _choose(rule, form or Form(), chosen)
-  out_BTHV, after = run(*_enter(q, k, v, step, forget, start, state, ids, valid))
-  after = select(valid.any(1), after, state.slots)
-  return out_BTHV, LatticeState(after, document_after(ids, valid, state.document_B))
+  form = form or Form()
+  is_reference = choose_impl("lattice", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference"
+  tokens, is_start_BT, start = _enter(q, k, v, step, forget, start, state, ids, valid)
+  if form.is_approximate:
+    out_BTHV, after = _run_approximate(rule, form, is_reference, tokens, is_start_BT, valid, start, state)
+  else:
+    run = _choose_exact(rule, form, is_reference)
+    # Only directions are remembered; the gradient through the form that runs may take the slots to be of length one.
+    slots = state.slots.replace(unit_BHMV=unit(state.slots.unit_BHMV)[0])
+    out_BTHV, slots = run(tokens, is_start_BT, start, slots)
+    after = state.replace(slots=slots)
+  after = select(valid.any(1), after, state)
+  return out_BTHV, after.replace(document_B=document_after(ids, valid, state.document_B))
 
 
 def convergence(
@@ -68,29 +80,41 @@ def convergence(
   The largest change of an inner product of slot and direction over the longest direction, which is what
   `Form.tolerance` is compared with.
   """
-  tokens, is_start_BT, start, slots = _enter(q, k, v, step, forget, start, state, ids, valid)
-  return changes_by_round(rule, chunk_len, tokens, is_start_BT, start, slots)
+  tokens, is_start_BT, start = _enter(q, k, v, step, forget, start, state, ids, valid)
+  return changes_by_round(rule, chunk_len, tokens, is_start_BT, start, state.slots)
 
 
-def _enter(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax.Array, Slots, Slots]:
-  """Tokens with the invalid ones made harmless, where documents begin, the slots they begin with, and those at hand."""
-  unit_BHMV, norm_BHM = state.slots.unit_BHMV, state.slots.norm_BHM
+def _enter(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax.Array, Slots]:
+  """Tokens with the invalid ones made harmless, where documents begin, and the slots they begin with."""
+  dtype, norm_BHM = state.slots.unit_BHMV.dtype, state.slots.norm_BHM
   run_BT = document_runs(ids, valid, state.document_B)
   is_start_BT = valid & (run_BT != jnp.pad(run_BT, ((0, 0), (1, 0)))[:, :-1])
-  forget = jnp.ones(step.shape, unit_BHMV.dtype) if forget is None else jnp.maximum(forget, FORGET_FLOOR)
-  start_HMV, _ = unit(start.astype(unit_BHMV.dtype))
+  forget = jnp.ones(step.shape, dtype) if forget is None else jnp.maximum(forget, FORGET_FLOOR)
+  start_HMV, _ = unit(start.astype(dtype))
   start_norm_HM = None if norm_BHM is None else jnp.ones_like(start_HMV[..., 0])
-  # Only directions are remembered; the gradient through the form that runs may take the slots to be of length one.
-  before = Slots(unit(unit_BHMV)[0], norm_BHM)
-  return mask(Tokens(q, k, v, step, forget), valid), is_start_BT, Slots(start_HMV, start_norm_HM), before
+  return mask(Tokens(q, k, v, step, forget), valid), is_start_BT, Slots(start_HMV, start_norm_HM)
 
 
-def _choose(rule: Rule, form: Form, chosen: str) -> Callable[..., tuple[jax.Array, Slots]]:
-  if chosen == "reference":
+def _choose_exact(rule: Rule, form: Form, is_reference: bool) -> Callable[..., tuple[jax.Array, Slots]]:
+  if is_reference:
     return functools.partial(lattice_reference, rule)
   if form.name == "scan":
     return functools.partial(lattice_scan, rule)
+  _check_retracted(rule, form)
+  return functools.partial(lattice_parallel, rule, form)
+
+
+def _run_approximate(rule, form, is_reference, tokens, is_start_BT, valid, start, state):
+  _check_retracted(rule, form)
+  run = lattice_loop if is_reference else lattice_chunked
+  grid, fill_B = make_grid(is_start_BT, valid, state.open.fill_B, form.chunk_len)
+  # As with exact forms: the slots at a chunk's start are directions, and forms may take their length to be one.
+  slots = unit(state.open.anchor_BHMV)[0], state.slots.unit_BHMV
+  out_BTHV, (anchor_BHMV, now_BHMV) = run(rule, form, tokens, grid, start, slots)
+  return out_BTHV, state.replace(slots=Slots(now_BHMV, None), open=OpenChunk(anchor_BHMV, fill_B))
+
+
+def _check_retracted(rule: Rule, form: Form) -> None:
   if rule.state == "accumulated":
     raise ValueError(
       f"form={form.name!r} of op 'lattice' needs slots of length one; use state='retracted', or form='scan'.")
-  return functools.partial(lattice_parallel, rule, form)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from lattice_jax.ops.lattice.gates import gates
 from lattice_jax.ops.lattice.rule import Rule
-from lattice_jax.ops.lattice.state import TINY, unit
+from lattice_jax.ops.lattice.sphere import TINY
+from lattice_jax.ops.lattice.tokens import Tokens
 
 
 class Chunk(NamedTuple):
@@ -29,6 +30,17 @@ class Chunk(NamedTuple):
   rate: jax.Array
   slots: jax.Array
   start: jax.Array
+
+
+def with_rates(tokens: Tokens, dtype: jnp.dtype) -> Tokens:
+  """step/forget as step: forgetting a slot that is put back to length one is a larger step."""
+  return tokens.replace(step_BTH=tokens.step_BTH.astype(dtype) / tokens.forget_BTH.astype(dtype))
+
+
+def head_by_head(tokens_BC: Tokens, slots: jax.Array, start: jax.Array) -> Chunk:
+  """[B, C, H, …] → [B, H, C, …] in the state's dtype."""
+  fields = tokens_BC.q_BTHM, tokens_BC.k_BTHM, tokens_BC.v_BTHV, tokens_BC.step_BTH[..., None]
+  return Chunk(*(jnp.moveaxis(x.astype(slots.dtype), 1, 2) for x in fields), slots, start)
 
 
 class Layout(NamedTuple):
@@ -47,6 +59,10 @@ def lay_out(is_start_BC: jax.Array) -> Layout:
   run_BC = jnp.cumsum(is_start_BC, 1)
   return Layout(
     (run_BC == 0)[:, None, :, None], is_start_BC[:, None, :, None], (run_BC[:, :, None] == run_BC[:, None])[:, None])
+
+
+# What gates are made of: inner products of slots and directions [B, H, C, M], and squared lengths of directions.
+Products = tuple[jax.Array, jax.Array]
 
 
 class Gates(NamedTuple):
@@ -90,6 +106,17 @@ def directions(rule: Rule, chunk: Chunk, layout: Layout, gate: Gates) -> jax.Arr
   return jnp.einsum("bhjl,bhlv->bhjv", inverse_unit_lower(pair), base, precision="highest")
 
 
+def frozen_directions(rule: Rule, chunk: Chunk, layout: Layout) -> jax.Array:
+  """h of every token as if no token of the chunk had written anything."""
+  return chunk.v - mix(chunk, layout, chunk.k) if rule.objective == "decoding" else chunk.v
+
+
+def frozen_products(rule: Rule, layout: Layout, chunk: Chunk) -> Products:
+  """The products as if no token of the chunk had written anything."""
+  h = frozen_directions(rule, chunk, layout)
+  return project(chunk, layout, h), (h * h).sum(-1, keepdims=True)
+
+
 def inner_products(chunk: Chunk, layout: Layout, h: jax.Array) -> Callable[[Gates], jax.Array]:
   """For given directions: gates → the inner products of every token's direction with the slots before it."""
   at_start = project(chunk, layout, h)
@@ -102,7 +129,7 @@ def inner_products(chunk: Chunk, layout: Layout, h: jax.Array) -> Callable[[Gate
 
 
 def finish(chunk: Chunk, layout: Layout, gate: Gates, h: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Outputs [B, H, C, V] and the slots after the chunk, normalised."""
+  """Outputs [B, H, C, V] and the slots after the chunk, as the gates leave them."""
   read = chunk.q * gate.keep
   pair = jnp.einsum("bhjm,bhjlm->bhjl", read, gate.between, precision="highest")
   out = mix(chunk, layout, read * gate.before) + jnp.einsum("bhjl,bhlv->bhjv", pair, h, precision="highest")
@@ -113,7 +140,7 @@ def finish(chunk: Chunk, layout: Layout, gate: Gates, h: jax.Array) -> tuple[jax
   slots = jnp.where(layout.goes_on[:, :, -1:], chunk.slots, chunk.start)
   slots = (gate.before[:, :, -1] * last_keep)[..., None] * slots
   slots += jnp.einsum("bhlm,bhlv->bhmv", written, h, precision="highest")
-  return out, unit(slots)[0]
+  return out, slots
 
 
 def project(chunk: Chunk, layout: Layout, h: jax.Array) -> jax.Array:

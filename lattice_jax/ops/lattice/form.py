@@ -1,18 +1,22 @@
-"""How the recurrence is computed: token by token, or chunk by chunk in matrix products."""
+"""How the recurrence is computed: token by token, or chunk by chunk in matrix products; exactly or not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-FORMS = ("scan", "parallel")
+EXACT_FORMS = ("scan", "parallel")
+APPROXIMATE_FORMS = ("live", "frozen", "additive")
+FORMS = EXACT_FORMS + APPROXIMATE_FORMS
 
 
 @dataclass(frozen=True)
 class Form:
-  """The form that `impl="xla"` runs; all are in README.md of this folder.
+  """How tokens are taken; README.md of this folder derives each.
 
-  name: "scan" goes token by token. "parallel" finds the gates of a whole chunk by fixed-point rounds.
-  chunk_len: tokens of a chunk of the other forms than "scan".
+  name: "scan" goes token by token. "parallel" finds the gates of a whole chunk by fixed-point rounds. The others are
+    approximations that take what a token needs of the slots from those at the start of its chunk: "live" the gates,
+    "frozen" gates and directions, "additive" whole steps, which are then summed. Their chunks begin with the document.
+  chunk_len: tokens of a chunk of the forms other than "scan". A part of the definition of approximate forms.
   rounds: of "parallel", at most; `chunk_len` of them are exact whatever the input.
   tolerance: the rounds of a chunk end early once no inner product of slot and direction changes by more than this
     times the longest direction; 0 runs them all.
@@ -30,3 +34,8 @@ class Form:
       raise ValueError(f"form.chunk_len={self.chunk_len} of op 'lattice' must be at least 1.")
     if self.rounds < 0:
       raise ValueError(f"form.rounds={self.rounds} of op 'lattice' must be at least 0.")
+
+  @property
+  def is_approximate(self) -> bool:
+    """Whether chunks belong to the definition, and an open one to the state."""
+    return self.name in APPROXIMATE_FORMS

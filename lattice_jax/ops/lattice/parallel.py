@@ -1,6 +1,6 @@
 """The exact recurrence chunk by chunk: the gates of a chunk are the fixed point of a map made of matrix products.
 
-The gates of a token depend on earlier tokens only, so C rounds are exact for C tokens, and far fewer are enough
+The gates of a token depend on earlier tokens only, so C − 1 rounds are exact for C tokens, and far fewer are enough
 (README.md of this folder). The backward pass solves the adjoint equation of the same fixed point in the same way.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,22 +18,22 @@ from jax.ad_checkpoint import checkpoint_name
 from lattice_jax.ops.lattice.chunk import (
   Chunk,
   Layout,
+  Products,
   directions,
   finish,
+  frozen_products,
+  head_by_head,
   inner_products,
   lay_out,
   make_gates,
-  mix,
-  project,
+  with_rates,
 )
 from lattice_jax.ops.lattice.form import Form
 from lattice_jax.ops.lattice.rule import Rule
-from lattice_jax.ops.lattice.state import TINY, Slots
+from lattice_jax.ops.lattice.sphere import TINY, unit
+from lattice_jax.ops.lattice.state import Slots
 from lattice_jax.ops.lattice.tokens import Tokens, from_chunks, to_chunks
 from lattice_jax.types import MEMORY_BOUNDARY
-
-# What the gates of a chunk are made of: inner products of slots and directions, and squared lengths of directions.
-Products = tuple[jax.Array, jax.Array]
 
 
 def lattice_parallel(
@@ -40,7 +41,10 @@ def lattice_parallel(
 ) -> tuple[jax.Array, Slots]:
   """As `lattice_reference`, for retracted slots."""
   length = is_start_BT.shape[1]
-  chunks = to_chunks(_with_rates(tokens, slots), is_start_BT, min(length, form.chunk_len))
+  chunk_len = min(length, form.chunk_len)
+  # The first token needs no round, and every round makes at least one more exact.
+  form = replace(form, rounds=min(form.rounds, chunk_len - 1))
+  chunks = to_chunks(with_rates(tokens, slots.unit_BHMV.dtype), is_start_BT, chunk_len)
   out_NBCHV, unit_BHMV = _scan(rule, form, *chunks, start.unit_BHMV, slots.unit_BHMV)
   return from_chunks(out_NBCHV, length), Slots(unit_BHMV, None)
 
@@ -52,15 +56,15 @@ def changes_by_round(
   chunk_len = min(is_start_BT.shape[1], chunk_len)
 
   def one_chunk(slots, xs):
-    chunk, layout = _head_by_head(xs[0], slots, start.unit_BHMV), lay_out(xs[1])
+    chunk, layout = head_by_head(xs[0], slots, start.unit_BHMV), lay_out(xs[1])
 
     def one_round(products, _):
       return _next_products(rule, layout, chunk, products)
 
-    products, change_C = jax.lax.scan(one_round, _frozen(rule, layout, chunk), length=chunk_len)
+    products, change_C = jax.lax.scan(one_round, frozen_products(rule, layout, chunk), length=chunk_len)
     return _read(rule, layout, chunk, products)[1], change_C
 
-  chunks = to_chunks(_with_rates(tokens, slots), is_start_BT, chunk_len)
+  chunks = to_chunks(with_rates(tokens, slots.unit_BHMV.dtype), is_start_BT, chunk_len)
   return jax.lax.scan(one_chunk, slots.unit_BHMV, chunks)[1]
 
 
@@ -72,7 +76,7 @@ def _scan(rule, form, tokens_NBC, is_start_NBC, start, slots):
 def _forward(rule, form, tokens_NBC, is_start_NBC, start, slots):
   def one_chunk(slots, xs):
     tokens_BC, is_start_BC = xs
-    chunk, layout = _head_by_head(tokens_BC, slots, start), lay_out(is_start_BC)
+    chunk, layout = head_by_head(tokens_BC, slots, start), lay_out(is_start_BC)
     products = _solve(rule, form, layout, chunk)
     out, after = _read(rule, layout, chunk, products)
     return after, (jnp.moveaxis(out, 1, 2), slots, products)
@@ -90,7 +94,7 @@ def _backward(rule, form, saved, cotangents):
     d_after, d_start = carry
     tokens_BC, is_start_BC, slots, products, d_out_BCHV = xs
     layout = lay_out(is_start_BC)
-    chunk, pull_chunk = jax.vjp(_head_by_head, tokens_BC, slots, start)
+    chunk, pull_chunk = jax.vjp(head_by_head, tokens_BC, slots, start)
     d_chunk = _chunk_adjoint(rule, form, layout, chunk, products, (jnp.moveaxis(d_out_BCHV, 1, 2), d_after))
     d_tokens_BC, d_slots, d_start_here = pull_chunk(d_chunk)
     return (d_slots, d_start + d_start_here), d_tokens_BC
@@ -108,7 +112,7 @@ def _chunk_adjoint(rule, form, layout, chunk, products, cotangents) -> Chunk:
   """Adjoint of the fixed point x = F(chunk, x): what reaches x goes back through F, round by round."""
   _, pull_read = jax.vjp(functools.partial(_read, rule, layout), chunk, products)
   _, pull_round = jax.vjp(functools.partial(_round, rule, layout), chunk, products)
-  _, pull_frozen = jax.vjp(functools.partial(_frozen, rule, layout), chunk)
+  _, pullfrozen_products = jax.vjp(functools.partial(frozen_products, rule, layout), chunk)
 
   def one_round(carry):
     total, term = carry
@@ -119,13 +123,13 @@ def _chunk_adjoint(rule, form, layout, chunk, products, cotangents) -> Chunk:
   d_chunk, term = pull_read(cotangents)
   total, term = _iterate(form, one_round, (jax.tree.map(jnp.zeros_like, term), term))
   # What is left goes to where the iteration began: everything if there are no rounds, nothing after enough of them.
-  return jax.tree.map(lambda *parts: sum(parts), d_chunk, pull_round(total)[0], pull_frozen(term)[0])
+  return jax.tree.map(lambda *parts: sum(parts), d_chunk, pull_round(total)[0], pullfrozen_products(term)[0])
 
 
 def _solve(rule: Rule, form: Form, layout: Layout, chunk: Chunk) -> Products:
   """The fixed point, from the products that the slots at the chunk's start would give."""
 
-  return _iterate(form, functools.partial(_next_products, rule, layout, chunk), _frozen(rule, layout, chunk))
+  return _iterate(form, functools.partial(_next_products, rule, layout, chunk), frozen_products(rule, layout, chunk))
 
 
 def _next_products(rule: Rule, layout: Layout, chunk: Chunk, products: Products) -> tuple[Products, jax.Array]:
@@ -151,12 +155,6 @@ def _iterate(form: Form, one_round: Callable[[Any], tuple[Any, jax.Array]], x: A
   return jax.lax.while_loop(goes_on, advance, (x, change, 0))[0]
 
 
-def _frozen(rule: Rule, layout: Layout, chunk: Chunk) -> Products:
-  """The products as if no token of the chunk had written anything."""
-  h = chunk.v - mix(chunk, layout, chunk.k) if rule.objective == "decoding" else chunk.v
-  return project(chunk, layout, h), (h * h).sum(-1, keepdims=True)
-
-
 def _round(rule: Rule, layout: Layout, chunk: Chunk, products: Products) -> Products:
   """The products of slots that evolve under the gates that `products` make, with the gates then made once more.
 
@@ -178,21 +176,10 @@ def _round(rule: Rule, layout: Layout, chunk: Chunk, products: Products) -> Prod
 
 
 def _read(rule: Rule, layout: Layout, chunk: Chunk, products: Products) -> tuple[jax.Array, jax.Array]:
-  """Outputs and slots after the chunk under those gates."""
+  """Outputs under those gates, and the slots after the chunk with their true lengths put back to one."""
   gate = make_gates(rule, chunk, layout, *products)
-  return finish(chunk, layout, gate, directions(rule, chunk, layout, gate))
-
-
-def _with_rates(tokens: Tokens, slots: Slots) -> Tokens:
-  """step/forget as step: forgetting a slot that is put back to length one is a larger step."""
-  dtype = slots.unit_BHMV.dtype
-  return tokens.replace(step_BTH=tokens.step_BTH.astype(dtype) / tokens.forget_BTH.astype(dtype))
-
-
-def _head_by_head(tokens_BC: Tokens, slots: jax.Array, start: jax.Array) -> Chunk:
-  """[B, C, H, …] → [B, H, C, …] in the state's dtype."""
-  fields = tokens_BC.q_BTHM, tokens_BC.k_BTHM, tokens_BC.v_BTHV, tokens_BC.step_BTH[..., None]
-  return Chunk(*(jnp.moveaxis(x.astype(slots.dtype), 1, 2) for x in fields), slots, start)
+  out, slots = finish(chunk, layout, gate, directions(rule, chunk, layout, gate))
+  return out, unit(slots)[0]
 
 
 def _largest(tree: Any) -> jax.Array:

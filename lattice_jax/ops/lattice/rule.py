@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.ops.lattice.state import unit
+from lattice_jax.ops.lattice.sphere import unit
 
 OBJECTIVES = ("decoding", "encoding", "similarity")
 STATES = ("retracted", "accumulated")

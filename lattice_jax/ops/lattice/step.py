@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from lattice_jax.ops.lattice.gates import gates
 from lattice_jax.ops.lattice.rule import Rule
-from lattice_jax.ops.lattice.state import NORM_FLOOR, Slots, unit
+from lattice_jax.ops.lattice.sphere import unit
+from lattice_jax.ops.lattice.state import NORM_FLOOR, Slots
 from lattice_jax.ops.lattice.tokens import Tokens
 
 

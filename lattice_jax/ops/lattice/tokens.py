@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -30,9 +32,9 @@ def mask(tokens: Tokens, is_valid_BT: jax.Array) -> Tokens:
   return jax.tree.map(keep, tokens).replace(forget_BTH=keep(tokens.forget_BTH, 1))
 
 
-def to_chunks(tokens: Tokens, is_start_BT: jax.Array, chunk: int) -> tuple[Tokens, jax.Array]:
-  """[B, T, …] → [N, B, C, …], filled up with tokens that change nothing."""
-  padding = -is_start_BT.shape[1] % chunk
+def to_chunks(tokens: Tokens, flags: Any, chunk: int) -> tuple[Tokens, Any]:
+  """[B, T, …] → [N, B, C, …], filled up with tokens that change nothing and false flags."""
+  padding = -tokens.step_BTH.shape[1] % chunk
 
   def cut(x_BT, neutral=0):
     if padding:
@@ -40,7 +42,7 @@ def to_chunks(tokens: Tokens, is_start_BT: jax.Array, chunk: int) -> tuple[Token
       x_BT = jnp.pad(x_BT, pads, constant_values=neutral)
     return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, chunk, *x_BT.shape[2:]), 1, 0)
 
-  return jax.tree.map(cut, tokens).replace(forget_BTH=cut(tokens.forget_BTH, 1)), cut(is_start_BT)
+  return jax.tree.map(cut, tokens).replace(forget_BTH=cut(tokens.forget_BTH, 1)), jax.tree.map(cut, flags)
 
 
 def from_chunks(x_NBC: jax.Array, length: int) -> jax.Array:

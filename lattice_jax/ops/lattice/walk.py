@@ -1,0 +1,53 @@
+"""A scan over chunks whose backward pass keeps one state a chunk and runs the chunk again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from lattice_jax.types import MEMORY_BOUNDARY
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def walk(one_chunk: Callable[..., tuple[Any, Any]], tokens_N: Any, flags_N: Any, start: Any, carry: Any) -> Any:
+  """(outputs of all chunks, carry after the last) of `one_chunk(tokens, flags, start, carry) → (output, carry)`.
+
+  flags: whole numbers and bools, without gradient. start: what every chunk reads.
+  """
+  return _forward(one_chunk, tokens_N, flags_N, start, carry)[0]
+
+
+def _forward(one_chunk, tokens_N, flags_N, start, carry):
+  def advance(carry, xs):
+    out, after = one_chunk(*xs, start, carry)
+    return after, (out, carry)
+
+  last, (out_N, boundary_N) = jax.lax.scan(advance, carry, (tokens_N, flags_N))
+  # Results are kept too: whatever reads them would otherwise run the chunks again for them.
+  out_N, boundary_N, last = checkpoint_name((out_N, boundary_N, last), MEMORY_BOUNDARY)
+  return (out_N, last), (tokens_N, flags_N, start, boundary_N)
+
+
+def _backward(one_chunk, saved, cotangents):
+  tokens_N, flags_N, start, boundary_N = saved
+  d_out_N, d_last = cotangents
+
+  def go_back(carry, xs):
+    d_after, d_start = carry
+    tokens, flags, before, d_out = xs
+    pull = jax.vjp(lambda tokens, start, carry: one_chunk(tokens, flags, start, carry), tokens, start, before)[1]
+    d_tokens, d_start_here, d_before = pull((d_out, d_after))
+    return (d_before, jax.tree.map(jnp.add, d_start, d_start_here)), d_tokens
+
+  zero = jax.tree.map(jnp.zeros_like, start)
+  (d_carry, d_start), d_tokens_N = jax.lax.scan(
+    go_back, (d_last, zero), (tokens_N, flags_N, boundary_N, d_out_N), reverse=True)
+  return d_tokens_N, None, d_start, d_carry
+
+
+walk.defvjp(_forward, _backward)
