@@ -34,8 +34,7 @@ FORGET_FLOOR = 1e-2
 def lattice(
   q: Float[Array, "B T H M"], k: Float[Array, "B T H M"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
   forget: Float[Array, "B T H"] | None, start: Float[Array, "H M V"], state: LatticeState, ids: Int[Array, "B T"],
-  valid: Bool[Array, "B T"], *, rule: Rule, form: Form | None = None,
-  impl: str = "auto",
+  valid: Bool[Array, "B T"], *, rule: Rule, form: Form | None = None, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], LatticeState]:
   """Writes every token into the slots of its document by one step on `rule.objective`, then reads them with q.
 
