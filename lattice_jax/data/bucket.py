@@ -124,8 +124,12 @@ def _read(url: str) -> bytes:
 
 
 def _read_once(url: str) -> bytes:
-  with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
-    return response.read()
+  try:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+      return response.read()
+  except urllib.error.HTTPError as error:
+    error.close()  # it holds the connection
+    raise
 
 
 def _md5(raw: bytes) -> str:

@@ -60,6 +60,7 @@ def download(url: str, partial: Path, report: Report, *, retry: str) -> None:
       with partial.open("ab" if goes_on else "wb") as file:
         _receive(response, file, start, total, report)
   except urllib.error.HTTPError as error:
+    error.close()  # it holds the connection
     if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
       return  # nothing is left to fetch; the check decides whether what is there is good
     raise unreachable(url, error, retry) from error

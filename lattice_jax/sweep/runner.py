@@ -58,11 +58,11 @@ class Runner:
     """The number of the signal that stopped it, 0 where every trial was tried."""
     with locked(self._workdir), stop_request() as request:
       while True:
-        while not request.number and len(self._running) < self._jobs and self._next < self._search.total:
+        while not request.received and len(self._running) < self._jobs and self._next < self._search.total:
           self._begin(self._search.trial(self._next))
           self._next += 1
         if not self._running:
-          return request.number
+          return request.received
         self._wait(request)
 
   def _begin(self, trial: Trial) -> None:
@@ -91,15 +91,15 @@ class Runner:
   def _wait(self, request: StopRequest) -> None:
     """Until a process ends; a signal is passed on, once, as SIGTERM, which training answers by saving."""
     while all(running.process.poll() is None for running in self._running):
-      if request.number and not self._told:
-        self._say(f"{signal.Signals(request.number).name}: {len(self._running)} trial(s) save and stop")
+      if request.received and not self._told:
+        self._say(f"{signal.Signals(request.received).name}: {len(self._running)} trial(s) save and stop")
         for running in self._running:
           running.process.send_signal(signal.SIGTERM)
         self._told = True
       time.sleep(_LOOK_EVERY)
     for running in [running for running in self._running if running.process.poll() is not None]:
       self._running.remove(running)
-      self._end(running, stopping=bool(request.number))
+      self._end(running, stopping=bool(request.received))
 
   def _end(self, running: Process, *, stopping: bool) -> None:
     trial, seconds = running.trial, time.perf_counter() - running.started
