@@ -76,6 +76,15 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class RecallConfig:
+  """Associative recall: documents of data.seq_len tokens, pairs of key and value first, then queries."""
+
+  pairs: int = 64  # at most, in a document
+  fewest_pairs: int = 4  # documents have pairs, pairs/2, pairs/4 … of them, down to so many
+  power: float = 0.01  # a query is g places behind the pairs with odds (g + 1)^(power − 1), as in Zoology; 1 = anywhere
+
+
+@dataclass(frozen=True)
 class DataConfig:
   """Which tokens, in which rows. A sequence is `seq_len` tokens, an update `update_len` of them."""
 
@@ -88,6 +97,7 @@ class DataConfig:
   rows: str = "sequences"  # sequences | documents | packed
   seed: int = 0
   workers: int = 0  # Grain reader processes; threads in this process when 0
+  recall: RecallConfig = field(default_factory=RecallConfig)  # of the source "recall"
 
 
 @dataclass(frozen=True)

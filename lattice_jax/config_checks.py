@@ -35,8 +35,9 @@ POSITIVE = (
   "model.vocab", "model.dim", "model.layers", "model.mlp_dim", "model.xent_chunk",
   "model.attention.heads", "model.attention.kv_heads", "model.attention.key_dim", "model.attention.value_dim",
   "model.vq.heads", "model.vq.kv_heads", "model.vq.key_dim", "model.vq.value_dim", "model.vq.codes",
-  "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "optimizer.learning_rate", "train.steps",
-  "train.accumulate", "train.steps_per_dispatch", "train.log_every", "train.save_every", "train.keep_last",
+  "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "data.recall.pairs",
+  "data.recall.fewest_pairs", "data.recall.power", "optimizer.learning_rate", "train.steps", "train.accumulate",
+  "train.steps_per_dispatch", "train.log_every", "train.save_every", "train.keep_last",
   "eval.batch", "mesh.model",
 )
 FRACTIONS = (

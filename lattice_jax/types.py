@@ -68,7 +68,7 @@ class Batch:
 
   tokens_BT: int32 inputs; the first input of a document or sequence is the tokenizer's eos id.
   targets_BT: int32, the token that follows each input.
-  weights_BT: fp32, 1 where the target counts in the loss, else 0.
+  weights_BT: fp32, 1 where the target counts in the loss, else 0: padding, and all but the answers of a task.
   sequence: int32 scalar, the index of the sequence group; dropout keys that must hold for a whole sequence use it.
   """
 

@@ -10,10 +10,15 @@ _FEISTEL_ROUNDS = 6
 
 def hashed_integers(count: int, *key: int) -> np.ndarray:
   """`count` uint64 numbers, uniform and independent, that depend on the key alone (SplitMix64)."""
+  return hashed_at(np.arange(count), *key)
+
+
+def hashed_at(places: np.ndarray, *key: int) -> np.ndarray:
+  """The numbers at some places ≥ 0 of an endless `hashed_integers`; the others are never computed."""
   state = np.zeros(1, np.uint64)
   for part in key:
     state = _mix(state + np.array([part % 2**64], np.uint64) + _GOLDEN)
-  return _mix(state + (np.arange(count, dtype=np.uint64) + np.uint64(1)) * _GOLDEN)
+  return _mix(state + (places.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
 
 
 def permutation(count: int, *key: int) -> np.ndarray:

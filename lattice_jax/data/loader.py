@@ -26,7 +26,7 @@ class EvalBatch:
 
   batch: this host's rows.
   positions_BT, documents_BT: of the targets of all hosts' rows, so that every host can add up the whole result; the
-    document is −1 where there is no target.
+    document is −1 where there is no target, or none that counts.
   fresh: start from a new memory, else go on from the chunk before.
   """
 
@@ -79,7 +79,9 @@ def train_batches(
 def eval_batches(
     source: Source, tokenizer: Tokenizer, *, protocol: str, seq_len: int, chunk_len: int, batch: int,
     host: int = 0, num_hosts: int = 1) -> Iterator[EvalBatch]:
-  """Every token of the split as a target of weight 1 exactly once, in chunks of [batch / num_hosts, chunk_len].
+  """Every token of the split as a target exactly once, of weight 1, or 0 where it is not an answer of a task.
+
+  Chunks are of [batch / num_hosts, chunk_len] tokens.
 
   cold: windows of at most seq_len tokens of one document, each from a fresh memory with eos as its first input.
   carried: whole documents, several in a row one after another, memory running on; a source of few documents leaves the
@@ -102,6 +104,8 @@ def eval_batches(
       chunk = _read(
         source, own, eos_id=tokenizer.eos_id, sequence=sequence, valid_BT=documents_BT[first:last] >= 0,
         pad_id=tokenizer.pad_id)
+      if source.answers:
+        documents_BT = np.where(source.answers.weights[placement.index_BT] > 0, documents_BT, -1)
       yield EvalBatch(chunk, placement.positions_BT, documents_BT, fresh=number == 0)
 
 
@@ -118,8 +122,8 @@ def _read(
     valid_BT: np.ndarray | None = None, pad_id: int = 0) -> Batch:
   index_BT = placement.index_BT
   targets_BT = source.tokens[index_BT]
-  # The token before the first of a source is never used, because that one starts a piece.
-  before_B1 = source.tokens[np.maximum(index_BT[:, :1] - 1, 0)]
+  # The token before a piece is never used.
+  before_B1 = source.tokens[np.where(placement.reset_BT[:, :1], 0, index_BT[:, :1] - 1)]
   # Inside a piece the input is the target before it: reading it again would double the work of slow sources.
   tokens_BT = np.where(placement.reset_BT, eos_id, np.concatenate([before_B1, targets_BT[:, :-1]], axis=1))
   if valid_BT is None:
@@ -127,6 +131,9 @@ def _read(
   else:
     tokens_BT = np.where(valid_BT, tokens_BT, pad_id)
     targets_BT = np.where(valid_BT, targets_BT, pad_id)
+  weights_BT = valid_BT.astype(np.float32)
+  if source.answers:
+    weights_BT *= source.answers.weights[index_BT]
   segment = Segment(
     positions_BT=np.ascontiguousarray(placement.positions_BT),
     ids_BT=placement.ids_BT,
@@ -135,6 +142,6 @@ def _read(
   return Batch(
     tokens_BT=tokens_BT.astype(np.int32),
     targets_BT=targets_BT.astype(np.int32),
-    weights_BT=valid_BT.astype(np.float32),
+    weights_BT=weights_BT,
     segment=segment,
     sequence=np.asarray(sequence, np.int32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -36,16 +37,31 @@ class Texts:
   total_words: int
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+  """Of a task: the tokens that are asked for. Only they count, in the loss and in evaluation.
+
+  weights: fp32, 1 at every answer and 0 elsewhere, at the places of the tokens.
+  count: their sum.
+  labels: name → whole numbers ≥ 1 at the places of the tokens, by which evaluation tells answers apart.
+  """
+
+  weights: TokenArray
+  count: int
+  labels: Mapping[str, TokenArray]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Source:
   """One split of a corpus.
 
   tokens: [N] ids. Document d is tokens[offsets[d]:offsets[d + 1]]; no document is empty. Books end with eos.
   num_bytes: raw bytes of the split, the denominator of bits per byte.
-  unit: what such a byte is: "byte" of text or "dim" of an image.
+  unit: what such a byte is: "byte" of text, "dim" of an image, "answer" of a task that only asks for some tokens.
   tokenizer: its full name; a figure means little without it.
   fingerprint: two runs with the same one read the same tokens.
   texts: of books, else None.
+  answers: of a task, else None: every token counts.
   """
 
   tokens: TokenArray
@@ -57,6 +73,12 @@ class Source:
   tokenizer: str = "bytes"
   unit: str = "byte"
   texts: Texts | None = None
+  answers: Answers | None = None
+
+  @property
+  def num_targets(self) -> int:
+    """Tokens that count."""
+    return self.answers.count if self.answers else len(self.tokens)
 
   @property
   def num_documents(self) -> int:

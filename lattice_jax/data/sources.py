@@ -21,6 +21,7 @@ from lattice_jax.data.files import (
   sha256_once,
 )
 from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
+from lattice_jax.data.recall import recall_source
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
 from lattice_jax.data.synthetic import synthetic_documents
 from lattice_jax.data.tokenizers import ByteTokenizer, did_you_mean, get_tokenizer
@@ -166,5 +167,6 @@ SOURCES: dict[str, Corpus] = {
   "enwiki_sample": _in_memory(_enwiki_sample),
   "books_sample": _in_memory(_books_sample, are_texts=True),
   "photos_sample": Corpus(_photos_sample, _raw_photos),
+  "recall": Corpus(recall_source, None),
   "synthetic": _in_memory(lambda data, split: [("", raw) for raw in synthetic_documents(split)]),
 }

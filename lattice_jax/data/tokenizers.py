@@ -48,6 +48,33 @@ class ByteTokenizer:
     return (ids[ids >= self.shift] - self.shift).astype(np.uint8).tobytes()
 
 
+class SymbolTokenizer:
+  """Numbers below N, for made-up tasks; as text, numbers between white space. Ids 0 pad, 1 eos; number n is n + 3."""
+
+  pad_id = 0
+  eos_id = 1
+  shift = 3
+
+  def __init__(self, num_symbols: int):
+    self.name = f"symbols:{num_symbols}"
+    self.num_symbols = num_symbols
+    self.vocab_size = num_symbols + self.shift
+
+  def encode(self, raw: bytes) -> np.ndarray:
+    """Raises ValueError where the bytes are not numbers below N."""
+    words = raw.split()
+    wrong = [word for word in words if not word.isdigit() or int(word) >= self.num_symbols]
+    if wrong:
+      raise ValueError(
+        f"{wrong[0].decode(errors='replace')!r} is not a number below {self.num_symbols}; data.tokenizer={self.name} "
+        "reads numbers between white space.")
+    return np.array([int(word) + self.shift for word in words], np.int32)
+
+  def decode(self, ids: np.ndarray) -> bytes:
+    ids = np.asarray(ids)
+    return b"".join(b"%d " % symbol for symbol in (ids[ids >= self.shift] - self.shift).tolist())
+
+
 class BPETokenizer:
   """A sentencepiece model trained by `bpe.train_bpe`; ids 0 pad, 1 eos, 2 unknown."""
 
@@ -95,12 +122,21 @@ def get_tokenizer(data: DataConfig) -> Tokenizer:
   """
   if data.tokenizer == "bytes":
     return ByteTokenizer()
+  if data.tokenizer.startswith("symbols:"):
+    return _symbols(data.tokenizer)
   path = model_path(data)
   if not path.is_file():
     raise ValueError(
       f"the model of data.tokenizer={data.tokenizer} is not at {path}; "
       f"run `{prepare_command(data.path, data.source)} --tokenizer={data.tokenizer}`.")
   return _load(data.tokenizer, path, path.stat().st_mtime_ns)
+
+
+def _symbols(name: str) -> SymbolTokenizer:
+  number = name.removeprefix("symbols:")
+  if not number.isdigit() or int(number) < 2:
+    raise ValueError(f"data.tokenizer={name!r} must name how many symbols there are, at least 2, as in 'symbols:256'.")
+  return SymbolTokenizer(int(number))
 
 
 def model_path(data: DataConfig) -> Path:

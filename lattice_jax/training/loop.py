@@ -172,7 +172,7 @@ class Run:
     row_bytes = tree_bytes(jax.eval_shape(lambda: decoder.init_state(config.model, 1)))
     peak, peak_text = peak_flops()
     self.reporter = Reporter(
-      config, self.writers, tokens_per_byte=len(self.source.tokens) / self.source.num_bytes,
+      config, self.writers, tokens_per_byte=self.source.num_targets / self.source.num_bytes,
       flops_per_token=flops_per_token(config.model, config.data.seq_len), peak_flops=peak)
     note = self.writers.note
     note(f"{config.name}: {parameters:,} parameters ({tree_bytes(self.state.params) / 1e6:.1f} MB), optimizer "
