@@ -50,6 +50,33 @@ class VQConfig:
 
 
 @dataclass(frozen=True)
+class RecurrentConfig:
+  """What the recurrent memories share. `value_dim` is per head."""
+
+  heads: int = 4
+  value_dim: int = 32
+  conv_width: int = 4  # taps of the causal convolutions over queries, keys and values; 0 = none
+  gated: bool = True  # SiLU gate on the output
+
+
+@dataclass(frozen=True)
+class LatticeConfig(RecurrentConfig):
+  """Lattice (arXiv 2504.05646): `slots` unit vectors a head, also the width of queries and keys."""
+
+  slots: int = 32  # m of the paper
+  objective: str = "decoding"  # decoding | encoding | similarity: the loss of which a token takes one gradient step
+  state: str = "retracted"  # retracted: slots keep length one | accumulated: lengths grow, which slows slots down
+  projected: bool = True  # False writes what lies along a slot too: no longer the gradient, an ablation
+  max_step: float = 1.0  # of the gradient step, whose share of it each token and head chooses
+  forget: bool = False  # a gate that each token and head takes off the slots before the step
+  unit_values: bool = True  # values of length one, as queries and keys
+  form: str = "scan"  # scan | parallel: exact | live | frozen | additive: from the slots at a chunk's start
+  chunk_len: int = 16  # of the forms other than scan
+  rounds: int = 16  # of "parallel", at most
+  tolerance: float = 1e-6  # of "parallel": rounds end once they change less; 0 runs them all
+
+
+@dataclass(frozen=True)
 class ModelConfig:
   """The decoder: `layers` blocks that repeat `pattern`, each entry the name of a memory in the registry."""
 
@@ -73,6 +100,7 @@ class ModelConfig:
   impl: str = "auto"
   attention: AttentionConfig = field(default_factory=AttentionConfig)
   vq: VQConfig = field(default_factory=VQConfig)
+  lattice: LatticeConfig = field(default_factory=LatticeConfig)
 
 
 @dataclass(frozen=True)
