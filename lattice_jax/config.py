@@ -9,6 +9,20 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class RopeScalingConfig:
+  """How the rotary frequencies of a model that was stretched to longer texts differ; as Llama-family configs say it."""
+
+  kind: str = "none"  # none | linear: all divided by factor | llama3, yarn: slow ones divided, fast ones kept
+  factor: float = 1.0
+  original_len: int = 8192  # context before stretching; by it turns and wavelengths are called fast or slow
+  low_freq_factor: float = 1.0  # llama3: wavelengths above original_len / low_freq_factor are slow
+  high_freq_factor: float = 4.0  # llama3: wavelengths below original_len / high_freq_factor are fast
+  beta_fast: float = 32.0  # yarn: more turns over original_len than this are fast
+  beta_slow: float = 1.0  # yarn: fewer turns are slow
+  gain: float = 1.0  # yarn: of rotated queries and keys
+
+
+@dataclass(frozen=True)
 class AttentionConfig:
   """Softmax attention. `key_dim` and `value_dim` are per head; `heads` must be a multiple of `kv_heads`."""
 
@@ -18,6 +32,8 @@ class AttentionConfig:
   value_dim: int = 32
   window: int = 0  # tokens a query sees, itself included; used by the pattern entry "window", 0 elsewhere
   rope_theta: float = 10_000.0  # 0 = no rotary embedding
+  rope_scaling: RopeScalingConfig = field(default_factory=RopeScalingConfig)
+  bias: str = "none"  # none | qkv: of queries, keys and values | all: of the output projection too
   qk_norm: bool = False  # RMS-normalise queries and keys, as VQ does
   gated: bool = False  # value SiLU and output gate: the attention of a gated attention unit
 
@@ -88,7 +104,9 @@ class ModelConfig:
   mlp_dim: int = 512
   mlp: str = "swiglu"
   norm_gain: bool = True
-  tied_embeddings: bool = False
+  norm_eps: float = 1e-6  # of the blocks' norms and the final one
+  tied_embeddings: bool = False  # the head is the embedding and has no bias
+  head_bias: bool = True
   final_norm: bool = True
   logit_scale: float = 1.0
   dropout: float = 0.0  # on each residual branch

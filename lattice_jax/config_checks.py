@@ -21,6 +21,8 @@ CHOICES = {
   "model.block": ("gau", "mlp"),
   "model.mlp": ("swiglu", "squared_relu"),
   "model.dtype": ("float32", "bfloat16"),
+  "model.attention.bias": ("none", "qkv", "all"),
+  "model.attention.rope_scaling.kind": ("none", "linear", "llama3", "yarn"),
   "model.vq.reduction": ("auto", *FORMS),
   "model.remat": ("none", "full", "boundary"),
   "model.impl": ("auto", "reference", "xla", "pallas", "interpret"),
@@ -32,8 +34,10 @@ CHOICES = {
   "eval.split": ("train", "validation", "test"),
 }
 POSITIVE = (
-  "model.vocab", "model.dim", "model.layers", "model.mlp_dim", "model.xent_chunk",
+  "model.vocab", "model.dim", "model.layers", "model.mlp_dim", "model.norm_eps", "model.xent_chunk",
   "model.attention.heads", "model.attention.kv_heads", "model.attention.key_dim", "model.attention.value_dim",
+  "model.attention.rope_scaling.factor", "model.attention.rope_scaling.original_len",
+  "model.attention.rope_scaling.gain",
   "model.vq.heads", "model.vq.kv_heads", "model.vq.key_dim", "model.vq.value_dim", "model.vq.codes",
   "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "data.recall.pairs",
   "data.recall.fewest_pairs", "data.recall.power", "optimizer.learning_rate", "train.steps", "train.accumulate",

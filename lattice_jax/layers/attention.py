@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.layers.common import rms_normalize, rotate, weight
+from lattice_jax.layers.common import offset, rms_normalize, weight
+from lattice_jax.layers.rope import rotate
 from lattice_jax.ops.attention import Order, attend, merge
 from lattice_jax.ops.attention.keys import document_after, document_runs
 from lattice_jax.ops.attention.token_cache import TokenCache, append_tokens, empty_cache, shift_tokens
@@ -43,14 +44,18 @@ class SoftmaxAttention(nn.Module):
       return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight(
         self, name, (dim, heads, width), ("embed", *axes), fan_in=dim).astype(dtype))
 
-    q_BTQK = project("query", config.heads, config.key_dim, ("heads", "key"))
-    k_BTHK = project("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))
-    v_BTHV = project("value", config.kv_heads, config.value_dim, ("kv_heads", "value"))
+    def project_with_bias(name, heads, width, axes):
+      x_BTHK = project(name, heads, width, axes)
+      return x_BTHK if config.bias == "none" else x_BTHK + offset(
+        self, f"{name}_bias", (heads, width), axes).astype(dtype)
+
+    q_BTQK = project_with_bias("query", config.heads, config.key_dim, ("heads", "key"))
+    k_BTHK = project_with_bias("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))
+    v_BTHV = project_with_bias("value", config.kv_heads, config.value_dim, ("kv_heads", "value"))
     if config.qk_norm:
       q_BTQK, k_BTHK = rms_normalize(q_BTQK).astype(dtype), rms_normalize(k_BTHK).astype(dtype)
     if config.rope_theta:
-      q_BTQK = rotate(q_BTQK, segment.positions_BT, theta=config.rope_theta)
-      k_BTHK = rotate(k_BTHK, segment.positions_BT, theta=config.rope_theta)
+      q_BTQK, k_BTHK = (rotate(x_BTHK, segment.positions_BT, config) for x_BTHK in (q_BTQK, k_BTHK))
     if config.gated:
       v_BTHV = nn.silu(v_BTHV)
     out_BTQV, state = self._attend(q_BTQK, k_BTHK, v_BTHV, state, segment)
@@ -60,6 +65,8 @@ class SoftmaxAttention(nn.Module):
     out_QVD = weight(self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
                      fan_in=config.heads * config.value_dim)
     y_BTD = jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype))
+    if config.bias == "all":
+      y_BTD += offset(self, "out_bias", (dim,), ("embed",)).astype(dtype)
     return LayerOutput(y_BTD=y_BTD, state=state, losses={}, metrics={}, statistics={})
 
   def _attend(self, q_BTQK, k_BTHK, v_BTHV, state, segment):

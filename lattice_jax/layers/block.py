@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -29,9 +30,10 @@ class Block(nn.Module):
         self.config.layer_drop, broadcast_dims=(1, 2), rng_collection="sequence", deterministic=not train)
       return layer_drop(branch_BTD)
 
-    norm_BTD = RMSNorm(self.config.norm_gain, name="memory_norm")(x_BTD)
-    output = MEMORIES[self.memory].make(self.config, name="memory")(norm_BTD, state, segment, train=train)
+    norm = functools.partial(RMSNorm, self.config.norm_gain, self.config.norm_eps)
+    memory = MEMORIES[self.memory].make(self.config, name="memory")
+    output = memory(norm(name="memory_norm")(x_BTD), state, segment, train=train)
     x_BTD = x_BTD + drop(output.y_BTD)
     if self.config.block == "mlp":
-      x_BTD = x_BTD + drop(MLP(self.config, name="mlp")(RMSNorm(self.config.norm_gain, name="mlp_norm")(x_BTD)))
+      x_BTD = x_BTD + drop(MLP(self.config, name="mlp")(norm(name="mlp_norm")(x_BTD)))
     return output.replace(y_BTD=x_BTD)

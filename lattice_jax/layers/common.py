@@ -1,4 +1,4 @@
-"""Parameters with logical axes, norms, rotary embedding: what every layer uses."""
+"""Parameters with logical axes, norms, sinusoids: what every layer uses."""
 
 from __future__ import annotations
 
@@ -27,25 +27,16 @@ def rms_normalize(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
 class RMSNorm(nn.Module):
   """Root-mean-square norm over the model width; the result has the input's dtype."""
 
-  has_gain: bool = True
+  has_gain: bool
+  eps: float
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    y_BTD = rms_normalize(x_BTD)
+    y_BTD = rms_normalize(x_BTD, eps=self.eps)
     if self.has_gain:
       init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
       y_BTD *= self.param("gain", init, (x_BTD.shape[-1],), jnp.float32)
     return y_BTD.astype(x_BTD.dtype)
-
-
-def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, *, theta: float) -> jax.Array:
-  """Rotary position embedding, halves convention (Llama): pairs are (k, k + K/2)."""
-  half = x_BTHK.shape[-1] // 2
-  frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K
-  cos, sin = jnp.cos(angle_BTK)[:, :, None], jnp.sin(angle_BTK)[:, :, None]
-  first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTHK.dtype)
 
 
 def sinusoids(distances: int, dim: int, *, max_wavelength: float) -> jax.Array:

@@ -52,6 +52,12 @@ def _check_attention(model: ModelConfig) -> None:
     raise ValueError(
       f"model.attention.key_dim={model.attention.key_dim} must be even for the rotary embedding; "
       f"use {model.attention.key_dim + 1}, or model.attention.rope_theta=0.")
+  scaling = model.attention.rope_scaling
+  for slow, fast in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+    if not 0 < getattr(scaling, slow) < getattr(scaling, fast):
+      raise ValueError(
+        f"model.attention.rope_scaling.{slow}={getattr(scaling, slow)} must be positive and below "
+        f"{fast}={getattr(scaling, fast)}.")
 
 
 def _check_window(model: ModelConfig) -> None:

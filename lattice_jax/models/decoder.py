@@ -57,6 +57,7 @@ class Decoder(nn.Module):
     self.embedding = weight(self, "embedding", (config.vocab, config.dim), ("vocab", "embed"), fan_in=1)
     if not config.tied_embeddings:
       self.head = weight(self, "head", (config.dim, config.vocab), ("embed", "vocab"), fan_in=config.dim)
+    if config.head_bias and not config.tied_embeddings:
       self.head_bias = offset(self, "head_bias", (config.vocab,), ("vocab",))
 
   @nn.compact
@@ -67,7 +68,7 @@ class Decoder(nn.Module):
     run_groups = self._scanned_groups(train) if config.scan_layers else self._unrolled_groups(train)
     x_BTD, outputs = run_groups(x_BTD, state, segment)
     if config.final_norm:
-      x_BTD = RMSNorm(config.norm_gain, name="final_norm")(x_BTD)
+      x_BTD = RMSNorm(config.norm_gain, config.norm_eps, name="final_norm")(x_BTD)
     losses, metrics = _reduce_layers(outputs)
     return DecoderOutput(
       features_BTD=x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype),
@@ -90,9 +91,10 @@ class Decoder(nn.Module):
     return cross_entropy(output.features_BTD, head_DA, bias_A, targets_BT, chunk=chunk), output
 
   def _head(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    if self.config.tied_embeddings:
-      return self.embedding.T.astype(dtype), jnp.zeros((self.config.vocab,), jnp.float32)
-    return self.head.astype(dtype), self.head_bias
+    config = self.config
+    has_bias = config.head_bias and not config.tied_embeddings
+    head_DA = self.embedding.T if config.tied_embeddings else self.head
+    return head_DA.astype(dtype), self.head_bias if has_bias else jnp.zeros((config.vocab,), jnp.float32)
 
   def _scanned_groups(self, train: bool):
     scan = nn.scan(
