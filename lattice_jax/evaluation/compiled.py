@@ -24,14 +24,16 @@ class Shapes:
   batch: int
   chunk_len: int
   max_len: int
+  asks: bool = False  # whether the data are a task, of which answers are right or wrong
 
 
 def compile_evaluation(
   model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Any
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
-  """The compiled step (variables, state, batch) → (state, (nll_BT, metrics)) and the maker of an empty state.
+  """The compiled step (variables, state, batch) → (state, (nll_BT, right_BT, metrics)) and the maker of an empty state.
 
-  nll_BT: fp32 nats of all rows, whole on every device, also where there is no target. The state is donated.
+  nll_BT: fp32 nats of all rows, whole on every device, also where there is no target. right_BT: whether the target is
+  the likeliest token; None unless `shapes.asks`. The state is donated.
   Compiled ahead and kept, so that a run which evaluates often compiles once and no call can retrace.
   """
   return _compile(model, shapes, mesh, _Abstract.of(variables))
@@ -83,7 +85,8 @@ def _compile(
   def step(variables: Any, state: Any, batch: Batch) -> Any:
     nll_BT, output = Decoder(model).apply(
       variables, batch.tokens_BT, batch.targets_BT, state, batch.segment, method=Decoder.score)
-    return output.state, (nll_BT.astype(jnp.float32), output.metrics)
+    right_BT = _is_likeliest(model, variables, output.features_BTD, batch.targets_BT) if shapes.asks else None
+    return output.state, (nll_BT.astype(jnp.float32), right_BT, output.metrics)
 
   abstract_state = jax.eval_shape(make_state)
   shardings = state_shardings(abstract_state, mesh)
@@ -92,3 +95,14 @@ def _compile(
   step_jit = jax.jit(step, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
   compiled_step = step_jit.lower(variables.tree(), abstract_state, _abstract_batch(shapes, mesh)).compile()
   return compiled_step, jax.jit(make_state, out_shardings=shardings).lower().compile()
+
+
+def _is_likeliest(model: ModelConfig, variables: Any, features_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
+  """Whether each target has the largest logit; logits exist for `model.xent_chunk` tokens at a time."""
+  def judge(column: tuple[jax.Array, jax.Array]) -> jax.Array:
+    features_BD, targets_B = column
+    logits_BTA = Decoder(model).apply(variables, features_BD[:, None], method=Decoder.logits)
+    return logits_BTA[:, 0].argmax(-1) == targets_B
+
+  columns = jnp.moveaxis(features_BTD, 1, 0), targets_BT.T
+  return jax.lax.map(judge, columns, batch_size=max(1, model.xent_chunk // targets_BT.shape[0])).T

@@ -17,6 +17,7 @@ from lattice_jax.config import DataConfig, EvalConfig, MeshConfig, ModelConfig
 from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.source import Source
 from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.evaluation.answers import AnswerTotals
 from lattice_jax.evaluation.buckets import bucket_starts
 from lattice_jax.evaluation.compiled import Shapes, compile_evaluation, place_variables
 from lattice_jax.evaluation.result import EvalResult, make_result
@@ -60,7 +61,7 @@ def evaluate(
   answer all of them the same.
 
   Raises:
-    ValueError: the protocol does not fit the model.
+    ValueError: the protocol does not fit the model, or the windows do not fit the task.
     EvaluationStopped: `should_stop` said so.
   """
   seq_len = eval.seq_len or data.seq_len
@@ -72,24 +73,27 @@ def evaluate(
   shapes = Shapes(
     batch=_round_up(
       min(eval.batch, _num_rows(eval.protocol, lengths, seq_len)), math.lcm(mesh.shape["data"], num_hosts)),
-    chunk_len=chunk_len, max_len=_token_cache_len(model, eval.protocol, longest, chunk_len))
+    chunk_len=chunk_len, max_len=_token_cache_len(model, eval.protocol, longest, chunk_len),
+    asks=source.answers is not None)
   batches = _first_batches(eval, eval_batches(
     source, tokenizer, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, batch=shapes.batch,
     host=host, num_hosts=num_hosts))
   totals = Totals(bucket_starts(model, longest), source.num_documents)
+  answers = AnswerTotals(source, longest) if source.answers else None
   metrics, seconds, compile_seconds = _run(
-    model, shapes, mesh, {"params": params, "buffers": buffers}, _until(should_stop, batches), totals)
-  if not eval.max_batches and totals.by_bucket[1].sum() != len(source.tokens):
-    raise RuntimeError(f"evaluation counted {totals.by_bucket[1].sum()} targets in {len(source.tokens)} tokens.")
+    model, shapes, mesh, {"params": params, "buffers": buffers}, _until(should_stop, batches), totals, answers)
+  if not eval.max_batches and totals.by_bucket[1].sum() != source.num_targets:
+    raise RuntimeError(f"evaluation counted {totals.by_bucket[1].sum()} of {source.num_targets} targets.")
   return make_result(
-    source, totals, longest, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, metrics=metrics,
+    source, totals, answers, longest, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, metrics=metrics,
     seconds=seconds, compile_seconds=compile_seconds)
 
 
 def _run(
-  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Any, batches: Iterator[EvalBatch], totals: Totals
+  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Any, batches: Iterator[EvalBatch], totals: Totals,
+  answers: AnswerTotals | None,
 ) -> tuple[dict[str, float], float, float]:
-  """Adds every batch to `totals`; (the model's metrics, seconds without compilation, seconds of compilation)."""
+  """Adds every batch to the totals; (the model's metrics, seconds without compilation, seconds of compilation)."""
   variables = place_variables(variables, mesh)
   start = time.perf_counter()
   step, make_state = compile_evaluation(model, shapes, mesh, variables)
@@ -99,8 +103,10 @@ def _run(
 
   def collect() -> None:
     chunk, result = in_flight.popleft()
-    nll_BT, chunk_metrics = jax.device_get(result)
+    nll_BT, right_BT, chunk_metrics = jax.device_get(result)
     totals.add(nll_BT, chunk)
+    if answers:
+      answers.add(nll_BT, right_BT, chunk)
     for name, pair in chunk_metrics.items():
       metric_sums[name] = metric_sums.setdefault(name, np.zeros(2)) + np.asarray(pair, np.float64)
 

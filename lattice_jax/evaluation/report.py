@@ -12,9 +12,12 @@ from lattice_jax.evaluation.result import EvalResult
 
 
 def format_result(result: EvalResult) -> str:
-  """The totals of one protocol, its texts where it is of texts, and its loss by position."""
+  """The totals of one protocol, its texts where it is of texts, and its loss by position; of a task its answers."""
   heading = (
     f"{result.source}, {result.tokenizer} tokenizer, {result.split} split, {result.protocol}: {_context(result)}")
+  if result.accuracy is not None:
+    labels = dict.fromkeys(group.label for group in result.answers)
+    return "\n\n".join([heading, _task_totals(result), *(_answers(result, label) for label in labels)])
   tables = [heading, _totals(result), *([_documents(result)] if result.documents else []), _buckets(result)]
   return "\n\n".join(tables)
 
@@ -81,9 +84,33 @@ def _totals(result: EvalResult) -> str:
     ("nats per token", f"{result.nll_per_token:.4f}"),
     ("tokens", f"{result.tokens:,}{cut}"),
     ("tokens per second", f"{result.tokens_per_second:,.0f}"),
-    ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
-    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items())),
+    *_run_rows(result),
   ])
+
+
+def _task_totals(result: EvalResult) -> str:
+  cut = "" if result.is_whole else f" of {result.split_tokens:,}"
+  return align([
+    ("accuracy", f"{result.accuracy:.2%}"),
+    ("nats per answer", f"{result.nll_per_token:.4f}"),
+    ("answers", f"{result.tokens:,}{cut}"),
+    *_run_rows(result),
+  ])
+
+
+def _run_rows(result: EvalResult) -> list[tuple[str, str]]:
+  return [
+    ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
+    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items()))]
+
+
+def _answers(result: EvalResult, label: str) -> str:
+  groups = [group for group in result.answers if group.label == label]
+  return align([
+    (label, "answers", "accuracy", "nats per answer"),
+    *((
+      f"{group.first:,}" if group.first == group.last else f"{group.first:,}–{group.last:,}", f"{group.answers:,}",
+      f"{group.accuracy:.2%}", f"{group.nll_per_answer:.4f}") for group in groups)])
 
 
 def _documents(result: EvalResult) -> str:

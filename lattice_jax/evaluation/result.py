@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lattice_jax.data.source import Source
+from lattice_jax.evaluation.answers import AnswerGroup, AnswerTotals
 from lattice_jax.evaluation.buckets import Bucket, make_buckets
 from lattice_jax.evaluation.totals import Totals
 
@@ -31,11 +32,13 @@ class EvalResult:
   unit: what bits are counted by: "byte" of text or "dim" of an image; `bits_per_byte` is bits per dim there.
   bits_per_byte: total nats / ln 2 / raw bytes of the split (of the evaluated part where `max_batches` cut it).
   nll_per_token: nats.
-  tokens: those that were judged, of `split_tokens`; fewer where `max_batches` cut the split.
+  tokens: the targets that were judged, of `split_tokens`; fewer where `max_batches` cut the split.
   words, word_perplexity: exp(nats of the split / words), where the split is of whole texts. `words` is the published
     count where there is one, `raw_words` the count of the raw texts. Of a split that was cut the nats are estimated,
     as nll_per_token × split_tokens.
   documents: the texts, in order; of a split that was cut those that were read to the end.
+  accuracy, answers: of a task, whose answers are the only targets, else None and none; `answers` tells them apart by
+    each of the source's labels.
   seconds, tokens_per_second: without the compilation, which took compile_seconds (0 when it was reused).
   metrics: the model's own reports, such as codebook use, averaged over the split.
   """
@@ -60,6 +63,8 @@ class EvalResult:
   tokens_per_second: float
   buckets: tuple[Bucket, ...]
   documents: tuple[DocumentResult, ...]
+  accuracy: float | None
+  answers: tuple[AnswerGroup, ...]
   metrics: dict[str, float]
 
   @property
@@ -69,12 +74,12 @@ class EvalResult:
 
 
 def make_result(
-  source: Source, totals: Totals, longest: int, *, protocol: str, seq_len: int, chunk_len: int,
-  metrics: dict[str, float], seconds: float, compile_seconds: float,
+  source: Source, totals: Totals, answers: AnswerTotals | None, longest: int, *, protocol: str, seq_len: int,
+  chunk_len: int, metrics: dict[str, float], seconds: float, compile_seconds: float,
 ) -> EvalResult:
   """The figures of the sums; `longest` is the end of the last position's bucket."""
   nats, tokens = totals.by_bucket.sum(axis=1).tolist()
-  nll, split_tokens, texts = nats / tokens, len(source.tokens), source.texts
+  nll, split_tokens, texts = nats / tokens, source.num_targets, source.texts
   bytes_per_token = source.num_bytes / split_tokens
   return EvalResult(
     source=source.name, tokenizer=source.tokenizer, unit=source.unit, fingerprint=source.fingerprint,
@@ -85,7 +90,8 @@ def make_result(
     word_perplexity=word_perplexity(nll * split_tokens, texts.total_words) if texts else None,
     seconds=seconds, compile_seconds=compile_seconds, tokens_per_second=tokens / seconds,
     buckets=make_buckets(totals.starts, longest, *totals.by_bucket, bytes_per_token),
-    documents=_document_results(source, *totals.by_document), metrics=metrics)
+    documents=_document_results(source, *totals.by_document), accuracy=answers.accuracy if answers else None,
+    answers=answers.groups() if answers else (), metrics=metrics)
 
 
 def word_perplexity(nats: float, words: int) -> float | None:

@@ -63,11 +63,12 @@ class Reporter:
         self._report()
 
   def evaluation(self, step: int, result: Any) -> None:
-    """The record of an evaluation, with the loss by position; only text counted in words has a perplexity of words."""
+    """The record of an evaluation, with the loss by position; word_perplexity of texts and accuracy of tasks only."""
     words = {} if result.word_perplexity is None else {"word_perplexity": result.word_perplexity}
+    task = {} if result.accuracy is None else {"accuracy": result.accuracy}
     self._writer.evaluation({
       "step": step, "split": result.split, "protocol": result.protocol, "bits_per_byte": result.bits_per_byte,
-      "nll_per_token": result.nll_per_token, **words, "tokens": result.tokens, "time_eval": result.seconds,
+      "nll_per_token": result.nll_per_token, **words, **task, "tokens": result.tokens, "time_eval": result.seconds,
       "buckets": [dataclasses.asdict(bucket) for bucket in result.buckets]})
 
   def _record(self, step: int, values: Record) -> Record:

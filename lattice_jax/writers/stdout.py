@@ -26,9 +26,11 @@ class StdoutWriter(Writer):
 
   def evaluation(self, record: Record) -> None:
     perplexity = f", {record['word_perplexity']:.2f} word perplexity" if "word_perplexity" in record else ""
+    accuracy = f", {record['accuracy']:.2%} right" if "accuracy" in record else ""
+    targets = "answers" if "accuracy" in record else "tokens"
     print(
-      f"eval {record['split']} at step {record['step']}: bits/{self._unit} {record['bits_per_byte']:.4f}{perplexity} "
-      f"over {record['tokens']} tokens ({record['protocol']}) in {record['time_eval']:.1f} s", flush=True)
+      f"eval {record['split']} at step {record['step']}: bits/{self._unit} {record['bits_per_byte']:.4f}{perplexity}"
+      f"{accuracy} over {record['tokens']} {targets} ({record['protocol']}) in {record['time_eval']:.1f} s", flush=True)
 
 
 def _number(value: float, digits: int) -> str:

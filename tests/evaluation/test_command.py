@@ -18,6 +18,7 @@ from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config, DataConfig, ModelConfig, VQConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.evaluation import command, report
+from lattice_jax.evaluation.answers import AnswerGroup
 from lattice_jax.evaluation.overrides import apply_overrides
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
 from lattice_jax.models.decoder import init_variables
@@ -137,7 +138,12 @@ def test_comparison_lists_the_best_first():
    ["word perplexity  \n", "words  7 (published; 8 in the text)"]),
   ({"documents": (DocumentResult("Emma", 9, 20, 1.5, 4, 99.0), DocumentResult("X", 9, 20, 2.5, 0, None))},
    ["text  bits per byte  word perplexity  words\n", "Emma  1.5000  99.00  4\n", "X  2.5000  0\n"]),
-], ids=["images", "cut texts", "published words", "two texts"])
+  ({"accuracy": 0.975, "tokens": 40, "split_tokens": 80, "answers": (
+    AnswerGroup("pairs", 4, 4, 30, 1.0, 0.01), AnswerGroup("distance", 2, 3, 10, 0.9, 0.5))},
+   ["accuracy  97.50%\nnats per answer  1.0000\nanswers  40 of 80\n",
+    "\n\npairs  answers  accuracy  nats per answer\n4  30",
+    "\n\ndistance  answers  accuracy  nats per answer\n2–3  10  90.00%  0.5000"]),
+], ids=["images", "cut texts", "published words", "two texts", "a task"])
 def test_result_is_printed_with_unit_tokenizer_and_words(changes, expected):
   printed = re.sub("  +", "  ", report.format_result(evaluate_stub(**changes)))
   for words in expected:
@@ -148,7 +154,8 @@ def evaluate_stub(**changes):
   result = EvalResult(
     source="s", tokenizer="bytes", unit="byte", fingerprint="0", split="test", protocol="cold", seq_len=8, chunk_len=8,
     bits_per_byte=1.0, nll_per_token=1.0, tokens=1, split_tokens=1, words=None, raw_words=None, word_perplexity=None,
-    seconds=1.0, compile_seconds=0.0, tokens_per_second=1.0, buckets=(), documents=(), metrics={})
+    seconds=1.0, compile_seconds=0.0, tokens_per_second=1.0, buckets=(), documents=(), accuracy=None, answers=(),
+    metrics={})
   return dataclasses.replace(result, **changes)
 
 

@@ -33,8 +33,8 @@ def _tiny_run(monkeypatch):
   scores = iter([3.0, 1.0, 2.0, 4.0, 5.0, 6.0])
   monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
   monkeypatch.setattr(loop, "evaluate_protocols", lambda *args, **kwargs: [types.SimpleNamespace(
-    split="validation", protocol="cold", bits_per_byte=next(scores), nll_per_token=1.0, word_perplexity=None, tokens=9,
-    seconds=0.1, buckets=())])
+    split="validation", protocol="cold", bits_per_byte=next(scores), nll_per_token=1.0, word_perplexity=None,
+    accuracy=None, tokens=9, seconds=0.1, buckets=())])
   monkeypatch.setattr("lattice_jax.training.reporter.peak_flops", lambda: (None, "not asked for"))
 
 

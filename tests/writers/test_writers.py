@@ -55,9 +55,11 @@ def test_images_are_counted_in_dims(capsys):
   writer = StdoutWriter("dim")
   writer.report(REPORT)
   writer.evaluation(EVALUATION | {"word_perplexity": 123.456})
-  one, two = capsys.readouterr().out.splitlines()
+  writer.evaluation(EVALUATION | {"accuracy": 0.975})
+  one, two, three = capsys.readouterr().out.splitlines()
   assert "bits/dim   1.8000" in one and "bits/byte" not in one
   assert "bits/dim 1.5000, 123.46 word perplexity over 9 tokens (cold)" in two
+  assert "bits/dim 1.5000, 97.50% right over 9 answers (cold)" in three
 
 
 def test_curves_have_the_unit_in_their_name_and_only_numbers():
