@@ -24,7 +24,7 @@ def main() -> None:
   parser.add_argument("op", choices=["vq"])
   parser.add_argument("--head", default="shga", choices=sorted(vq.SHAPES), help="widths and heads of the layer")
   parser.add_argument("--lengths", default="1024,2048,4096,8192", help="tokens of a row, separated by commas")
-  parser.add_argument("--modes", default="fwd,fwd+bwd", help="fwd, fwd+bwd or both")
+  parser.add_argument("--modes", default="fwd,fwd+bwd", help=f"some of {', '.join(vq.MODES)} (one token after T)")
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
   parser.add_argument("--batch", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=7)

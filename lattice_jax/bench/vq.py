@@ -1,4 +1,4 @@
-"""Transformer-VQ attention by reduction, against softmax attention, at one shape."""
+"""Transformer-VQ attention by reduction, against softmax attention, at one shape: whole rows, or one token after T."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import jax.numpy as jnp
 from lattice_jax.bench.harness import Case
 from lattice_jax.ops.attention.blockwise import attend_blockwise
 from lattice_jax.ops.attention.keys import Order
-from lattice_jax.ops.vq import FORMS, empty_state, quantize, vq_attention
+from lattice_jax.ops.vq import FORMS, VQState, empty_state, quantize, vq_attention
 
 QUADRATIC, BLOCKWISE, LIBRARY = "softmax T×T", "softmax blockwise", "jax.nn.dot_product_attention"
-BASELINES = (QUADRATIC, BLOCKWISE, LIBRARY)
+TOKEN_CACHE = "softmax token cache"
+BASELINES = (QUADRATIC, BLOCKWISE, LIBRARY, TOKEN_CACHE)
+MODES = ("fwd", "fwd+bwd", "decode")
 _SOFTMAX_BLOCK = 512
+_PREFILL = 4096  # tokens of a call
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,13 @@ SHAPES = {
 
 
 def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
-  """All cases of a group; mode is "fwd" or "fwd+bwd" (gradients of queries, keys and values)."""
+  """All cases of a group; "fwd+bwd" gives gradients of queries, keys and values, "decode" the token after `length`."""
   shape = SHAPES[head]
-  arguments = _inputs(shape, batch, length)
   group = {"op": "vq", "head": head, "T": length, "B": batch, "mode": mode, "dtype": shape.dtype}
+  if mode == "decode":
+    yield from _decode_cases(shape, group, length, batch)
+    return
+  arguments = _inputs(shape, batch, length)
   forms: dict[str, Callable[..., Any]] = {f"vq {form}": _vq(shape, form) for form in FORMS}
   forms |= {QUADRATIC: _quadratic, BLOCKWISE: _blockwise}
   if shape.key_dim == shape.value_dim:
@@ -53,8 +59,19 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
     yield Case(name, group, attend if mode == "fwd" else _with_gradients(attend), arguments, batch * length)
 
 
-def _inputs(shape: Shape, batch: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  keys = jax.random.split(jax.random.key(0), 3)
+def _decode_cases(shape: Shape, group: dict[str, Any], length: int, batch: int) -> Iterator[Case]:
+  """One token against the memory of `length` earlier ones: of constant size, or of a key and value for each."""
+  token = _inputs(shape, batch, 1)
+  step, prefill = _vq_step(shape), jax.jit(_vq_step(shape))
+  state = _empty(shape, batch)
+  for start in range(0, length, _PREFILL):
+    _, state = prefill(*_inputs(shape, batch, min(_PREFILL, length - start), seed=start + 1), state)
+  yield Case("vq", group, step, (*token, state), batch)
+  yield Case(TOKEN_CACHE, group, _read_cache, (token[0], *_inputs(shape, batch, length, seed=1)[1:]), batch)
+
+
+def _inputs(shape: Shape, batch: int, length: int, seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
+  keys = jax.random.split(jax.random.key(seed), 3)
 
   def normal(key, heads, width):
     return jax.random.normal(key, (batch, length, heads, width), jnp.dtype(shape.dtype))
@@ -67,17 +84,25 @@ def _inputs(shape: Shape, batch: int, length: int) -> tuple[jax.Array, jax.Array
 
 
 def _vq(shape: Shape, form: str) -> Callable[..., Any]:
+  step = _vq_step(shape, form)
+  return lambda q, k, v: step(q, k, v, _empty(shape, q.shape[0]))[0]
+
+
+def _empty(shape: Shape, batch: int) -> VQState:
+  return empty_state(
+    batch, shape.block, shape.kv_heads, shape.codes, shape.key_dim, shape.value_dim, jnp.dtype(shape.dtype))
+
+
+def _vq_step(shape: Shape, form: str = "auto") -> Callable[..., Any]:
+  """(q, k, v, state) → (output, state)."""
   rows = jax.random.normal(jax.random.key(1), (shape.kv_heads, shape.codes, shape.key_dim)) * shape.key_dim**-0.25
   relative = 0.1 * jax.random.normal(jax.random.key(2), (shape.kv_heads, shape.block + 1, shape.key_dim))
   bias = jnp.zeros((shape.heads, shape.key_dim))
 
-  def attend(q, k, v):
-    batch, length = q.shape[:2]
-    state = empty_state(
-      batch, shape.block, shape.kv_heads, shape.codes, shape.key_dim, shape.value_dim, jnp.dtype(shape.dtype))
+  def attend(q, k, v, state):
     return vq_attention(
-      q, quantize(k, rows), v, rows, relative, bias, bias, state, jnp.zeros((batch, length), jnp.int32),
-      jnp.ones((batch, length), bool), block_len=shape.block, reduction=form, impl="xla")[0]
+      q, quantize(k, rows), v, rows, relative, bias, bias, state, jnp.zeros(q.shape[:2], jnp.int32),
+      jnp.ones(q.shape[:2], bool), block_len=shape.block, reduction=form, impl="xla")
 
   return attend
 
@@ -85,10 +110,16 @@ def _vq(shape: Shape, form: str) -> Callable[..., Any]:
 def _quadratic(q, k, v):
   """All scores at once, the causal half masked and not skipped: the baseline of the paper."""
   q_BTHGK = _grouped(q, k)
-  score = jnp.einsum("BTHGK,BSHK->BHGTS", q_BTHGK, k, preferred_element_type=jnp.float32)
+  score = jnp.einsum("BTHGK,BSHK->BHGTS", q_BTHGK, k, preferred_element_type=jnp.float32) * k.shape[-1]**-0.5
   is_past = jnp.tril(jnp.ones(score.shape[-2:], bool))
   weight = jax.nn.softmax(jnp.where(is_past, score, -1e30), axis=-1)
   return jnp.einsum("BHGTS,BSHV->BTHGV", weight.astype(v.dtype), v)
+
+
+def _read_cache(q, k, v):
+  """Keys and values are in the cache already: to write one slot costs nothing beside reading all."""
+  score = jnp.einsum("BTHGK,BSHK->BHGTS", _grouped(q, k), k)
+  return jnp.einsum("BHGTS,BSHV->BTHGV", jax.nn.softmax(score * k.shape[-1]**-0.5, axis=-1), v)
 
 
 def _blockwise(q, k, v):

@@ -10,6 +10,7 @@ from lattice_jax.layers.vq import update_codebook
 from lattice_jax.ops.vq import (
   COUNT_FLOOR,
   FORMS,
+  Quantized,
   choose_reduction,
   code_statistics,
   codebook,
@@ -147,3 +148,27 @@ def test_the_weight_of_the_start_decides_how_much_of_it_the_first_update_leaves(
     expected = left * rows + (1 - left) * total / count[..., None]
     np.testing.assert_allclose(codebook(*new.values()), expected, rtol=1e-4, atol=1e-5)
     assert (left.min() > 0.6) if start == 1.0 else (left.max() < 0.3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_counts_are_exact_beyond_100_000_tokens(dtype):
+  calls, length = 4, 2**15
+  codes = np.random.default_rng(0).choice(CODES, (calls, length, HEADS), p=np.eye(CODES)[0] * 0.9 + 0.1 / CODES)
+  rows = random_rows()
+  state = empty_state(1, 64, HEADS, CODES, KEY, 1, jnp.dtype(dtype))
+
+  @jax.jit
+  def read(code_BTH, state):
+    zeros = jnp.zeros((HEADS, KEY))
+    key = Quantized(rows[jnp.arange(HEADS), code_BTH], code_BTH, jnp.zeros(code_BTH.shape))
+    return vq_attention(
+      jnp.zeros((1, length, HEADS, KEY)), key, jnp.ones((1, length, HEADS, 1)), rows, jnp.zeros((HEADS, 65, KEY)),
+      zeros, zeros, state, jnp.zeros((1, length), jnp.int32), jnp.ones((1, length), bool), block_len=512)
+
+  for call in codes:
+    out, state = read(jnp.asarray(call, jnp.int32)[None], state)
+  cached_NH = codes.reshape(-1, HEADS)[:-64]
+  expected_HM = [np.bincount(cached_NH[:, head], minlength=CODES) for head in range(HEADS)]
+  assert cached_NH.shape[0] > 100_000
+  np.testing.assert_array_equal(state.count_BHM[0], expected_HM)
+  np.testing.assert_array_equal(out, np.ones(out.shape))

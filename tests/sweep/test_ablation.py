@@ -36,7 +36,6 @@ def test_a_variant_has_the_parameters_data_and_updates_of_the_base(variant):
 def test_sequences_hold_many_windows_and_an_update_is_one():
   config = parse_config(ablation_vq.get_config())
   assert config.data.update_len == config.data.seq_len >= 8 * config.model.vq.reach
-  assert config.model.vq.reach == config.model.vq.block_len == 64
 
 
 def test_variants_combine():

@@ -69,11 +69,25 @@ def test_decay_mask_does_not_depend_on_stacking():
     assert unrolled["group_" + str(n)] == stacked["groups"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RULES)
-def test_stacked_layers_train_like_unrolled_ones(name):
-  config = wide_config(optimizer__name=name, optimizer__eps=1e-6, train__steps_per_dispatch=3)
-  unrolled_config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
+def test_a_rule_updates_stacked_layers_like_unrolled_ones(name):
+  config, unrolled_config = stacked_and_unrolled(optimizer__name=name, optimizer__eps=1e-6)
+  shapes, groups = abstract_state(config, make_mesh(config.mesh)).params, range(config.model.layers)
+  optimizer, unrolled_optimizer = make_optimizer(config), make_optimizer(unrolled_config)
+  params = random_like(shapes, seed=0)
+  unrolled = unroll(params, groups)
+  moments, unrolled_moments = optimizer.init(params), unrolled_optimizer.init(unrolled)
+  update, update_unrolled = jax.jit(optimizer.update), jax.jit(unrolled_optimizer.update)
+  for step in range(3):
+    grads, step = random_like(shapes, seed=step + 1), jnp.asarray(step)
+    params, moments, _ = update(grads, moments, params, step=step)
+    unrolled, unrolled_moments, _ = update_unrolled(unroll(grads, groups), unrolled_moments, unrolled, step=step)
+  assert_close((unrolled, unrolled_moments), (unroll(params, groups), unroll(moments, groups)))
+
+
+@pytest.mark.slow
+def test_stacked_layers_train_like_unrolled_ones():
+  config, unrolled_config = stacked_and_unrolled(optimizer__name="adafactor", train__steps_per_dispatch=3)
   start, _ = tiny.run_updates(config, 0)
   groups = range(config.model.layers)
   start = start.replace(
@@ -81,12 +95,23 @@ def test_stacked_layers_train_like_unrolled_ones(name):
     opt_state=unroll(start.opt_state, groups))
   unrolled, unrolled_metrics = tiny.run_updates(unrolled_config, 3, state=start)
   stacked, metrics = tiny.run_updates(config, 3)
-  for tree, stacked_tree in (
-      (unrolled.params, stacked.params), (unrolled.buffers, stacked.buffers),
-      (unrolled.opt_state, stacked.opt_state)):
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, unroll(stacked_tree, groups))
+  for field in ("params", "buffers", "opt_state"):
+    assert_close(getattr(unrolled, field), unroll(getattr(stacked, field), groups))
   assert [m["loss"] for m in unrolled_metrics] == pytest.approx([m["loss"] for m in metrics], rel=1e-5)
+
+
+def stacked_and_unrolled(**changes):
+  config = wide_config(**changes)
+  return config, dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
+
+
+def random_like(shapes, *, seed):
+  random = np.random.default_rng(seed)
+  return jax.tree.map(lambda shape: jnp.asarray(random.normal(size=shape.shape), jnp.float32), shapes)
+
+
+def assert_close(tree, expected):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), tree, expected)
 
 
 def wide_config(**changes):
