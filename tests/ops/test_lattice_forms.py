@@ -9,20 +9,11 @@ import numpy as np
 import pytest
 
 from lattice_jax.ops.lattice import APPROXIMATE_FORMS, FORMS, OBJECTIVES, Form, Rule, convergence, empty_state, lattice
-from lattice_jax.ops.lattice.chunk import inverse_unit_lower
 from tests.contract.harness import quick_jit
 from tests.ops.lattice_cases import LENGTH, assert_near, correlated, run, scene
 
 EXACT = Form("parallel", chunk_len=4, rounds=4, tolerance=0.0)
 each_objective = pytest.mark.parametrize("objective", OBJECTIVES)
-
-
-def test_inverse_of_a_unit_triangular_matrix_by_doubling():
-  with jax.enable_x64(True):
-    for size in (1, 2, 5, 16):
-      strict = np.tril(np.random.default_rng(size).normal(size=(3, size, size)), -1)
-      want = np.linalg.inv(np.eye(size) + strict)
-      np.testing.assert_allclose(inverse_unit_lower(jnp.asarray(strict)), want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("is_projected", [True, False])

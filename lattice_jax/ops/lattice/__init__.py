@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
-from lattice_jax.ops.attention.keys import document_after, document_runs
+from lattice_jax.ops.attention.keys import document_after
+from lattice_jax.ops.grid import document_starts, make_grid, select
 from lattice_jax.ops.lattice.approximate import lattice_chunked
 from lattice_jax.ops.lattice.form import APPROXIMATE_FORMS, EXACT_FORMS, FORMS, Form
-from lattice_jax.ops.lattice.grid import make_grid
 from lattice_jax.ops.lattice.parallel import changes_by_round, lattice_parallel
 from lattice_jax.ops.lattice.reference import lattice_loop, lattice_reference
 from lattice_jax.ops.lattice.rule import OBJECTIVES, STATES, Rule, incoming, inner_gradient, inner_loss
 from lattice_jax.ops.lattice.scan import lattice_scan
 from lattice_jax.ops.lattice.sphere import unit
-from lattice_jax.ops.lattice.state import LatticeState, OpenChunk, Slots, empty_state, select
+from lattice_jax.ops.lattice.state import LatticeState, OpenChunk, Slots, empty_state
 from lattice_jax.ops.lattice.tokens import Tokens, mask
 
 __all__ = [
@@ -86,8 +86,7 @@ def convergence(
 def _enter(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax.Array, Slots]:
   """Tokens with the invalid ones made harmless, where documents begin, and the slots they begin with."""
   dtype, norm_BHM = state.slots.unit_BHMV.dtype, state.slots.norm_BHM
-  run_BT = document_runs(ids, valid, state.document_B)
-  is_start_BT = valid & (run_BT != jnp.pad(run_BT, ((0, 0), (1, 0)))[:, :-1])
+  is_start_BT = document_starts(ids, valid, state.document_B)
   forget = jnp.ones(step.shape, dtype) if forget is None else jnp.maximum(forget, FORGET_FLOOR)
   start_HMV, _ = unit(start.astype(dtype))
   start_norm_HM = None if norm_BHM is None else jnp.ones_like(start_HMV[..., 0])

@@ -1,7 +1,6 @@
 """Forms that take the gates, the directions or whole steps of a chunk from the slots at its start.
 
-Chunks are counted from the document's first token, blocks of the same length from the call's. In a block a row has the
-rest of an open chunk, then tokens of chunks that begin in it: two passes, the second only where there are any.
+Chunks are counted from the document's first token, blocks of the same length from the call's.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.ops.grid import Grid, in_two_passes, select
 from lattice_jax.ops.lattice.chunk import (
   Chunk,
   Layout,
@@ -27,12 +27,11 @@ from lattice_jax.ops.lattice.chunk import (
 )
 from lattice_jax.ops.lattice.form import Form
 from lattice_jax.ops.lattice.gates import gates
-from lattice_jax.ops.lattice.grid import Grid
 from lattice_jax.ops.lattice.rule import Rule
 from lattice_jax.ops.lattice.sphere import TINY, unit
-from lattice_jax.ops.lattice.state import Slots, select
-from lattice_jax.ops.lattice.tokens import Tokens, from_chunks, mask, to_chunks
-from lattice_jax.ops.lattice.walk import walk
+from lattice_jax.ops.lattice.state import Slots
+from lattice_jax.ops.lattice.tokens import Tokens, mask, to_chunks
+from lattice_jax.ops.walk import from_chunks, walk
 
 # Slots at the start of the open chunk, and now; [B, H, M, V] each.
 Open = tuple[jax.Array, jax.Array]
@@ -50,21 +49,8 @@ def lattice_chunked(
 
 
 def _block(rule: Rule, form: Form, tokens_BC: Tokens, grid: Grid, start: jax.Array, slots: Open):
-  run_BC = jnp.cumsum(grid.is_start_BT, 1)
-  further_BC = grid.is_begin_BT.at[:, 0].set(False)
-  is_new_BC = (jnp.cumsum(further_BC, 1) > 0) | (run_BC > 0)
-  take = functools.partial(_take, rule, form, start=start)
-  old_BC = mask(tokens_BC, ~is_new_BC)
-  out_BCHV, slots = take(lay_out(jnp.zeros_like(grid.is_start_BT)), old_BC, slots)
-  slots = _close((grid.is_end_BT & ~is_new_BC).any(1), slots)
-
-  def second(slots: Open):
-    out_BCHV, (anchor, now) = take(lay_out(grid.is_start_BT), mask(tokens_BC, is_new_BC), slots)
-    anchor = select(run_BC[:, -1] > 0, start, anchor)
-    return out_BCHV, _close((grid.is_end_BT & is_new_BC).any(1), (anchor, now))
-
-  new_BCHV, slots = jax.lax.cond(is_new_BC.any(), second, lambda slots: (out_BCHV, slots), slots)
-  return jnp.where(is_new_BC[..., None, None], new_BCHV, out_BCHV), slots
+  take = functools.partial(_take, rule, form, start)
+  return in_two_passes(take, _close, mask, tokens_BC, grid, slots)
 
 
 def _close(is_full_B: jax.Array, slots: Open) -> Open:
@@ -74,8 +60,9 @@ def _close(is_full_B: jax.Array, slots: Open) -> Open:
   return select(is_full_B, now, anchor), now
 
 
-def _take(rule: Rule, form: Form, layout: Layout, tokens_BC: Tokens, slots: Open, start: jax.Array):
+def _take(rule: Rule, form: Form, start: jax.Array, tokens_BC: Tokens, grid: Grid, slots: Open):
   """Tokens that all belong to the open chunk, or to chunks that begin here."""
+  layout = lay_out(grid.is_start_BT)
   anchor, now = slots
   frozen = head_by_head(tokens_BC, anchor, start)
   chunk = frozen._replace(slots=now)
@@ -86,7 +73,7 @@ def _take(rule: Rule, form: Form, layout: Layout, tokens_BC: Tokens, slots: Open
     is_live = form.name == "live"
     h = directions(rule, chunk, layout, gate) if is_live else frozen_directions(rule, frozen, layout)
     out, now = finish(chunk, layout, gate, h)
-  return jnp.moveaxis(out, 1, 2), (anchor, now)
+  return jnp.moveaxis(out, 1, 2), (select(grid.is_start_BT.any(1), start, anchor), now)
 
 
 def _sum_of_steps(rule: Rule, layout: Layout, frozen: Chunk, chunk: Chunk) -> tuple[jax.Array, jax.Array]:

@@ -16,6 +16,7 @@ from lattice_jax.ops.lattice.gates import gates
 from lattice_jax.ops.lattice.rule import Rule
 from lattice_jax.ops.lattice.sphere import TINY
 from lattice_jax.ops.lattice.tokens import Tokens
+from lattice_jax.ops.triangular import inverse_unit_lower
 
 
 class Chunk(NamedTuple):
@@ -155,19 +156,3 @@ def mix(chunk: Chunk, layout: Layout, weight: jax.Array) -> jax.Array:
   old = jnp.einsum("bhcm,bhmv->bhcv", weight, chunk.slots, precision="highest")
   new = jnp.einsum("bhcm,hmv->bhcv", weight, chunk.start, precision="highest")
   return jnp.where(layout.goes_on, old, new)
-
-
-def inverse_unit_lower(strict: jax.Array) -> jax.Array:
-  """(I + strict)⁻¹ for a strictly lower [..., C, C], by doubling the blocks whose inverse is known."""
-  size = strict.shape[-1]
-  row = jnp.arange(size)
-  inverse = jnp.broadcast_to(jnp.eye(size, dtype=strict.dtype), strict.shape)
-  block = 1
-  while block < size:
-    # Within blocks twice as large, the lower left quarter is what the inverse lacks: -X L X.
-    pair, side = row // (2 * block), row // block % 2
-    is_new = (pair[:, None] == pair) & (side[:, None] > side)
-    step = jnp.einsum("...ij,...jk->...ik", jnp.where(is_new, strict, 0), inverse, precision="highest")
-    inverse = inverse - jnp.einsum("...ij,...jk->...ik", inverse, step, precision="highest")
-    block *= 2
-  return inverse

@@ -32,7 +32,8 @@ from lattice_jax.ops.lattice.form import Form
 from lattice_jax.ops.lattice.rule import Rule
 from lattice_jax.ops.lattice.sphere import TINY, unit
 from lattice_jax.ops.lattice.state import Slots
-from lattice_jax.ops.lattice.tokens import Tokens, from_chunks, to_chunks
+from lattice_jax.ops.lattice.tokens import Tokens, to_chunks
+from lattice_jax.ops.walk import from_chunks
 from lattice_jax.types import MEMORY_BOUNDARY
 
 

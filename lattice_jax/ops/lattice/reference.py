@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.ops.grid import Grid, select
 from lattice_jax.ops.lattice.form import Form
-from lattice_jax.ops.lattice.grid import Grid
 from lattice_jax.ops.lattice.rule import Rule, incoming, inner_gradient
 from lattice_jax.ops.lattice.sphere import unit
-from lattice_jax.ops.lattice.state import NORM_FLOOR, Slots, select
+from lattice_jax.ops.lattice.state import NORM_FLOOR, Slots
 from lattice_jax.ops.lattice.tokens import Tokens
 
 

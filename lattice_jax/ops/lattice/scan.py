@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lattice_jax.ops.grid import select
 from lattice_jax.ops.lattice.rule import Rule
-from lattice_jax.ops.lattice.state import Slots, select
+from lattice_jax.ops.lattice.state import Slots
 from lattice_jax.ops.lattice.step import move, move_and_read_adjoint, read
-from lattice_jax.ops.lattice.tokens import Tokens, from_chunks, to_chunks
+from lattice_jax.ops.lattice.tokens import Tokens, to_chunks
+from lattice_jax.ops.walk import from_chunks
 from lattice_jax.types import MEMORY_BOUNDARY
 
 _LEAST_CHUNK = 64

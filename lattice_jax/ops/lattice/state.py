@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -54,8 +52,3 @@ def empty_state(
   norm_BHM = jnp.zeros((batch, heads, slots), dtype) if rule.state == "accumulated" else None
   chunk = OpenChunk(jnp.zeros_like(unit_BHMV), jnp.zeros((batch,), jnp.int32)) if form.is_approximate else None
   return LatticeState(Slots(unit_BHMV, norm_BHM), jnp.full((batch,), EMPTY, jnp.int32), chunk)
-
-
-def select(is_B: jax.Array, chosen: Any, other: Any) -> Any:
-  """Trees of arrays: `chosen` in the rows where `is_B`, `other` elsewhere. A start, without rows, is in all of them."""
-  return jax.tree.map(lambda a, b: jnp.where(is_B.reshape(-1, *(1,) * (b.ndim - 1)), a, b), chosen, other)

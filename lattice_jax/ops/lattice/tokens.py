@@ -8,6 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.ops import walk
+
 
 @flax.struct.dataclass
 class Tokens:
@@ -34,18 +36,8 @@ def mask(tokens: Tokens, is_valid_BT: jax.Array) -> Tokens:
 
 def to_chunks(tokens: Tokens, flags: Any, chunk: int) -> tuple[Tokens, Any]:
   """[B, T, …] → [N, B, C, …], filled up with tokens that change nothing and false flags."""
-  padding = -tokens.step_BTH.shape[1] % chunk
 
   def cut(x_BT, neutral=0):
-    if padding:
-      pads = ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2))
-      x_BT = jnp.pad(x_BT, pads, constant_values=neutral)
-    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, chunk, *x_BT.shape[2:]), 1, 0)
+    return walk.to_chunks(x_BT, chunk, neutral)
 
   return jax.tree.map(cut, tokens).replace(forget_BTH=cut(tokens.forget_BTH, 1)), jax.tree.map(cut, flags)
-
-
-def from_chunks(x_NBC: jax.Array, length: int) -> jax.Array:
-  """[N, B, C, …] → [B, T, …]."""
-  x_BNC = jnp.moveaxis(x_NBC, 0, 1)
-  return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])[:, :length]

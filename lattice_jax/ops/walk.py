@@ -1,4 +1,4 @@
-"""A scan over chunks whose backward pass keeps one state a chunk and runs the chunk again."""
+"""A scan over chunks whose backward pass keeps one state a chunk and runs the chunk again; tokens cut into chunks."""
 
 from __future__ import annotations
 
@@ -51,3 +51,17 @@ def _backward(one_chunk, saved, cotangents):
 
 
 walk.defvjp(_forward, _backward)
+
+
+def to_chunks(x_BT: jax.Array, chunk_len: int, neutral: float = 0) -> jax.Array:
+  """[B, T, …] → [N, B, C, …], filled up with `neutral`."""
+  padding = -x_BT.shape[1] % chunk_len
+  if padding:
+    x_BT = jnp.pad(x_BT, ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2)), constant_values=neutral)
+  return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, chunk_len, *x_BT.shape[2:]), 1, 0)
+
+
+def from_chunks(x_NBC: jax.Array, length: int) -> jax.Array:
+  """[N, B, C, …] → [B, T, …]."""
+  x_BNC = jnp.moveaxis(x_NBC, 0, 1)
+  return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])[:, :length]
