@@ -93,8 +93,8 @@ def _quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, floa
 
 
 def _repeats(program: Any, arguments: tuple[Any, ...]) -> int:
-  _sample(program, arguments, 1)  # the first call touches memory for the first time
-  return max(1, round(MIN_SECONDS / _sample(program, arguments, 1)))
+  first = _sample(program, arguments, 1)  # touches memory for the first time
+  return 1 if first > 1 else max(1, round(MIN_SECONDS / _sample(program, arguments, 1)))
 
 
 def _sample(program: Any, arguments: tuple[Any, ...], count: int) -> float:
