@@ -15,7 +15,7 @@ import ml_collections
 
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.layers.registry import MEMORIES
-from lattice_jax.ops.vq import FORMS
+from lattice_jax.ops import lattice, vq
 
 CHOICES = {
   "model.block": ("gau", "mlp"),
@@ -23,7 +23,10 @@ CHOICES = {
   "model.dtype": ("float32", "bfloat16"),
   "model.attention.bias": ("none", "qkv", "all"),
   "model.attention.rope_scaling.kind": ("none", "linear", "llama3", "yarn"),
-  "model.vq.reduction": ("auto", *FORMS),
+  "model.vq.reduction": ("auto", *vq.FORMS),
+  "model.lattice.objective": lattice.OBJECTIVES,
+  "model.lattice.state": lattice.STATES,
+  "model.lattice.form": lattice.FORMS,
   "model.remat": ("none", "full", "boundary"),
   "model.impl": ("auto", "reference", "xla", "pallas", "interpret"),
   "data.rows": ("sequences", "documents", "packed"),
@@ -38,6 +41,7 @@ POSITIVE = (
   "model.attention.heads", "model.attention.kv_heads", "model.attention.key_dim", "model.attention.value_dim",
   "model.attention.rope_scaling.factor", "model.attention.rope_scaling.original_len",
   "model.attention.rope_scaling.gain",
+  "model.lattice.slots", "model.lattice.max_step", "model.lattice.chunk_len",
   "model.vq.heads", "model.vq.kv_heads", "model.vq.key_dim", "model.vq.value_dim", "model.vq.codes",
   "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "data.recall.pairs",
   "data.recall.fewest_pairs", "data.recall.power", "optimizer.learning_rate", "train.steps", "train.accumulate",

@@ -9,8 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from lattice_jax.config import ModelConfig
+from lattice_jax.config import ModelConfig, RecurrentConfig
 from lattice_jax.layers.attention import SoftmaxAttention
+from lattice_jax.layers.lattice import Lattice
+from lattice_jax.layers.recurrent import RecurrentMemory
 from lattice_jax.layers.vq import VQAttention, update_codebook
 
 
@@ -34,6 +36,18 @@ class Memory:
   visible: Callable[[ModelConfig, int, int], bool]
   update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any]
   needs_token_cache: bool
+
+
+def recurrent(layer: type[RecurrentMemory], check: Callable[[ModelConfig], None]) -> Memory:
+  """The row of a recurrent memory: it sees its whole document, any length of it, and has no buffers."""
+  return Memory(
+    make=lambda model, name=None: layer(model, name=name),
+    check=check,
+    block_field=None,
+    visible=lambda model, query, key: key <= query,
+    update_buffers=_keep_buffers,
+    needs_token_cache=False,
+  )
 
 
 def _keep_buffers(model: ModelConfig, buffers: Any, statistics: Any, rng: jax.Array) -> Any:
@@ -74,6 +88,40 @@ def _check_vq(model: ModelConfig) -> None:
     raise ValueError(f"model.dim={model.dim} must be even: the position sinusoids of 'vq' have model.dim columns.")
 
 
+def check_recurrent(section: str, config: RecurrentConfig) -> None:
+  """What all recurrent memories ask; `section` is the config's path."""
+  for name in ("heads", "value_dim"):
+    if getattr(config, name) < 1:
+      raise ValueError(f"{section}.{name}={getattr(config, name)} must be positive.")
+  if config.conv_width < 0:
+    raise ValueError(f"{section}.conv_width={config.conv_width} must be 0, for no convolution, or a number of taps.")
+
+
+def _check_lattice(model: ModelConfig) -> None:
+  lattice = model.lattice
+  check_recurrent("model.lattice", lattice)
+  if lattice.objective == "encoding" and not lattice.unit_values:
+    raise ValueError(
+      "model.lattice.objective='encoding' is unstable for long values; set model.lattice.unit_values=True.")
+  if lattice.state == "accumulated" and lattice.form != "scan":
+    raise ValueError(
+      f"model.lattice.form={lattice.form!r} needs slots of length one, not model.lattice.state='accumulated'; "
+      "use state='retracted', or form='scan'.")
+  # The gate may halve a slot, which doubles the step.
+  times = 2 if lattice.forget else 1
+  longest, given = lattice.max_step * times, f"max_step={lattice.max_step} and forget={lattice.forget}"
+  if longest > 2:
+    raise ValueError(
+      f"model.lattice: {given} allow steps of {longest:g}, which overshoot without end; use max_step={2 / times}.")
+  if lattice.form == "parallel" and longest > 1:
+    raise ValueError(
+      f"model.lattice.form='parallel' is exact for steps of at most 1, and {given} allow {longest:g}; "
+      f"use max_step={1 / times}, or form='scan'.")
+  for name in ("rounds", "tolerance"):
+    if getattr(lattice, name) < 0:
+      raise ValueError(f"model.lattice.{name}={getattr(lattice, name)} must be 0 or more.")
+
+
 MEMORIES: dict[str, Memory] = {
   "attention": Memory(
     make=lambda model, name=None: SoftmaxAttention(model, window=0, name=name),
@@ -99,4 +147,5 @@ MEMORIES: dict[str, Memory] = {
     update_buffers=update_codebook,
     needs_token_cache=False,
   ),
+  "lattice": recurrent(Lattice, _check_lattice),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from tests.contract.tolerances import (
   fail,
 )
 
+GATE_ENDS = 100.0  # of L12: an input times this makes logits of gates that are far beyond rounding
 SPLITS = ((PIECE, PIECE, *(1,) * 7), (1, 1, PIECE, 1, PIECE, *(1,) * 4))
 
 
@@ -212,7 +214,7 @@ def bfloat16_accurate(row: Row) -> None:
   """L9: bf16 stays near the fp32 reference, and sums over time stay fp32."""
   subject, reference = form(row, dtype="bfloat16"), form(row, impl="reference")
   for name in row.accumulators:
-    dtype = getattr(subject.init_state(), name).dtype
+    dtype = operator.attrgetter(name)(subject.init_state()).dtype
     if dtype != jnp.float32:
       fail("L9", subject.label, f"state.{name}", f"is {dtype}, not float32")
   x_BTD = normal(10, (ROWS_PER_BATCH, LENGTH, row.model.dim)).astype(jnp.bfloat16).astype(jnp.float32)
@@ -247,16 +249,18 @@ def awkward_sizes(row: Row, variant: str) -> None:
 
 
 def long_constant_input(row: Row, dtype: str) -> None:
-  """L12: after 16k equal tokens outputs, state and gradients are finite, and counts exact."""
+  """L12: after 16k equal tokens outputs, state and gradients are finite, also where gates are at their ends."""
   subject = form(row, dtype=dtype)
-  x_BTD = jnp.broadcast_to(normal(12, (1, 1, row.model.dim)), (1, LONG, row.model.dim))
-  pulled = subject.pull(x_BTD, subject.init_state(batch=1), whole_segment(1, LONG), jnp.ones_like(x_BTD))
+  # Multiples that drive whatever gate depends on the input to one end and to the other.
+  scale_B11 = jnp.array([1.0, GATE_ENDS, -GATE_ENDS])[:, None, None]
+  x_BTD = jnp.broadcast_to(scale_B11 * normal(12, (1, 1, row.model.dim)), (3, LONG, row.model.dim))
+  pulled = subject.pull(x_BTD, subject.init_state(batch=3), whole_segment(3, LONG), jnp.ones_like(x_BTD))
   assert_finite("L12", subject.label, "output", pulled.y_BTD)
   assert_finite("L12", subject.label, "state", pulled.state)
   assert_finite("L12", subject.label, "gradient", (pulled.d_params, pulled.d_x_BTD, pulled.d_state))
   # Equal values average to themselves, wherever they are kept.
-  assert_close("L12", subject.label, "output", pulled.y_BTD[:, -1], pulled.y_BTD[:, LONG // 2], dtype=dtype)
-  row.constant_input(row.model, pulled.state)
+  assert_close("L12", subject.label, "output", pulled.y_BTD[0, -1], pulled.y_BTD[0, LONG // 2], dtype=dtype)
+  row.constant_input(row.model, of_rows(pulled.state, slice(0, 1)))
 
 
 def packed_equals_separate(row: Row) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
+from lattice_jax.config import AttentionConfig, LatticeConfig, ModelConfig, VQConfig
 from lattice_jax.layers.registry import MEMORIES, Memory
 from lattice_jax.ops.vq import FORMS
 
@@ -24,7 +24,7 @@ class Row:
   """A memory and the sizes it is tested at.
 
   variants: other forms, which run L3, L8 and L11 only.
-  accumulators: the fields of the state that sum over time and must be fp32.
+  accumulators: the fields of the state, by dotted name, that sum over time and must be fp32.
   constant_input: for states of fixed size that sum over time: checks the final state of one row after LONG equal
     tokens; None exempts the memory from L12.
   """
@@ -47,10 +47,18 @@ def _vq_counts_every_token(model: ModelConfig, state: Any) -> None:
   assert (cached_BH == np.round(cached_BH)).all(), "a count of tokens is not whole"
 
 
+def _lattice_keeps_its_lengths(model: ModelConfig, state: Any) -> None:
+  """However often the same is written, slots stay directions."""
+  length_BHM = np.linalg.norm(state.memory.slots.unit_BHMV, axis=-1)
+  assert np.abs(length_BHM - 1).max() < 1e-5, np.abs(length_BHM - 1).max()
+
+
 MODEL = ModelConfig(dim=12, layers=1, impl="xla")
 GROUPED = AttentionConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, window=6)
 SHGA = VQConfig(heads=1, kv_heads=1, key_dim=6, value_dim=10, codes=7, block_len=5)
 GROUPED_VQ = VQConfig(heads=4, kv_heads=2, key_dim=4, value_dim=3, codes=3, block_len=4, gated=False)
+
+LATTICE = LatticeConfig(heads=2, slots=5, value_dim=6)
 
 
 def _attention(name: str, **changes: Any) -> ModelConfig:
@@ -59,6 +67,10 @@ def _attention(name: str, **changes: Any) -> ModelConfig:
 
 def _vq(base: VQConfig = SHGA, **changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=("vq",), vq=replace(base, **changes))
+
+
+def _lattice(**changes: Any) -> ModelConfig:
+  return replace(MODEL, pattern=("lattice",), lattice=replace(LATTICE, **changes))
 
 
 ROWS = (
@@ -92,5 +104,20 @@ ROWS = (
     ),
     accumulators=("count_BHM", "mean_BHMV"),
     constant_input=_vq_counts_every_token,
+  ),
+  Row(
+    "lattice", MEMORIES["lattice"], _lattice(forget=True),
+    variants=(
+      ("encoding", _lattice(objective="encoding")),
+      ("similarity-accumulated", _lattice(objective="similarity", state="accumulated", forget=True)),
+      ("bare", _lattice(conv_width=0, gated=False, unit_values=False, projected=False)),
+      ("one-slot", _lattice(slots=1)),
+      ("parallel", _lattice(form="parallel", chunk_len=4, rounds=4, tolerance=0.0)),
+      ("live", _lattice(form="live", chunk_len=4)),
+      ("frozen", _lattice(form="frozen", chunk_len=5, objective="encoding")),
+      ("additive", _lattice(form="additive", chunk_len=4, forget=True)),
+    ),
+    accumulators=("memory.slots.unit_BHMV",),
+    constant_input=_lattice_keeps_its_lengths,
   ),
 )

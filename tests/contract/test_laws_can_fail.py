@@ -37,6 +37,7 @@ FAULTS = (
   ("L9", "16-bit sums"),
   ("L11", "steps differ"),
   ("L12", "sums"),
+  ("L12", "overflows at a gate's end"),
   ("L13", "counts from the row's start"),
 )
 RIGHT = toy_row()

@@ -74,6 +74,8 @@ class MeanMemory(nn.Module):
       return mean_BTD * (1 + jnp.arange(length)[:, None])
     if self.fault == "sums":
       return jnp.cumsum(mean_BTD, 1)
+    if self.fault == "overflows at a gate's end":
+      return mean_BTD * jnp.exp(jnp.abs(h_BTD))
     return mean_BTD
 
 
