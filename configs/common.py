@@ -64,7 +64,7 @@ def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   _shrink_model(config.model)
   if config.data.source in SAMPLES:
     config.data.source = SAMPLES[config.data.source]
-  if config.data.tokenizer != "bytes":
+  if config.data.tokenizer.startswith("bpe"):
     config.data.tokenizer = BOOKS_TOKENIZER
     config.model.vocab = BOOKS_VOCAB
   config.data.update({"seq_len": 64, "update_len": 64 // updates_per_sequence, "batch": 16})

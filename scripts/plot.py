@@ -2,6 +2,7 @@
 
 python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte over updates
 python scripts/plot.py runs/a/eval_test_cold.json --out=pos.png  # bits per byte by position
+python scripts/plot.py --what=answers runs/*/eval_test_cold.json # of a task: accuracy by pairs and by distance
 python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_PLOTS = ("loss", "position", "codebook")
+_PLOTS = ("loss", "position", "codebook", "answers")
 
 
 def main() -> None:
@@ -51,7 +52,8 @@ def draw(what: str, paths: list[Path], out: Path) -> None:
     return
   from lattice_jax.inspect import plots
 
-  (plots.plot_buckets if what == "position" else plots.plot_loss)(paths, out)
+  drawing = {"loss": plots.plot_loss, "position": plots.plot_buckets, "answers": plots.plot_answers}
+  drawing[what](paths, out)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pytest
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config_checks import to_dict
 from lattice_jax.inspect.codebooks import code_shares, perplexity
-from lattice_jax.inspect.plots import plot_buckets, plot_loss, read_metrics, smooth
+from lattice_jax.inspect.plots import plot_answers, plot_buckets, plot_loss, read_metrics, smooth
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import make_mesh, unbox
 from lattice_jax.training.state import create_state
@@ -60,6 +60,18 @@ def test_both_plots_are_png_files(tmp_path):
   plot_buckets([write_eval(run)], tmp_path / "position.png")
   assert (tmp_path / "new" / "loss.png").read_bytes().startswith(PNG)
   assert (tmp_path / "position.png").read_bytes().startswith(PNG)
+
+
+def test_answers_of_several_tasks_are_drawn_and_a_text_has_none(tmp_path):
+  run = write_run(tmp_path / "a", unit="answer")
+  group = {"label": "pairs", "first": 4, "last": 4, "answers": 9, "accuracy": 0.5, "nll_per_answer": 1.0}
+  answers = [group, group | {"first": 8, "last": 8}, group | {"label": "distance", "first": 2, "last": 3}]
+  path = write_eval(run)
+  with pytest.raises(ValueError, match=r"is not of a task with answers; use --what=position"):
+    plot_answers([path], tmp_path / "answers.png")
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.5, "answers": answers}))
+  plot_answers([path, path], tmp_path / "answers.png")
+  assert (tmp_path / "answers.png").read_bytes().startswith(PNG)
 
 
 def test_bytes_and_dims_do_not_share_an_axis(tmp_path):

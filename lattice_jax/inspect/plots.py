@@ -84,6 +84,30 @@ def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
   save_with_legend(figure, axes, out)
 
 
+def plot_answers(eval_files: Sequence[Path], out: Path) -> None:
+  """Accuracy by each label of a task, from the JSON files that eval.py writes; a panel a label, a curve a run."""
+  results = [(path, json.loads(path.read_text())) for path in eval_files]
+  for path, result in results:
+    if "accuracy" not in result or result["accuracy"] is None:
+      raise ValueError(f"{path} is not of a task with answers; use --what=position.")
+  labels = list(dict.fromkeys(group["label"] for _, result in results for group in result["answers"]))
+  names = [path.resolve().parent.name for path, _ in results]
+  figure, panels = new_figure(_title("Answers of", names), size=(5 * len(labels), 4.2), widths=(1,) * len(labels))
+  for label, axes in zip(labels, panels, strict=True):
+    for index, (name, (_, result)) in enumerate(zip(names, results, strict=True)):
+      groups = [group for group in result["answers"] if group["label"] == label]
+      axes.plot(
+        [(group["first"] * group["last"]) ** 0.5 for group in groups], [100 * group["accuracy"] for group in groups],
+        marker="o", color=COLORS[index % len(COLORS)], label=f"{name}: {result['accuracy']:.1%}")
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel(label)
+    axes.set_ylabel("accuracy (%)")
+    axes.grid(True, alpha=0.25)
+  panels[0].legend(frameon=False, fontsize="small")
+  save_figure(figure, out)
+
+
 def _by_series(evaluations: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
   series: dict[str, list[dict[str, Any]]] = {}
   for line in evaluations:
