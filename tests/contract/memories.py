@@ -96,6 +96,7 @@ ROWS = (
       ("one-token-blocks", _vq(block_len=1)),
       ("block-longer-than-T", _vq(block_len=LENGTH + 6)),
       ("no-cache", _vq(cache=False)),
+      ("near-bias", _vq(near_start=1.5)),
       ("multi-query", _vq(GROUPED_VQ, kv_heads=1)),
       ("multi-head", _vq(GROUPED_VQ, kv_heads=4)),
       ("window-and-block-differ", _vq(block_len=3, window=7)),
@@ -108,11 +109,9 @@ ROWS = (
   Row(
     "lattice", MEMORIES["lattice"], _lattice(forget=True),
     variants=(
-      ("encoding", _lattice(objective="encoding")),
       ("similarity-accumulated", _lattice(objective="similarity", state="accumulated", forget=True)),
-      ("bare", _lattice(conv_width=0, gated=False, unit_values=False, projected=False)),
-      ("one-slot", _lattice(slots=1)),
-      ("parallel", _lattice(form="parallel", chunk_len=4, rounds=4, tolerance=0.0)),
+      ("one-slot-bare", _lattice(slots=1, conv_width=0, gated=False, unit_values=False, projected=False)),
+      ("encoding-parallel", _lattice(objective="encoding", form="parallel", chunk_len=4, rounds=4, tolerance=0.0)),
       ("live", _lattice(form="live", chunk_len=4)),
       ("frozen", _lattice(form="frozen", chunk_len=5, objective="encoding")),
       ("additive", _lattice(form="additive", chunk_len=4, forget=True)),
