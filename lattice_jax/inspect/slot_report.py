@@ -1,0 +1,126 @@
+"""The slot audit as one HTML file that needs no other, and as JSON with every number."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lattice_jax.inspect.slot_plots import CAPTIONS
+from lattice_jax.inspect.slot_trace import SlotTrace
+from lattice_jax.inspect.slot_writes import SlotSummary, Write, ages
+
+_DECIMALS = 5
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; }
+img { max-width: 100%; display: block; } figure { margin: 1.5em 0; } figcaption { color: #555; max-width: 60em; }
+table { border-collapse: collapse; margin: 1em 0; font-size: 13px; }
+th, td { padding: 2px 9px; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
+th { position: sticky; top: 0; background: #fff; } td.text { text-align: left; font-family: monospace; }
+tr:hover td { background: #f6f6f6; } td.text div { white-space: pre-wrap; overflow-wrap: anywhere; }
+mark { background: #ffd54d; padding: 0 1px; } .faint { color: #888; } summary { cursor: pointer; font-weight: 600; }
+"""
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+  """One layer. figures: what is shown → PNG."""
+
+  name: str
+  trace: SlotTrace
+  slots: list[SlotSummary]
+  figures: Mapping[str, Path]
+
+
+def write_json(path: Path, facts: Mapping[str, Any], texts: Sequence[str], layers: Sequence[LayerAudit]) -> None:
+  """Everything: facts of the run, the text of each token, and of each layer the traces and the slots' summaries."""
+  threshold = facts["threshold"]
+  content = dict(facts) | {"tokens": list(texts), "layers": [
+    {"name": layer.name, **_numbers(layer.trace, threshold), "slots": [slot.to_dict() for slot in layer.slots]}
+    for layer in layers]}
+  path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def write_html(path: Path, facts: Mapping[str, Any], layers: Sequence[LayerAudit]) -> None:
+  """The report for readers, with its images inside."""
+  rows = "".join(
+    f"<tr><th>{_escape(name)}</th><td class=text>{_escape(value)}</td></tr>" for name, value in facts.items())
+  body = "".join(_layer(layer, facts["threshold"]) for layer in layers)
+  path.write_text(
+    "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    f"<title>Slots of {_escape(facts['run'])}</title><style>{_STYLE}</style></head><body>"
+    f"<h1>Slots of {_escape(facts['run'])}</h1><table>{rows}</table>{body}</body></html>\n", encoding="utf-8")
+
+
+def _numbers(trace: SlotTrace, threshold: float) -> dict[str, Any]:
+  arrays = {
+    "turn_THM": trace.turn_THM, "keep_THM": trace.keep_THM, "novel_THM": trace.novel_THM, "norm_THM": trace.norm_THM,
+    "age_THM": ages(trace.turn_THM, threshold), "novel_TH": trace.novel_TH, "step_TH": trace.step_TH,
+    "forget_TH": trace.forget_TH, "rank_TH": trace.rank_TH, "overlap_TH": trace.overlap_TH,
+    "similarity_HMM": trace.similarity_HMM}
+  return {name: np.round(value.astype(np.float64), _DECIMALS).tolist() for name, value in arrays.items()}
+
+
+def _layer(layer: LayerAudit, threshold: float) -> str:
+  figures = "".join(
+    f"<figure><img alt='{_escape(what)}' src='data:image/png;base64,"
+    f"{base64.b64encode(layer.figures[what].read_bytes()).decode()}'><figcaption>{_escape(caption)}</figcaption></figure>"
+    for what, caption in CAPTIONS.items() if what in layer.figures)
+  return f"<h2>{_escape(layer.name)}</h2>{_heads(layer, threshold)}{figures}{_slots(layer)}"
+
+
+def _heads(layer: LayerAudit, threshold: float) -> str:
+  trace = layer.trace
+  is_write_THM = trace.turn_THM >= threshold
+  rows = [
+    (str(head), f"{trace.step_TH[:, head].mean():.3f}", f"{is_write_THM[:, head].any(-1).mean():.1%}",
+     f"{is_write_THM[:, head].sum(-1).mean():.2f}", f"{trace.novel_TH[:, head].mean():.1%}",
+     f"{1 - trace.novel_TH[:, head].mean():.1%}", f"{trace.rank_TH[-1, head]:.1f} of {trace.turn_THM.shape[2]}",
+     f"{trace.overlap_TH[-1, head]:.3f}")
+    for head in range(trace.turn_THM.shape[1])]
+  return _table(
+    ("head", "mean step η", "tokens that wrote", "slots written a token", "novel share", "redundant share",
+     "directions at the end", "mean |cosine| at the end"), rows)
+
+
+def _slots(layer: LayerAudit) -> str:
+  rows = [
+    (str(slot.head), str(slot.slot), f"{slot.norm:.3f}", str(slot.age), str(slot.writes), f"{slot.mean_turn:.3f}",
+     f"{slot.mean_keep:.3f}", f"{slot.min_keep:.2f} … {slot.max_keep:.2f}", f"{slot.mean_novel:.1%}",
+     "" if slot.nearest is None else f"{slot.nearest} ({slot.nearest_cosine:+.2f})")
+    for slot in layer.slots]
+  writes = ["".join(map(_write, slot.top)) for slot in layer.slots]
+  table = _table(
+    ("head", "slot", "length", "age", "writes", "mean turn", "mean gate", "gates", "novel share", "nearest slot"),
+    rows, ("what wrote most", writes))
+  return f"<details><summary>Every slot, and the tokens that wrote most to it</summary>{table}</details>"
+
+
+def _write(write: Write) -> str:
+  return (
+    f"<div><span class=faint>{write.turn:.2f} at {write.position}:</span> {_escape(write.before)}"
+    f"<mark>{_escape(write.token)}</mark>{_escape(write.after)}</div>")
+
+
+def _table(
+  names: Sequence[str], rows: Sequence[Sequence[str]], last: tuple[str, Sequence[str]] | None = None
+) -> str:
+  """last: name and cells of a column that is HTML already."""
+  heads = "".join(f"<th>{_escape(name)}</th>" for name in (*names, *(last[:1] if last else ())))
+  lines = [
+    "".join(f"<td>{_escape(cell)}</td>" for cell in row) + (f"<td class=text>{last[1][n]}</td>" if last else "")
+    for n, row in enumerate(rows)]
+  return f"<table><tr>{heads}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _escape(text: Any) -> str:
+  """Text for HTML, control characters made visible."""
+  visible = "".join("↵" if c == "\n" else c if c.isprintable() else "·" for c in str(text))
+  return html.escape(visible)
