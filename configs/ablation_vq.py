@@ -1,16 +1,20 @@
 """Transformer-VQ at a size for two CPU cores, and one-factor ablations of it as variants.
 
-python train.py --config=configs/ablation_vq.py --workdir=runs/ablation_vq --cpu_devices=2
-python train.py --config=configs/ablation_vq.py:codes512 --workdir=runs/codes512 --cpu_devices=2
-python scripts/sweep.py configs/sweeps/vq_ablation.yaml --beyond=32 --against=config=base  # all, three seeds each
+python train.py --config=configs/ablation_vq.py --workdir=runs/ablation_vq
+python train.py --config=configs/ablation_vq.py:codes512 --workdir=runs/codes512
+python scripts/sweep.py configs/sweeps/vq_ablation.yaml --jobs=2 --beyond=32 --against=config=base
 
-The window is short, 16 bytes, so that a model of this size, trained for a minute, has a use for what lies beyond.
-Sequences are 64 windows long, each an update of its own with full backpropagation. Variants can be combined, as in
+The last runs all, three seeds each.
+
+The window is short, 16 bytes, so that a model of this size, trained for two minutes, has a use for what lies beyond.
+Sequences are 32 windows long, each an update of its own with full backpropagation. Variants can be combined, as in
 `:codes512,revive`:
 
 base                        S 128, window 16, one head (SHGA), as without a variant
-codes64, 256, 512, 1024     size of the codebook
+paper_start                 without the learned score of the window, which is no part of the paper. It is large at the
+                            start, so that the cache comes in gradually; without it nearly all attention begins there
 nocache                     the window alone
+codes64, 256, 512, 1024     size of the codebook
 block32, block128           tokens read at a time, not 64: the same results at another cost
 window32, window64          uncompressed tokens
 mqa, mha                    many query heads with one or as many key heads, and an MLP, as in the paper
@@ -31,7 +35,7 @@ _CODES = {f"codes{codes}": codes for codes in (64, 256, 512, 1024)}
 _BLOCKS = {f"block{length}": length for length in (32, 128)}
 _WINDOWS = {f"window{length}": length for length in (32, 64)}
 _HEADS = ("mqa", "mha")
-_OTHERS = ("nocache", "revive", "data_start", "softmax", "bfloat16")
+_OTHERS = ("paper_start", "nocache", "revive", "data_start", "softmax", "bfloat16")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -49,10 +53,11 @@ def base() -> ml_collections.ConfigDict:
   config = common.default()
   config.name = "ablation_vq"
   config.model.update({"dim": 128, "layers": 4, "pattern": ("vq",), "block": "gau"})
-  config.model.vq.update({"key_dim": 32, "value_dim": 256, "codes": 128, "block_len": 64, "window": 16})
-  config.data.update({"source": "enwiki_sample", "seq_len": 1024, "update_len": 1024, "batch": 2})
-  config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 50})
-  config.train.update({"steps": 300, "steps_per_dispatch": 8, "log_every": 40, "save_every": 160})
+  config.model.vq.update({"key_dim": 32, "value_dim": 256, "codes": 128, "block_len": 64, "window": 16,
+                          "near_start": 6.0})
+  config.data.update({"source": "enwiki_sample", "seq_len": 512, "update_len": 512, "batch": 1})
+  config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50})
+  config.train.update({"steps": 1400, "steps_per_dispatch": 16, "log_every": 160, "save_every": 800})
   return config
 
 
@@ -77,6 +82,8 @@ def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
     vq.data_start = True
   elif name == "softmax":
     common.make_softmax_twin(config)
+  elif name == "paper_start":
+    vq.near_start = 0.0
   elif name == "bfloat16":
     config.model.dtype = "bfloat16"
   elif name == "smoke":

@@ -55,6 +55,7 @@ class VQConfig:
   commit_weight: float = 1e-4
   ema_rate: float = 0.99
   data_start: bool = False  # the first update's keys replace the random codebook; not in the paper
+  near_start: float = 0.0  # start of a learned score for all of the window; 0 = none, as in the paper
   revive_below: float = 0.0  # codes used less than this share of the average restart; 0 = never, as in the paper
   max_wavelength: float = 1e5
   sinusoid_dropout: float = 0.0
@@ -93,6 +94,23 @@ class LatticeConfig(RecurrentConfig):
 
 
 @dataclass(frozen=True)
+class BaselineConfig(RecurrentConfig):
+  """The recurrences that Lattice is compared with, linear to ttt_linear.
+
+  A head's state is key_dim × value_dim; of gated_slots slots × (key_dim + value_dim), of ttt_linear
+  value_dim × (value_dim + 1), and as much again for the open mini-batch.
+  """
+
+  key_dim: int = 32  # of queries and keys; of ttt_linear they are as wide as values
+  slots: int = 16  # of gated_slots
+  chunk_len: int = 16  # tokens taken at a time; changes cost, not results. On matrix units 64 without channel decays
+  gate_rank: int = 16  # of the projection that makes the decays of gla
+  max_step: float = 1.0  # of the delta rule, whose share of it each token and head chooses; at most 2
+  mini_batch: int = 16  # tokens of ttt_linear whose gradients are taken at the same weights
+  inner_rate: float = 1.0  # of ttt_linear: steps are at most this over value_dim
+
+
+@dataclass(frozen=True)
 class ModelConfig:
   """The decoder: `layers` blocks that repeat `pattern`, each entry the name of a memory in the registry."""
 
@@ -119,6 +137,7 @@ class ModelConfig:
   attention: AttentionConfig = field(default_factory=AttentionConfig)
   vq: VQConfig = field(default_factory=VQConfig)
   lattice: LatticeConfig = field(default_factory=LatticeConfig)
+  baseline: BaselineConfig = field(default_factory=BaselineConfig)
 
 
 @dataclass(frozen=True)

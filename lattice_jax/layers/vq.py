@@ -66,8 +66,8 @@ class VQAttention(nn.Module):
       q_BTQK, key, v_BTHV, rows_HMK, self._relative(dim, train=train) * scale,
       offset(self, "content_bias", bias_shape, bias_axes) * scale,
       offset(self, "position_bias", bias_shape, bias_axes) * scale,
-      state, segment.ids_BT, segment.valid_BT, block_len=config.block_len, reduction=config.reduction,
-      use_cache=config.cache, impl=self.config.impl)
+      state, segment.ids_BT, segment.valid_BT, block_len=config.block_len, near_bias=self._near_bias(),
+      reduction=config.reduction, use_cache=config.cache, impl=self.config.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
@@ -93,6 +93,13 @@ class VQAttention(nn.Module):
     count = self.variable("buffers", "codebook_count", box(start_counts, ("kv_heads", "codes")))
     total = self.variable("buffers", "codebook_sum", box(random_sums, ("kv_heads", "codes", "key")))
     return count.value, total.value
+
+  def _near_bias(self):
+    config = self.config.vq
+    if not config.near_start:
+      return None
+    init = nn.with_logical_partitioning(nn.initializers.constant(config.near_start), ("heads",))
+    return self.param("near_bias", init, (config.heads,), jnp.float32)
 
   def _relative(self, dim, *, train):
     """Embedding of the distances 0 … W, [H, W + 1, K]; its dropout key holds for a whole sequence."""

@@ -40,13 +40,14 @@ def choose_reduction(reduction: str, num_scores: int) -> str:
 def vq_attention(
   q: Float[Array, "B T Q K"], key: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
   relative: Float[Array, "H S K"], content_bias: Float[Array, "Q K"], position_bias: Float[Array, "Q K"],
-  state: VQState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, block_len: int, reduction: str = "auto",
-  use_cache: bool = True, impl: str = "auto",
+  state: VQState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, block_len: int,
+  near_bias: Float[Array, "Q"] | None = None, reduction: str = "auto", use_cache: bool = True, impl: str = "auto",
 ) -> tuple[Float[Array, "B T Q V"], VQState]:
   """Attends every query to all earlier tokens of its document, and moves the state on.
 
-  The score of query i and key j is (q_i + content_bias)·row(j) + (q_i + position_bias)·relative[i − j], the second term
-  for distances 0…W only. A key's gradient comes from queries at most W away; values get theirs from everywhere.
+  The score of query i and key j is (q_i + content_bias)·row(j) + (q_i + position_bias)·relative[i − j] + near_bias, all
+  but the first term for distances 0…W only. A key's gradient comes from queries at most W away; values get theirs from
+  everywhere.
 
   Args:
     q: queries, already scaled; Q = H·G, query head h·G + g reads key/value head h.
@@ -56,6 +57,7 @@ def vq_attention(
     state: what came before.
     ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros.
     block_len: queries read at a time, any number; a matter of cost alone.
+    near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
       measured best.
     use_cache: False forgets what lies further back than W tokens.
@@ -71,6 +73,12 @@ def vq_attention(
   def add_bias(bias):
     return (q + bias.astype(q.dtype)).astype(dtype).reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
 
+  qu_BTHGK, qw_BTHGK = add_bias(content_bias), add_bias(position_bias)
+  if near_bias is not None:
+    # (q + w)·r + n is the product of vectors that are longer by one
+    near_BTHG1 = jnp.broadcast_to(near_bias.astype(dtype).reshape(kv_heads, -1, 1), (*qw_BTHGK.shape[:-1], 1))
+    qw_BTHGK = jnp.concatenate([qw_BTHGK, near_BTHG1], -1)
+    relative = jnp.pad(relative, ((0, 0), (0, 0), (0, 1)), constant_values=1)
   run_BT = document_runs(ids, valid, state.document_B)
   document_B = document_after(ids, valid, state.document_B)
   state = state.replace(
@@ -84,7 +92,7 @@ def vq_attention(
     form = choose_reduction(reduction, batch * length * num_queries * seen)
     attend = functools.partial(attend_linear, block_len=block_len, reduction=form)
   out_BTHGV, state = attend(
-    add_bias(content_bias), add_bias(position_bias), stream, state, rows, relative, run_BT, use_cache=use_cache)
+    qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache)
   state = state.replace(id_BW=relabel(state.id_BW, document_B[:, None]), document_B=document_B)
   out_BTQV = out_BTHGV.reshape(batch, length, num_queries, -1)
   return jnp.where(valid[..., None, None], out_BTQV, 0.0), state
