@@ -42,6 +42,25 @@ def use_paper_adafactor(config: ml_collections.ConfigDict) -> None:
     "weight_decay": 0.0, "clip_norm": 0.0})
 
 
+# Layers, model width, heads, MLP width, peak learning rate: sizes at which papers on recurrent memories compare.
+LADDER = {
+  "125m": (12, 768, 12, 2048, 6e-4), "350m": (24, 1024, 16, 2736, 3e-4), "760m": (24, 1536, 16, 4096, 2.5e-4)}
+
+
+def use_ladder(config: ml_collections.ConfigDict, size: str) -> None:
+  """A memory and SwiGLU in each block; AdamW that ends at a rate of 3e-5. Usual values, none of them tuned."""
+  layers, dim, heads, mlp_dim, rate = LADDER[size]
+  config.model.update({
+    "layers": layers, "dim": dim, "mlp_dim": mlp_dim, "block": "mlp", "mlp": "swiglu", "dtype": "bfloat16",
+    "remat": "boundary"})
+  config.model.lattice.update({"heads": heads, "value_dim": dim // heads})
+  config.model.attention.update({
+    "heads": heads, "kv_heads": heads, "key_dim": dim // heads, "value_dim": dim // heads})
+  config.optimizer.update({
+    "name": "adamw", "learning_rate": rate, "warmup_steps": 2000, "schedule": "cosine", "final_fraction": 3e-5 / rate,
+    "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "decay": "scaled", "clip_norm": 1.0})
+
+
 def shrink_to_sample(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Ten minutes on two cores on the shipped sample: little data and time, so no dropout and faster learning."""
   config.data.source = SAMPLES[config.data.source]
@@ -49,6 +68,10 @@ def shrink_to_sample(config: ml_collections.ConfigDict) -> ml_collections.Config
     "dim": 192, "layers": 6, "tied_embeddings": False, "logit_scale": 1.0, "final_norm": True, "dropout": 0.0,
     "layer_drop": 0.0, "dtype": "float32", "remat": "none"})
   config.model.vq.update({"key_dim": 64, "value_dim": 384, "codes": 128, "block_len": 64, "sinusoid_dropout": 0.0})
+  if config.model.block == "mlp":
+    config.model.update({"layers": 4, "mlp_dim": 384})
+    config.model.lattice.update({"heads": 3, "slots": 64, "value_dim": 64, "form": "scan"})
+    config.model.attention.update({"heads": 3, "kv_heads": 3, "key_dim": 64, "value_dim": 64, "window": 64})
   config.optimizer.update({
     "name": "adamw", "learning_rate": 3e-3, "warmup_steps": 100, "weight_decay": 0.05, "decay": "scaled",
     "clip_norm": 1.0})
@@ -84,6 +107,7 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
       "heads": heads, "kv_heads": math.gcd(heads, memory.kv_heads), "key_dim": 16, "value_dim": value_dim})
   model.attention.window = min(16, model.attention.window)
   model.vq.update({"codes": 16, "block_len": 16})
+  model.lattice.update({"heads": min(4, model.lattice.heads), "slots": 16, "value_dim": 16, "chunk_len": 8})
 
 
 def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

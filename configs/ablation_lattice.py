@@ -1,0 +1,114 @@
+"""Lattice at a size for a CPU core, and one-factor ablations of it as variants.
+
+python train.py --config=configs/ablation_lattice.py --workdir=runs/ablation_lattice --cpu_devices=2
+python train.py --config=configs/ablation_lattice.py:slots16 --workdir=runs/slots16 --cpu_devices=2
+python scripts/sweep.py configs/sweeps/lattice_slots.yaml --against=config=base  # a whole table, three seeds each
+python scripts/sweep.py configs/sweeps/lattice_ablation.yaml --against=config=base
+
+Sequences of 512 bytes, each an update of its own with full backpropagation. Variants can be combined, as in
+`:slots32,similarity`:
+
+base                        64 slots, decoding, retracted, steps up to 1, exact token scan; as without a variant
+slots16, 32, 96, 128, 192   slots a head; the MLP takes what parameters they leave
+encoding, similarity        the other objectives
+step0.25, 0.5, 2            longest step
+accumulated                 slots grow longer, and so harder
+noproject                   what lies along a slot is written too
+forget                      a forget gate
+freevalues                  values of any length
+noconv                      no convolutions before the memory
+live4, 16, 64               frozen gates, running residual, in chunks of so many tokens
+frozen4, 16, 64             frozen residual too, as we read the paper's own chunks
+additive4, 16, 64           whole steps taken at the chunk's start
+rounds0, 1, 2, 4            the parallel form in chunks of 16 with so many rounds, and no more
+parallel                    the parallel form until it is exact: the same results at another cost
+hybrid                      a window of 64 in the first layer
+softmax                     full softmax attention with rotary positions instead
+
+Cost: not yet measured. Expected: not yet measured.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+_SLOTS = {f"slots{slots}": slots for slots in (16, 32, 96, 128, 192)}
+_STEPS = {f"step{step:g}": step for step in (0.25, 0.5, 2.0)}
+_CHUNKS = {f"{form}{length}": (form, length) for form in ("live", "frozen", "additive") for length in (4, 16, 64)}
+_ROUNDS = {f"rounds{rounds}": rounds for rounds in (0, 1, 2, 4)}
+_FIELDS = {
+  "encoding": {"objective": "encoding"},
+  "similarity": {"objective": "similarity"},
+  "accumulated": {"state": "accumulated"},
+  "noproject": {"projected": False},
+  "forget": {"forget": True},
+  "freevalues": {"unit_values": False},
+  "noconv": {"conv_width": 0},
+  "parallel": {"form": "parallel"},
+}
+_MEMORIES = ("hybrid", "softmax")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  known = ("base", *_SLOTS, *_STEPS, *_FIELDS, *_CHUNKS, *_ROUNDS, *_MEMORIES, "sample", "smoke")
+  asked = common.parse_arg(arg, *known)
+  config = base()
+  for name in known:
+    if name in asked:
+      use_variant(config, name)
+  return config
+
+
+def base() -> ml_collections.ConfigDict:
+  """A half of a million parameters on the shipped sample of Wikipedia."""
+  config = common.default()
+  config.name = "ablation_lattice"
+  config.model.update({"dim": 128, "layers": 2, "pattern": ("lattice",), "block": "mlp", "mlp_dim": 320})
+  config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 64})
+  config.data.update({"source": "enwiki_sample", "seq_len": 512, "update_len": 512, "batch": 4})
+  config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 50})
+  config.train.update({"steps": 300, "steps_per_dispatch": 8, "log_every": 40, "save_every": 160})
+  return config
+
+
+def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
+  """Changes one thing."""
+  model, lattice = config.model, config.model.lattice
+  if name not in ("base", "sample", "smoke"):
+    config.name += f"_{name}"
+  if name in _SLOTS:
+    use_slots(model, _SLOTS[name])
+  elif name in _STEPS:
+    lattice.max_step = _STEPS[name]
+  elif name in _FIELDS:
+    lattice.update(_FIELDS[name])
+  elif name in _CHUNKS:
+    lattice.form, lattice.chunk_len = _CHUNKS[name]
+  elif name in _ROUNDS:
+    lattice.update({"form": "parallel", "chunk_len": 16, "rounds": _ROUNDS[name], "tolerance": 0.0})
+  elif name == "hybrid":
+    model.pattern = ("window", "lattice")
+    use_attention(model, window=64)
+  elif name == "softmax":
+    model.pattern = ("attention",)
+    use_attention(model, window=0)
+  elif name == "smoke":
+    common.apply_smoke(config)
+
+
+def use_slots(model: ml_collections.ConfigDict, slots: int) -> None:
+  """The MLP gives what a slot costs: columns of queries and keys and their convolutions, and its start."""
+  lattice = model.lattice
+  cost = lattice.heads * (2 * model.dim + 2 * lattice.conv_width + lattice.value_dim)
+  model.mlp_dim -= round(cost * (slots - lattice.slots) / (3 * model.dim))
+  lattice.slots = slots
+
+
+def use_attention(model: ml_collections.ConfigDict, window: int) -> None:
+  """Softmax attention of the memory's sizes, gate included."""
+  lattice = model.lattice
+  model.attention.update({
+    "heads": lattice.heads, "kv_heads": lattice.heads, "key_dim": lattice.slots, "value_dim": lattice.value_dim,
+    "gated": True, "qk_norm": True, "window": window})

@@ -1,0 +1,30 @@
+"""Lattice and sliding-window attention in turn, 24 layers (760M rung), PG-19; all else as `lattice_pg19`.
+
+python scripts/prepare_data.py pg19
+python train.py --config=configs/hybrid_pg19.py --workdir=runs/hybrid_pg19
+
+Windows of 2048 tokens, as in the hybrids of Gated DeltaNet.
+
+Cost: not yet measured (33 billion tokens). Expected: not yet measured.
+
+python train.py --config=configs/hybrid_pg19.py:sample --workdir=runs/hybrid_books --cpu_devices=2
+python train.py --config=configs/hybrid_pg19.py:smoke --workdir=runs/hybrid_books_smoke  (a minute)
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common, hybrid_enwik8, lattice_pg19
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  variants = common.parse_arg(arg, "sample", "smoke")
+  config = lattice_pg19.full_size()
+  config.name = "hybrid_pg19"
+  hybrid_enwik8.use_windows(config, 2048)
+  if "sample" in variants:
+    lattice_pg19.use_sample(config)
+  if "smoke" in variants:
+    common.apply_smoke(config)
+  return config

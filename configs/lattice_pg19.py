@@ -1,0 +1,55 @@
+"""Lattice, 24 layers (760M rung), PG-19. The paper's largest models have this size; all other values are ours.
+
+python scripts/prepare_data.py pg19
+python train.py --config=configs/lattice_pg19.py --workdir=runs/lattice_pg19
+
+Model and optimizer are those of the 760M rung of the ladder on which recurrent memories are compared, with 96 slots a
+head, so that a head's state is square; data are those of `vq_pg19`, for a quarter of its tokens.
+
+Cost: not yet measured (33 billion tokens). Expected: not yet measured.
+
+A size for two CPU cores on the shipped novels, whose rows follow the books, and one that only shows that it runs:
+
+python train.py --config=configs/lattice_pg19.py:sample --workdir=runs/lattice_books --cpu_devices=2
+python train.py --config=configs/lattice_pg19.py:smoke --workdir=runs/lattice_books_smoke  (a minute)
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  variants = common.parse_arg(arg, "sample", "smoke")
+  config = full_size()
+  if "sample" in variants:
+    use_sample(config)
+  if "smoke" in variants:
+    common.apply_smoke(config)
+  return config
+
+
+def full_size() -> ml_collections.ConfigDict:
+  """Sequences of 8192 tokens in updates of 2048, memory carried between them."""
+  config = common.default()
+  config.name = "lattice_pg19"
+  config.model.update({"vocab": 32_000, "pattern": ("lattice",), "tied_embeddings": True, "logit_scale": 0.036})
+  common.use_ladder(config, "760m")
+  config.model.lattice.update({"slots": 96, "form": "parallel", "chunk_len": 16, "rounds": 8})
+  config.data.update({
+    "source": "pg19", "tokenizer": "bpe_lossless:32000", "seq_len": 8192, "update_len": 2048, "batch": 128})
+  config.train.update({"steps": 125_000, "log_every": 50, "eval_every": 5000, "save_every": 1000})
+  config.eval.update({"batch": 128, "chunk_len": 2048})
+  return config
+
+
+def use_sample(config: ml_collections.ConfigDict) -> None:
+  """Six novels: a small vocabulary, and rows that follow each book to its end with one running memory."""
+  config.name += "_sample"
+  common.shrink_to_sample(config)
+  config.model.vocab = common.BOOKS_VOCAB
+  config.data.update({
+    "tokenizer": common.BOOKS_TOKENIZER, "rows": "documents", "seq_len": 2048, "update_len": 512, "batch": 8})
+  config.train.steps = 400
