@@ -6,7 +6,7 @@ python eval.py --workdir=runs/recall                                            
 python scripts/plot.py --what=answers runs/recall*/eval_test_cold.json --out=recall.png
 
 The variant names the memory, any of the registry; lattice without one. Recurrent memories have equal states: 2 heads of
-64 slots, or keys, times 64. As in Zoology documents of few pairs are among those of many, from which it is learned.
+64 × 64 numbers. As in Zoology documents of few pairs are among those of many, from which it is learned.
 
 Cost: not yet measured. Expected: not yet measured; on 64 tokens with 8 pairs (data.seq_len, data.update_len,
 data.recall.pairs) attention answers 99.4 % after 800 updates.
@@ -32,6 +32,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.model.attention.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "window": 64})
   config.model.vq.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "codes": 64, "block_len": 32})
   config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 64})
+  config.model.baseline.update({"heads": 2, "key_dim": 64, "value_dim": 64, "slots": 32})
   config.data.update({
     "source": "recall", "tokenizer": "symbols:256", "seq_len": 256, "update_len": 256, "batch": 64})
   config.data.recall.update({"pairs": 64, "fewest_pairs": 4})

@@ -29,7 +29,7 @@ class DocumentResult:
 class EvalResult:
   """One protocol on one split.
 
-  unit: what bits are counted by: "byte" of text or "dim" of an image; `bits_per_byte` is bits per dim there.
+  unit: what bits are counted by: "byte" of text, "dim" of an image or "answer" of a task; so `bits_per_byte` is.
   bits_per_byte: total nats / ln 2 / raw bytes of the split (of the evaluated part where `max_batches` cut it).
   nll_per_token: nats.
   tokens: the targets that were judged, of `split_tokens`; fewer where `max_batches` cut the split.

@@ -14,6 +14,7 @@ from lattice_jax.inspect.slot_plots import plot_layer
 from lattice_jax.inspect.slot_report import LayerAudit, write_html, write_json
 from lattice_jax.inspect.slot_trace import trace_slots
 from lattice_jax.inspect.slot_writes import summarize
+from lattice_jax.ops.lattice import APPROXIMATE_FORMS
 
 START = "⟨start⟩"  # of the document, in place of eos
 
@@ -58,10 +59,11 @@ def audit(task: Task, where: str, ids_T: np.ndarray, out: Path, *, threshold: fl
     layers.append(LayerAudit(
       name, trace, summarize(layer, trace, texts, threshold=threshold, top=top),
       plot_layer(name, trace, out, threshold=threshold)))
+  form = model.lattice.form
   facts = {
     "run": config.name, "workdir": str(task.workdir), "step": task.step, "text": where, "tokens read": len(texts),
-    "objective": model.lattice.objective, "state": model.lattice.state, "form": model.lattice.form,
-    "threshold": threshold}
+    "objective": model.lattice.objective, "state": model.lattice.state,
+    "form": f"{form}, replayed exactly" if form in APPROXIMATE_FORMS else form, "threshold": threshold}
   paths = [out / "audit.json", out / "audit.html"]
   write_json(paths[0], facts, texts, layers)
   write_html(paths[1], facts, layers)

@@ -21,9 +21,9 @@ CAPTIONS = {
   "writes": "How far each token turned each slot, in radians: π/2 replaces the slot.",
   "gates": "What is left of a slot's direction after a token. Below one it is overwritten, above one the write "
            "pointed away from the slot.",
-  "ages": "How long ago each slot was last written to; yellow slots hold something old.",
-  "novelty": "For each slot, how much of the token's value it did not hold yet. Dark: redundant, the value lies along "
-             "the slot.",
+  "ages": "How long ago each slot was last written to, or the text began; yellow slots hold something old.",
+  "novelty": "How much of the token's value lies along each slot, which held it already. Dark: the value is novel "
+             "there, orthogonal to the slot.",
   "similarity": "Cosines of any two slots at the end of the text. Red or blue off the diagonal: two slots hold the "
                 "same direction.",
   "lengths": "Long slots turn slowly: they were written often.",
@@ -42,11 +42,11 @@ def plot_layer(name: str, trace: SlotTrace, folder: Path, *, threshold: float) -
       f"{name}: what was kept of each slot, a·ρ", "a·ρ", trace.keep_THM, "RdBu_r", _around_one(trace.keep_THM),
       np.mean),
     "ages": _heat_maps(
-      f"{name}: tokens since the last write of {threshold:g} radians or more", "tokens",
+      f"{name}: tokens since the last write of {threshold:g} radians or more", "tokens + 1",
       ages(trace.turn_THM, threshold) + 1.0, "viridis", LogNorm(1, max(len(trace.turn_THM), 2)), np.mean),
     "novelty": _heat_maps(
-      f"{name}: share of the value that is orthogonal to each slot", "share", trace.novel_THM, "cividis",
-      Normalize(0, 1), np.mean),
+      f"{name}: share of the value that each slot holds already; the rest is novel", "redundant share",
+      1 - trace.novel_THM, "magma", Normalize(0, 1), np.max),
     "similarity": _similarity(f"{name}: cosines of the slots after the last token", trace.similarity_HMM),
     "traces": _traces(f"{name}: gates and slots along the text", trace),
   }

@@ -18,7 +18,7 @@ class RunInfo:
 
   start_step: updates done before this process; whatever an earlier one wrote about later steps is not part of the run.
   description: the content of run.json.
-  unit: what bits are counted by, "byte" or "dim".
+  unit: what bits are counted by, "byte", "dim" or "answer".
   """
 
   workdir: Path
