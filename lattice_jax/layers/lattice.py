@@ -56,7 +56,7 @@ class Lattice(RecurrentMemory):
     out_BTHV, state = lattice(
       q_BTHK, k_BTHK, v_BTHV, step_BTH, forget_BTH, start_HMV, state, segment.ids_BT, segment.valid_BT,
       rule=_rule(config), form=_form(config), impl=self.config.impl)
-    return out_BTHV, state, _measure(config, step_BTH, k_BTHK, v_BTHV, state, segment)
+    return out_BTHV, state, measure_slots(config, step_BTH, k_BTHK, v_BTHV, state, segment)
 
 
 def _rule(config: LatticeConfig) -> Rule:
@@ -67,12 +67,14 @@ def _form(config: LatticeConfig) -> Form:
   return Form(config.form, config.chunk_len, config.rounds, config.tolerance)
 
 
-
-def _measure(config, step_BTH, k_BTHK, v_BTHV, state, segment) -> dict[str, SumCount]:
+def measure_slots(
+  config: LatticeConfig, step_BTH: jax.Array, k_BTHM: jax.Array, v_BTHV: jax.Array, state: LatticeState,
+  segment: Segment,
+) -> dict[str, SumCount]:
   """How large steps are, and how the slots stand after the call: means over heads and over rows with tokens.
 
-  slot_rank: number of directions that the slots span, Σλ² / (Σλ)² of their Gram matrix upside down; 1 where all are
-  parallel. slot_novelty: the share of the last token's write that lies across the slots, were it to come again.
+  slot_rank: number of directions that the slots take, (Σλ)² / Σλ² of their Gram matrix; 1 where all are parallel.
+  slot_novelty: the share of the last token's write that lies across the slots, were it to come again.
   slot_norm_error: of the slot furthest from length one; approximate forms let it grow within a chunk.
   """
   has_tokens_B1 = segment.valid_BT.any(1)[:, None]
@@ -81,7 +83,7 @@ def _measure(config, step_BTH, k_BTHK, v_BTHV, state, segment) -> dict[str, SumC
   gram_BHMM = jnp.einsum("BHMV,BHNV->BHMN", unit_BHMV, unit_BHMV)
   rank_BH = squared_BHM.sum(-1) ** 2 / jnp.maximum((gram_BHMM**2).sum((-2, -1)), TINY)
   last_B = jnp.maximum(segment.valid_BT.sum(1) - 1, 0)[:, None, None, None]
-  k_BHM, v_BHV = (jnp.take_along_axis(x_BTHK, last_B, 1)[:, 0].astype(jnp.float32) for x_BTHK in (k_BTHK, v_BTHV))
+  k_BHM, v_BHV = (jnp.take_along_axis(x_BT, last_B, 1)[:, 0].astype(jnp.float32) for x_BT in (k_BTHM, v_BTHV))
   h_BHV, code_BHM = incoming(config.objective, unit_BHMV, k_BHM, v_BHV)
   along_BHM = jnp.einsum("BHMV,BHV->BHM", unit_BHMV, h_BHV)
   energy_BH = (code_BHM**2).sum(-1) * (h_BHV**2).sum(-1)

@@ -28,6 +28,7 @@ its empty state is, and what it does with q, k and v:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +41,9 @@ from lattice_jax.layers.common import rms_normalize, weight
 from lattice_jax.layers.conv import short_conv
 from lattice_jax.ops.attention.keys import document_runs
 from lattice_jax.types import LayerOutput, Segment, SumCount
+
+# (key, shape, dtype) → array
+Initializer = Callable[..., jax.Array]
 
 
 @flax.struct.dataclass
@@ -129,12 +133,12 @@ class RecurrentMemory(nn.Module):
     w_DHK = weight(self, name, (dim, heads, width), ("embed", "heads", axis), fan_in=dim)
     return jnp.einsum("BTD,DHK->BTHK", x_BTD, w_DHK.astype(x_BTD.dtype))
 
-  def head_logit(self, name: str, x_BTD: jax.Array, *, start: float = 0.0) -> jax.Array:
-    """[B, T, H] in fp32, a number for each token and head from which a gate is made; about `start` at first."""
+  def head_logit(self, name: str, x_BTD: jax.Array, *, start: float | Initializer = 0.0) -> jax.Array:
+    """[B, T, H] in fp32, a number for each token and head to make a gate from. start: of its bias."""
     dim, heads = x_BTD.shape[-1], self.section.heads
     w_DH = weight(self, name, (dim, heads), ("embed", "heads"), fan_in=dim)
-    bias_H = self.param(
-      f"{name}_bias", nn.with_logical_partitioning(nn.initializers.constant(start), ("heads",)), (heads,), jnp.float32)
+    init = start if callable(start) else nn.initializers.constant(start)
+    bias_H = self.param(f"{name}_bias", nn.with_logical_partitioning(init, ("heads",)), (heads,), jnp.float32)
     return jnp.einsum("BTD,DH->BTH", x_BTD, w_DH.astype(x_BTD.dtype), preferred_element_type=jnp.float32) + bias_H
 
   def _input(self, name, x_BTD, tail_BWHK, run_BT, width, axis):

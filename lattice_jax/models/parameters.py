@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lattice_jax.config import ModelConfig
+from lattice_jax.config import ModelConfig, RecurrentConfig
 
 
 def count_parameters(tree: Any) -> int:
@@ -33,6 +33,11 @@ def _memory_multiply_adds(config: ModelConfig, memory: str, seq_len: int) -> flo
     bias = vq.heads * vq.key_dim * (vq.reach + 1)
     codebook = vq.kv_heads * vq.codes * (2 * vq.key_dim + vq.value_dim)  # search, statistics, fold into the cache
     return _projections(config, vq) + vq.heads * seen * (vq.key_dim + vq.value_dim) + bias + codebook
+  if memory == "lattice":
+    lattice = config.lattice
+    gates = config.dim * lattice.heads * (2 if lattice.forget else 1)
+    # the token scan: residual, inner products, write, lengths, read
+    return _recurrent(config, lattice, lattice.slots) + gates + 5 * lattice.heads * lattice.slots * lattice.value_dim
   attention = config.attention
   seen = (seq_len + 1) / 2 if memory == "attention" else min(attention.window, (seq_len + 1) / 2)
   return _projections(config, attention) + attention.heads * seen * (attention.key_dim + attention.value_dim)
@@ -41,3 +46,10 @@ def _memory_multiply_adds(config: ModelConfig, memory: str, seq_len: int) -> flo
 def _projections(config: ModelConfig, memory: Any) -> int:
   queries = memory.heads * (memory.key_dim + memory.value_dim * (2 if memory.gated else 1))
   return config.dim * (queries + memory.kv_heads * (memory.key_dim + memory.value_dim))
+
+
+def _recurrent(config: ModelConfig, memory: RecurrentConfig, key_dim: int) -> int:
+  """What the frame of the recurrent memories costs."""
+  inputs = 2 * key_dim + memory.value_dim
+  values = memory.value_dim * (2 if memory.gated else 1)
+  return memory.heads * (config.dim * (inputs + values) + memory.conv_width * inputs)

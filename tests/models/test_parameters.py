@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from configs import vq_enwik8
-from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
+from lattice_jax.config import AttentionConfig, LatticeConfig, ModelConfig, VQConfig
 from lattice_jax.config_checks import parse_config
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import count_parameters, flops_per_token
@@ -30,3 +30,11 @@ def test_flops_of_transformer_vq_do_not_grow_with_the_length():
   assert flops_per_token(config, 1_000) == flops_per_token(config, 100_000)
   softmax = ModelConfig(pattern=("attention",))
   assert flops_per_token(softmax, 100_000) > 10 * flops_per_token(softmax, 1_000)
+
+
+def test_flops_of_lattice_by_hand():
+  lattice = LatticeConfig(heads=2, slots=8, value_dim=4, conv_width=3)
+  config = ModelConfig(vocab=10, dim=16, layers=3, pattern=("lattice",), block="gau", lattice=lattice)
+  projections = 16 * 2 * (8 + 8 + 4 + 4 + 4 + 1)  # q, k, v, gate, out, step
+  convolutions = 3 * 2 * (8 + 8 + 4)
+  assert flops_per_token(config, seq_len=100) == 6 * (3 * (projections + convolutions + 5 * 2 * 8 * 4) + 16 * 10)
