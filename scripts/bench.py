@@ -3,7 +3,10 @@
 python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/results/bench_vq_cpu
 
 Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
-with the same --out adds lengths to the same files.
+with the same --out adds lengths to the same files. With --scaling all lengths take turns too, and the table says how
+time and memory grow from one length to the next:
+
+python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.bench import report, vq
-from lattice_jax.bench.harness import GIGA, measure
+from lattice_jax.bench.harness import GIGA, Measured, measure
 from lattice_jax.runtime import enable_compilation_cache
 
 
@@ -28,28 +32,48 @@ def main() -> None:
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
   parser.add_argument("--batch", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only how they grow")
   parser.add_argument("--max_gb", type=float, default=16.0, help="cases that need more memory are not run")
   parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl, tables and plots")
   arguments = parser.parse_args()
   enable_compilation_cache()
   machine = report.describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-  words = [word for word in arguments.cases.split(",") if word]
-  for length in map(int, arguments.lengths.split(",")):
-    for mode in arguments.modes.split(","):
-      cases = [
-        case for case in vq.cases(arguments.head, length, mode, arguments.batch)
-        if not words or any(word in case.name for word in words)]
-      results = measure(cases, rounds=arguments.rounds, max_bytes=int(arguments.max_gb * GIGA))
-      report.write_records(arguments.out / "bench.jsonl", results, machine)
-      print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{report.table(results, vq.BASELINES)}", flush=True)
   for mode in arguments.modes.split(","):
-    records = [
-      record for record in report.read_records(arguments.out / "bench.jsonl")
-      if (record["head"], record["mode"]) == (arguments.head, mode)]
-    out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
-    report.plot(records, f"{arguments.head}, {mode}", out)
-    print(f"wrote {out}")
+    (print_scaling if arguments.scaling else compare)(arguments, mode, machine)
+
+
+def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
+  """Length by length: a table each, one plot and the lines of all."""
+  for length in lengths(arguments):
+    results = run(arguments, [length], mode)
+    report.write_records(arguments.out / "bench.jsonl", results, machine)
+    print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{report.table(results, vq.BASELINES)}", flush=True)
+  records = [
+    record for record in report.read_records(arguments.out / "bench.jsonl")
+    if (record["head"], record["mode"]) == (arguments.head, mode)]
+  out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
+  report.plot(records, f"{arguments.head}, {mode}", out)
+  print(f"wrote {out}")
+
+
+def print_scaling(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
+  """All lengths in one group; the lines go to a file of their own."""
+  results = run(arguments, lengths(arguments), mode)
+  report.write_records(arguments.out / "scaling.jsonl", results, machine)
+  print(f"\n{arguments.head}, {mode}\n\n{report.scaling(results)}", flush=True)
+
+
+def lengths(arguments: argparse.Namespace) -> list[int]:
+  return [int(length) for length in arguments.lengths.split(",")]
+
+
+def run(arguments: argparse.Namespace, lengths: list[int], mode: str) -> list[Measured]:
+  words = [word for word in arguments.cases.split(",") if word]
+  cases = [
+    case for length in lengths for case in vq.cases(arguments.head, length, mode, arguments.batch)
+    if not words or any(word in case.name for word in words)]
+  return measure(cases, rounds=arguments.rounds, max_bytes=int(arguments.max_gb * GIGA))
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ class Measured:
 
   def record(self) -> dict[str, Any]:
     """One JSON line."""
-    quantiles = dict(zip(("q20", "median", "q80"), _quantiles(self.seconds), strict=True)) if self.seconds else {}
-    speed = {"tokens_per_second": self.case.tokens / quantiles["median"]} if quantiles else {}
+    times = dict(zip(("q20", "median", "q80"), quantiles(self.seconds), strict=True)) if self.seconds else {}
+    speed = {"tokens_per_second": self.case.tokens / times["median"]} if times else {}
     return {
-      **self.case.group, "case": self.case.name, **quantiles, **speed, "rounds": len(self.seconds),
+      **self.case.group, "case": self.case.name, **times, **speed, "rounds": len(self.seconds),
       "temp_bytes": self.temp_bytes, "compile_seconds": self.compile_seconds, "program": self.program}
 
 
@@ -84,10 +84,11 @@ def ratios(results: Sequence[Measured], baseline: str) -> Iterator[tuple[str, tu
     return
   for result in results:
     if result.seconds:
-      yield result.case.name, _quantiles(np.divide(base.seconds, result.seconds))
+      yield result.case.name, quantiles(np.divide(base.seconds, result.seconds))
 
 
-def _quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+def quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+  """20, 50 and 80 %."""
   low, middle, high = np.quantile(np.asarray(values), [0.2, 0.5, 0.8]).tolist()
   return low, middle, high
 

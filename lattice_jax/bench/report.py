@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 from collections.abc import Sequence
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from lattice_jax.bench.harness import Measured, ratios
+from lattice_jax.bench.harness import Measured, quantiles, ratios
 from lattice_jax.inspect.plots import COLORS, new_figure, save_with_legend
 from lattice_jax.runtime import git_commit
 
@@ -48,6 +50,19 @@ def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
       name, times[0], f"{times[1]}–{times[2]}", f"{result.temp_bytes / 1e6:,.0f}",
       *("{1:.2f} ({0:.2f}–{2:.2f})".format(*values[name]) for values in factors.values())])
   rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def scaling(results: Sequence[Measured]) -> str:
+  """How the time of each case grows from one length to the next, in Markdown; all lengths were measured in turn."""
+  rows = [["", "tokens", "time ratio", "20–80 %", "temporary bytes ratio"], ["---", *["---:"] * 4]]
+  for name in dict.fromkeys(result.case.name for result in results):
+    by_length = sorted((r for r in results if r.case.name == name and r.seconds), key=lambda r: r.case.tokens)
+    for one, other in itertools.pairwise(by_length):
+      low, middle, high = quantiles(np.divide(other.seconds, one.seconds))
+      rows.append([
+        name, f"{one.case.tokens:,} → {other.case.tokens:,}", f"{middle:.2f}", f"{low:.2f}–{high:.2f}",
+        f"{other.temp_bytes / one.temp_bytes:.2f}"])
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -75,3 +75,13 @@ def test_the_command_writes_lines_table_and_plot_and_a_second_run_adds_lengths(t
   assert [(record["T"], record["case"]) for record in records] == [
     (8, "vq serial"), (8, "softmax blockwise"), (16, "vq serial"), (16, "softmax blockwise")]
   assert (tmp_path / "tiny_fwd.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scaling_compares_lengths_of_one_case(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", [
+    "bench.py", "vq", "--scaling", "--head=tiny", "--lengths=8,16", "--modes=fwd", "--cases=serial", "--rounds=2",
+    f"--out={tmp_path}"])
+  runpy.run_path(str(SCRIPT))["main"]()
+  row = capsys.readouterr().out.splitlines()[-1].split("|")
+  assert row[1:3] == [" vq serial ", " 8 → 16 "]
+  assert [record["T"] for record in report.read_records(tmp_path / "scaling.jsonl")] == [8, 16]
