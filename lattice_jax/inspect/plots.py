@@ -100,6 +100,7 @@ def plot_answers(eval_files: Sequence[Path], out: Path) -> None:
         [(group["first"] * group["last"]) ** 0.5 for group in groups], [100 * group["accuracy"] for group in groups],
         marker="o", color=COLORS[index % len(COLORS)], label=f"{name}: {result['accuracy']:.1%}")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(-2, 102)
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy (%)")
