@@ -14,7 +14,7 @@ LAYERS = (
   ("pallas_kernels",),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.runtime",
    "lattice_jax.interrupt"),
-  ("lattice_jax.together",),
+  ("lattice_jax.together", "lattice_jax.formats"),
   ("lattice_jax.ops",),
   ("lattice_jax.cache",),
   ("lattice_jax.layers",),

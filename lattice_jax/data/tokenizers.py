@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -13,16 +14,26 @@ import sentencepiece
 from lattice_jax.config import DataConfig
 from lattice_jax.data.bpe import parse_name
 from lattice_jax.data.files import SAMPLES, prepare_command, read_sample, sample_files
+from lattice_jax.formats.locate import find_pretrained
+
+PRETRAINED = "pretrained:"  # before the name, folder or .gguf file of a model whose tokenizer is wanted
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What the rest of the code asks of a tokenizer. `eos_id` is the first input of every document and sequence."""
+  """What the rest of the code asks of a tokenizer.
+
+  eos_id: the first input of every document and sequence. start_ids: what the model reads before a prompt.
+  stop_ids: end what it writes. banned_ids: it never writes them.
+  """
 
   name: str
   vocab_size: int
   pad_id: int
   eos_id: int
+  start_ids: tuple[int, ...]
+  stop_ids: tuple[int, ...]
+  banned_ids: tuple[int, ...]
 
   def encode(self, raw: bytes) -> np.ndarray:
     """Token ids of the smallest unsigned type that holds the vocabulary; no eos is added."""
@@ -30,14 +41,30 @@ class Tokenizer(Protocol):
   def decode(self, ids: np.ndarray) -> bytes:
     """The raw bytes; special ids give none."""
 
+  def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+    """The text by which a model is asked to answer messages of {"role", "content"}."""
 
-class ByteTokenizer:
+
+class OwnTokenizer:
+  """What tokenizers of models that are trained here share: ids 0 pad, 1 eos, 2 unknown."""
+
+  name: str
+  pad_id = 0
+  eos_id = 1
+  start_ids = (1,)
+  stop_ids = ()
+  banned_ids = (0, 1, 2)
+
+  def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+    del messages
+    raise ValueError(f"a model with data.tokenizer={self.name} has no chat template; give a plain prompt.")
+
+
+class ByteTokenizer(OwnTokenizer):
   """One token a byte, after three special ids: 0 pad, 1 eos, 2 unknown; byte b is b + 3."""
 
   name = "bytes"
   vocab_size = 259
-  pad_id = 0
-  eos_id = 1
   shift = 3
 
   def encode(self, raw: bytes) -> np.ndarray:
@@ -48,11 +75,9 @@ class ByteTokenizer:
     return (ids[ids >= self.shift] - self.shift).astype(np.uint8).tobytes()
 
 
-class SymbolTokenizer:
+class SymbolTokenizer(OwnTokenizer):
   """Numbers below N, for made-up tasks; as text, numbers between white space. Ids 0 pad, 1 eos; number n is n + 3."""
 
-  pad_id = 0
-  eos_id = 1
   shift = 3
 
   def __init__(self, num_symbols: int):
@@ -75,11 +100,8 @@ class SymbolTokenizer:
     return b"".join(b"%d " % symbol for symbol in (ids[ids >= self.shift] - self.shift).tolist())
 
 
-class BPETokenizer:
+class BPETokenizer(OwnTokenizer):
   """A sentencepiece model trained by `bpe.train_bpe`; ids 0 pad, 1 eos, 2 unknown."""
-
-  pad_id = 0
-  eos_id = 1
 
   def __init__(self, name: str, model: Path):
     self.name = name
@@ -122,6 +144,8 @@ def get_tokenizer(data: DataConfig) -> Tokenizer:
   """
   if data.tokenizer == "bytes":
     return ByteTokenizer()
+  if data.tokenizer.startswith(PRETRAINED):
+    return _pretrained(data.tokenizer)
   if data.tokenizer.startswith("symbols:"):
     return _symbols(data.tokenizer)
   path = model_path(data)
@@ -130,6 +154,14 @@ def get_tokenizer(data: DataConfig) -> Tokenizer:
       f"the model of data.tokenizer={data.tokenizer} is not at {path}; "
       f"run `{prepare_command(data.path, data.source)} --tokenizer={data.tokenizer}`.")
   return _load(data.tokenizer, path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _pretrained(name: str) -> Tokenizer:
+  # imported here, because all other runs do without the libraries that it needs
+  from lattice_jax.data.pretrained_tokenizer import read_pretrained_tokenizer
+
+  return read_pretrained_tokenizer(name, find_pretrained(name.removeprefix(PRETRAINED)))
 
 
 def _symbols(name: str) -> SymbolTokenizer:

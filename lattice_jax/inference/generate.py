@@ -30,23 +30,26 @@ def generate(
   top_p: float = 1.0,
   seed: int | Sequence[int] = 0,
   banned: tuple[int, ...] = SPECIAL_IDS,
-  eos_id: int = 1,
+  start_ids: tuple[int, ...] = (1,),
   prefill_len: int = 256,
 ) -> np.ndarray:
   """The `length` tokens [B, length] that follow each prompt; prompts may differ in length and may be empty.
 
-  As in training, the model reads eos and then the prompt. A row's text depends on its prompt and its seed alone
-  (with one `seed`, row r uses seed + r), so it is the same in any batch. Memory is the layers' state: constant
+  As in training, the model reads `start_ids` and then the prompt. A row's text depends on its prompt and its seed
+  alone (with one `seed`, row r uses seed + r), so it is the same in any batch. Memory is the layers' state: constant
   in `length`, but for softmax attention, whose token cache holds prompt and text.
 
   Args:
+    start_ids: what a text starts with: eos for models trained here.
     banned: ids that are never drawn; to let the model end its text, leave the eos id out and cut the result there.
     prefill_len: tokens of prompt per call; changes speed and memory only.
   """
   _check_arguments(model, prompts, length, prefill_len)
   sampling = Sampling(banned=tuple(banned), temperature=temperature, top_k=top_k, top_p=top_p)
   keys = jnp.stack([jax.random.key(row_seed) for row_seed in _row_seeds(seed, len(prompts))])
-  rows = [np.asarray([eos_id, *row], np.int32) for row in prompts]
+  rows = [np.asarray([*start_ids, *row], np.int32) for row in prompts]
+  if not all(map(len, rows)):
+    raise ValueError("a prompt is empty, and this model starts a text with no token of its own; give a prompt.")
   longest = max(map(len, rows))
   chunk_len = min(prefill_len, 1 << (longest - 1).bit_length())
   max_len = longest + length if needs_token_cache(model) else 0

@@ -1,0 +1,162 @@
+"""GGUF files: metadata and tensors.
+
+The header is parsed here and not by the `gguf` library, whose reader trusts the counts and lengths that it finds: a
+damaged one makes it run without end or fail far from the cause. What a quantised block means is left to the library.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+_MAX_AXES = 4
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class GGUFTensor:
+  """shape: row-major, as numpy has it. start: byte in the file."""
+
+  shape: tuple[int, ...]
+  kind: GGMLQuantizationType
+  start: int
+
+  @property
+  def num_bytes(self) -> int:
+    block_len, block_bytes = GGML_QUANT_SIZES[self.kind]
+    return math.prod(self.shape) // block_len * block_bytes
+
+
+class GGUFFile:
+  """fields: metadata by key, strings and lists as Python has them, lists of numbers as arrays. tensors: by name."""
+
+  def __init__(self, path: Path):
+    """Raises ValueError where the file is not a whole GGUF file."""
+    self.path = path
+    try:
+      with path.open("rb") as file:
+        # pages are read when a tensor is asked for, and are not copied
+        self._raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+      self.fields, self.tensors = _read_header(self._raw)
+    except (OSError, ValueError, OverflowError) as error:
+      raise ValueError(f"{path} is not a whole GGUF file: {error}; get it again.") from error
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor in float32. Raises ValueError for a type that is not known how to be read."""
+    tensor = self.tensors[name]
+    raw = np.frombuffer(self._raw, np.uint8, tensor.num_bytes, tensor.start)
+    try:
+      return dequantize(raw.reshape(-1, _row_bytes(tensor)), tensor.kind).reshape(tensor.shape)
+    except RuntimeError as error:
+      raise ValueError(
+        f"{self.path}: tensor {name} has type {tensor.kind.name}, which holds no weights that can be read; use a file "
+        "in F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant.") from error
+
+
+def _row_bytes(tensor: GGUFTensor) -> int:
+  block_len, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+  return tensor.shape[-1] // block_len * block_bytes
+
+
+class _Cursor:
+  """Reads forward; refuses to pass the end."""
+
+  def __init__(self, raw: mmap.mmap):
+    self.raw = raw
+    self.place = 0
+
+  def take(self, count: int) -> bytes:
+    if count > len(self.raw) - self.place:
+      raise ValueError(
+        f"{count:,} bytes are announced at byte {self.place:,}, where {len(self.raw) - self.place:,} are left")
+    self.place += count
+    return self.raw[self.place - count:self.place]
+
+  def number(self, code: str) -> Any:
+    return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+  def count(self, what: str, least_bytes: int) -> int:
+    """A count of things that take at least so many bytes each."""
+    number = self.number("Q")
+    left = len(self.raw) - self.place
+    if number * least_bytes > left:
+      raise ValueError(f"it announces {number:,} {what} in {left:,} bytes")
+    return number
+
+  def text(self) -> str:
+    return self.take(self.number("Q")).decode("utf-8")
+
+  def value(self, kind: int) -> Any:
+    if kind in _SCALARS:
+      return self.number(_SCALARS[kind])
+    if kind == _STRING:
+      return self.text()
+    if kind == _ARRAY:
+      return self.array()
+    raise ValueError(f"its metadata hold a value of the unknown type {kind}")
+
+  def array(self) -> Any:
+    kind = self.number("I")
+    if kind == _STRING:
+      return [self.text() for _ in range(self.count("strings", 8))]
+    if kind not in _SCALARS:
+      raise ValueError(f"its metadata hold a list of the unknown type {kind}")
+    dtype = np.dtype(f"<{_SCALARS[kind]}")
+    return np.frombuffer(self.take(self.count("numbers", dtype.itemsize) * dtype.itemsize), dtype)
+
+
+def _read_header(raw: mmap.mmap) -> tuple[dict[str, Any], dict[str, GGUFTensor]]:
+  cursor = _Cursor(raw)
+  if cursor.take(4) != MAGIC:
+    raise ValueError(f"it does not start with {MAGIC.decode()}")
+  version = cursor.number("I")
+  if version not in VERSIONS:
+    raise ValueError(f"its version is {version}, or it is big-endian; little-endian versions 2 and 3 can be read")
+  num_tensors, num_fields = cursor.count("tensors", 24), cursor.count("metadata", 12)
+  fields: dict[str, Any] = {}
+  for _ in range(num_fields):
+    key = cursor.text()
+    if key in fields:
+      raise ValueError(f"its metadata hold {key!r} twice")
+    fields[key] = cursor.value(cursor.number("I"))
+  headers: dict[str, tuple[tuple[int, ...], GGMLQuantizationType, int]] = {}
+  for _ in range(num_tensors):
+    name, *rest = _read_tensor_header(cursor)
+    if name in headers:
+      raise ValueError(f"it holds the tensor {name!r} twice")
+    headers[name] = tuple(rest)
+  alignment = fields["general.alignment"] if "general.alignment" in fields else 32
+  if not isinstance(alignment, int) or alignment < 1:
+    raise ValueError(f"its alignment is {alignment!r}")
+  first = -(-cursor.place // alignment) * alignment
+  tensors = {name: GGUFTensor(shape, kind, first + start) for name, (shape, kind, start) in headers.items()}
+  for name, tensor in tensors.items():
+    if tensor.start + tensor.num_bytes > len(raw):
+      raise ValueError(f"tensor {name} ends at byte {tensor.start + tensor.num_bytes:,} of {len(raw):,}")
+  return fields, tensors
+
+
+def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+  name = cursor.text()
+  num_axes = cursor.number("I")
+  if not 1 <= num_axes <= _MAX_AXES:
+    raise ValueError(f"tensor {name} has {num_axes} axes")
+  shape = tuple(cursor.number("Q") for _ in range(num_axes))[::-1]
+  number = cursor.number("I")
+  if number not in set(GGMLQuantizationType):
+    raise ValueError(f"tensor {name} has the unknown type {number}")
+  kind = GGMLQuantizationType(number)
+  if 0 in shape or shape[-1] % GGML_QUANT_SIZES[kind][0]:
+    raise ValueError(f"tensor {name} of type {kind.name} cannot have the shape {shape}")
+  return name, shape, kind, cursor.number("Q")

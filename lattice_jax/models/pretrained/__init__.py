@@ -1,0 +1,5 @@
+"""Llama-family models of other projects as our decoder: their weights read, ours written."""
+
+from lattice_jax.models.pretrained.load import Pretrained, load_pretrained, open_pretrained
+
+__all__ = ["Pretrained", "load_pretrained", "open_pretrained"]

@@ -1,0 +1,129 @@
+"""Weights of a Llama-family model into the parameters of our decoder, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.formats.locate import find_pretrained
+from lattice_jax.formats.safetensors_folder import SafetensorsFolder
+from lattice_jax.models.pretrained.families import read_family
+from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
+from lattice_jax.models.pretrained.tensors import (
+  HEAD,
+  block_shape,
+  file_names,
+  from_file,
+  leaf_name,
+  parameter_shapes,
+  wanted_tensors,
+)
+
+
+@runtime_checkable
+class Weights(Protocol):
+  """A model's files, opened: its config.json, its tensors' names and shapes, and their values one by one."""
+
+  path: Path
+  config: dict[str, Any]
+  shapes: dict[str, tuple[int, ...]]
+
+  def read(self, name: str) -> np.ndarray:
+    """The tensor in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+  """A model whose files were found to hold what its config promises; `params` reads them.
+
+  context_len: tokens it was made to read.
+  """
+
+  model: ModelConfig
+  context_len: int
+  weights: Weights
+
+  @property
+  def shapes(self) -> Any:
+    """The tree of the parameters' shapes."""
+    return parameter_shapes(self.model)
+
+  def params(self, shardings: Any = None) -> Any:
+    """Our parameters: matrices in the model's dtype, norms and biases in float32.
+
+    Never more than one array is in memory beside those already placed. `shardings` has the tree of the parameters.
+
+    Raises:
+      ValueError: a tensor holds a value that is no number.
+    """
+    shardings = shardings or jax.tree.map(lambda leaf: None, self.shapes)
+
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
+      return jax.device_put(self._read_leaf(leaf_name(path), leaf.shape), sharding)
+
+    return jax.tree_util.tree_map_with_path(fill, self.shapes, shardings)
+
+  def _read_leaf(self, leaf: str, shape: tuple[int, ...]) -> np.ndarray:
+    names, one_shape = file_names(leaf, self.model), block_shape(leaf, shape)
+    is_matrix = len(self.weights.shapes[names[0]]) > 1
+    array = np.empty((len(names), *one_shape), jnp.dtype(self.model.dtype) if is_matrix else np.float32)
+    for index, name in enumerate(names):
+      tensor = self.weights.read(name)
+      # a single pass and no temporary: what is not a number, or infinite, makes the sum so
+      if not np.isfinite(tensor.sum(dtype=np.float64)):
+        raise ValueError(f"{self.weights.path}: tensor {name} holds NaN or infinity; get the file again.")
+      array[index] = from_file(leaf, tensor, one_shape)
+    return array.reshape(shape)
+
+
+def open_pretrained(name: str | Path, *, dtype: str = "float32", context_len: int = 0) -> Pretrained:
+  """The model of a known name, a folder of safetensors or a .gguf file, before its weights are read.
+
+  Raises:
+    ValueError: it is not there, is damaged, or is not a model that our decoder can be.
+  """
+  path = find_pretrained(str(name))
+  weights = SafetensorsFolder(path) if path.is_dir() else GGUFWeights(path)
+  model, context_len = read_family(weights.config, path, dtype=dtype, context_len=context_len)
+  _check_tensors(weights, wanted_tensors(model), is_tied=model.tied_embeddings)
+  return Pretrained(model=model, context_len=context_len, weights=weights)
+
+
+def load_pretrained(name: str | Path, *, dtype: str = "float32") -> tuple[ModelConfig, Any]:
+  """(config, parameters) of a pretrained model; see `open_pretrained`."""
+  pretrained = open_pretrained(name, dtype=dtype)
+  return pretrained.model, pretrained.params()
+
+
+def _check_tensors(weights: Weights, wanted: dict[str, tuple[int, ...]], *, is_tied: bool) -> None:
+  missing = sorted(set(wanted) - set(weights.shapes))
+  if missing:
+    raise ValueError(
+      f"{weights.path} lacks the tensor {missing[0]}{_and_others(missing)} that its config promises; get it again.")
+  for name, shape in wanted.items():
+    if weights.shapes[name] != shape:
+      raise ValueError(
+        f"{weights.path}: tensor {name} has shape {weights.shapes[name]}, and its config promises {shape}; get the "
+        "model again.")
+  unknown = sorted(name for name in set(weights.shapes) - set(wanted) if not _is_spare(name, is_tied=is_tied))
+  if unknown:
+    raise ValueError(
+      f"{weights.path} holds the tensor {unknown[0]}{_and_others(unknown)}, which no {weights.config['model_type']} "
+      "model has; it is another kind of model than its config says.")
+
+
+def _is_spare(name: str, *, is_tied: bool) -> bool:
+  """What some files hold though it follows from the rest: the head beside its equal, old rotary frequencies."""
+  return (is_tied and name == HEAD) or name.endswith(".self_attn.rotary_emb.inv_freq")
+
+
+def _and_others(names: Iterable[str]) -> str:
+  others = len(list(names)) - 1
+  return f" and {others} others" if others > 1 else " and 1 other" if others else ""

@@ -1,0 +1,89 @@
+"""Which array of our decoder is which tensor of a Llama-family file, and the change of shape between them.
+
+Files hold matrices as [out, in] with heads flattened; ours are [in …, out …] with heads apart, and stacked over the
+repetitions of the pattern.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.models.decoder import init_variables
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_OUTSIDE = {"embedding": EMBEDDING, "head": HEAD, "final_norm/gain": "model.norm.weight"}
+_IN_BLOCK = {
+  "memory_norm/gain": "input_layernorm.weight",
+  "memory/query": "self_attn.q_proj.weight", "memory/query_bias": "self_attn.q_proj.bias",
+  "memory/key": "self_attn.k_proj.weight", "memory/key_bias": "self_attn.k_proj.bias",
+  "memory/value": "self_attn.v_proj.weight", "memory/value_bias": "self_attn.v_proj.bias",
+  "memory/out": "self_attn.o_proj.weight", "memory/out_bias": "self_attn.o_proj.bias",
+  "mlp_norm/gain": "post_attention_layernorm.weight",
+  "mlp/gate": "mlp.gate_proj.weight", "mlp/up": "mlp.up_proj.weight", "mlp/down": "mlp.down_proj.weight",
+}
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+  """Path of an array of the parameters, such as groups/block_0/memory/query."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+@functools.lru_cache(maxsize=8)
+def parameter_shapes(model: ModelConfig) -> Any:
+  """The tree of our parameters' shapes; blocks are stacked."""
+  return jax.eval_shape(lambda: nn.unbox(init_variables(model, jax.random.key(0))["params"]))
+
+
+def file_names(leaf: str, model: ModelConfig) -> list[str]:
+  """The tensor of an array outside the blocks, or one for each repetition of the pattern."""
+  if leaf in _OUTSIDE:
+    return [_OUTSIDE[leaf]]
+  _, block, name = leaf.split("/", 2)
+  first, step = int(block.removeprefix("block_")), len(model.pattern)
+  return [f"model.layers.{layer}.{_IN_BLOCK[name]}" for layer in range(first, model.layers, step)]
+
+
+def block_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The shape without the axis of stacked blocks."""
+  return shape if leaf in _OUTSIDE else shape[1:]
+
+
+def file_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The tensor's shape; `shape` is that of one block's array."""
+  kind = leaf.rsplit("/", 1)[-1]
+  if kind == "embedding":
+    return shape
+  if kind == "gain" or kind.endswith("_bias"):
+    return (math.prod(shape),)
+  num_inputs = 2 if kind == "out" else 1
+  return math.prod(shape[num_inputs:]), math.prod(shape[:num_inputs])
+
+
+def from_file(leaf: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """One block's array of the tensor; a view where possible."""
+  return tensor if leaf == "embedding" else tensor.T.reshape(shape)
+
+
+def to_file(leaf: str, array: np.ndarray) -> np.ndarray:
+  """The tensor of one block's array."""
+  rows, *columns = file_shape(leaf, array.shape)
+  if leaf == "embedding" or not columns:
+    return array.reshape(rows, *columns)
+  return np.ascontiguousarray(array.reshape(columns[0], rows).T)
+
+
+def wanted_tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Name → shape of every tensor that a file of this model holds."""
+  wanted = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
+    name = leaf_name(path)
+    shape = file_shape(name, block_shape(name, leaf.shape))
+    wanted |= dict.fromkeys(file_names(name, model), shape)
+  return wanted

@@ -1,0 +1,89 @@
+"""Compares a pretrained model here with what `transformers` says of it: logits, greedy text, tokens, chat.
+
+    <other environment>/bin/python scripts/pretrained_reference.py --model=MODEL --output=figures.npz
+    python scripts/check_pretrained.py --pretrained=MODEL --figures=figures.npz
+
+The first command's own docstring says how to make its environment. Exits with 1 where something differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lattice_jax.config import DataConfig, ModelConfig
+from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
+from lattice_jax.inference.generate import generate
+from lattice_jax.models.decoder import Decoder, init_state
+from lattice_jax.models.pretrained import load_pretrained
+from lattice_jax.types import whole_segment
+
+TOLERANCE = 1e-3  # of the largest error of a token's logits, relative to their largest value
+
+
+def compare_logits(model: ModelConfig, variables: dict, figures: dict) -> tuple[bool, str]:
+  tokens = figures["ids"][None]
+
+  @jax.jit
+  def all_logits(variables, tokens):
+    output = Decoder(model).apply(variables, tokens, init_state(model, 1), whole_segment(1, tokens.shape[1]))
+    return Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits)[0]
+
+  ours_TA, theirs_TA = np.float64(all_logits(variables, tokens)), np.float64(figures["logits"])
+  error = (np.abs(ours_TA - theirs_TA).max(axis=1) / np.abs(theirs_TA).max(axis=1)).max()
+  rms = np.sqrt(((ours_TA - theirs_TA) ** 2).mean() / (theirs_TA**2).mean())
+  agree = (ours_TA.argmax(axis=1) == theirs_TA.argmax(axis=1)).sum()
+  return error <= TOLERANCE, (
+    f"largest relative error {error:.1e}, RMS ratio {rms:.1e}, same most likely token at {agree} of {len(ours_TA)}")
+
+
+def compare_greedy(model: ModelConfig, variables: dict, figures: dict, prompt_len: int = 32) -> tuple[bool, str]:
+  wanted = figures["greedy"]
+  text = generate(
+    model, variables, [figures["ids"][:prompt_len]], length=len(wanted), temperature=0.0, banned=(), start_ids=())[0]
+  same = int((np.cumprod(text == wanted)).sum())
+  return same == len(wanted), f"{same} of {len(wanted)} tokens"
+
+
+def compare_tokenizer(tokenizer, texts: dict) -> tuple[bool, str]:
+  pairs = zip(texts["lines"], texts["encoded"], texts["decoded"], strict=True)
+  wrong = [
+    line for line, encoded, decoded in pairs
+    if tokenizer.encode(line.encode()).tolist() != encoded or tokenizer.decode(encoded) != decoded.encode()]
+  first = f"; the first is {wrong[0]!r}" if wrong else ""
+  return not wrong, f"{len(texts['lines']) - len(wrong)} of {len(texts['lines'])} lines there and back{first}"
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--pretrained", required=True, help="smollm2, a folder of safetensors, or a .gguf file")
+  parser.add_argument("--figures", type=Path, required=True, help="what pretrained_reference.py wrote")
+  arguments = parser.parse_args()
+  with np.load(arguments.figures, allow_pickle=False) as file:
+    figures = dict(file)
+  texts = json.loads(str(figures["texts"]))
+  model, params = load_pretrained(arguments.pretrained)
+  variables = {"params": params, "buffers": {}}
+  tokenizer = get_tokenizer(DataConfig(tokenizer=PRETRAINED + arguments.pretrained))
+  rendered = tokenizer.chat(texts["chat"]) == texts["rendered"]
+  results = {
+    f"logits of {len(figures['ids'])} tokens": compare_logits(model, variables, figures),
+    "greedy text": compare_greedy(model, variables, figures),
+    "tokenizer": compare_tokenizer(tokenizer, texts),
+    "chat template": (rendered, "the same text" if rendered else f"here {tokenizer.chat(texts['chat'])!r}"),
+  }
+  for name, (is_same, report) in results.items():
+    print(f"{'ok  ' if is_same else 'WRONG'} {name}: {report}")
+  return 0 if all(is_same for is_same, _ in results.values()) else 1
+
+
+if __name__ == "__main__":
+  try:
+    sys.exit(main())
+  except ValueError as error:
+    sys.exit(f"check_pretrained.py: {error}")

@@ -1,0 +1,50 @@
+"""Writes a Llama-shaped model as safetensors, config.json and tokenizer files, which `transformers` loads.
+
+python scripts/export.py --workdir=runs/mine --output=exported [--step=N] [--dtype=bfloat16]
+python scripts/export.py --pretrained=smollm2 --output=exported
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lattice_jax.checkpoint import load_for_eval
+from lattice_jax.config import DataConfig
+from lattice_jax.data.export_tokenizer import export_tokenizer, special_ids
+from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
+from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.models.pretrained.export import export_model
+from lattice_jax.runtime import quieten_checkpoints
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--workdir", type=Path, help="folder of a training run")
+  source.add_argument("--pretrained", help="smollm2, a folder of safetensors, or a .gguf file")
+  parser.add_argument("--step", type=int, help="checkpoint of the run; the newest when not given")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written")
+  parser.add_argument("--output", type=Path, required=True, help="folder that does not exist yet")
+  arguments = parser.parse_args()
+  if arguments.pretrained:
+    pretrained = open_pretrained(arguments.pretrained)
+    data = DataConfig(tokenizer=PRETRAINED + arguments.pretrained)
+    model, params, context_len = pretrained.model, pretrained.params(), pretrained.context_len
+  else:
+    config, params, _, _ = load_for_eval(arguments.workdir, arguments.step)
+    model, data, context_len = config.model, config.data, config.data.seq_len
+  tokenizer = get_tokenizer(data)
+  export_model(
+    model, params, arguments.output, context_len=context_len, dtype=arguments.dtype, special_ids=special_ids(tokenizer))
+  written = export_tokenizer(tokenizer, data, arguments.output)
+  print(f"wrote {arguments.output}: weights, config.json, {', '.join(written)}")
+
+
+if __name__ == "__main__":
+  quieten_checkpoints()
+  try:
+    main()
+  except ValueError as error:
+    sys.exit(f"export.py: {error}")
