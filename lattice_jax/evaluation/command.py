@@ -14,12 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.checkpoint import load_for_eval, read_config
-from lattice_jax.config import Config
+from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source
 from lattice_jax.data.sources import load_source, read_raw
-from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
+from lattice_jax.data.tokenizers import PRETRAINED, ByteTokenizer, get_tokenizer
 from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
@@ -27,28 +27,36 @@ from lattice_jax.evaluation.overrides import apply_overrides, check_variables_fi
 from lattice_jax.evaluation.report import result_name, write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.inference.generate import generate
+from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import count_parameters
+from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.runtime import git_commit
-from lattice_jax.sharding import make_mesh
+from lattice_jax.sharding import make_mesh, param_shardings
+
+_PRETRAINED_LEN = 1024  # tokens of a window that a pretrained model is judged on, unless an override says otherwise
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-  """A run's config, with overrides, and the parameters of one of its checkpoints."""
+  """A run's config, with overrides, and the parameters of one of its checkpoints.
+
+  Or of a pretrained model, which has no `step`; `workdir` is then where results go.
+  """
 
   workdir: Path
   config: Config
   overrides: tuple[str, ...]
   params: Any
   buffers: Any
-  step: int
+  step: int | None
   mesh: Mesh
 
   def describe(self) -> str:
     """One line: which run, which checkpoint, on what."""
     changes = "".join(f", {override}" for override in self.overrides)
+    origin = "pretrained" if self.step is None else f"({self.workdir}) at step {self.step}"
     return (
-      f"{self.config.name} ({self.workdir}) at step {self.step}{changes}: {count_parameters(self.params):,} parameters "
+      f"{self.config.name} {origin}{changes}: {count_parameters(self.params):,} parameters "
       f"on {self.mesh.size} {jax.default_backend()} device{'s' if self.mesh.size > 1 else ''}")
 
   def with_eval(self, **changes: Any) -> Task:
@@ -89,16 +97,34 @@ class Task:
     train, judged = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
     return compressor_bits_per_byte(train, judged), source.unit
 
-  def generate(self, prompt: str, **options: Any) -> str:
-    """The prompt and what follows it, also written to sample.txt in the workdir."""
+  def generate(self, prompt: str, *, is_chat: bool = False, **options: Any) -> str:
+    """The prompt and what follows it, also written to sample.txt in the workdir.
+
+    With `is_chat` the model is asked the prompt by its chat template.
+    """
     tokenizer = get_tokenizer(self.config.data)
-    prompt_ids = tokenizer.encode(prompt.encode())
-    ids = generate(
-      self.config.model, {"params": self.params, "buffers": self.buffers}, [prompt_ids], eos_id=tokenizer.eos_id,
-      **options)
-    text = prompt + tokenizer.decode(ids[0]).decode(errors="replace")
+    asked = tokenizer.chat([{"role": "user", "content": prompt}]) if is_chat else prompt
+    (ids,) = generate(
+      self.config.model, {"params": self.params, "buffers": self.buffers}, [tokenizer.encode(asked.encode())],
+      start_ids=tokenizer.start_ids, banned=tokenizer.banned_ids, **options)
+    ends = np.flatnonzero(np.isin(ids, tokenizer.stop_ids))
+    answer = tokenizer.decode(ids[:ends[0]] if ends.size else ids).decode(errors="replace")
+    text = prompt + ("\n\n" if is_chat else "") + answer
     write_text(self.workdir / "sample.txt", text + "\n")
     return text
+
+
+def choose(
+  workdir: str | None, pretrained: str | None, *, step: int | None, dtype: str, overrides: Sequence[str]) -> Task:
+  """The run of `workdir`, or the model `pretrained`. Raises ValueError where neither is named, and as they do."""
+  if pretrained is not None:
+    if step is not None:
+      raise ValueError(f"--step={step} names a checkpoint of a run; a pretrained model has none.")
+    results = Path(workdir or f"runs/{Path(pretrained).stem}")
+    return load_pretrained_task(pretrained, workdir=results, dtype=dtype, overrides=overrides)
+  if workdir is None:
+    raise ValueError("give the --workdir of a training run, or a --pretrained model such as --pretrained=smollm2.")
+  return load(Path(workdir), step=step, overrides=overrides)
 
 
 def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
@@ -115,6 +141,24 @@ def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
     check_variables_fit(config.model, {"params": params, "buffers": buffers})
   return Task(
     workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh)
+
+
+def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Sequence[str]) -> Task:
+  """A pretrained model; it is judged on books_sample unless an override names another `data.source`.
+
+  Raises:
+    ValueError: the model is not there or cannot be read, or an override does not fit it.
+  """
+  pretrained = open_pretrained(name, dtype=dtype)
+  seq_len = min(pretrained.context_len, _PRETRAINED_LEN)
+  data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
+  config = apply_overrides(Config(name=Path(name).stem, model=pretrained.model, data=data), overrides)
+  mesh = make_mesh(config.mesh)
+  boxed = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
+  check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
+  params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh))
+  return Task(
+    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers={}, step=None, mesh=mesh)
 
 
 def _images(source: Source) -> Iterator[np.ndarray]:
