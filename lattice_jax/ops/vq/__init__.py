@@ -23,9 +23,9 @@ __all__ = [
 
 
 # Scores of one call above which a CPU is faster going from block to block: they no longer fit in its caches. Measured
-# on two cores of an AMD EPYC, forward and backward: at 0.4 million scores serial takes 0.80 of input_scan's time, at 4
-# million 1.06, at 14 million 1.31.
-_CPU_CROSSOVER = 2**21
+# on two cores of an AMD EPYC, one head, forward and backward (docs/results/bench_vq_cpu): at 6 million scores serial
+# takes 0.92 of input_scan's time, at 13 million 1.40 and twice its memory.
+_CPU_CROSSOVER = 2**23
 
 
 def choose_reduction(reduction: str, num_scores: int) -> str:
