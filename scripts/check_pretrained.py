@@ -16,6 +16,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from lattice_jax.config import DataConfig, ModelConfig
 from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
 from lattice_jax.inference.generate import generate

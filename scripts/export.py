@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.config import DataConfig
 from lattice_jax.data.export_tokenizer import export_tokenizer, special_ids

@@ -161,7 +161,7 @@ def without(name):
     ({"rope_scaling": ["yarn"]}, None, "must say an object or null"),
     ({"rope_theta": "big"}, None, "rope_theta='big'"),
     ({"layer_types": ["full_attention"]}, None, "must name in layer_types as many layers as there are, 2"),
-  ], ids=str)
+  ], ids=lambda value: "changed" if callable(value) else str(value))
 def test_a_folder_that_is_something_else_is_refused(config, change, message, tmp_path):
   tensors = make_tensors(LLAMA)
   folder = write_folder(tmp_path, LLAMA | config, change(tensors) if change else tensors)
