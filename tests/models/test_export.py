@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lattice_jax.config import AttentionConfig, ModelConfig, RopeScalingConfig
+from lattice_jax.config import AttentionConfig, Config, ModelConfig, RopeScalingConfig
 from lattice_jax.config_checks import parse_config, to_dict
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.pretrained import load_pretrained
@@ -57,7 +57,7 @@ def test_exported_and_read_again_is_the_same_model(config, tmp_path):
   assert again == model
   assert_equal_trees(same_params, params)
   assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
-  assert parse_config({"model": to_dict(again)}).model == model
+  assert parse_config(to_dict(Config(model=again))).model == model
 
 
 def test_unrolled_layers_and_bfloat16(tmp_path):

@@ -22,7 +22,7 @@ KEY = 8
 def make_config(update_len):
   """One layer whose keys depend on the token alone; its parameters all but stand still."""
   config = tiny.make_config(data__update_len=update_len, model__layers=1, optimizer__learning_rate=1e-20)
-  vq = VQConfig(heads=2, kv_heads=2, key_dim=KEY, value_dim=4, codes=5, block_len=8)
+  vq = VQConfig(heads=2, kv_heads=2, key_dim=KEY, value_dim=4, codes=5, block_len=32, reduction="serial")
   return dataclasses.replace(config, model=dataclasses.replace(config.model, vq=vq))
 
 
