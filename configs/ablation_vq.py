@@ -6,7 +6,7 @@ python scripts/sweep.py configs/sweeps/vq_ablation.yaml --jobs=2 --beyond=32 --a
 
 The last runs all, three seeds each.
 
-The window is short, 16 bytes, so that a model of this size, trained for two minutes, has a use for what lies beyond.
+The window is short, 16 bytes: what lies beyond it is most of what a model could use.
 Sequences are 32 windows long, each an update of its own with full backpropagation. Variants can be combined, as in
 `:codes512,revive`:
 
