@@ -111,6 +111,31 @@ class BaselineConfig(RecurrentConfig):
 
 
 @dataclass(frozen=True)
+class CacheConfig:
+  """What the memory "attention" keeps of the tokens it has read (lattice_jax/cache).
+
+  Policies other than full and window keep the first `sinks` tokens, `keep` of every partition of `lag` tokens once the
+  next partition is complete, and all later tokens. Their budget is one of `keep`, `ratio` and `tokens`.
+  """
+
+  policy: str = "full"  # full | window | lagkv | local | knorm | keydiff | random | h2o | snapkv | tova
+  sinks: int = 16  # first tokens of a document, which are never dropped
+  window: int = 0  # of "window": tokens a query sees beside the sinks, itself included
+  lag: int = 128
+  keep: int = 0  # tokens of a partition for each key/value head
+  ratio: float = 0.0  # keep as a part of lag
+  tokens: int = 0  # all that is kept: of "window" at any time, else of a document of text_len tokens
+  text_len: int = 0
+  call_len: int = 0  # tokens of a call at most, for which the cache then has room; 0 = room for whole documents
+  observe: int = 32  # of "snapkv": last queries, whose attention is the score
+  pool: int = 7  # of "snapkv": neighbouring slots that share a score
+  value_weight: float = 1.0  # of the values' score in "lagkv" and "local", beside the keys'
+  epsilon: float = 1e-6  # of "lagkv" and "local": least range of a channel
+  seed: int = 0  # of "random"
+  records: tuple[str, ...] = ()  # mass, queries: what "full" notes for other policies that go on from its tokens
+
+
+@dataclass(frozen=True)
 class ModelConfig:
   """The decoder: `layers` blocks that repeat `pattern`, each entry the name of a memory in the registry."""
 
@@ -135,6 +160,7 @@ class ModelConfig:
   xent_chunk: int = 4096  # tokens whose logits exist at one time
   impl: str = "auto"
   attention: AttentionConfig = field(default_factory=AttentionConfig)
+  cache: CacheConfig = field(default_factory=CacheConfig)
   vq: VQConfig = field(default_factory=VQConfig)
   lattice: LatticeConfig = field(default_factory=LatticeConfig)
   baseline: BaselineConfig = field(default_factory=BaselineConfig)

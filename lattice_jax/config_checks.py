@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from lattice_jax.cache.policy import POLICIES, check_cache
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.layers.registry import MEMORIES
 from lattice_jax.ops import lattice, vq
@@ -22,6 +23,7 @@ CHOICES = {
   "model.mlp": ("swiglu", "squared_relu"),
   "model.dtype": ("float32", "bfloat16"),
   "model.attention.bias": ("none", "qkv", "all"),
+  "model.cache.policy": POLICIES,
   "model.attention.rope_scaling.kind": ("none", "linear", "llama3", "yarn"),
   "model.vq.reduction": ("auto", *vq.FORMS),
   "model.lattice.objective": lattice.OBJECTIVES,
@@ -40,7 +42,8 @@ POSITIVE = (
   "model.vocab", "model.dim", "model.layers", "model.mlp_dim", "model.norm_eps", "model.xent_chunk",
   "model.attention.heads", "model.attention.kv_heads", "model.attention.key_dim", "model.attention.value_dim",
   "model.attention.rope_scaling.factor", "model.attention.rope_scaling.original_len",
-  "model.attention.rope_scaling.gain",
+  "model.attention.rope_scaling.gain", "model.cache.lag", "model.cache.observe", "model.cache.pool",
+  "model.cache.epsilon",
   "model.lattice.slots", "model.lattice.max_step", "model.lattice.chunk_len",
   "model.vq.heads", "model.vq.kv_heads", "model.vq.key_dim", "model.vq.value_dim", "model.vq.codes",
   "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "data.recall.pairs",
@@ -87,6 +90,7 @@ def check_config(config: Config) -> None:
     if not 0 <= _get(config, path) < 1:
       raise ValueError(f"{path}={_get(config, path)} must lie in [0, 1).")
   _check_model(config.model)
+  _check_cache(config.model)
   _check_lengths(config)
 
 
@@ -100,6 +104,14 @@ def _check_model(model: ModelConfig) -> None:
     raise ValueError(
       f"model.layers={model.layers} is not a multiple of the {len(model.pattern)} entries of model.pattern; "
       f"use {largest_multiple(len(model.pattern), model.layers)} layers or change the pattern.")
+
+
+def _check_cache(model: ModelConfig) -> None:
+  check_cache(model.cache)
+  if model.cache.policy != "full" and "attention" not in model.pattern:
+    raise ValueError(
+      f"model.cache.policy={model.cache.policy!r} has nothing to keep: model.pattern={','.join(model.pattern)} has no "
+      "memory 'attention'; use model.cache.policy='full', or a pattern with 'attention'.")
 
 
 def _check_lengths(config: Config) -> None:

@@ -1,0 +1,72 @@
+"""The cache as a pytree: keys and values of the kept tokens of every row and head, and where they stood."""
+
+from __future__ import annotations
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.cache.policy import Policy, make_policy
+from lattice_jax.config import ModelConfig
+from lattice_jax.ops.attention.keys import EMPTY
+
+NUM_COUNTS = 5  # int32 fields of a row: base, length, filled, seen, document
+
+
+@flax.struct.dataclass
+class KVCache:
+  """Slots [0, length) of a row hold kept tokens of one document; all heads of a row use equally many.
+
+  key_BHSK, value_BHSV: as they were computed, rotary embedding included. position_BHS: int32, which token of the
+  document a slot holds, counted from 0; EMPTY for none. Positions differ from head to head once tokens are dropped.
+  base_B: slots before it are not scored again. length_B: slots in use. filled_B: slots that are not blank; more than
+  `length` after a reset, until compaction clears them. seen_B: tokens of the document so far, kept or not.
+  document_B: its id, EMPTY before any token.
+  mass_BHS: fp32, attention that each slot has received, summed over queries and the heads that share its key.
+  query_BWQK: the last queries, newest last. Either has no slots where the policy does not need it.
+  """
+
+  key_BHSK: jax.Array
+  value_BHSV: jax.Array
+  position_BHS: jax.Array
+  base_B: jax.Array
+  length_B: jax.Array
+  filled_B: jax.Array
+  seen_B: jax.Array
+  document_B: jax.Array
+  mass_BHS: jax.Array
+  query_BWQK: jax.Array
+
+  @property
+  def num_slots(self) -> int:
+    """Room for tokens; with 0 nothing is remembered."""
+    return self.key_BHSK.shape[-2]
+
+
+def empty_cache(model: ModelConfig, policy: Policy, batch: int, num_slots: int) -> KVCache:
+  """A cache of one layer without tokens."""
+  attention, dtype = model.attention, jnp.dtype(model.dtype)
+  slots_BHS = batch, attention.kv_heads, num_slots
+  num_queries = policy.num_queries if num_slots else 0
+
+  def numbers(start: int) -> jax.Array:
+    return jnp.full((batch,), start, jnp.int32)
+
+  return KVCache(
+    key_BHSK=jnp.zeros((*slots_BHS, attention.key_dim), dtype),
+    value_BHSV=jnp.zeros((*slots_BHS, attention.value_dim), dtype),
+    position_BHS=jnp.full(slots_BHS, EMPTY, jnp.int32),
+    base_B=numbers(policy.sinks), length_B=numbers(0), filled_B=numbers(0), seen_B=numbers(0),
+    document_B=numbers(EMPTY),
+    mass_BHS=jnp.zeros((*slots_BHS[:2], num_slots if policy.records_mass else 0), jnp.float32),
+    query_BWQK=jnp.zeros((batch, num_queries, attention.heads, attention.key_dim), dtype))
+
+
+def cache_bytes(model: ModelConfig, batch: int, max_len: int) -> int:
+  """Bytes of a decoder's caches, all layers together: what `init_state(model, batch, max_len)` allocates for them."""
+  policy, attention, itemsize = make_policy(model.cache), model.attention, jnp.dtype(model.dtype).itemsize
+  layers = model.layers // len(model.pattern) * model.pattern.count("attention")
+  num_slots = policy.num_slots(max_len)
+  slot = itemsize * (attention.key_dim + attention.value_dim) + 4 + 4 * policy.records_mass
+  queries = itemsize * policy.num_queries * attention.heads * attention.key_dim if num_slots else 0
+  return layers * batch * (num_slots * attention.kv_heads * slot + queries + 4 * NUM_COUNTS)

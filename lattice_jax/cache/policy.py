@@ -1,0 +1,85 @@
+"""A cache policy as static data: what it keeps, how slots compete, what it has to record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lattice_jax.cache.budget import kept_length, kept_of_partition, kept_window, most_slots
+from lattice_jax.config import CacheConfig
+
+POLICIES = ("full", "window", "lagkv", "local", "knorm", "keydiff", "random", "h2o", "snapkv", "tova")
+RECORDS = ("mass", "queries")
+
+
+@dataclass(frozen=True)
+class Policy:
+  """What a config's cache does; made by `make_policy`.
+
+  sinks: first tokens that always stay; 0 of "full".
+  window: tokens a query sees beside the sinks, 0 = all.
+  lag, keep: of a partition of `lag` tokens each head keeps `keep`; 0 where nothing is compressed.
+  is_global: slots of all partitions compete for the places, whenever a partition falls due; else only those of one
+    partition, once, and its picks stay for good.
+  records_mass: whether the attention that each slot received is summed up.
+  num_queries: last queries that are kept.
+  """
+
+  config: CacheConfig
+  sinks: int = 0
+  window: int = 0
+  lag: int = 0
+  keep: int = 0
+  is_global: bool = False
+  records_mass: bool = False
+  num_queries: int = 0
+
+  def kept_length(self, num_tokens: int) -> int:
+    """Slots in use after so many tokens of a document, however they arrived: the achieved length."""
+    if self.window:
+      return min(num_tokens, self.sinks + self.window)
+    if self.lag:
+      return kept_length(num_tokens, sinks=self.sinks, lag=self.lag, keep=self.keep)
+    return num_tokens
+
+  def num_slots(self, max_len: int) -> int:
+    """Slots of a cache for documents of at most `max_len` tokens; 0 tokens need none."""
+    if self.window:
+      return min(max_len, self.sinks + self.window)
+    if self.lag and self.config.call_len:
+      return most_slots(
+        max_len, sinks=self.sinks, lag=self.lag, keep=self.keep, call_len=self.config.call_len)
+    return max_len
+
+
+def make_policy(config: CacheConfig) -> Policy:
+  """The policy of a config.
+
+  Raises:
+    ValueError: its budget is missing, given twice, or cannot be kept; the message says what to change.
+  """
+  if config.policy == "full":
+    return Policy(
+      config, records_mass="mass" in config.records, num_queries=config.observe if "queries" in config.records else 0)
+  if config.policy == "window":
+    return Policy(config, sinks=config.sinks, window=kept_window(config))
+  return Policy(
+    config, sinks=config.sinks, lag=config.lag, keep=kept_of_partition(config),
+    is_global=config.policy in ("h2o", "snapkv", "tova"),
+    records_mass=config.policy == "h2o",
+    num_queries={"snapkv": config.observe, "tova": 1}[config.policy] if config.policy in ("snapkv", "tova") else 0)
+
+
+def check_cache(config: CacheConfig) -> None:
+  """Raises ValueError, in one sentence, where no policy can be made of the config."""
+  for name in config.records:
+    if name not in RECORDS:
+      raise ValueError(f"model.cache.records names {name!r}; what can be recorded is {' and '.join(RECORDS)}.")
+  for name in ("sinks", "window", "keep", "tokens", "text_len", "call_len", "value_weight", "seed"):
+    if getattr(config, name) < 0:
+      raise ValueError(f"model.cache.{name}={getattr(config, name)} must be 0 or more.")
+  if not 0 <= config.ratio <= 1:
+    raise ValueError(f"model.cache.ratio={config.ratio} must lie in [0, 1]: 0.25 keeps a quarter of each partition.")
+  if config.pool % 2 == 0:
+    raise ValueError(f"model.cache.pool={config.pool} must be odd, so that a slot is in the middle; "
+                     f"use {config.pool + 1}, or 1 for no pooling.")
+  make_policy(config)
