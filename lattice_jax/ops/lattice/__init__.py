@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.keys import document_after
 from lattice_jax.ops.grid import document_starts, make_grid, select
 from lattice_jax.ops.lattice.approximate import lattice_chunked
 from lattice_jax.ops.lattice.form import APPROXIMATE_FORMS, EXACT_FORMS, FORMS, Form
+from lattice_jax.ops.lattice.kernel import choose_lattice_impl, lattice_kernel
 from lattice_jax.ops.lattice.parallel import changes_by_round, lattice_parallel
 from lattice_jax.ops.lattice.reference import lattice_loop, lattice_reference
 from lattice_jax.ops.lattice.rule import OBJECTIVES, STATES, Rule, incoming, inner_gradient, inner_loss
@@ -49,18 +49,18 @@ def lattice(
     ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
     form: how it is computed; approximate forms define what is computed, and `state` must be made for the same form.
       `Form()` by default, the exact scan.
-    impl: "reference" is the definition, token by token.
+    impl: "reference" is the definition, token by token; "pallas" has kernels for form "scan" of retracted slots.
 
   Returns:
     Output in the state's dtype and the next state.
   """
   form = form or Form()
-  is_reference = choose_impl("lattice", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference"
+  impl = choose_lattice_impl(impl, rule, form, state.slots.unit_BHMV)
   tokens, is_start_BT, start = _enter(q, k, v, step, forget, start, state, ids, valid)
   if form.is_approximate:
-    out_BTHV, after = _run_approximate(rule, form, is_reference, tokens, is_start_BT, valid, start, state)
+    out_BTHV, after = _run_approximate(rule, form, impl == "reference", tokens, is_start_BT, valid, start, state)
   else:
-    run = _choose_exact(rule, form, is_reference)
+    run = _choose_exact(rule, form, impl)
     # Only directions are remembered; the gradient through the form that runs may take the slots to be of length one.
     slots = state.slots.replace(unit_BHMV=unit(state.slots.unit_BHMV)[0])
     out_BTHV, slots = run(tokens, is_start_BT, start, slots)
@@ -93,9 +93,11 @@ def _enter(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax
   return mask(Tokens(q, k, v, step, forget), valid), is_start_BT, Slots(start_HMV, start_norm_HM)
 
 
-def _choose_exact(rule: Rule, form: Form, is_reference: bool) -> Callable[..., tuple[jax.Array, Slots]]:
-  if is_reference:
+def _choose_exact(rule: Rule, form: Form, impl: str) -> Callable[..., tuple[jax.Array, Slots]]:
+  if impl == "reference":
     return functools.partial(lattice_reference, rule)
+  if impl in ("pallas", "interpret"):
+    return functools.partial(lattice_kernel, rule, interpret=impl == "interpret")
   if form.name == "scan":
     return functools.partial(lattice_scan, rule)
   _check_retracted(rule, form)

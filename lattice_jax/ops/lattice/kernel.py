@@ -1,0 +1,36 @@
+"""The exact scan in Pallas kernels: when they can run, and the call."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.dispatch import choose_impl, target_backend
+from lattice_jax.ops.lattice.chunk import with_rates
+from lattice_jax.ops.lattice.form import Form
+from lattice_jax.ops.lattice.rule import Rule
+from lattice_jax.ops.lattice.state import Slots
+from lattice_jax.ops.lattice.tokens import Tokens
+from lattice_jax.types import MEMORY_BOUNDARY
+from pallas_kernels import lattice as kernels
+
+
+def choose_lattice_impl(impl: str, rule: Rule, form: Form, slots: jax.Array) -> str:
+  """As `choose_impl`, for slots [B, H, M, V]."""
+  reason = kernels.supports(
+    objective=rule.objective, retracted=rule.state == "retracted", projected=rule.is_projected,
+    exact=form.name == "scan", dtype=slots.dtype, slots=slots.shape[2], value_dim=slots.shape[3])
+  backend = target_backend()
+  backend_reason = None if backend in kernels.BACKENDS else f"there is no Pallas kernel of it for {backend}"
+  return choose_impl("lattice", impl, pallas_reason=reason, backend_reason=backend_reason)
+
+
+def lattice_kernel(
+  rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots, *, interpret: bool
+) -> tuple[jax.Array, Slots]:
+  """As `lattice_reference`, where `choose_lattice_impl` allows it."""
+  tokens = with_rates(tokens, jnp.float32)
+  out_BTHV, unit_BHMV = kernels.recurrence(
+    tokens.q_BTHM, tokens.k_BTHM, tokens.v_BTHV, tokens.step_BTH, is_start_BT, start.unit_BHMV, slots.unit_BHMV,
+    objective=rule.objective, interpret=interpret, boundary_name=MEMORY_BOUNDARY)
+  return out_BTHV, Slots(unit_BHMV, None)

@@ -1,0 +1,158 @@
+"""Exact Lattice recurrence in kernels: what they support, a function with its gradient, the wrapper for meshes."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, PartitionSpec
+
+from pallas_kernels import lattice_step, lattice_tpu
+from pallas_kernels.lattice_layout import (
+  choose_layout,
+  pack_codes,
+  pack_gates,
+  pack_state,
+  pack_values,
+  unpack_state,
+  unpack_values,
+)
+
+BACKENDS = ("tpu",)
+OBJECTIVES = ("decoding", "encoding", "similarity")
+# A backward program keeps the slots before each of eight tokens, of eight heads at least.
+LARGEST_STATE = 256 * 256
+
+
+def supports(*, objective: str, retracted: bool, projected: bool, exact: bool, dtype: jnp.dtype, slots: int,
+             value_dim: int) -> str | None:
+  """Why no kernel does this, wherever it runs; None if one does."""
+  if objective not in OBJECTIVES:
+    return f"its kernels know the objectives {', '.join(OBJECTIVES)}, not {objective!r}"
+  if not retracted:
+    return "its kernels keep slots of length one, and state='accumulated' lets lengths grow"
+  if not projected:
+    return "its kernels write only what is orthogonal to a slot, and projected=False writes all"
+  if not exact:
+    return "its kernels go token by token, form='scan'; other forms are sums of matrix products in XLA"
+  if dtype != jnp.float32:
+    return f"its kernels keep slots in float32, not {jnp.dtype(dtype).name}"
+  if slots * value_dim > LARGEST_STATE:
+    return f"its kernels hold heads of at most {LARGEST_STATE:,} numbers, not {slots} slots of {value_dim}"
+  return None
+
+
+def recurrence(
+  q: jax.Array, k: jax.Array, v: jax.Array, rate: jax.Array, is_start: jax.Array, start: jax.Array, slots: jax.Array, *,
+  objective: str, interpret: object = False, boundary_name: str = "memory_boundary",
+) -> tuple[jax.Array, jax.Array]:
+  """Out [B, T, H, V] and the slots after the last token, both fp32; differentiable in all but `is_start`.
+
+  Under a mesh of Auto axes "data" and "model", rows are split over the first and heads over the second.
+
+  Args:
+    q, k: [B, T, H, M].
+    v: [B, T, H, V].
+    rate: [B, T, H], size of a step over the forget gate.
+    is_start: bool [B, T], first tokens of documents.
+    start: [H, M, V] slots of length one with which documents begin.
+    slots: [B, H, M, V] before the first token, of length one or zero.
+    objective: one of `OBJECTIVES`.
+    interpret: as of `pallas_call`.
+    boundary_name: under which rematerialisation policies know what is kept for the backward pass.
+  """
+  run = functools.partial(_local, objective, interpret, boundary_name)
+  mesh = jax.sharding.get_abstract_mesh()
+  # XLA cannot split a kernel by itself: on every mesh it must be told to run whole ones on parts of the arrays.
+  if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
+    rows, heads = _axis(mesh, "data", q.shape[0]), _axis(mesh, "model", q.shape[2])
+    token, gate = PartitionSpec(rows, None, heads, None), PartitionSpec(rows, None, heads)
+    state = PartitionSpec(rows, heads)
+    run = jax.shard_map(
+      run, in_specs=(token, token, token, gate, PartitionSpec(rows), PartitionSpec(heads), state),
+      out_specs=(token, state), check_vma=False)
+  return run(q, k, v, rate, is_start, start, slots)
+
+
+def _axis(mesh, name, size):
+  """The mesh axis over which so many rows or heads are split; None if it does not divide them."""
+  return name if name in mesh.axis_names and size % mesh.shape[name] == 0 else None
+
+
+def _local(objective, interpret, boundary_name, q, k, v, rate, is_start, start, slots):
+  """On one device."""
+  batch, length, heads, width = q.shape
+  layout = choose_layout(batch, length, heads, width, v.shape[-1])
+  if length == 1:
+    return _one_token(objective, interpret, boundary_name, layout, q, k, v, rate, is_start, start, slots)
+  return _recurrence(objective, interpret, boundary_name, layout, q, k, v, rate, is_start, start, slots)
+
+
+def _pack(layout, q, k, v, rate, is_start, start, slots):
+  """What kernels take; starts and gates in fp32."""
+  batch, heads = slots.shape[:2]
+  is_start = jnp.broadcast_to(is_start[..., None], (*is_start.shape, heads))
+  return (
+    pack_codes(layout, q), pack_codes(layout, k), pack_values(layout, v), pack_gates(layout, rate.astype(jnp.float32)),
+    pack_gates(layout, is_start.astype(jnp.float32)),
+    pack_state(layout, jnp.broadcast_to(start, (batch, *start.shape))), pack_state(layout, slots))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _recurrence(objective, interpret, boundary_name, layout, q, k, v, rate, is_start, start, slots):
+  out, last = lattice_tpu.forward(
+    layout, objective, *_pack(layout, q, k, v, rate, is_start, start, slots), keeps_boundary=False,
+    interpret=interpret)
+  return unpack_values(layout, out, v.shape), unpack_state(layout, last, slots.shape)
+
+
+def _forward(objective, interpret, boundary_name, layout, q, k, v, rate, is_start, start, slots):
+  inputs = q, k, v, rate, is_start, start, slots
+  out, last, boundary = lattice_tpu.forward(
+    layout, objective, *_pack(layout, *inputs), keeps_boundary=True, interpret=interpret)
+  out, last = unpack_values(layout, out, v.shape), unpack_state(layout, last, slots.shape)
+  # Results are kept too: whatever reads them would otherwise run the kernel again for them.
+  out, last, boundary = checkpoint_name((out, last, boundary), boundary_name)
+  return (out, last), (*inputs, boundary)
+
+
+def _backward(objective, interpret, boundary_name, layout, saved, cotangents):
+  *inputs, boundary = saved
+  d_out, d_last = cotangents
+  q, k, v, rate, is_start, start, slots = inputs
+
+  def pack(q, k, v, rate, start, slots):
+    q, k, v, rate, _, start, slots = _pack(layout, q, k, v, rate, is_start, start, slots)
+    return q, k, v, rate, start, slots
+
+  floats = q, k, v, rate, start, slots
+  fp32 = jax.tree.map(lambda x: x.astype(jnp.float32), floats)
+  _, unpack = jax.vjp(pack, *fp32)
+  packed = _pack(layout, *inputs)
+  grads = lattice_tpu.backward(
+    layout, objective, *packed[:-1], boundary, pack_values(layout, d_out), pack_state(layout, d_last),
+    interpret=interpret)
+  d_q, d_k, d_v, d_rate, d_start, d_slots = (
+    grad.astype(x.dtype) for grad, x in zip(unpack(tuple(grads)), floats, strict=True))
+  return d_q, d_k, d_v, d_rate, None, d_start, d_slots
+
+
+_recurrence.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _one_token(objective, interpret, boundary_name, layout, q, k, v, rate, is_start, start, slots):
+  slots = jnp.where(is_start[:, :, None, None], start, slots)
+  out, slots = lattice_step.step(objective, q[:, 0], k[:, 0], v[:, 0], rate[:, 0], slots, interpret=interpret)
+  return out[:, None], slots
+
+
+def _one_token_forward(objective, interpret, boundary_name, layout, *inputs):
+  slots = inputs[-1]
+  boundary = pack_state(layout, slots)[:, None]
+  return _one_token(objective, interpret, boundary_name, layout, *inputs), (*inputs, boundary)
+
+
+_one_token.defvjp(_one_token_forward, _backward)

@@ -1,0 +1,126 @@
+"""Heads of Lattice on the 128 lanes of a TPU's vector unit.
+
+A row is one head of one sequence. Lane p·R + r of a group holds part p of row r: values are cut into P parts so that
+R·P = 128, and what is summed over values is then summed over parts by rolling lanes. Slots lie on sublanes and values
+on the major axis, so every reduction is a sum of whole registers, one over sublanes, or log₂ P rolls; with 128 rows
+no lane is idle, however narrow a head is. Everything that fills up is zero and changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+LANES = 128
+# Of one group's slots in fp32: forward programs hold them five times, backward ones once a token of a chunk.
+STATE_BYTES = 2 << 20
+REPLAY_BYTES = 32 << 20
+LONGEST_CHUNK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """rows: of a group; groups of them. parts: of the values of a row. slots, values: after filling up, values of a part.
+
+  chunk: tokens a program takes, which are also those between two saved states. chunks: of them.
+  """
+
+  rows: int
+  groups: int
+  parts: int
+  slots: int
+  values: int
+  chunk: int
+  chunks: int
+
+  @property
+  def state_bytes(self) -> int:
+    return self.values * self.slots * LANES * 4
+
+
+def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: int) -> Layout:
+  """As many rows a group as there are, and as `STATE_BYTES` leave room for, at least eight."""
+  num_rows, slots = batch * heads, _up(slots, 16)
+  rows = min(LANES, max(8, 1 << (num_rows - 1).bit_length()))
+  while rows > 8 and slots * value_dim * rows * 4 > STATE_BYTES:
+    rows //= 2
+  parts = LANES // rows
+  values = math.ceil(value_dim / parts)
+  chunk = LONGEST_CHUNK
+  while chunk > 8 and chunk * values * slots * LANES * 4 > REPLAY_BYTES:
+    chunk //= 2
+  chunk = min(chunk, _up(length, 8))
+  return Layout(rows, math.ceil(num_rows / rows), parts, slots, values, chunk, math.ceil(length / chunk))
+
+
+def pack_codes(layout: Layout, x_BTHM: jax.Array) -> jax.Array:
+  """[B, T, H, M] → [groups, T, M, lanes], the same in every part."""
+  x_RTM = _fill(_by_row(x_BTHM), {1: layout.chunk * layout.chunks, 2: layout.slots})
+  return jnp.tile(_lanes_last(layout, x_RTM), (1, 1, 1, layout.parts))
+
+
+def pack_values(layout: Layout, x_BTHV: jax.Array) -> jax.Array:
+  """[B, T, H, V] → [groups, T, V / parts, lanes]."""
+  x_RTV = _fill(_by_row(x_BTHV), {1: layout.chunk * layout.chunks, 2: layout.parts * layout.values})
+  x_GTVR = _lanes_last(layout, x_RTV)
+  parted = x_GTVR.reshape(*x_GTVR.shape[:2], layout.parts, layout.values, layout.rows)
+  return jnp.swapaxes(parted, 2, 3).reshape(*x_GTVR.shape[:2], layout.values, LANES)
+
+
+def unpack_values(layout: Layout, x_GTVL: jax.Array, shape_BTHV: tuple[int, ...]) -> jax.Array:
+  """Back to [B, T, H, V]."""
+  batch, length, heads, value_dim = shape_BTHV
+  parted = x_GTVL.reshape(*x_GTVL.shape[:3], layout.parts, layout.rows)
+  x_GRTPV = jnp.transpose(parted, (0, 4, 1, 3, 2))
+  x_RTV = x_GRTPV.reshape(layout.groups * layout.rows, -1, layout.parts * layout.values)
+  x_BHTV = x_RTV[:batch * heads, :length, :value_dim].reshape(batch, heads, length, value_dim)
+  return jnp.swapaxes(x_BHTV, 1, 2)
+
+
+def pack_gates(layout: Layout, x_BTH: jax.Array) -> jax.Array:
+  """[B, T, H] → [groups, T, lanes], the same in every part."""
+  x_RT = _fill(_by_row(x_BTH), {1: layout.chunk * layout.chunks})
+  return jnp.tile(_lanes_last(layout, x_RT[..., None])[:, :, 0], (1, 1, layout.parts))
+
+
+def pack_state(layout: Layout, x_BHMV: jax.Array) -> jax.Array:
+  """[B, H, M, V] → [groups, V / parts, M, lanes]."""
+  x_RMV = x_BHMV.reshape(-1, *x_BHMV.shape[2:])
+  x_RMV = _fill(x_RMV, {0: layout.groups * layout.rows, 1: layout.slots, 2: layout.parts * layout.values})
+  parted = x_RMV.reshape(layout.groups, layout.rows, layout.slots, layout.parts, layout.values)
+  return jnp.transpose(parted, (0, 4, 2, 3, 1)).reshape(layout.groups, layout.values, layout.slots, LANES)
+
+
+def unpack_state(layout: Layout, x_GVML: jax.Array, shape_BHMV: tuple[int, ...]) -> jax.Array:
+  """Back to [B, H, M, V]."""
+  batch, heads, slots, value_dim = shape_BHMV
+  parted = x_GVML.reshape(*x_GVML.shape[:3], layout.parts, layout.rows)
+  x_GRMPV = jnp.transpose(parted, (0, 4, 2, 3, 1))
+  x_RMV = x_GRMPV.reshape(layout.groups * layout.rows, layout.slots, layout.parts * layout.values)
+  return x_RMV[:batch * heads, :slots, :value_dim].reshape(shape_BHMV)
+
+
+def _by_row(x_BTH: jax.Array) -> jax.Array:
+  """[B, T, H, …] → [B·H, T, …]."""
+  x_BHT = jnp.swapaxes(x_BTH, 1, 2)
+  return x_BHT.reshape(-1, *x_BHT.shape[2:])
+
+
+def _lanes_last(layout: Layout, x_RTK: jax.Array) -> jax.Array:
+  """[rows, T, K] → [groups, T, K, rows of a group]."""
+  x_RTK = _fill(x_RTK, {0: layout.groups * layout.rows})
+  x_GRTK = x_RTK.reshape(layout.groups, layout.rows, *x_RTK.shape[1:])
+  return jnp.moveaxis(x_GRTK, 1, 3)
+
+
+def _fill(x: jax.Array, sizes: dict[int, int]) -> jax.Array:
+  """Zeros at the end of some axes."""
+  widths = [(0, sizes[axis] - size if axis in sizes else 0) for axis, size in enumerate(x.shape)]
+  return jnp.pad(x, widths) if any(after for _, after in widths) else x
+
+
+def _up(number: int, multiple: int) -> int:
+  return -(-number // multiple) * multiple
