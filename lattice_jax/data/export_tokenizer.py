@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from lattice_jax.config import DataConfig
+from lattice_jax.data.pieces import FastPieces
 from lattice_jax.data.pretrained_tokenizer import PretrainedTokenizer, SpecialTokens
 from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, model_path
 
@@ -27,8 +28,7 @@ def export_tokenizer(tokenizer: Tokenizer, data: DataConfig, folder: Path) -> li
   if isinstance(tokenizer, ByteTokenizer):
     tokenizer = _bytes_as_pieces()
   if isinstance(tokenizer, PretrainedTokenizer):
-    tokenizer.save(folder)
-    return ["tokenizer.json", "tokenizer_config.json"]
+    return tokenizer.save(folder)
   if not data.tokenizer.startswith("bpe_"):
     raise ValueError(f"data.tokenizer={data.tokenizer} cannot be exported; bytes, bpe_* and pretrained ones can.")
   shutil.copyfile(model_path(data), folder / "tokenizer.model")
@@ -56,7 +56,7 @@ def _bytes_as_pieces() -> PretrainedTokenizer:
   eos = _SPECIAL[1]
   tokenizer.post_processor = processors.TemplateProcessing(
     single=[eos, "$A"], pair=[eos, "$A", eos, "$B"], special_tokens=[(eos, 1)])
-  return PretrainedTokenizer("bytes", tokenizer, SpecialTokens(eos, eos, (), None))
+  return PretrainedTokenizer("bytes", FastPieces(tokenizer), SpecialTokens(eos, eos, (), None))
 
 
 def _byte_names() -> list[str]:

@@ -30,7 +30,7 @@ def gguf_tokenizer(file: GGUFFile) -> tokenizers.Tokenizer:
   if kind != "gpt2" or cut not in CUTS:
     raise ValueError(
       f"{file.path} has a tokenizer of kind {kind!r} that cuts text as {cut!r}; kind 'gpt2' with {', '.join(CUTS)} can "
-      "be read: use the model's safetensors with its tokenizer.json.")
+      "be read, and kind 'llama': use the model's safetensors with its tokenizer.json.")
   tokens, pairs = _lists(file)
   cut = CUTS[cut]
   # of Llama 3: a whole piece that is a token is taken as it is

@@ -15,6 +15,7 @@ import numpy as np
 import tokenizers
 
 from lattice_jax.data.gguf_tokenizer import gguf_tokenizer, special_token
+from lattice_jax.data.pieces import FastPieces, Pieces, gguf_pieces
 from lattice_jax.formats.gguf_file import GGUFFile
 from lattice_jax.formats.safetensors_folder import read_json
 
@@ -40,14 +41,13 @@ class PretrainedTokenizer:
 
   banned_ids = ()
 
-  def __init__(self, name: str, tokenizer: tokenizers.Tokenizer, special: SpecialTokens):
+  def __init__(self, name: str, pieces: Pieces, special: SpecialTokens):
     self.name = name
-    self._tokenizer = tokenizer
+    self.pieces = pieces
     self._special = special
-    self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    around = tokenizer.encode("", add_special_tokens=True).ids
+    self.vocab_size = pieces.vocab_size
     self.bos_id = self._id(special.bos)
-    self.start_ids = (self.bos_id,) if self.bos_id in around else ()
+    self.start_ids = (self.bos_id,) if self.bos_id in pieces.start_ids else ()
     self.stop_ids = special.stops or tuple(id for id in (self._id(special.eos),) if id is not None)
     starts = [*self.start_ids, self._id(_SEPARATOR), *self.stop_ids, 0]
     self.eos_id = next(id for id in starts if id is not None)
@@ -60,11 +60,10 @@ class PretrainedTokenizer:
     except UnicodeDecodeError as error:
       raise ValueError(
         f"the text is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}; convert it.") from error
-    ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-    return np.array(ids, np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+    return np.array(self.pieces.encode(text), np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
   def decode(self, ids: np.ndarray) -> bytes:
-    return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True).encode("utf-8")
+    return self.pieces.decode(np.asarray(ids).tolist()).encode("utf-8")
 
   def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
     """The messages as the model was trained to read them, up to where it answers.
@@ -84,17 +83,18 @@ class PretrainedTokenizer:
     except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
       raise ValueError(f"the chat template of {self.name} failed: {error}.") from error
 
-  def save(self, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json as `transformers` reads them."""
-    self._tokenizer.save(str(folder / "tokenizer.json"))
+  def save(self, folder: Path) -> list[str]:
+    """Writes the pieces and tokenizer_config.json as `transformers` reads them; the names of the files."""
+    file, reader = self.pieces.save(folder)
     config = {
-      "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+      "tokenizer_class": reader, "clean_up_tokenization_spaces": False,
       "bos_token": self._special.bos, "eos_token": self._special.eos, "chat_template": self._special.template}
     config = {name: value for name, value in config.items() if value is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+    return [file, "tokenizer_config.json"]
 
   def _id(self, token: str | None) -> int | None:
-    return None if token is None else self._tokenizer.token_to_id(token)
+    return None if token is None else self.pieces.id_of(token)
 
 
 def read_pretrained_tokenizer(name: str, path: Path) -> PretrainedTokenizer:
@@ -102,13 +102,14 @@ def read_pretrained_tokenizer(name: str, path: Path) -> PretrainedTokenizer:
   if path.is_dir():
     return PretrainedTokenizer(name, *_from_folder(path))
   file = GGUFFile(path)
-  tokenizer = gguf_tokenizer(file)
+  is_sentencepiece = file.fields.get("tokenizer.ggml.model") == "llama"
+  pieces = gguf_pieces(file) if is_sentencepiece else FastPieces(gguf_tokenizer(file))
   bos, eos = (special_token(file.fields, role) for role in ("bos", "eos"))
   template = file.fields.get("tokenizer.chat_template")
-  return PretrainedTokenizer(name, tokenizer, SpecialTokens(bos, eos, (), _text(template)))
+  return PretrainedTokenizer(name, pieces, SpecialTokens(bos, eos, (), _text(template)))
 
 
-def _from_folder(path: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
+def _from_folder(path: Path) -> tuple[Pieces, SpecialTokens]:
   file = path / "tokenizer.json"
   if not file.is_file():
     raise ValueError(f"{path} holds no tokenizer.json; the model cannot read or write text without: get it too.")
@@ -121,7 +122,7 @@ def _from_folder(path: Path) -> tuple[tokenizers.Tokenizer, SpecialTokens]:
   tokenizer.no_padding()
   config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
   stops = [id for id in _stop_ids(path) if isinstance(id, int)]
-  return tokenizer, SpecialTokens(
+  return FastPieces(tokenizer), SpecialTokens(
     _text(config.get("bos_token")), _text(config.get("eos_token")), tuple(stops), _template(path, config))
 
 
