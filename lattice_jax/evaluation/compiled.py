@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from lattice_jax.config import ModelConfig
+from lattice_jax.inference.placed import Abstract, with_shardings
 from lattice_jax.models.decoder import Decoder, init_state
-from lattice_jax.sharding import batch_sharding, replicated, state_shardings, unbox
+from lattice_jax.sharding import batch_sharding, replicated, state_shardings
 from lattice_jax.types import Batch, Segment
 
 
@@ -36,16 +37,7 @@ def compile_evaluation(
   the likeliest token; None unless `shapes.asks`. The state is donated.
   Compiled ahead and kept, so that a run which evaluates often compiles once and no call can retrace.
   """
-  return _compile(model, shapes, mesh, _Abstract.of(variables))
-
-
-def place_variables(variables: Any, mesh: Mesh) -> Any:
-  """Leaves that lie on `mesh` as they are, others copied to every device; without the boxes of logical axes."""
-  def place(leaf: Any) -> jax.Array:
-    is_on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
-    return leaf if is_on_mesh else jax.device_put(leaf, replicated(mesh))
-
-  return jax.tree.map(place, unbox(variables))
+  return _compile(model, shapes, mesh, Abstract.of(variables))
 
 
 def _abstract_batch(shapes: Shapes, mesh: Mesh) -> Batch:
@@ -59,25 +51,9 @@ def _abstract_batch(shapes: Shapes, mesh: Mesh) -> Batch:
     sequence=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)))
 
 
-@dataclass(frozen=True)
-class _Abstract:
-  """The shapes, dtypes and shardings of a tree of arrays, as a key of the cache of compiled steps."""
-
-  leaves: tuple[jax.ShapeDtypeStruct, ...]
-  structure: Any
-
-  @classmethod
-  def of(cls, tree: Any) -> _Abstract:
-    leaves, structure = jax.tree.flatten(tree)
-    return cls(tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves), structure)
-
-  def tree(self) -> Any:
-    return jax.tree.unflatten(self.structure, self.leaves)
-
-
 @functools.lru_cache(maxsize=8)
 def _compile(
-  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: _Abstract
+  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Abstract
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
   def make_state() -> Any:
     return init_state(model, shapes.batch, shapes.max_len)
@@ -90,8 +66,7 @@ def _compile(
 
   abstract_state = jax.eval_shape(make_state)
   shardings = state_shardings(abstract_state, mesh)
-  abstract_state = jax.tree.map(
-    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract_state, shardings)
+  abstract_state = with_shardings(abstract_state, shardings)
   step_jit = jax.jit(step, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
   compiled_step = step_jit.lower(variables.tree(), abstract_state, _abstract_batch(shapes, mesh)).compile()
   return compiled_step, jax.jit(make_state, out_shardings=shardings).lower().compile()

@@ -1,120 +1,187 @@
-"""Text from a model: the prompt in chunks, then token by token, through the decoder's one call."""
+"""Text from a model: the prompt in chunks, then block by block of tokens, each a call of one compiled program."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.inference.sampling import Sampling, sample_token
-from lattice_jax.models.decoder import Decoder, init_state, needs_token_cache
-from lattice_jax.sharding import unbox
-from lattice_jax.types import Segment
+from lattice_jax.inference.placed import mesh_of, place_variables
+from lattice_jax.inference.programs import Progress, Shapes, compile_programs
+from lattice_jax.inference.prompts import check_room, prompt_chunk, prompt_rows
+from lattice_jax.inference.sampling import Sampling
+from lattice_jax.models.decoder import needs_token_cache
+from lattice_jax.sharding import replicated, tree_bytes, unbox
 
 SPECIAL_IDS = (0, 1, 2)  # pad, eos, unk of every tokenizer here
+_CACHE_UNIT = 64  # token caches have a multiple of so many slots, so that prompts of like lengths share programs
+
+
+@dataclass(frozen=True)
+class Options:
+  """How texts are drawn, and when they end.
+
+  temperature, top_k, top_p, banned: see `Sampling`; banned ids are never drawn.
+  seed: a row's text depends on its prompt and its seed alone; with one number, row r uses seed + r.
+  start_ids: what the model reads before a prompt; eos for models trained here.
+  stop_ids: end a text, and are no part of it.
+  limit: tokens that prompt and text may have together; None where only memory bounds them.
+  prefill_len: tokens of prompt a call. block_len: tokens drawn a call. Both change speed and memory only.
+  """
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  seed: int | Sequence[int] = 0
+  banned: tuple[int, ...] = SPECIAL_IDS
+  start_ids: tuple[int, ...] = (1,)
+  stop_ids: tuple[int, ...] = ()
+  limit: int | None = None
+  prefill_len: int = 256
+  block_len: int = 16
+
+
+@dataclass
+class Timing:
+  """Seconds; `compile_seconds` come on top of the others and are 0 where the programs were compiled before.
+
+  tokens: drawn after the first block, in `decode_seconds`. cache_bytes: of the memory's state, all rows.
+  """
+
+  compile_seconds: float = 0.0
+  first_token_seconds: float = 0.0
+  decode_seconds: float = 0.0
+  tokens: int = 0
+  cache_bytes: int = 0
+
+  @property
+  def tokens_per_second(self) -> float | None:
+    """Of all rows together; None where the first block was all."""
+    return self.tokens / self.decode_seconds if self.tokens else None
+
+
+@dataclass
+class Text:
+  """One row. finish: why it ended, None while it goes on.
+
+  stop: a stop id, or `TokenStream.end`. length: as many tokens as were asked for. context: `limit` was reached first.
+  """
+
+  ids: list[int] = field(default_factory=list)
+  finish: str | None = None
 
 
 def generate(
-  model: ModelConfig,
-  variables: Any,
-  prompts: Sequence[Any] | np.ndarray,
-  *,
-  length: int,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  seed: int | Sequence[int] = 0,
-  banned: tuple[int, ...] = SPECIAL_IDS,
-  start_ids: tuple[int, ...] = (1,),
-  prefill_len: int = 256,
+  model: ModelConfig, variables: Any, prompts: Sequence[Any] | np.ndarray, *, length: int, **options: Any,
 ) -> np.ndarray:
   """The `length` tokens [B, length] that follow each prompt; prompts may differ in length and may be empty.
 
-  As in training, the model reads `start_ids` and then the prompt. A row's text depends on its prompt and its seed
-  alone (with one `seed`, row r uses seed + r), so it is the same in any batch. Memory is the layers' state: constant
-  in `length`, but for softmax attention, whose token cache holds prompt and text.
-
-  Args:
-    start_ids: what a text starts with: eos for models trained here.
-    banned: ids that are never drawn; to let the model end its text, leave the eos id out and cut the result there.
-    prefill_len: tokens of prompt per call; changes speed and memory only.
+  `options` are those of `Options`. Memory is the layers' state: constant in `length`, but for softmax attention, whose
+  token cache holds prompt and text. Where a text may end early, `TokenStream` says where and why.
   """
-  _check_arguments(model, prompts, length, prefill_len)
-  sampling = Sampling(banned=tuple(banned), temperature=temperature, top_k=top_k, top_p=top_p)
-  keys = jnp.stack([jax.random.key(row_seed) for row_seed in _row_seeds(seed, len(prompts))])
-  rows = [np.asarray([*start_ids, *row], np.int32) for row in prompts]
-  if not all(map(len, rows)):
-    raise ValueError("a prompt is empty, and this model starts a text with no token of its own; give a prompt.")
-  longest = max(map(len, rows))
-  chunk_len = min(prefill_len, 1 << (longest - 1).bit_length())
-  max_len = longest + length if needs_token_cache(model) else 0
-  variables = unbox(variables)
-  state = _empty_state(model, len(rows), max_len)
-  logits_BA = jnp.zeros((len(rows), model.vocab), jnp.float32)
-  for start in range(0, longest, chunk_len):
-    tokens_BT, segment = _prompt_chunk(rows, start, chunk_len)
-    logits_BA, state = _prefill(model, variables, tokens_BT, segment, logits_BA, state)
-  positions_B = jnp.asarray([len(row) for row in rows], jnp.int32)
-  return np.asarray(_decode(model, sampling, length, variables, logits_BA, positions_B, keys, state))
+  stream = TokenStream(model, variables, prompts, length=length, options=Options(**options))
+  for _ in stream:
+    pass
+  ended = [text.finish for text in stream.texts if text.finish != "length"]
+  if ended:
+    raise ValueError(f"a text ended before its {length} tokens ({ended[0]}); read it from a TokenStream.")
+  return np.array([text.ids for text in stream.texts], np.int32)
 
 
-_empty_state = jax.jit(init_state, static_argnums=(0, 1, 2))
+class TokenStream:
+  """Texts as they are drawn. Iterating gives the new ids of every row, block by block, until all have ended.
 
+  `texts` holds what was drawn so far, `timing` what it took.
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(4, 5))
-def _prefill(
-  model: ModelConfig, variables: Any, tokens_BT: jax.Array, segment: Segment, logits_BA: jax.Array, state: Any
-) -> tuple[jax.Array, Any]:
-  """The state after a chunk of prompt, and the logits after each row's last token so far."""
-  decoder = Decoder(model)
-  output = decoder.apply(variables, tokens_BT, state, segment)
-  num_valid_B = segment.valid_BT.sum(axis=1)
-  last_B1D = jnp.take_along_axis(output.features_BTD, jnp.maximum(num_valid_B - 1, 0)[:, None, None], axis=1)
-  new_logits_BA = decoder.apply(variables, last_B1D, method=Decoder.logits)[:, 0]
-  return jnp.where(num_valid_B[:, None] > 0, new_logits_BA, logits_BA), output.state
+  Raises:
+    ValueError: an option is out of range, a prompt is empty or holds ids that are none, or leaves no room in `limit`.
+  """
 
+  def __init__(
+    self, model: ModelConfig, variables: Any, prompts: Sequence[Any] | np.ndarray, *, length: int, options: Options):
+    if length < 1 or options.prefill_len < 1 or options.block_len < 1:
+      raise ValueError(
+        f"length={length}, prefill_len={options.prefill_len} and block_len={options.block_len} must be at least 1.")
+    sampling = Sampling(
+      banned=tuple(options.banned), temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+    self._rows = prompt_rows(prompts, options.start_ids, model.vocab)
+    seeds = _row_seeds(options.seed, len(self._rows))
+    check_room(self._rows, options.limit)
+    self.texts = [Text() for _ in self._rows]
+    self._wanted_length, self._stop_ids = length, tuple(options.stop_ids)
+    self._allowed_B = np.array([
+      length if options.limit is None else min(length, options.limit - len(row)) for row in self._rows], np.int32)
+    longest = max(map(len, self._rows))
+    needed = longest + int(self._allowed_B.max())
+    self._shapes = Shapes(
+      batch=len(self._rows), chunk_len=min(options.prefill_len, 1 << (longest - 1).bit_length()),
+      block_len=options.block_len,
+      max_len=-(-needed // _CACHE_UNIT) * _CACHE_UNIT if needs_token_cache(model) else 0)
+    start = time.perf_counter()
+    self._mesh = mesh_of(unbox(variables))
+    self._variables = place_variables(variables, self._mesh)
+    self._programs = compile_programs(model, sampling, self._shapes, self._mesh, self._variables)
+    self.timing = Timing(compile_seconds=time.perf_counter() - start)
+    self._key_data_BW = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(
-  model: ModelConfig, sampling: Sampling, length: int, variables: Any, logits_BA: jax.Array, positions_B: jax.Array,
-  keys: jax.Array, state: Any,
-) -> jax.Array:
-  """`length` tokens of every row: draw from the last logits, then read what was drawn."""
-  decoder = Decoder(model)
+  def end(self, row: int) -> None:
+    """Ends a row's text here; nothing that is drawn later belongs to it."""
+    self.texts[row].finish = "stop"
 
-  def step(carry: Any, index: jax.Array) -> tuple[Any, jax.Array]:
-    logits_BA, state = carry
-    token_B = sample_token(logits_BA, jax.vmap(jax.random.fold_in, (0, None))(keys, index), sampling)
-    position_B1 = (positions_B + index)[:, None]
-    segment = Segment(
-      positions_BT=position_B1, ids_BT=jnp.zeros_like(position_B1), valid_BT=jnp.ones_like(position_B1, bool),
-      marks_BT=jnp.zeros_like(position_B1, jnp.int8))
-    output = decoder.apply(variables, token_B[:, None], state, segment)
-    logits_B1A = decoder.apply(variables, output.features_BTD, method=Decoder.logits)
-    return (logits_B1A[:, 0], output.state), token_B
+  def __iter__(self) -> Iterator[list[list[int]]]:
+    begun = time.perf_counter()
+    progress = self._prefill()
+    self.timing.cache_bytes = tree_bytes(progress.state)
+    is_stop_A = np.isin(np.arange(progress.logits_BA.shape[1]), self._stop_ids)
+    fixed = self._put((self._key_data_BW, self._allowed_B, is_stop_A))
+    # one block ahead of the host, so that reading and printing a block costs no time of the device
+    ahead, num_blocks = None, -(-int(self._allowed_B.max()) // self._shapes.block_len)
+    for index in range(num_blocks + 1):
+      block, ahead = ahead, None
+      if index < num_blocks:
+        wanted_B = self._put(np.array([text.finish is None for text in self.texts]))
+        ahead, progress = self._programs.decode(self._variables, *fixed, wanted_B, progress)
+      if block is None:
+        continue
+      new = [self._extend(row, ids) for row, ids in enumerate(np.asarray(block).tolist())]
+      now = time.perf_counter()
+      if index == 1:
+        self.timing.first_token_seconds, first = now - begun, now
+      else:
+        self.timing.decode_seconds, self.timing.tokens = now - first, self.timing.tokens + sum(map(len, new))
+      yield new
+      if all(text.finish for text in self.texts):
+        return
 
-  _, tokens_TB = jax.lax.scan(step, (logits_BA, state), jnp.arange(length, dtype=jnp.int32))
-  return tokens_TB.T
+  def _prefill(self) -> Progress:
+    progress, chunk_len = self._programs.start(), self._shapes.chunk_len
+    for start in range(0, max(map(len, self._rows)), chunk_len):
+      tokens_BT, segment = self._put(prompt_chunk(self._rows, start, chunk_len))
+      progress = self._programs.prefill(self._variables, tokens_BT, segment, progress)
+    return progress
 
+  def _extend(self, row: int, ids: list[int]) -> list[int]:
+    """Adds a block to a row's text; what was new in it."""
+    text, allowed, new = self.texts[row], int(self._allowed_B[row]), []
+    if text.finish:
+      return []
+    for id in ids[:allowed - len(text.ids)]:
+      if id in self._stop_ids:
+        text.finish = "stop"
+        break
+      new.append(id)
+    text.ids += new
+    if not text.finish and len(text.ids) == allowed:
+      text.finish = "length" if allowed == self._wanted_length else "context"
+    return new
 
-def _prompt_chunk(rows: list[np.ndarray], start: int, chunk_len: int) -> tuple[np.ndarray, Segment]:
-  """Tokens [start, start + chunk_len) of every row; what lies beyond a row's end is invalid."""
-  tokens_BT = np.zeros((len(rows), chunk_len), np.int32)
-  valid_BT = np.zeros((len(rows), chunk_len), bool)
-  for index, row in enumerate(rows):
-    piece = row[start:start + chunk_len]
-    tokens_BT[index, :len(piece)] = piece
-    valid_BT[index, :len(piece)] = True
-  positions_BT = np.broadcast_to(np.arange(start, start + chunk_len, dtype=np.int32), tokens_BT.shape)
-  segment = Segment(
-    positions_BT=positions_BT, ids_BT=np.zeros_like(tokens_BT), valid_BT=valid_BT,
-    marks_BT=np.zeros_like(tokens_BT, np.int8))
-  return tokens_BT, segment
+  def _put(self, tree: Any) -> Any:
+    return jax.device_put(tree, replicated(self._mesh))
 
 
 def _row_seeds(seed: int | Sequence[int], num_rows: int) -> Sequence[int]:
@@ -123,14 +190,3 @@ def _row_seeds(seed: int | Sequence[int], num_rows: int) -> Sequence[int]:
   if len(seed) != num_rows:
     raise ValueError(f"{len(seed)} seeds were given for {num_rows} prompts; give one each, or a single number.")
   return seed
-
-
-def _check_arguments(model: ModelConfig, prompts: Any, length: int, prefill_len: int) -> None:
-  if len(prompts) == 0:
-    raise ValueError("generation needs at least one prompt; an empty prompt [] starts a new document.")
-  if length < 1 or prefill_len < 1:
-    raise ValueError(f"length={length} and prefill_len={prefill_len} must be at least 1.")
-  for row in prompts:
-    ids = np.asarray(row, np.int64)
-    if ids.size and not 0 <= ids.min() <= ids.max() < model.vocab:
-      raise ValueError(f"a prompt holds token {ids.max()} or {ids.min()}, outside the vocabulary of {model.vocab}.")

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
-from lattice_jax.inference import generate as generation
-from lattice_jax.inference.generate import SPECIAL_IDS, generate
+from lattice_jax.inference.generate import SPECIAL_IDS, Options, TokenStream, generate
 from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
-from lattice_jax.sharding import unbox
+from lattice_jax.sharding import tree_bytes, unbox
 from lattice_jax.types import whole_segment
 
 MODEL = ModelConfig(
@@ -29,6 +28,7 @@ OPTIONS = {"length": LENGTH, "prefill_len": 4}
 
 
 SMALL = dataclasses.replace(MODEL, layers=1, pattern=("vq",))
+ONE_BY_ONE = Options(block_len=1, prefill_len=4, seed=3)
 
 
 @functools.lru_cache
@@ -81,18 +81,74 @@ def test_seeds_decide_and_special_tokens_are_never_drawn():
   assert np.isin(text(0, banned=()), SPECIAL_IDS).any()
 
 
-def test_prefill_and_decoding_compile_once_whatever_the_prompts():
-  before = generation._prefill._cache_size(), generation._decode._cache_size()
-  for prompt in ([], [5] * 3, [5] * 9):
-    generate(SMALL, make_variables(SMALL), [prompt + [6] * 4] * 2, length=5, prefill_len=4)
-  assert (generation._prefill._cache_size(), generation._decode._cache_size()) == (before[0] + 1, before[1] + 1)
+def test_a_thousand_tokens_one_by_one_compile_nothing_more_and_neither_does_another_prompt():
+  def read(prompt, length):
+    stream = TokenStream(SMALL, make_variables(SMALL), [prompt, [6] * 4], length=length, options=ONE_BY_ONE)
+    return sum(len(block[0]) for block in stream), stream.timing
+
+  compiled = []
+
+  def listen(event, *args, **kwargs):
+    compiled.extend([event] * event.endswith("backend_compile_duration"))
+
+  assert read([5] * 9, 2)[1].compile_seconds > 0
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  count, timing = read([5] * 13, 1000)
+  read([], 3)
+  jax.monitoring.unregister_event_duration_listener(listen)
+  assert (count, timing.tokens) == (1000, 2 * 999)
+  assert compiled == []
+
+
+def stream(model, prompts, length, **options):
+  texts = TokenStream(model, make_variables(model), prompts, length=length, options=Options(prefill_len=4, **options))
+  blocks = list(texts)
+  for row, text in enumerate(texts.texts):
+    assert text.ids == [id for block in blocks for id in block[row]]
+  return texts
+
+
+def test_a_text_ends_at_a_stop_id_or_where_the_context_does_and_the_others_go_on():
+  whole = generate(SMALL, make_variables(SMALL), PROMPTS, seed=5, **OPTIONS)
+  limit = 1 + len(PROMPTS[0]) + 2
+  stop_id = next(int(id) for id in whole[2][1:] if id not in whole[0][:2])
+  for block_len in (1, 16):
+    texts = stream(SMALL, PROMPTS, LENGTH, seed=5, stop_ids=(stop_id,), limit=limit, block_len=block_len).texts
+    for text, row, prompt in zip(texts, whole.tolist(), PROMPTS, strict=True):
+      room = min(limit - 1 - len(prompt), LENGTH)
+      is_stopped = stop_id in row[:room]
+      assert text.ids == row[:row.index(stop_id) if is_stopped else room]
+      assert text.finish == ("stop" if is_stopped else "context" if room < LENGTH else "length")
+    assert {"stop", "context", "length"} == {text.finish for text in texts}
+
+
+def test_a_row_that_was_ended_by_its_reader_gets_nothing_more():
+  texts = TokenStream(SMALL, make_variables(SMALL), PROMPTS, length=6, options=ONE_BY_ONE)
+  for index, block in enumerate(texts):
+    assert bool(block[1]) == (index < 2)
+    if index == 1:
+      texts.end(1)
+  assert [(len(text.ids), text.finish) for text in texts.texts] == [(6, "length"), (2, "stop"), (6, "length")]
+
+
+def test_the_cache_of_softmax_attention_is_counted():
+  timing = stream(MODEL, PROMPTS, LENGTH, seed=5, temperature=0.0).timing
+  assert timing.cache_bytes == tree_bytes(jax.eval_shape(lambda: init_state(MODEL, len(PROMPTS), 64)))
+  assert timing.first_token_seconds > 0
+
+
+def test_a_text_is_never_silently_shorter():
+  with pytest.raises(ValueError, match=r"ended before its 13 tokens \(context\); read it from a TokenStream"):
+    generate(SMALL, make_variables(SMALL), PROMPTS, limit=13, **OPTIONS)
 
 
 @pytest.mark.parametrize(
   ("prompts", "options", "message"), [
     ([], {}, "at least one prompt"), ([[40]], {}, "outside the vocabulary of 40"), ([[3]], {"length": 0}, "at least 1"),
-    ([[3]], {"seed": [1, 2]}, "2 seeds"), ([[3]], {"temperature": -1.0}, "temperature")],
-  ids=["no-prompt", "vocabulary", "length", "seeds", "temperature"])
+    ([[3]], {"seed": [1, 2]}, "2 seeds"), ([[3]], {"temperature": -1.0}, "temperature"),
+    ([[3], []], {"start_ids": ()}, "prompt of row 1 is empty, and this model starts"),
+    ([[3], [4] * 9], {"limit": 10}, r"row 1 has 10 tokens, and the context holds 10 .*; shorten")],
+  ids=["no-prompt", "vocabulary", "length", "seeds", "temperature", "empty-row", "too-long"])
 def test_arguments_out_of_range_are_refused(prompts, options, message):
   with pytest.raises(ValueError, match=message):
     generate(MODEL, {}, prompts, **{"length": 3} | options)
