@@ -10,6 +10,7 @@ import pytest
 
 from configs import ablation_vq
 from lattice_jax.config_checks import parse_config
+from lattice_jax.data.sources import load_source
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.sweep.spec import read_sweep
@@ -18,6 +19,13 @@ ROOT = Path(__file__).parents[2]
 VARIANTS = {
   value.rpartition(":")[2] for name in ("vq_ablation", "vq_blocks")
   for value in read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml").parameters[0].values}
+
+
+@pytest.mark.parametrize("name", ["vq_ablation", "vq_blocks"])
+def test_the_metric_is_one_that_the_data_has(name):
+  source = load_source(parse_config(ablation_vq.get_config()).data, "validation")
+  sweep = read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml")
+  assert sweep.metric == f"eval_validation_cold/bits_per_{source.unit}"
 
 
 def parameters(model):
