@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def base() -> ml_collections.ConfigDict:
-  """A hundred thousand parameters on the shipped photographs; small, so that a minute shows them three million bytes."""
+  """A hundred thousand parameters on the shipped photographs: small, so that a minute shows it three million bytes."""
   config = common.default()
   config.name = "ablation_vq"
   config.model.update({"dim": 64, "layers": 2, "pattern": ("vq",), "block": "gau"})
