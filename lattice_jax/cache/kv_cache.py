@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.ops.attention.keys import EMPTY
+from lattice_jax.ops.attention.slots import Slots
 
 NUM_COUNTS = 5  # int32 fields of a row: base, length, filled, seen, document
 
@@ -19,9 +20,9 @@ class KVCache:
 
   key_BHSK, value_BHSV: as they were computed, rotary embedding included. position_BHS: int32, which token of the
   document a slot holds, counted from 0; EMPTY for none. Positions differ from head to head once tokens are dropped.
-  base_B: slots before it are not scored again. length_B: slots in use. filled_B: slots that are not blank; more than
-  `length` after a reset, until compaction clears them. seen_B: tokens of the document so far, kept or not.
-  document_B: its id, EMPTY before any token.
+  base_B: slots before it are not scored again, but by policies that are global. length_B: slots in use. filled_B:
+  slots that are not blank; more than `length` after a reset, until compaction clears them. seen_B: tokens of the
+  document so far, kept or not. document_B: its id, EMPTY before any token.
   mass_BHS: fp32, attention that each slot has received, summed over queries and the heads that share its key.
   query_BWQK: the last queries, newest last. Either has no slots where the policy does not need it.
   """
@@ -41,6 +42,31 @@ class KVCache:
   def num_slots(self) -> int:
     """Room for tokens; with 0 nothing is remembered."""
     return self.key_BHSK.shape[-2]
+
+
+@flax.struct.dataclass
+class CacheView:
+  """Layer `layer` of a stack of caches, whose leaves have an axis of layers in front; written in place."""
+
+  stack: KVCache
+  layer: jax.Array
+
+  @classmethod
+  def alone(cls, cache: KVCache) -> CacheView:
+    """The only layer of its stack."""
+    return cls(stack=jax.tree.map(lambda leaf: leaf[None], cache), layer=jnp.int32(0))
+
+  @property
+  def counts(self) -> KVCache:
+    """This layer's cache, of which only the small fields should be used: a large one would be copied."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), self.stack)
+
+  @property
+  def slots(self) -> Slots:
+    """What attention reads."""
+    return Slots(
+      key_LBHSK=self.stack.key_BHSK, value_LBHSV=self.stack.value_BHSV, position_LBHS=self.stack.position_BHS,
+      layer=self.layer, length_B=self.stack.length_B[self.layer])
 
 
 def empty_cache(model: ModelConfig, policy: Policy, batch: int, num_slots: int) -> KVCache:

@@ -9,6 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.cache.compact import compact
+from lattice_jax.cache.kv_cache import CacheView, KVCache
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.layers.block import Block
 from lattice_jax.layers.common import RMSNorm, offset, weight
@@ -32,19 +35,27 @@ class DecoderOutput:
 
 
 class Group(nn.Module):
-  """The blocks of one repetition of the pattern; a legal body of `nn.scan`."""
+  """The blocks of one repetition of the pattern; a legal body of `nn.scan`.
+
+  `carried` is the residual stream and the stacks of caches, by block, of which this group writes layer `index`; other
+  memories come in and go out as `states`.
+  """
 
   config: ModelConfig
   train: bool
 
   @nn.compact
-  def __call__(self, x_BTD, states, segment):
+  def __call__(self, carried, states, index, segment):
+    x_BTD, stacks = carried
     outputs = {}
     for name, memory in pattern_blocks(self.config):
-      outputs[name] = Block(self.config, memory, name=name)(x_BTD, states[name], segment, train=self.train)
-      x_BTD = outputs[name].y_BTD
-    rest = {name: output.replace(y_BTD=None) for name, output in outputs.items()}
-    return x_BTD, rest
+      state = CacheView(stacks[name], index) if name in stacks else states[name]
+      output = Block(self.config, memory, name=name)(x_BTD, state, segment, train=self.train)
+      if name in stacks:
+        stacks = {**stacks, name: output.state.stack}
+        output = output.replace(state=None)
+      x_BTD, outputs[name] = output.y_BTD, output.replace(y_BTD=None)
+    return (x_BTD, stacks), outputs
 
 
 class Decoder(nn.Module):
@@ -66,13 +77,16 @@ class Decoder(nn.Module):
     config = self.config
     x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
     run_groups = self._scanned_groups(train) if config.scan_layers else self._unrolled_groups(train)
-    x_BTD, outputs = run_groups(x_BTD, state, segment)
+    stacks, states = _split_caches(state)
+    (x_BTD, stacks), outputs = run_groups((x_BTD, stacks), states, jnp.arange(num_groups(config)), segment)
+    if stacks:
+      stacks = compact(make_policy(config.cache), stacks, call_len=tokens_BT.shape[1])
     if config.final_norm:
       x_BTD = RMSNorm(config.norm_gain, config.norm_eps, name="final_norm")(x_BTD)
     losses, metrics = _reduce_layers(outputs)
     return DecoderOutput(
       features_BTD=x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype),
-      state={name: output.state for name, output in outputs.items()},
+      state={name: stacks[name] if name in stacks else output.state for name, output in outputs.items()},
       losses=losses, metrics=metrics,
       statistics={name: output.statistics for name, output in outputs.items()})
 
@@ -98,7 +112,7 @@ class Decoder(nn.Module):
 
   def _scanned_groups(self, train: bool):
     scan = nn.scan(
-      _remat(Group, self.config.remat), length=num_groups(self.config), in_axes=(0, nn.broadcast), out_axes=0,
+      _remat(Group, self.config.remat), length=num_groups(self.config), in_axes=(0, 0, nn.broadcast), out_axes=0,
       variable_axes={"params": 0, "buffers": 0}, split_rngs={"params": True, "dropout": True, "sequence": True},
       metadata_params={nn.PARTITION_NAME: "layers"})
     return scan(self.config, train, name="groups")
@@ -106,13 +120,13 @@ class Decoder(nn.Module):
   def _unrolled_groups(self, train: bool):
     group = _remat(Group, self.config.remat)
 
-    def run_groups(x_BTD, state, segment):
+    def run_groups(carried, states, index_L, segment):
       outputs = []
       for n in range(num_groups(self.config)):
-        state_n = jax.tree.map(lambda x, n=n: x[n], state)
-        x_BTD, output = group(self.config, train, name=f"group_{n}")(x_BTD, state_n, segment)
+        states_n = jax.tree.map(lambda x, n=n: x[n], states)
+        carried, output = group(self.config, train, name=f"group_{n}")(carried, states_n, index_L[n], segment)
         outputs.append(output)
-      return x_BTD, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)
+      return carried, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)
 
     return run_groups
 
@@ -164,6 +178,12 @@ def update_buffers(
 def pattern_blocks(config: ModelConfig) -> list[tuple[str, str]]:
   """(module name, memory name) of each block of the pattern."""
   return [(f"block_{n}", memory) for n, memory in enumerate(config.pattern)]
+
+
+def _split_caches(state: dict[str, Any]) -> tuple[dict[str, KVCache], dict[str, Any]]:
+  """(stacks of caches, other states) by block. A scan would copy what it takes in and gives out at every layer."""
+  stacks = {name: memory for name, memory in state.items() if isinstance(memory, KVCache) and memory.num_slots}
+  return stacks, {name: memory for name, memory in state.items() if name not in stacks}
 
 
 def _remat(group: type[nn.Module], policy: str) -> type[nn.Module]:

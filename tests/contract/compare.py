@@ -54,4 +54,4 @@ def of_rows(tree: Any, rows: Any) -> Any:
 
 def magnitudes(tree: Any) -> np.ndarray:
   """The largest magnitude of each array."""
-  return np.array([float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree)])
+  return np.array([float(jnp.abs(leaf).max(initial=0)) for leaf in jax.tree.leaves(tree)])

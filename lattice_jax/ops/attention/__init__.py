@@ -15,7 +15,7 @@ __all__ = ["EMPTY", "MASKED", "Order", "attend", "merge"]
 
 def attend(
   q: jax.Array, k: jax.Array, v: jax.Array, query: Order, key: Order, *,
-  window: int = 0, block: int = 256, impl: str = "auto",
+  window: int = 0, skip: int = 0, block: int = 256, impl: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
   """Softmax attention over the keys each query may see, scaled by K^-1/2.
 
@@ -25,6 +25,7 @@ def attend(
     v: [B, S, H, V].
     query, key: order and document of each token; a key is seen by queries of its document that are not earlier.
     window: tokens a query sees, itself included; 0 = all.
+    skip: nearest tokens that it does not see, itself the first of them.
     block: tokens of a block of the XLA form; changes speed only.
     impl: see `lattice_jax.dispatch`.
 
@@ -35,9 +36,9 @@ def attend(
   kv_heads = k.shape[2]
   q_BTHGK = q.reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
   if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
-    out, lse = attend_reference(q_BTHGK, k, v, query, key, window=window)
+    out, lse = attend_reference(q_BTHGK, k, v, query, key, window=window, skip=skip)
   else:
-    out, lse = attend_blockwise(q_BTHGK, k, v, query, key, window=window, block=block)
+    out, lse = attend_blockwise(q_BTHGK, k, v, query, key, window=window, skip=skip, block=block)
   return out.reshape(batch, length, num_queries, v.shape[-1]), lse.reshape(batch, length, num_queries)
 
 

@@ -19,6 +19,7 @@ from lattice_jax.types import MEMORY_BOUNDARY
 
 def attend_blockwise(
   q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query: Order, key: Order, *, window: int, block: int,
+  skip: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend_reference`: fp32 output [B,T,H,G,V] and log-sum-exp [B,T,H,G]."""
   length = q_BTHGK.shape[1]
@@ -26,16 +27,17 @@ def attend_blockwise(
   q_BTHGK = _pad_time(q_BTHGK, query_block) * jnp.asarray(q_BTHGK.shape[-1] ** -0.5, q_BTHGK.dtype)
   query, key = _pad_order(query, query_block), _pad_order(key, key_block)
   out_BTHGV, lse_BTHG = _attend(
-    query_block, key_block, window, q_BTHGK, _pad_time(k_BSHK, key_block), _pad_time(v_BSHV, key_block), query, key)
+    query_block, key_block, window, skip, q_BTHGK, _pad_time(k_BSHK, key_block), _pad_time(v_BSHV, key_block), query,
+    key)
   return out_BTHGV[:, :length], lse_BTHG[:, :length]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(query_block, key_block, window, q_BTHGK, k_BSHK, v_BSHV, query, key):
-  return _forward(query_block, key_block, window, q_BTHGK, k_BSHK, v_BSHV, query, key)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _attend(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query, key):
+  return _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query, key)[0]
 
 
-def _forward(query_block, key_block, window, q_BTHGK, k_BSHK, v_BSHV, query, key):
+def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query, key):
   first_N, stop_N = block_reach(query, key, query_block=query_block, key_block=key_block, window=window)
   batch, _, heads, group, _ = q_BTHGK.shape
   value_dim = v_BSHV.shape[-1]
@@ -46,7 +48,7 @@ def _forward(query_block, key_block, window, q_BTHGK, k_BSHK, v_BSHV, query, key
     def one_key_block(n, carry):
       top, total, acc = carry
       k_BCHK, v_BCHV, key_C = (_take(x, n, key_block) for x in (k_BSHK, v_BSHV, key))
-      score, is_allowed = _scores(q_BCHGK, k_BCHK, query_C, key_C, window)
+      score, is_allowed = _scores(q_BCHGK, k_BCHK, query_C, key_C, window, skip)
       new_top = jnp.maximum(top, score.max(-1))
       weight = jnp.where(is_allowed, jnp.exp(score - new_top[..., None]), 0.0)
       shrink = jnp.exp(top - new_top)
@@ -66,7 +68,7 @@ def _forward(query_block, key_block, window, q_BTHGK, k_BSHK, v_BSHV, query, key
   return (out_BTHGV, lse_BTHG), (q_BTHGK, k_BSHK, v_BSHV, query, key, out_BTHGV, lse_BTHG)
 
 
-def _backward(query_block, key_block, window, saved, cotangents):
+def _backward(query_block, key_block, window, skip, saved, cotangents):
   q_BTHGK, k_BSHK, v_BSHV, query, key, out_BTHGV, lse_BTHG = saved
   d_out_BTHGV, d_lse_BTHG = cotangents
   first_N, stop_N = block_reach(query, key, query_block=query_block, key_block=key_block, window=window)
@@ -81,7 +83,7 @@ def _backward(query_block, key_block, window, saved, cotangents):
     def one_key_block(n, carry):
       d_q, d_k, d_v = carry
       k_BCHK, v_BCHV, key_C = (_take(x, n, key_block) for x in (k_BSHK, v_BSHV, key))
-      score, is_allowed = _scores(q_BCHGK, k_BCHK, query_C, key_C, window)
+      score, is_allowed = _scores(q_BCHGK, k_BCHK, query_C, key_C, window, skip)
       weight = jnp.where(is_allowed, jnp.exp(score - lse), 0.0)
       d_weight = jnp.einsum("BCHGV,BSHV->BHGCS", d_out, v_BCHV, preferred_element_type=jnp.float32)
       d_score = (weight * (d_weight + shift)).astype(k_BSHK.dtype)
@@ -104,9 +106,9 @@ def _backward(query_block, key_block, window, saved, cotangents):
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(q_BCHGK, k_BSHK, query, key, window):
+def _scores(q_BCHGK, k_BSHK, query, key, window, skip):
   score_BHGCS = jnp.einsum("BCHGK,BSHK->BHGCS", q_BCHGK, k_BSHK, preferred_element_type=jnp.float32)
-  is_allowed = allowed(query, key, window=window)[:, None, None]
+  is_allowed = allowed(query, key, window=window, skip=skip)[:, None, None]
   return jnp.where(is_allowed, score_BHGCS, MASKED), is_allowed
 
 

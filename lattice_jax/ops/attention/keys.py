@@ -42,12 +42,12 @@ def relabel(id_BS: jax.Array, document: jax.Array | int) -> jax.Array:
   return jnp.where(id_BS == EMPTY, EMPTY, document)
 
 
-def allowed(query: Order, key: Order, *, window: int) -> jax.Array:
-  """Bool [B, T, S]: same document, not later than the query, fewer than `window` tokens back (0 = no limit)."""
+def allowed(query: Order, key: Order, *, window: int, skip: int = 0) -> jax.Array:
+  """Bool [B, T, S]: same document, at least `skip` and fewer than `window` tokens back (0 = no limit)."""
   back_BTS = query.index_BT[:, :, None] - key.index_BT[:, None, :]
   same_BTS = (query.id_BT[:, :, None] == key.id_BT[:, None, :]) & (key.id_BT != EMPTY)[:, None, :]
   near_BTS = back_BTS < window if window else True
-  return same_BTS & (back_BTS >= 0) & near_BTS
+  return same_BTS & (back_BTS >= skip) & near_BTS
 
 
 def block_reach(

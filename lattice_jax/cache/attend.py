@@ -1,0 +1,64 @@
+"""Attention of a call's tokens to themselves and to the cache as it was before them, and what a policy notes of it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.cache.append import Arrivals
+from lattice_jax.cache.kv_cache import CacheView
+from lattice_jax.cache.policy import Policy
+from lattice_jax.ops.attention import EMPTY, Order, attend, merge
+from lattice_jax.ops.attention.keys import allowed
+from lattice_jax.ops.attention.mass import received_mass
+from lattice_jax.ops.attention.slots import Readers, attend_slots, slots_seen
+
+
+def attend_new(
+  policy: Policy, q_BTQK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, arriving: Arrivals, *, impl: str,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention to the call's own tokens: output and log-sum-exp, float32."""
+  order = _order(arriving)
+  out, lse = attend(q_BTQK, k_BTHK, v_BTHV, order, order, window=policy.window, impl=impl)
+  if not policy.window or not policy.sinks:
+    return out, lse
+  is_sink_BT = arriving.index_BT < policy.sinks
+  sinks = order.replace(id_BT=jnp.where(is_sink_BT, order.id_BT, EMPTY))
+  return merge(out, lse, *attend(q_BTQK, k_BTHK, v_BTHV, order, sinks, skip=policy.window, impl=impl))
+
+
+def attend_cache(
+  policy: Policy, q_BTQK: jax.Array, view: CacheView, arriving: Arrivals, *, impl: str,
+) -> tuple[jax.Array, jax.Array]:
+  """Attention to the tokens that the cache holds."""
+  return attend_slots(
+    q_BTQK, view.slots, _readers(arriving), sinks=policy.sinks, window=policy.window, impl=impl)
+
+
+def note_mass(
+  policy: Policy, q_BTQK: jax.Array, lse_BTQ: jax.Array, k_BTHK: jax.Array, view: CacheView, arriving: Arrivals,
+) -> tuple[CacheView, jax.Array | None]:
+  """The cache with the attention its slots received now, and what the call's own tokens received; None if unwanted.
+
+  `lse_BTQ` is that of both together.
+  """
+  if not policy.records_mass:
+    return view, None
+  stack, layer, order = view.stack, view.layer, _order(arriving)
+  position_BHS = stack.position_BHS[layer]
+  past_BHS = received_mass(
+    q_BTQK, lse_BTQ, stack.key_BHSK[layer], _readers(arriving),
+    lambda readers: slots_seen(readers, position_BHS, sinks=policy.sinks, window=policy.window))
+  own_BHT = received_mass(
+    q_BTQK, lse_BTQ, jnp.moveaxis(k_BTHK, 1, 2), order, lambda query: allowed(query, order, window=0)[:, None])
+  mass_BHS = stack.mass_BHS.at[layer].add(past_BHS)
+  return view.replace(stack=stack.replace(mass_BHS=mass_BHS)), jnp.moveaxis(own_BHT, 1, 2)
+
+
+def _order(arriving: Arrivals) -> Order:
+  time_T = jnp.arange(arriving.run_BT.shape[1])
+  return Order(index_BT=jnp.broadcast_to(time_T, arriving.run_BT.shape), id_BT=arriving.run_BT)
+
+
+def _readers(arriving: Arrivals) -> Readers:
+  return Readers(index_BT=arriving.index_BT, sees_BT=arriving.run_BT == 0)

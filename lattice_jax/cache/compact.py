@@ -1,0 +1,150 @@
+"""Dropping tokens: which slots of a cache stay, and moving them together. One branch a step for the stack of layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.cache.kv_cache import KVCache
+from lattice_jax.cache.policy import Policy
+from lattice_jax.cache.scores import GLOBAL_SCORES, PARTITION_SCORES, Everything, Partitions
+from lattice_jax.ops.attention.keys import EMPTY
+
+
+def compact(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> dict[str, KVCache]:
+  """The stacks of caches after a call of at most `call_len` tokens: what fell due is dropped, old text is cleared.
+
+  Rows are independent, and shapes stay. While nothing is due in any row, nothing is computed. There is one branch and
+  its other side is the identity: any other form of it makes XLA copy the stacks at every step.
+  """
+  stacks = dict(stacks)
+  drops = policy.lag > 0 and _span(policy, stacks, call_len) >= 2 * policy.lag
+
+  def is_due(stack):
+    is_stale_LB = stack.filled_B > stack.length_B
+    return (is_stale_LB | (num_due(policy, stack) > 0)).any() if drops else is_stale_LB.any()
+
+  def change(stack):
+    # Layer by layer, so that what is computed on the way has the size of one. Fused into one loop the two would read
+    # what they write, from a copy of the stack.
+    num_layers = stack.length_B.shape[0]
+    stack = jax.lax.fori_loop(0, num_layers, _clear, stack)
+    return jax.lax.fori_loop(0, num_layers, functools.partial(_drop, policy, call_len), stack) if drops else stack
+
+  def change_all(stacks):
+    return {name: change(stack) for name, stack in stacks.items()}
+
+  return jax.lax.cond(jnp.stack([is_due(stack) for stack in stacks.values()]).any(), change_all, dict, stacks)
+
+
+def num_due(policy: Policy, cache: KVCache) -> jax.Array:
+  """Partitions to compress now: complete ones whose successor is complete."""
+  return jnp.maximum(0, (cache.length_B - cache.base_B) // policy.lag - 1)
+
+
+def _span(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> int:
+  """Slots after the base that can be in use: a tail that was not due, and the call's tokens."""
+  return min(2 * policy.lag - 1 + call_len, *(stack.num_slots for stack in stacks.values()))
+
+
+def _clear(layer: jax.Array, stack: KVCache) -> KVCache:
+  """Blank slots beyond each row's length."""
+  length_B = stack.length_B[layer]
+  is_used_BS = jnp.arange(stack.num_slots) < length_B[:, None]
+
+  def put(x_L, x):
+    return jax.lax.dynamic_update_index_in_dim(x_L, x, layer, 0)
+
+  def clear(x_LBHS, blank=0):
+    if not x_LBHS.shape[3]:
+      return x_LBHS
+    mask = is_used_BS.reshape(is_used_BS.shape[0], 1, -1, *(1,) * (x_LBHS.ndim - 4))
+    here_BHS = jax.lax.dynamic_index_in_dim(x_LBHS, layer, keepdims=False)
+    return put(x_LBHS, jnp.where(mask, here_BHS, jnp.asarray(blank, x_LBHS.dtype)))
+
+  return stack.replace(
+    key_BHSK=clear(stack.key_BHSK), value_BHSV=clear(stack.value_BHSV), position_BHS=clear(stack.position_BHS, EMPTY),
+    mass_BHS=clear(stack.mass_BHS), filled_B=put(stack.filled_B, length_B))
+
+
+def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KVCache:
+  """Compresses what is due in one layer. Only the slots behind the base are touched, where the policy allows."""
+  base_B, length_B = stack.base_B[layer], stack.length_B[layer]
+  due_B = num_due(policy, stack.replace(base_B=base_B, length_B=length_B))
+  start_B = jnp.zeros_like(base_B) if policy.is_global else base_B
+  span = stack.num_slots if policy.is_global else _span(policy, {"": stack}, call_len)
+  row_B1, slot_BR = jnp.arange(start_B.shape[0])[:, None], start_B[:, None] + jnp.arange(span)
+
+  def read(x_LBHS):
+    return jnp.moveaxis(x_LBHS.at[layer, row_B1, :, slot_BR].get(mode="clip"), 2, 1)
+
+  region = stack.replace(
+    key_BHSK=read(stack.key_BHSK), value_BHSV=read(stack.value_BHSV), position_BHS=read(stack.position_BHS),
+    mass_BHS=read(stack.mass_BHS) if policy.records_mass else stack.mass_BHS[layer],
+    query_BWQK=stack.query_BWQK[layer], seen_B=stack.seen_B[layer], base_B=base_B - start_B,
+    length_B=length_B - start_B)
+  choose = _stays_of_all if policy.is_global else _stays_of_partitions
+  stays_BHR = choose(policy, layer, jax.lax.stop_gradient(region), due_B)
+  order_BHR = jnp.argsort(~stays_BHR, axis=-1, stable=True)
+  left_B = region.length_B - due_B * (policy.lag - policy.keep)
+  is_left_BR = jnp.arange(span) < left_B[:, None]
+  # a row that is not due is not written
+  target_BR = jnp.where(due_B[:, None] > 0, slot_BR, stack.num_slots)
+
+  def move(x_LBHS, x_BHR, blank=0):
+    index = order_BHR.reshape(*order_BHR.shape, *(1,) * (x_BHR.ndim - 3))
+    mask = is_left_BR.reshape(is_left_BR.shape[0], 1, -1, *(1,) * (x_BHR.ndim - 3))
+    moved = jnp.where(mask, jnp.take_along_axis(x_BHR, index, axis=2), jnp.asarray(blank, x_BHR.dtype))
+    return x_LBHS.at[layer, row_B1, :, target_BR].set(jnp.moveaxis(moved, 1, 2), mode="drop")
+
+  length_B = length_B - due_B * (policy.lag - policy.keep)
+  return stack.replace(
+    key_BHSK=move(stack.key_BHSK, region.key_BHSK), value_BHSV=move(stack.value_BHSV, region.value_BHSV),
+    position_BHS=move(stack.position_BHS, region.position_BHS, EMPTY),
+    mass_BHS=move(stack.mass_BHS, region.mass_BHS) if policy.records_mass else stack.mass_BHS,
+    base_B=stack.base_B.at[layer].set(base_B + due_B * policy.keep), length_B=stack.length_B.at[layer].set(length_B),
+    filled_B=stack.filled_B.at[layer].set(length_B))
+
+
+def _stays_of_partitions(policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> jax.Array:
+  """Bool [B, H, R]: the `keep` best of each partition that is due, and all that follows."""
+  lag, span = policy.lag, region.num_slots
+  num = span // lag
+
+  def split(x_BHR):
+    return x_BHR[:, :, :num * lag].reshape(*x_BHR.shape[:2], num, lag, *x_BHR.shape[3:])
+
+  score_BHNL = PARTITION_SCORES[policy.config.policy](policy.config, Partitions(
+    key_BHNLK=split(region.key_BHSK.astype(jnp.float32)), value_BHNLV=split(region.value_BHSV.astype(jnp.float32)),
+    position_BHNL=split(region.position_BHS), layer=layer))
+  is_due_BN = jnp.arange(num - 1) < due_B[:, None]
+  stays_BHNL = (_rank(score_BHNL) < policy.keep) | ~is_due_BN[:, None, :, None]
+  stays_BHR = stays_BHNL.reshape(*stays_BHNL.shape[:2], -1)
+  stays_BHR = jnp.pad(stays_BHR, ((0, 0), (0, 0), (0, span - stays_BHR.shape[-1])), constant_values=True)
+  return stays_BHR & _is_used(region)
+
+
+def _stays_of_all(policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> jax.Array:
+  """Bool [B, H, S]: as many slots as partitions would keep, the best of all behind the sinks, and the last tokens."""
+  del layer
+  slot_S = jnp.arange(region.num_slots)
+  end_B = region.base_B + due_B * policy.lag
+  competes_BS = (slot_S >= policy.sinks) & (slot_S < end_B[:, None])
+  score_BHS = GLOBAL_SCORES[policy.config.policy](policy.config, Everything(
+    key_BHSK=region.key_BHSK.astype(jnp.float32), position_BHS=region.position_BHS, is_used_BS=_is_used(region)[:, 0],
+    seen_B=region.seen_B, mass_BHS=region.mass_BHS, query_BWQK=region.query_BWQK))
+  rank_BHS = _rank(jnp.where(competes_BS[:, None], score_BHS, -jnp.inf))
+  places_B = region.base_B - policy.sinks + due_B * policy.keep
+  return ((rank_BHS < places_B[:, None, None]) | ~competes_BS[:, None]) & _is_used(region)
+
+
+def _rank(score: jax.Array) -> jax.Array:
+  """0 for the highest along the last axis; of equal ones the first goes before."""
+  return jnp.argsort(jnp.argsort(-score, axis=-1, stable=True), axis=-1)
+
+
+def _is_used(region: KVCache) -> jax.Array:
+  return (jnp.arange(region.num_slots) < region.length_B[:, None])[:, None]

@@ -1,0 +1,63 @@
+"""A decoder's memory as a file: what was read once, compressed or not, answers many questions later."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.models.decoder import init_state
+
+_FORMAT = "lattice_jax state 1"
+
+
+def save_state(path: Path, model: ModelConfig, state: Any, max_len: int) -> None:
+  """Writes a state of the shapes of `init_state(model, batch, max_len)` as safetensors; no code, no pickle."""
+  arrays = _named(state)
+  batch = min(leaf.shape[1] for leaf in arrays.values())
+  about = {"format": _FORMAT, "batch": batch, "max_len": max_len, "cache": dataclasses.asdict(model.cache)}
+  save_file(arrays, path, metadata={"about": json.dumps(about)})
+
+
+def load_state(path: Path, model: ModelConfig) -> Any:
+  """The state that `save_state` wrote for the same model and cache policy.
+
+  Raises:
+    ValueError: the file is damaged, or is the state of another model or policy.
+  """
+  try:
+    with safe_open(path, framework="flax") as file:
+      metadata = file.metadata() or {}
+      arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  except SafetensorError as error:
+    raise ValueError(f"{path} cannot be read as a saved state ({error}); save it again.") from error
+  about = json.loads(metadata["about"]) if "about" in metadata else {}
+  if "format" not in about or about["format"] != _FORMAT:
+    raise ValueError(f"{path} is no saved state of a decoder; save one with models.saved_state.save_state.")
+  ours = json.loads(json.dumps(dataclasses.asdict(model.cache)))
+  for name, value in about["cache"].items():
+    if ours[name] != value:
+      raise ValueError(
+        f"{path} was saved with model.cache.{name}={value!r}, and the model has {ours[name]!r}; set it to {value!r}.")
+  template = jax.eval_shape(lambda: init_state(model, about["batch"], about["max_len"]))
+  wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(template).items()}
+  given = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
+  if wanted != given:
+    name = sorted(dict(wanted.items() ^ given.items()))[0]
+    raise ValueError(f"{path} is the state of another model: its {name} differs from this model's; load the model that "
+                     "read the text.")
+  return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[_name(path)], template)
+
+
+def _named(state: Any) -> dict[str, Any]:
+  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,0 +1,162 @@
+"""Attention to the slots of a stack of caches, read where they lie.
+
+The caches of all layers are one array with layers in front, which decoding carries from layer to layer. The XLA form
+slices blocks of slots out of it in a loop as long as the fullest row, so neither a copy of a layer nor work on empty
+slots exists; it costs what is kept, whatever the room. Its backward pass is the definition's: training through a cache
+is rare.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.attention.keys import EMPTY
+from lattice_jax.ops.attention.reference import MASKED
+
+_QUERY_BLOCK = 256
+
+
+@flax.struct.dataclass
+class Slots:
+  """Layer `layer` of key_LBHSK, value_LBHSV and position_LBHS; slots [0, length) of a row are in use.
+
+  position_LBHS: int32, which token of its document a slot holds; EMPTY for none.
+  """
+
+  key_LBHSK: jax.Array
+  value_LBHSV: jax.Array
+  position_LBHS: jax.Array
+  layer: jax.Array
+  length_B: jax.Array
+
+
+@flax.struct.dataclass
+class Readers:
+  """index_BT: which token of its document each query is. sees_BT: whether its document is the slots'."""
+
+  index_BT: jax.Array
+  sees_BT: jax.Array
+
+
+def attend_slots(
+  q: jax.Array, slots: Slots, readers: Readers, *, sinks: int = 0, window: int = 0, block: int = 512,
+  impl: str = "auto",
+) -> tuple[jax.Array, jax.Array]:
+  """As `attend`, over slots that may differ from head to head: fp32 output [B, T, H·G, V], log-sum-exp [B, T, H·G].
+
+  With `window`, queries see the first `sinks` tokens of the document and the last `window` alone.
+  """
+  batch, length, num_queries, key_dim = q.shape
+  heads, value_dim = slots.value_LBHSV.shape[2], slots.value_LBHSV.shape[-1]
+  q_BTHGK = q.reshape(batch, length, heads, num_queries // heads, key_dim) * jnp.asarray(key_dim**-0.5, q.dtype)
+  if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
+    out, lse = _attend_at_once(sinks, window, q_BTHGK, slots, readers)
+  else:
+    out, lse = _attend(sinks, window, min(block, slots.key_LBHSK.shape[3]), q_BTHGK, slots, readers)
+  return out.reshape(batch, length, num_queries, value_dim), lse.reshape(batch, length, num_queries)
+
+
+def slots_seen(readers: Readers, position_BHS: jax.Array, *, sinks: int, window: int) -> jax.Array:
+  """Bool [B, H, T, S]."""
+  holds_BHTS = (position_BHS != EMPTY)[:, :, None] & readers.sees_BT[:, None, :, None]
+  if not window:
+    return holds_BHTS
+  back_BHTS = readers.index_BT[:, None, :, None] - position_BHS[:, :, None]
+  return holds_BHTS & ((back_BHTS < window) | (position_BHS < sinks)[:, :, None])
+
+
+def _attend_at_once(sinks, window, q_BTHGK, slots, readers):
+  """The definition: every score at once, float32."""
+  key_BHSK, value_BHSV = slots.key_LBHSK[slots.layer], slots.value_LBHSV[slots.layer]
+  q_BTHGK, key_BHSK, value_BHSV = (x.astype(jnp.float32) for x in (q_BTHGK, key_BHSK, value_BHSV))
+  score_BHGTS = jnp.einsum("BTHGK,BHSK->BHGTS", q_BTHGK, key_BHSK, precision="highest")
+  seen_BHTS = slots_seen(readers, slots.position_LBHS[slots.layer], sinks=sinks, window=window)[:, :, None]
+  score_BHGTS = jnp.where(seen_BHTS, score_BHGTS, MASKED)
+  top_BHGT = jax.lax.stop_gradient(score_BHGTS.max(-1))
+  weight_BHGTS = jnp.where(seen_BHTS, jnp.exp(score_BHGTS - top_BHGT[..., None]), 0.0)
+  total_BHGT = weight_BHGTS.sum(-1)
+  safe_BHGT = jnp.where(total_BHGT > 0, total_BHGT, 1.0)
+  out_BHGTV = jnp.einsum("BHGTS,BHSV->BHGTV", weight_BHGTS / safe_BHGT[..., None], value_BHSV, precision="highest")
+  lse_BHGT = jnp.where(total_BHGT > 0, top_BHGT + jnp.log(safe_BHGT), MASKED)
+  return jnp.moveaxis(out_BHGTV, 3, 1), jnp.moveaxis(lse_BHGT, 3, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(sinks, window, block, q_BTHGK, slots, readers):
+  length = q_BTHGK.shape[1]
+  if length <= _QUERY_BLOCK:
+    return _one_query_block(sinks, window, block, q_BTHGK, slots, readers)
+
+  def blocks(x_BT):
+    x_BT = jnp.pad(x_BT, ((0, 0), (0, -length % _QUERY_BLOCK), *((0, 0),) * (x_BT.ndim - 2)))
+    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, _QUERY_BLOCK, *x_BT.shape[2:]), 1, 0)
+
+  def whole(x_NBC):
+    x_BNC = jnp.moveaxis(x_NBC, 0, 1)
+    return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])[:, :length]
+
+  out, lse = jax.lax.map(
+    lambda xs: _one_query_block(sinks, window, block, xs[0], slots, xs[1]),
+    (blocks(q_BTHGK), jax.tree.map(blocks, readers)))
+  return whole(out), whole(lse)
+
+
+def _one_query_block(sinks, window, block, q_BTHGK, slots, readers):
+  """The online softmax over blocks of slots."""
+  batch, length, heads, group, _ = q_BTHGK.shape
+  num_slots, value_dim = slots.key_LBHSK.shape[3], slots.value_LBHSV.shape[-1]
+
+  def one_slot_block(n, carry):
+    top, total, acc = carry
+    start = jnp.minimum(n * block, num_slots - block)
+
+    def take(x_LBHS):
+      sizes = (1, *x_LBHS.shape[1:3], block, *x_LBHS.shape[4:])
+      return jax.lax.dynamic_slice(x_LBHS, (slots.layer, 0, 0, start, *(0,) * (x_LBHS.ndim - 4)), sizes)[0]
+
+    key_BHCK, value_BHCV, position_BHC = (take(x) for x in (slots.key_LBHSK, slots.value_LBHSV, slots.position_LBHS))
+    # The last block is moved back into the array; what it shares with the one before was read there.
+    is_new_C = start + jnp.arange(block) >= n * block
+    seen_BHTC = slots_seen(readers, position_BHC, sinks=sinks, window=window) & is_new_C
+    score_BHGTC = jnp.einsum("BTHGK,BHCK->BHGTC", q_BTHGK, key_BHCK, preferred_element_type=jnp.float32)
+    score_BHGTC = jnp.where(seen_BHTC[:, :, None], score_BHGTC, MASKED)
+    new_top = jnp.maximum(top, score_BHGTC.max(-1))
+    weight_BHGTC = jnp.where(seen_BHTC[:, :, None], jnp.exp(score_BHGTC - new_top[..., None]), 0.0)
+    shrink = jnp.exp(top - new_top)
+    update = jnp.einsum(
+      "BHGTC,BHCV->BHGTV", weight_BHGTC.astype(value_BHCV.dtype), value_BHCV, preferred_element_type=jnp.float32)
+    return new_top, total * shrink + weight_BHGTC.sum(-1), acc * shrink[..., None] + update
+
+  shape = (batch, heads, group, length)
+  empty = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, value_dim))
+  num_blocks = -(-slots.length_B.max() // block)
+  top, total, acc = jax.lax.fori_loop(0, num_blocks, one_slot_block, empty)
+  safe = jnp.where(total > 0, total, 1.0)
+  lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
+  return jnp.moveaxis(acc / safe[..., None], 3, 1), jnp.moveaxis(lse, 3, 1)
+
+
+def _forward(sinks, window, block, q_BTHGK, slots, readers):
+  return _attend(sinks, window, block, q_BTHGK, slots, readers), (q_BTHGK, slots, readers)
+
+
+def _backward(sinks, window, block, saved, cotangents):
+  del block
+  q_BTHGK, slots, readers = saved
+
+  def definition(q_BTHGK, key_LBHSK, value_LBHSV):
+    here = slots.replace(key_LBHSK=key_LBHSK, value_LBHSV=value_LBHSV)
+    return _attend_at_once(sinks, window, q_BTHGK, here, readers)
+
+  _, pull = jax.vjp(definition, q_BTHGK, slots.key_LBHSK, slots.value_LBHSV)
+  d_q, d_key, d_value = pull(cotangents)
+  nothing = Slots(key_LBHSK=d_key, value_LBHSV=d_value, position_LBHS=None, layer=None, length_B=None)
+  return d_q, nothing, Readers(index_BT=None, sees_BT=None)
+
+
+_attend.defvjp(_forward, _backward)
