@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import lattice_step, lattice_tpu
+from pallas_kernels import lattice_hopper, lattice_step, lattice_tpu
 from pallas_kernels.lattice_layout import (
   choose_layout,
   pack_codes,
@@ -20,10 +20,12 @@ from pallas_kernels.lattice_layout import (
   unpack_values,
 )
 
-BACKENDS = ("tpu",)
 OBJECTIVES = ("decoding", "encoding", "similarity")
-# A backward program keeps the slots before each of eight tokens, of eight heads at least.
+# A backward program of a TPU keeps the slots before each of eight tokens, of eight heads at least.
 LARGEST_STATE = 256 * 256
+# Sizes up to which the Hopper kernels were compiled for an H100 without spilling a register.
+MOST_HOPPER_SLOTS, MOST_HOPPER_VALUES = 64, 128
+AUTO_REASON = {"gpu": "its Hopper kernel compiles for an H100 and has not been run on one; impl='pallas' takes it"}
 
 
 def supports(*, objective: str, retracted: bool, projected: bool, exact: bool, dtype: jnp.dtype, slots: int,
@@ -44,9 +46,22 @@ def supports(*, objective: str, retracted: bool, projected: bool, exact: bool, d
   return None
 
 
+def supports_backend(backend: str, *, slots: int, value_dim: int) -> str | None:
+  """Why no kernel runs heads of this size on this backend; None if one does."""
+  if backend == "tpu":
+    return None
+  if backend != "gpu":
+    return f"there is no Pallas kernel of it for {backend}"
+  if slots > MOST_HOPPER_SLOTS or value_dim > MOST_HOPPER_VALUES:
+    return (f"its Hopper kernel keeps a head in registers, at most {MOST_HOPPER_SLOTS} slots of {MOST_HOPPER_VALUES}, "
+            f"not {slots} of {value_dim}")
+  capability = jax.devices()[0].compute_capability if jax.default_backend() == "gpu" else "9.0"
+  return None if capability == "9.0" else f"its GPU kernel is for Hopper, compute capability 9.0, not {capability}"
+
+
 def recurrence(
   q: jax.Array, k: jax.Array, v: jax.Array, rate: jax.Array, is_start: jax.Array, start: jax.Array, slots: jax.Array, *,
-  objective: str, interpret: object = False, boundary_name: str = "memory_boundary",
+  objective: str, backend: str = "tpu", interpret: object = False, boundary_name: str = "memory_boundary",
 ) -> tuple[jax.Array, jax.Array]:
   """Out [B, T, H, V] and the slots after the last token, both fp32; differentiable in all but `is_start`.
 
@@ -60,10 +75,13 @@ def recurrence(
     start: [H, M, V] slots of length one with which documents begin.
     slots: [B, H, M, V] before the first token, of length one or zero.
     objective: one of `OBJECTIVES`.
-    interpret: as of `pallas_call`.
+    backend: "tpu" or "gpu", whose kernels are to run.
+    interpret: as of `pallas_call`; TPU kernels only.
     boundary_name: under which rematerialisation policies know what is kept for the backward pass.
   """
-  run = functools.partial(_local, objective, interpret, boundary_name)
+  run = functools.partial(_hopper, objective, boundary_name)
+  if backend == "tpu":
+    run = functools.partial(_on_tpu, objective, interpret, boundary_name)
   mesh = jax.sharding.get_abstract_mesh()
   # XLA cannot split a kernel by itself: on every mesh it must be told to run whole ones on parts of the arrays.
   if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
@@ -81,7 +99,7 @@ def _axis(mesh, name, size):
   return name if name in mesh.axis_names and size % mesh.shape[name] == 0 else None
 
 
-def _local(objective, interpret, boundary_name, q, k, v, rate, is_start, start, slots):
+def _on_tpu(objective, interpret, boundary_name, q, k, v, rate, is_start, start, slots):
   """On one device."""
   batch, length, heads, width = q.shape
   layout = choose_layout(batch, length, heads, width, v.shape[-1])
@@ -156,3 +174,25 @@ def _one_token_forward(objective, interpret, boundary_name, layout, *inputs):
 
 
 _one_token.defvjp(_one_token_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _hopper(objective, boundary_name, *inputs):
+  return lattice_hopper.forward(objective, *inputs, keeps_boundary=False)
+
+
+def _hopper_forward(objective, boundary_name, *inputs):
+  out, last, boundary = checkpoint_name(
+    lattice_hopper.forward(objective, *inputs, keeps_boundary=True), boundary_name)
+  return (out, last), (*inputs, boundary)
+
+
+def _hopper_backward(objective, boundary_name, saved, cotangents):
+  q, k, v, rate, is_start, start, slots, boundary = saved
+  grads = lattice_hopper.backward(objective, q, k, v, rate, is_start, start, boundary, *cotangents)
+  floats = q, k, v, rate, start, slots
+  d_q, d_k, d_v, d_rate, d_start, d_slots = (grad.astype(x.dtype) for grad, x in zip(grads, floats, strict=True))
+  return d_q, d_k, d_v, d_rate, None, d_start, d_slots
+
+
+_hopper.defvjp(_hopper_forward, _hopper_backward)

@@ -21,16 +21,19 @@ def choose_lattice_impl(impl: str, rule: Rule, form: Form, slots: jax.Array) -> 
     objective=rule.objective, retracted=rule.state == "retracted", projected=rule.is_projected,
     exact=form.name == "scan", dtype=slots.dtype, slots=slots.shape[2], value_dim=slots.shape[3])
   backend = target_backend()
-  backend_reason = None if backend in kernels.BACKENDS else f"there is no Pallas kernel of it for {backend}"
-  return choose_impl("lattice", impl, pallas_reason=reason, backend_reason=backend_reason)
+  return choose_impl(
+    "lattice", impl, pallas_reason=reason,
+    backend_reason=kernels.supports_backend(backend, slots=slots.shape[2], value_dim=slots.shape[3]),
+    auto_reason=kernels.AUTO_REASON[backend] if backend in kernels.AUTO_REASON else None)
 
 
 def lattice_kernel(
   rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots, *, interpret: bool
 ) -> tuple[jax.Array, Slots]:
-  """As `lattice_reference`, where `choose_lattice_impl` allows it."""
+  """As `lattice_reference`, where `choose_lattice_impl` allows it. interpret: runs the TPU kernel anywhere."""
   tokens = with_rates(tokens, jnp.float32)
   out_BTHV, unit_BHMV = kernels.recurrence(
     tokens.q_BTHM, tokens.k_BTHM, tokens.v_BTHV, tokens.step_BTH, is_start_BT, start.unit_BHMV, slots.unit_BHMV,
-    objective=rule.objective, interpret=interpret, boundary_name=MEMORY_BOUNDARY)
+    objective=rule.objective, backend="tpu" if interpret else target_backend(), interpret=interpret,
+    boundary_name=MEMORY_BOUNDARY)
   return out_BTHV, Slots(unit_BHMV, None)
