@@ -31,6 +31,7 @@ LAYERS = (
   ("lattice_jax.bench",),
   ("lattice_jax.training",),
   ("lattice_jax.sweep",),
+  ("lattice_jax.aot", "lattice_jax.self_check"),
 )
 ALSO_ALLOWED = {"lattice_jax.dispatch": ("lattice_jax.config", "lattice_jax.types")}
 LIBRARY = sorted([*(ROOT / "lattice_jax").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")])

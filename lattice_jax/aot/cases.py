@@ -1,0 +1,92 @@
+"""Pallas kernels × arguments × targets, compiled one by one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lattice_jax.aot.hlo import count_kernels, square_buffers, vmem_of_kernels
+from lattice_jax.aot.targets import Target, one_device
+
+# (name, function, arguments as shapes)
+Case = tuple[str, Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
+
+# Sequences shorter than this have arrays with two axes as long for other reasons.
+_LONG = 1024
+
+
+def compile_case(case: Case, target: Target) -> dict[str, Any]:
+  """One line of the table; `failures` says what is wrong with it, and is empty if nothing is."""
+  name, function, shapes = case
+  sharding = one_device(target)
+  arguments = [jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding) for shape in shapes]
+  record: dict[str, Any] = {"case": name, "target": target.name}
+  begin = time.perf_counter()
+  try:
+    with printed_by_compilers() as printed:
+      compiled = jax.jit(function).lower(*arguments).compile()
+  # whatever a compiler refuses is a line of the table, and the other cases still run
+  except Exception as error:
+    return record | {"failures": [f"does not compile: {' '.join(str(error).split())[:300]}"]}
+  record["seconds"] = round(time.perf_counter() - begin, 2)
+  text = compiled.as_text()
+  record |= {"kernels": count_kernels(text), "temp_bytes": compiled.memory_analysis().temp_size_in_bytes}
+  record |= _resources_of_hopper("".join(printed)) if target.platform == "cuda" else _vmem(text)
+  return record | {"failures": _failures(record, target, square_buffers(text, _length(shapes)))}
+
+
+def _length(shapes: Sequence[jax.ShapeDtypeStruct]) -> int:
+  """Tokens of the longest sequence; arrays of a token begin with [B, T]."""
+  return max(_LONG, *(shape.shape[1] for shape in shapes if len(shape.shape) > 1))
+
+
+def _vmem(text: str) -> dict[str, Any]:
+  used = vmem_of_kernels(text)
+  return {"vmem_bytes": max(used)[0] if used else 0, "vmem_limit_bytes": max((limit for _, limit in used), default=0)}
+
+
+def _resources_of_hopper(printed: str) -> dict[str, Any]:
+  """What ptxas said of all kernels of a program; nothing where it is not installed."""
+  spills = [int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", printed)]
+  registers = [int(number) for number in re.findall(r"Used (\d+) registers", printed)]
+  return {"registers": max(registers), "spill_bytes": sum(spills)} if registers else {}
+
+
+def _failures(record: dict[str, Any], target: Target, squares: list[str]) -> list[str]:
+  failures = []
+  if not record["kernels"]:
+    failures.append("no Pallas kernel is in the program")
+  if squares:
+    failures.append(f"all pairs of tokens are in memory: {', '.join(squares[:3])}")
+  if "vmem_limit_bytes" in record and record["vmem_limit_bytes"] > target.fast_bytes:
+    failures.append(f"a kernel asks for {record['vmem_limit_bytes']:,} bytes of VMEM, a core has {target.fast_bytes:,}")
+  if record.get("spill_bytes"):
+    failures.append(f"registers are spilled: {record['spill_bytes']} bytes")
+  return failures
+
+
+@contextlib.contextmanager
+def printed_by_compilers() -> Iterator[list[str]]:
+  """What compilers in this process write to the terminal by themselves: filled in when the context ends."""
+  printed: list[str] = []
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder) / "printed"
+    kept = [os.dup(number) for number in (1, 2)]
+    with path.open("wb") as file:
+      for number in (1, 2):
+        os.dup2(file.fileno(), number)
+    try:
+      yield printed
+    finally:
+      for number, original in zip((1, 2), kept, strict=True):
+        os.dup2(original, number)
+        os.close(original)
+      printed.append(path.read_text(encoding="utf-8", errors="replace"))

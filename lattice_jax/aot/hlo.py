@@ -1,0 +1,41 @@
+"""Facts of a compiled program, read from its HLO."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_KERNELS = ("tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu")
+
+
+def count_collectives(text: str) -> dict[str, int]:
+  """Instructions by name; one in the body of a loop counts once."""
+  names = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text)
+  return dict(sorted(Counter(names).items()))
+
+
+def count_kernels(text: str) -> int:
+  """Calls of Pallas kernels."""
+  return sum(text.count(f'custom_call_target="{name}"') for name in _KERNELS)
+
+
+def vmem_of_kernels(text: str) -> list[tuple[int, int]]:
+  """(bytes used, limit) of every Pallas kernel of a program for TPUs."""
+  found = []
+  for line in text.splitlines():
+    if 'custom_call_target="tpu_custom_call"' in line:
+      used, limit = (_scoped_bytes(line, name) for name in ("used_scoped_memory_configs", "scoped_memory_configs"))
+      found.append((used, limit))
+  return found
+
+
+def square_buffers(text: str, length: int) -> list[str]:
+  """Arrays with two axes of at least `length`: all pairs of tokens stand in memory at once."""
+  shapes = {match[0]: match[1] for match in re.findall(r"(\w+\[([\d,]+)\])", text)}
+  return sorted(shape for shape, sizes in shapes.items() if sum(int(size) >= length for size in sizes.split(",")) > 1)
+
+
+def _scoped_bytes(line: str, name: str) -> int:
+  configs = re.search(rf'"{name}":\[([^\]]*)\]', line)
+  return sum(int(size) for size in re.findall(r'"size":"(\d+)"', configs[1])) if configs else 0

@@ -1,0 +1,74 @@
+"""Results of the compile suite as JSON, and one table of all of them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training step"}
+_COMPILERS = ("libtpu", "jax-cuda13-plugin")
+_COLUMNS = {
+  "seconds": "compiled in s", "kernels": "kernels", "vmem_bytes": "VMEM used MiB",
+  "vmem_limit_bytes": "VMEM asked MiB", "registers": "registers", "spill_bytes": "spilled bytes",
+  "temp_bytes": "temporary MiB", "argument_bytes": "arguments MiB",
+  "peak_bytes": "peak MiB a chip", "collectives": "collectives"}
+_MEBIBYTES = ("vmem_bytes", "vmem_limit_bytes", "temp_bytes", "argument_bytes", "peak_bytes")
+_INTRODUCTION = """# Compiled without the hardware
+
+`bash scripts/test.sh --aot` compiles every kernel with the real compilers of the targets, on a CPU, and fails where
+one does not compile, asks for more VMEM or shared memory than there is, spills registers (Hopper), or holds all pairs
+of tokens in memory. Nothing here was run, and nothing is a time of a kernel. Temporary memory is what XLA holds around
+the kernels.
+"""
+
+
+def line(record: dict[str, Any]) -> str:
+  """One record for the terminal."""
+  facts = [f"{_COLUMNS[name]} {_show(name, record[name])}" for name in _COLUMNS if name in record]
+  return f"{record['target']:>10} {record['case']}: {', '.join(facts)}"
+
+
+def write(out: Path, kind: str, records: Sequence[dict[str, Any]]) -> None:
+  """`out`/KIND.json, and README.md made from all such files there."""
+  out.mkdir(parents=True, exist_ok=True)
+  found = {"jax": jax.__version__, "compilers": _versions(), "records": list(records)}
+  (out / f"{kind}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+  parts = [_INTRODUCTION]
+  for name, title in KINDS.items():
+    if (out / f"{name}.json").is_file():
+      parts.append(_section(title, json.loads((out / f"{name}.json").read_text(encoding="utf-8"))))
+  (out / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _section(title: str, found: dict[str, Any]) -> str:
+  compilers = ", ".join(f"{name} {version}" for name, version in found["compilers"].items())
+  return f"## {title}\n\njax {found['jax']}, {compilers}.\n\n{table(found['records'])}\n"
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+  """Markdown."""
+  columns = [name for name in _COLUMNS if any(name in record for record in records)]
+  rows = [["case", "target", *(_COLUMNS[name] for name in columns), "holds"]]
+  rows.append(["---", "---", *["---:"] * len(columns), "---"])
+  for record in records:
+    cells = [_show(name, record[name]) if name in record else "" for name in columns]
+    rows.append([record["case"], record["target"], *cells, "; ".join(record["failures"]) or "yes"])
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _show(name: str, value: Any) -> str:
+  if isinstance(value, dict):
+    return ", ".join(f"{count} {key}" for key, count in value.items()) or "none"
+  if name in _MEBIBYTES:
+    return f"{value / 2**20:,.1f}"
+  return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
+
+
+def _versions() -> dict[str, str]:
+  installed = {distribution.name for distribution in importlib.metadata.distributions()}
+  return {name: importlib.metadata.version(name) for name in _COMPILERS if name in installed}

@@ -1,0 +1,49 @@
+"""One update of a config compiled for a whole slice: bytes of a chip, and what the chips tell each other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lattice_jax.aot.hlo import count_collectives, count_kernels
+from lattice_jax.config import Config
+from lattice_jax.sharding import check_batch
+from lattice_jax.training.state import abstract_state, make_optimizer
+from lattice_jax.training.step import make_program
+from lattice_jax.types import Batch, Segment
+
+
+def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
+  """What the compiled program of `train.steps_per_dispatch` updates says of itself; its state is donated."""
+  check_batch(config, mesh)
+  begin = time.perf_counter()
+  with jax.set_mesh(mesh):
+    state = abstract_state(config, mesh)
+    program = make_program(config, make_optimizer(config), mesh, state)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    compiled = program.lower(state, abstract_batches(config, mesh), number, number).compile()
+  memory, text = compiled.memory_analysis(), compiled.as_text()
+  return {
+    "config": config.name, "chips": mesh.size, "mesh": dict(mesh.shape), "batch": config.data.batch,
+    "seq_len": config.data.seq_len, "update_len": config.data.update_len, "seconds": time.perf_counter() - begin,
+    "peak_bytes": memory.peak_memory_in_bytes, "argument_bytes": memory.argument_size_in_bytes,
+    "alias_bytes": memory.alias_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes,
+    "collectives": count_collectives(text), "kernels": count_kernels(text)}
+
+
+def abstract_batches(config: Config, mesh: Mesh) -> Batch:
+  """Shapes and shardings of the batches of a call."""
+  stacked = NamedSharding(mesh, PartitionSpec(None, "data"))
+  shape = (config.train.steps_per_dispatch, config.data.batch, config.data.update_len)
+
+  def tokens(dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=stacked)
+
+  segment = Segment(tokens(jnp.int32), tokens(jnp.int32), tokens(bool), tokens(jnp.int8))
+  return Batch(
+    tokens(jnp.int32), tokens(jnp.int32), tokens(jnp.float32), segment,
+    jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=NamedSharding(mesh, PartitionSpec())))

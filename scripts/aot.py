@@ -1,0 +1,87 @@
+"""Compiles kernels and a training step for accelerators that are not there, and checks what came out.
+
+bash scripts/test.sh --aot                       # makes the environments, then runs all three of these:
+python scripts/aot.py tpu  --out=docs/results/aot    TPU kernels × arguments × v5e, v5p, v6e
+python scripts/aot.py h100 --out=docs/results/aot    Hopper kernels for an H100
+python scripts/aot.py step --out=docs/results/aot    an update of configs/vq_pg19.py on 256 chips of v5e
+
+Each writes a JSON file and makes the table README.md there anew. The exit status is 1 where something does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Read when JAX and libtpu start.
+os.environ.update({
+  # No chip is looked for, and several processes may load libtpu at once.
+  "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_MIN_LOG_LEVEL": "3",
+  "MOSAIC_GPU_DUMP_PTXAS": "1"})  # registers and spills of every kernel
+
+from lattice_jax.aot import cases, report, targets
+
+STEP_PEAK_BYTES = 12e9  # of a chip's 16 GB
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("what", choices=["tpu", "h100", "step"])
+  parser.add_argument("--out", type=Path, default=Path("docs/results/aot"))
+  parser.add_argument("--only", default="", help="cases whose names contain this")
+  arguments = parser.parse_args()
+  records = []
+  for record in {"tpu": tpu, "h100": h100, "step": step}[arguments.what](arguments.only):
+    records.append(record)
+    print(report.line(record), flush=True)
+  if not arguments.only:
+    report.write(arguments.out, arguments.what, records)
+  failed = [record for record in records if record["failures"]]
+  for record in failed:
+    print(f"FAILED {report.line(record)}: {'; '.join(record['failures'])}", file=sys.stderr)
+  print(f"{arguments.what}: {len(records) - len(failed)} of {len(records)} hold")
+  return 1 if failed or not records else 0
+
+
+def tpu(only: str):
+  from pallas_kernels import specs, specs_lattice
+
+  for target in targets.TPUS:
+    for case in (*specs.TPU_CASES, *specs_lattice.TPU_CASES):
+      if only in case[0]:
+        yield cases.compile_case(case, target)
+
+
+def h100(only: str):
+  from pallas_kernels import specs_lattice
+
+  for case in specs_lattice.HOPPER_CASES:
+    if only in case[0]:
+      yield cases.compile_case(case, targets.H100)
+
+
+def step(only: str):
+  """Data 64 × model 4: values, MLPs and the vocabulary are split over `model`, rows of the batch over `data`."""
+  os.environ["LATTICE_JAX_BACKEND"] = "tpu"
+  from configs import vq_pg19
+  from lattice_jax.aot.train_step import compile_step
+  from lattice_jax.config_checks import parse_config
+  from lattice_jax.sharding import make_mesh
+
+  config = vq_pg19.get_config()
+  config.mesh.update({"data": 64, "model": 4})
+  parsed = parse_config(config)
+  record = compile_step(parsed, make_mesh(parsed.mesh, list(targets.devices("tpu", "v5e:16x16"))))
+  record |= {"case": config.name, "target": "v5e:16x16", "failures": []}
+  if record["peak_bytes"] >= STEP_PEAK_BYTES:
+    record["failures"].append(f"a chip needs {record['peak_bytes']:,} bytes, more than {STEP_PEAK_BYTES:,.0f}")
+  yield record
+
+
+if __name__ == "__main__":
+  sys.exit(main())

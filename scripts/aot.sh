@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Compiles kernels and a training step for TPUs and an H100 that are not there; called by scripts/test.sh --aot.
+# Arguments: some of tpu, h100, step; all without. Results go to docs/results/aot, or to the folder AOT_OUT.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
+ensure_venv requirements.txt
+
+# An environment that sees .venv's packages and holds a compiler beside them: only the compiler is downloaded.
+compiler_venv() {
+  local folder=.venv-aot-$1 file=requirements-aot-$1.txt site
+  local stamp=$folder/installed-$file
+  if ! [ -x "$folder/bin/python" ] || ! cmp -s "$file" "$stamp"; then
+    echo "Installing $file in $folder …"
+    "$venv_python" -m venv --clear "$folder"
+    site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    "$venv_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/beside.pth"
+    if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$file"; then
+      echo "Installing $file failed; the lines above say why. Run the same command again to retry." >&2
+      exit 1
+    fi
+    cp "$file" "$stamp"
+  fi
+}
+
+out=${AOT_OUT:-docs/results/aot}
+[ "$#" -gt 0 ] || set -- tpu h100 step
+for what in "$@"; do
+  compiler=tpu
+  [ "$what" = h100 ] && compiler=h100
+  compiler_venv "$compiler"
+  SECONDS=0
+  ".venv-aot-$compiler/bin/python" scripts/aot.py "$what" --out="$out"
+  echo "$what took $SECONDS s"
+done
