@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lattice_jax.types import Segment
@@ -43,15 +42,14 @@ def assert_rows_same(
   law: str, label: str, got: Pulled, want: Pulled, segment: Segment, rows: Sequence[int] | np.ndarray
 ) -> None:
   """Outputs and states of some rows are bit-identical."""
-  rows = jnp.asarray(rows)
   assert_same(law, label, "output", keep_valid(got.y_BTD, segment)[rows], keep_valid(want.y_BTD, segment)[rows])
   assert_same(law, label, "state", of_rows(got.state, rows), of_rows(want.state, rows))
 
 
 def of_rows(tree: Any, rows: Any) -> Any:
-  return jax.tree.map(lambda leaf: leaf[rows], tree)
+  return jax.tree.map(lambda leaf: np.asarray(leaf)[rows], tree)
 
 
 def magnitudes(tree: Any) -> np.ndarray:
   """The largest magnitude of each array."""
-  return np.array([float(jnp.abs(leaf).max(initial=0)) for leaf in jax.tree.leaves(tree)])
+  return np.array([float(np.abs(leaf).max(initial=0)) for leaf in jax.tree.leaves(tree)])

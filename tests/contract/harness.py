@@ -1,7 +1,8 @@
 """A memory layer with fixed variables, driven by one compiled function per input shape.
 
 `Form.pull` returns the layer's output together with the gradient of a linear projection of it. Splits are
-differentiated by chaining pullbacks by hand, so that every law shares the same few compiled shapes.
+differentiated by chaining pullbacks by hand, so that every law shares the same few compiled shapes. What is around
+them is NumPy: JAX would compile every slice and sum of every shape, which took longer than the layers.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _CPU_OPTIONS = {
 class Pulled:
   """One call: what came out, and the gradients of the projection that `Form.pull` was given."""
 
-  y_BTD: jax.Array
+  y_BTD: np.ndarray
   state: State
   losses: dict[str, Any]
   statistics: dict[str, Any]
   d_params: Any
-  d_x_BTD: jax.Array
-  d_state: dict[str, jax.Array]  # by path; float leaves only
+  d_x_BTD: np.ndarray
+  d_state: dict[str, np.ndarray]  # by path; float leaves only
 
 
 class Form:
@@ -59,14 +60,19 @@ class Form:
     return self.layer.init_state(batch, max_len)
 
   def pull(
-    self, x_BTD: jax.Array, state: State, segment: Segment, d_y_BTD: jax.Array | None = None,
-    d_state: dict[str, jax.Array] | None = None, loss_weight: float = 0.0,
+    self, x_BTD: np.ndarray, state: State, segment: Segment, d_y_BTD: np.ndarray | None = None,
+    d_state: dict[str, np.ndarray] | None = None, loss_weight: float = 0.0,
   ) -> Pulled:
     """Gradients of Σ y·d_y + Σ state·d_state + loss_weight · Σ losses; a cotangent left out is zero."""
-    d_y_BTD = jnp.zeros_like(x_BTD) if d_y_BTD is None else d_y_BTD
-    d_state = jax.tree.map(jnp.zeros_like, float_leaves(state)) if d_state is None else d_state
+    return jax.device_get(self.call(x_BTD, state, segment, d_y_BTD, d_state, loss_weight))
+
+  def call(self, x_BTD, state, segment, d_y_BTD=None, d_state=None, loss_weight=0.0) -> Pulled:
+    """As `pull`, but JAX's own arrays."""
+    d_y_BTD = np.zeros(x_BTD.shape, np.float32) if d_y_BTD is None else d_y_BTD
+    if d_state is None:
+      d_state = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in float_leaves(state).items()}
     return self._pull(self.variables, x_BTD.astype(self.dtype), state, segment, d_y_BTD, d_state,
-                      jnp.float32(loss_weight))
+                      np.float32(loss_weight))
 
   def apply(self, variables: Any, x_BTD: jax.Array, state: State, segment: Segment) -> Any:
     """The layer in training mode with every dropout rate at zero, so that losses and statistics appear."""
@@ -96,16 +102,17 @@ def quick_jit(function: Callable) -> Callable:
 @functools.cache
 def form(row: Row, *, impl: str = "xla", dtype: str = "float32", variant: str = "") -> Form:
   """The form of a row, made once; all forms of one variant share their variables."""
-  model = dict(row.variants)[variant] if variant else row.model
+  same = {name: (of, model) for name, of, model in row.forms}
+  of, model = same[variant] if variant in same else (variant, {"": row.model, **dict(row.variants)}[variant])
   name = f"{row.name}/{variant}" if variant else row.name
   variables = None
-  if (impl, dtype) != ("xla", "float32"):
-    variables = form(row, variant=variant).variables
+  if variant in same or (impl, dtype) != ("xla", "float32"):
+    variables = form(row, variant=of).variables
   return Form(name, row.memory, dataclasses.replace(model, impl=impl, dtype=dtype), variables)
 
 
 def chain(
-  form: Form, x_BTD: jax.Array, state: State, segment: Segment, d_y_BTD: jax.Array, d_state: dict[str, jax.Array],
+  form: Form, x_BTD: np.ndarray, state: State, segment: Segment, d_y_BTD: np.ndarray, d_state: dict[str, np.ndarray],
   pieces: Sequence[int], loss_weight: float = 0.0,
 ) -> Pulled:
   """`Form.pull` of the whole, computed in pieces that hand the state on, and its gradient back."""
@@ -120,10 +127,10 @@ def chain(
                                d_y_BTD[:, start:stop], d_state, loss_weight))
     d_state = pulled[0].d_state
   return Pulled(
-    y_BTD=jnp.concatenate([part.y_BTD for part in pulled], 1), state=pulled[-1].state,
+    y_BTD=np.concatenate([part.y_BTD for part in pulled], 1), state=pulled[-1].state,
     losses=_total([part.losses for part in pulled]), statistics=_total([part.statistics for part in pulled]),
     d_params=_total([part.d_params for part in pulled]),
-    d_x_BTD=jnp.concatenate([part.d_x_BTD for part in pulled], 1), d_state=d_state)
+    d_x_BTD=np.concatenate([part.d_x_BTD for part in pulled], 1), d_state=d_state)
 
 
 def float_leaves(state: State) -> dict[str, jax.Array]:
@@ -140,8 +147,8 @@ def replace_floats(state: State, floats: dict[str, jax.Array]) -> State:
   return jax.tree_util.tree_map_with_path(pick, state)
 
 
-def normal(seed: int, shape: Sequence[int]) -> jax.Array:
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+def normal(seed: int, shape: Sequence[int]) -> np.ndarray:
+  return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def normal_like(seed: int, tree: Any) -> Any:
@@ -155,11 +162,11 @@ def _variables(layer: Any, model: ModelConfig) -> Any:
   def init(rng):
     return layer.init(rng, jnp.zeros((1, 2, model.dim)), layer.init_state(1, 2), whole_segment(1, 2), train=False)
 
-  variables = meta.unbox(quick_jit(init)(jax.random.key(0)))
+  variables = jax.device_get(meta.unbox(quick_jit(init)(jax.random.key(0))))
   params = variables["params"]
   noise = normal_like(100, params)
-  return {**variables, "params": jax.tree.map(lambda param, noise: param + 0.2 * noise, params, noise)}
+  return {**variables, "params": jax.tree.map(lambda param, noise: param + np.float32(0.2) * noise, params, noise)}
 
 
 def _total(trees: Sequence[Any]) -> Any:
-  return jax.tree.map(lambda *leaves: functools.reduce(jnp.add, leaves), *trees)
+  return jax.tree.map(lambda *leaves: functools.reduce(np.add, leaves), *trees)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lattice_jax.types import Segment
@@ -22,11 +20,11 @@ Document = tuple[int, int, int]  # id, position of its first token here, number 
 class Scene:
   """One call of a layer, and a random projection of what comes out."""
 
-  x_BTD: jax.Array
+  x_BTD: np.ndarray
   state: Any
   segment: Segment
-  d_y_BTD: jax.Array  # zero at invalid tokens
-  d_state: dict[str, jax.Array]
+  d_y_BTD: np.ndarray  # zero at invalid tokens
+  d_state: dict[str, np.ndarray]
 
 
 def documents(rows: Sequence[Sequence[Document]], length: int) -> Segment:
@@ -42,7 +40,7 @@ def documents(rows: Sequence[Sequence[Document]], length: int) -> Segment:
       valid_BT[row, here] = True
       start += count
   marks_BT = np.zeros((len(rows), length), np.int8)
-  return jax.tree.map(jnp.asarray, Segment(positions_BT, ids_BT, valid_BT, marks_BT))
+  return Segment(positions_BT, ids_BT, valid_BT, marks_BT)
 
 
 # What every row has read before: full rows, open blocks of several lengths, an id that came before, nothing at all.
@@ -77,11 +75,11 @@ def mixed(form: Form) -> Scene:
   return scene(form, normal(2, shape), past.state, documents(PRESENT, LENGTH))
 
 
-def scene(form: Form, x_BTD: jax.Array, state: Any, segment: Segment, seed: int = 50) -> Scene:
+def scene(form: Form, x_BTD: np.ndarray, state: Any, segment: Segment, seed: int = 50) -> Scene:
   d_y_BTD = normal(seed, x_BTD.shape) * segment.valid_BT[..., None]
   return Scene(x_BTD, state, segment, d_y_BTD, normal_like(seed + 1, float_leaves(state)))
 
 
-def keep_valid(y_BTD: jax.Array, segment: Segment) -> jax.Array:
+def keep_valid(y_BTD: np.ndarray, segment: Segment) -> np.ndarray:
   """Outputs at invalid tokens mean nothing and are compared nowhere."""
-  return jnp.where(segment.valid_BT[..., None], y_BTD, 0)
+  return np.where(segment.valid_BT[..., None], y_BTD, 0)

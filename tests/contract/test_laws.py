@@ -21,6 +21,10 @@ each_form = pytest.mark.parametrize(
   [_mark(row, variant, row=row) for row in ROWS for variant in ("", *(name for name, _ in row.variants))])
 each_variant = pytest.mark.parametrize(
   ("row", "variant"), [_mark(row, variant, row=row) for row in ROWS for variant, _ in row.variants])
+each_same_form = pytest.mark.parametrize(
+  ("row", "name", "variant"),
+  [pytest.param(row, name, variant, id=f"{row.name}-{name}", marks=pytest.mark.xdist_group(row.name))
+   for row in ROWS for name, variant, _ in row.forms])
 linear_rows = pytest.mark.parametrize(
   ("row", "dtype"),
   [_mark(row, dtype, row=row) for row in ROWS if row.constant_input for dtype in ("float32", "bfloat16")])
@@ -75,6 +79,11 @@ def test_L7_state_is_constant_and_nothing_compiles_twice(row):
 @each_form
 def test_L8_outputs_state_and_gradients_match_the_reference(row, variant):
   laws.matches_reference(row, variant)
+
+
+@each_same_form
+def test_L8_other_forms_give_the_same(row, name, variant):
+  laws.matches_reference(row, name, of=variant)
 
 
 @each_row
