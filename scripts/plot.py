@@ -4,6 +4,7 @@ python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte
 python scripts/plot.py runs/a/eval_test_cold.json --out=pos.png  # bits per byte by position
 python scripts/plot.py --what=answers runs/*/eval_test_cold.json # of a task: accuracy by pairs and by distance
 python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
+python scripts/plot.py --what=recall runs/smollm2/passkey        # of caches: quality against bytes, depths, kept tokens
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-_PLOTS = ("loss", "position", "codebook", "answers")
+_PLOTS = ("loss", "position", "codebook", "answers", "recall")
 
 
 def main() -> None:
@@ -26,11 +27,11 @@ def main() -> None:
   try:
     what = arguments.what or default_plot(arguments.paths)
     out = arguments.out or Path(f"{what}.png")
-    draw(what, arguments.paths, out)
+    written = draw(what, arguments.paths, out)
   except (ValueError, OSError) as error:
     print(f"plot.py: {error}", file=sys.stderr)
     sys.exit(2)
-  print(f"wrote {out}")
+  print("\n".join(f"wrote {path}" for path in written))
 
 
 def default_plot(paths: list[Path]) -> str:
@@ -40,20 +41,25 @@ def default_plot(paths: list[Path]) -> str:
   return "position" if are_files.pop() else "loss"
 
 
-def draw(what: str, paths: list[Path], out: Path) -> None:
+def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
+  if what in ("codebook", "recall") and len(paths) > 1:
+    raise ValueError(f"--what={what} draws one folder at a time, not {len(paths)}.")
+  if what == "recall":
+    from lattice_jax.inspect.recall_plots import plot_recall
+
+    return plot_recall(paths[0], out)
   if what == "codebook":
     from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
     from lattice_jax.runtime import quieten_checkpoints
 
     quieten_checkpoints()
-    if len(paths) > 1:
-      raise ValueError(f"--what=codebook draws one workdir at a time, not {len(paths)}.")
     plot_codebook(paths[0], out)
-    return
+    return [out]
   from lattice_jax.inspect import plots
 
   drawing = {"loss": plots.plot_loss, "position": plots.plot_buckets, "answers": plots.plot_answers}
   drawing[what](paths, out)
+  return [out]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from lattice_jax.evaluation.image_baselines import image_bits_per_dim
 from lattice_jax.evaluation.overrides import apply_overrides, check_variables_fit
 from lattice_jax.evaluation.report import result_name, write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
-from lattice_jax.inference.generate import generate
+from lattice_jax.inference.generate import Options
+from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.models.pretrained import open_pretrained
@@ -40,7 +41,8 @@ _PRETRAINED_LEN = 1024  # tokens of a window that a pretrained model is judged o
 class Task:
   """A run's config, with overrides, and the parameters of one of its checkpoints.
 
-  Or of a pretrained model, which has no `step`; `workdir` is then where results go.
+  Or of a pretrained model, which has no `step`; `workdir` is then where results go, and `context_len` is how many
+  tokens it was made to read.
   """
 
   workdir: Path
@@ -50,6 +52,7 @@ class Task:
   buffers: Any
   step: int | None
   mesh: Mesh
+  context_len: int | None = None
 
   def describe(self) -> str:
     """One line: which run, which checkpoint, on what."""
@@ -97,21 +100,36 @@ class Task:
     train, judged = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
     return compressor_bits_per_byte(train, judged), source.unit
 
-  def generate(self, prompt: str, *, is_chat: bool = False, **options: Any) -> str:
-    """The prompt and what follows it, also written to sample.txt in the workdir.
+  def write_texts(
+    self, prompts: Sequence[str], *, length: int, is_chat: bool = False, stop_strings: Sequence[str] = (),
+    limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
+  ) -> Written:
+    """What the model writes after each prompt, which is also written to sample.txt in the workdir.
 
-    With `is_chat` the model is asked the prompt by its chat template.
+    With `is_chat` the model is asked each prompt by its chat template. `show` is given the text as it is drawn: all of
+    it of a single prompt; of several nothing. limit: tokens of prompt and text together, at most the model's own.
+
+    Raises:
+      ValueError: a prompt is empty or too long, or an option out of range.
     """
+    if limit is not None and self.context_len is not None and limit > self.context_len:
+      raise ValueError(
+        f"a context of {limit:,} tokens is more than the {self.context_len:,} that {self.config.name} was made for; "
+        "ask for fewer.")
     tokenizer = get_tokenizer(self.config.data)
-    asked = tokenizer.chat([{"role": "user", "content": prompt}]) if is_chat else prompt
-    (ids,) = generate(
-      self.config.model, {"params": self.params, "buffers": self.buffers}, [tokenizer.encode(asked.encode())],
-      start_ids=tokenizer.start_ids, banned=tokenizer.banned_ids, **options)
-    ends = np.flatnonzero(np.isin(ids, tokenizer.stop_ids))
-    answer = tokenizer.decode(ids[:ends[0]] if ends.size else ids).decode(errors="replace")
-    text = prompt + ("\n\n" if is_chat else "") + answer
-    write_text(self.workdir / "sample.txt", text + "\n")
-    return text
+    asked = [tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if is_chat else prompts
+    options = Options(
+      start_ids=tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
+      limit=limit or self.context_len, block_len=1, **sampling)
+    between = "\n\n" if is_chat else ""
+    if len(prompts) == 1:
+      show(prompts[0] + between)
+    written = write_texts(
+      self.config.model, {"params": self.params, "buffers": self.buffers}, tokenizer, asked, length=length,
+      options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
+    texts = [prompt + between + text for prompt, text in zip(prompts, written.texts, strict=True)]
+    write_text(self.workdir / "sample.txt", f"\n{'-' * 20}\n".join(texts) + "\n")
+    return dataclasses.replace(written, texts=tuple(texts))
 
 
 def choose(
@@ -158,7 +176,8 @@ def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Seq
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
   params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh))
   return Task(
-    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers={}, step=None, mesh=mesh)
+    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers={}, step=None, mesh=mesh,
+    context_len=pretrained.context_len)
 
 
 def _images(source: Source) -> Iterator[np.ndarray]:

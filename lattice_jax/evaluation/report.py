@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.evaluation.result import EvalResult
+from lattice_jax.inference.text import Written
 
 
 def format_result(result: EvalResult) -> str:
@@ -27,6 +28,21 @@ def format_comparison(results: Sequence[EvalResult], baselines: Mapping[str, flo
   rows = [(f"model, {result.protocol}", result.bits_per_byte) for result in results] + list(baselines.items())
   rows.sort(key=lambda row: row[1])
   return align([("on the same split", f"bits per {unit}"), *((name, f"{value:.4f}") for name, value in rows)])
+
+
+def format_written(written: Written) -> str:
+  """Why each text ended, and what it took."""
+  ends = {"stop": "the model or a stop string ended it", "length": "as long as asked", "context": "the context is full"}
+  rows = [
+    (f"text {row + 1}" if len(written.texts) > 1 else "text", f"{tokens:,} tokens: {ends[finish]}")
+    for row, (tokens, finish) in enumerate(zip(written.num_tokens, written.finishes, strict=True))]
+  timing = written.timing
+  speed = timing.tokens_per_second
+  return align([
+    *rows,
+    ("time to first token", f"{timing.first_token_seconds:.2f} s + {timing.compile_seconds:.1f} s compiling"),
+    *([("tokens per second", f"{speed:,.1f}")] if speed else []),
+    ("memory", f"{timing.cache_bytes:,} bytes")])
 
 
 def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None:
@@ -62,6 +78,12 @@ def align(rows: Sequence[Sequence[str]]) -> str:
       cell.ljust(width) if index == 0 else cell.rjust(width)
       for index, (cell, width) in enumerate(zip(row, widths, strict=True)))
     for row in rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """The first row is the heading; columns but the first stand to the right."""
+  head, *body = [f"| {' | '.join(row)} |" for row in rows]
+  return "\n".join([head, f"|---|{'---:|' * (len(rows[0]) - 1)}", *body])
 
 
 def _context(result: EvalResult) -> str:

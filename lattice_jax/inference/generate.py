@@ -117,11 +117,10 @@ class TokenStream:
     self._allowed_B = np.array([
       length if options.limit is None else min(length, options.limit - len(row)) for row in self._rows], np.int32)
     longest = max(map(len, self._rows))
-    needed = longest + int(self._allowed_B.max())
+    chunk_len = min(options.prefill_len, model.cache.call_len or options.prefill_len, 1 << (longest - 1).bit_length())
     self._shapes = Shapes(
-      batch=len(self._rows), chunk_len=min(options.prefill_len, 1 << (longest - 1).bit_length()),
-      block_len=options.block_len,
-      max_len=-(-needed // _CACHE_UNIT) * _CACHE_UNIT if needs_token_cache(model) else 0)
+      batch=len(self._rows), chunk_len=chunk_len, block_len=options.block_len, prompt_len=_cache_len(model, longest),
+      max_len=_cache_len(model, longest + int(self._allowed_B.max())))
     start = time.perf_counter()
     self._mesh = mesh_of(unbox(variables))
     self._variables = place_variables(variables, self._mesh)
@@ -163,7 +162,7 @@ class TokenStream:
     for start in range(0, max(map(len, self._rows)), chunk_len):
       tokens_BT, segment = self._put(prompt_chunk(self._rows, start, chunk_len))
       progress = self._programs.prefill(self._variables, tokens_BT, segment, progress)
-    return progress
+    return self._programs.turn(progress)
 
   def _extend(self, row: int, ids: list[int]) -> list[int]:
     """Adds a block to a row's text; what was new in it."""
@@ -182,6 +181,10 @@ class TokenStream:
 
   def _put(self, tree: Any) -> Any:
     return jax.device_put(tree, replicated(self._mesh))
+
+
+def _cache_len(model: ModelConfig, num_tokens: int) -> int:
+  return -(-num_tokens // _CACHE_UNIT) * _CACHE_UNIT if needs_token_cache(model) else 0
 
 
 def _row_seeds(seed: int | Sequence[int], num_rows: int) -> Sequence[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flax.struct
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lattice_jax.cache import compress, uncompressed
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.placed import Abstract, with_shardings
 from lattice_jax.inference.sampling import Sampling, sample_token
@@ -22,11 +23,14 @@ from lattice_jax.types import Segment
 
 @dataclass(frozen=True)
 class Shapes:
-  """Everything static of generation but the sampling. max_len: slots of a token cache, 0 where none is needed."""
+  """Everything static of generation but the sampling. prompt_len, max_len: tokens that a cache has to hold while the
+  prompt is read and at the end; 0 where no memory needs one.
+  """
 
   batch: int
   chunk_len: int
   block_len: int
+  prompt_len: int
   max_len: int
 
 
@@ -43,7 +47,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Programs:
-  """start() → progress; prefill(variables, tokens_BT, segment, progress) → progress, donated.
+  """start() → progress; prefill(variables, tokens_BT, segment, progress) → progress, donated; turn(progress) → progress
+  for decoding, under the cache's policy.
 
   decode(variables, key_data_BW, allowed_B, stop_A, wanted_B, progress) → (tokens [B, block_len], progress), donated: a
   row ends after `allowed_B` tokens, at a token of `stop_A`, or where `wanted_B` is false. Its memory then stays, and
@@ -52,16 +57,32 @@ class Programs:
 
   start: Callable[[], Progress]
   prefill: Callable[..., Progress]
+  turn: Callable[[Progress], Progress]
   decode: Callable[..., tuple[jax.Array, Progress]]
 
 
 def compile_programs(model: ModelConfig, sampling: Sampling, shapes: Shapes, mesh: Mesh, variables: Any) -> Programs:
-  """Compiled ahead and kept, so that no call can retrace; `variables` must lie on the mesh."""
-  abstract = Abstract.of(variables)
-  start, prefill = _compile_prefill(model, shapes.batch, shapes.chunk_len, shapes.max_len, mesh, abstract)
+  """Compiled ahead and kept, so that no call can retrace; `variables` must lie on the mesh.
+
+  A cache that drops tokens reads the prompt as a full one and is compressed once, unless `model.cache.call_len` says
+  that there is only room for calls of so many tokens.
+  """
+  abstract, reading, writing = Abstract.of(variables), model, model
+  if model.cache.policy != "full" and not model.cache.call_len:
+    reading, writing = uncompressed(model), replace(model, cache=replace(model.cache, call_len=1))
+  read_len = shapes.max_len if reading is writing else shapes.prompt_len
+  start, prefill = _compile_prefill(reading, shapes.batch, shapes.chunk_len, read_len, mesh, abstract)
+  _, shardings = _abstract_progress(writing, shapes.batch, shapes.max_len, mesh)
+
+  def turn(progress: Progress) -> Progress:
+    if reading is writing:
+      return progress
+    compressed = progress.replace(state=compress(writing, progress.state, shapes.max_len))
+    return jax.device_put(compressed, shardings)
+
   return Programs(
-    start=start, prefill=prefill,
-    decode=_compile_decode(model, sampling, shapes.batch, shapes.block_len, shapes.max_len, mesh, abstract))
+    start=start, prefill=prefill, turn=turn,
+    decode=_compile_decode(writing, sampling, shapes.batch, shapes.block_len, shapes.max_len, mesh, abstract))
 
 
 @functools.lru_cache(maxsize=8)

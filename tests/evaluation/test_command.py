@@ -82,9 +82,24 @@ def test_a_named_step_is_the_one_that_is_read(workdir):
 
 
 def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
-  text = command.load(workdir, step=None, overrides=[]).generate("abc", length=8, seed=1)
+  shown = []
+  task = command.load(workdir, step=None, overrides=[])
+  written = task.write_texts(["abc"], length=8, seed=1, show=shown.append)
+  (text,) = written.texts
   assert text.startswith("abc") and len(text) > 3
+  assert "".join(shown) == text
   assert (workdir / "sample.txt").read_text() == text + "\n"
+  lines = report.format_written(written).splitlines()
+  assert lines[0].endswith("8 tokens: as long as asked")
+  assert [line.split("  ")[0] for line in lines[1:]] == ["time to first token", "tokens per second", "memory"]
+
+
+def test_a_context_beyond_what_the_model_was_made_for_is_refused(workdir):
+  task = dataclasses.replace(command.load(workdir, step=None, overrides=[]), context_len=10)
+  with pytest.raises(ValueError, match="a context of 11 tokens is more than the 10 that tiny was made for"):
+    task.write_texts(["abc"], length=8, limit=11)
+  with pytest.raises(ValueError, match="row 0 has 11 tokens, and the context holds 10"):
+    task.write_texts(["abcdefghij"], length=8)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
+from lattice_jax.cache import cache_bytes, compress, uncompressed
+from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig, VQConfig
 from lattice_jax.inference.generate import SPECIAL_IDS, Options, TokenStream, generate
 from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
@@ -135,6 +136,40 @@ def test_the_cache_of_softmax_attention_is_counted():
   timing = stream(MODEL, PROMPTS, LENGTH, seed=5, temperature=0.0).timing
   assert timing.cache_bytes == tree_bytes(jax.eval_shape(lambda: init_state(MODEL, len(PROMPTS), 64)))
   assert timing.first_token_seconds > 0
+
+
+LAGKV = dataclasses.replace(
+  MODEL, layers=1, pattern=("attention",), block="mlp", mlp_dim=8,
+  cache=CacheConfig(policy="lagkv", sinks=1, lag=4, keep=1))
+
+
+def test_a_cache_that_drops_tokens_is_compressed_after_the_prompt_and_is_small():
+  variables = make_variables(LAGKV)
+  texts = TokenStream(LAGKV, variables, PROMPTS, length=5, options=Options(prefill_len=4, temperature=0.0))
+  list(texts)
+  decoding = dataclasses.replace(LAGKV, cache=dataclasses.replace(LAGKV.cache, call_len=1))
+  assert texts.timing.cache_bytes == cache_bytes(decoding, len(PROMPTS), 64) < cache_bytes(LAGKV, len(PROMPTS), 64)
+  whole, tokens = uncompressed(LAGKV), jnp.asarray([[1, *PROMPTS[0]]])
+  logits_A, state = read(whole, variables, tokens, init_state(whole, 1, 32), whole_segment(1, tokens.shape[1]))
+  state = compress(LAGKV, state, 32)
+  for place, token in enumerate(texts.texts[0].ids, tokens.shape[1]):
+    assert token == int(logits_A.at[jnp.array(SPECIAL_IDS)].set(-jnp.inf).argmax())
+    logits_A, state = read(LAGKV, variables, jnp.asarray([[token]]), state, whole_segment(1, 1, place))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def read(model, variables, tokens, state, segment):
+  """Logits after a row's last token, and the state."""
+  output = Decoder(model).apply(variables, tokens, state, segment)
+  return Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits)[0, -1], output.state
+
+
+def test_a_prompt_may_be_read_in_as_little_room_as_the_calls_need():
+  model = dataclasses.replace(LAGKV, cache=dataclasses.replace(LAGKV.cache, call_len=2))
+  texts = TokenStream(model, make_variables(LAGKV), PROMPTS, length=5, options=Options(temperature=0.0))
+  list(texts)
+  assert texts.timing.cache_bytes == cache_bytes(model, len(PROMPTS), 64)
+  assert [len(text.ids) for text in texts.texts] == [5, 5, 5]
 
 
 def test_a_text_is_never_silently_shorter():

@@ -1,0 +1,125 @@
+"""What is asked, how often and under which caches, and the file that takes the answers one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lattice_jax.config import CacheConfig
+from lattice_jax.evaluation.caches import with_peers
+from lattice_jax.evaluation.recall.tasks import TASKS, Sizes
+from lattice_jax.metrics import read_jsonl
+
+
+@dataclass(frozen=True)
+class Grid:
+  """Every length with every answer's size, depth and trial, under every cache.
+
+  lengths: tokens of the prompts. answers: digits, or words. batch: trials that are read together. examples: trials of
+  which the answer is written too, greedily; at most a batch.
+  """
+
+  task: str
+  lengths: tuple[int, ...]
+  answers: tuple[int, ...]
+  depths: tuple[float, ...]
+  trials: int
+  seed: int
+  batch: int
+  examples: int
+  caches: dict[str, CacheConfig]
+  peers: tuple[str, ...]
+
+  def __post_init__(self) -> None:
+    if self.task not in TASKS:
+      raise ValueError(f"--task={self.task} is not known; there are {', '.join(TASKS)}.")
+    if not (self.lengths and self.answers and self.depths and self.caches):
+      raise ValueError("a task needs at least one length, one answer size, one depth and one cache.")
+    for name, value in (("trials", self.trials), ("batch", self.batch), *(("answers", size) for size in self.answers)):
+      if value < 1:
+        raise ValueError(f"--{name}={value} must be at least 1.")
+    if not all(0 <= depth <= 1 for depth in self.depths):
+      raise ValueError(f"--depths={','.join(map(str, self.depths))} must lie between 0, the start, and 1, the end.")
+    if not 0 <= self.examples <= self.batch:
+      raise ValueError(f"--examples={self.examples} must be between 0 and --batch={self.batch}.")
+
+  def caches_of(self, length: int) -> dict[str, CacheConfig]:
+    """Those of the grid and their peers at that length."""
+    return with_peers(self.caches, self.peers, length)
+
+  def batches(self) -> Iterator[tuple[int, ...]]:
+    """The trials, as many at a time as are read together; the last are fewer."""
+    for first in range(0, self.trials, self.batch):
+      yield tuple(range(first, min(first + self.batch, self.trials)))
+
+  def sizes_of(self, length: int) -> list[Sizes]:
+    return [Sizes(length, answer, depth) for answer, depth in itertools.product(self.answers, self.depths)]
+
+
+@dataclass(frozen=True)
+class Answered:
+  """Some trials of one cell: what the answers were like. A line of the file.
+
+  right, nll: of each trial, whether each token of the answer was the likeliest, and its nats, given those before it.
+  judged: the tokens of the answer that say something, not the space before it. kept: slots in use after the prompt.
+  needle_kept: share of the answer's tokens still in the cache, the mean of layers and heads. cache_bytes: of a row.
+  per_partition: tokens that a head keeps of a partition; 0 of other policies. written: answers in the model's words.
+  """
+
+  task: str
+  length: int
+  answer: int
+  depth: float
+  cache: str
+  seed: int
+  trials: tuple[int, ...]
+  right: list[list[bool]]
+  nll: list[list[float]]
+  judged: list[list[bool]]
+  kept: int
+  per_partition: int
+  needle_kept: list[float]
+  cache_bytes: int
+  written: list[str]
+
+  @property
+  def key(self) -> tuple[Any, ...]:
+    """What tells it from other lines."""
+    return self.task, self.length, self.answer, self.depth, self.cache, self.seed, self.trials
+
+
+class AnswerFile:
+  """A file of `Answered`, a line each, in any order; what it holds needs not be asked again."""
+
+  def __init__(self, path: Path):
+    """Raises ValueError where it holds something else."""
+    self.path = path
+    try:
+      lines = [Answered(**record | {"trials": tuple(record["trials"])}) for record in read_jsonl(path)]
+    except (TypeError, KeyError) as error:
+      raise ValueError(f"{path} holds lines of another kind; move it away, or choose another --workdir.") from error
+    self.answered = {line.key: line for line in lines}
+    self._cut_half_a_line()
+
+  def add(self, answered: Answered) -> None:
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with self.path.open("a", encoding="utf-8") as file:
+      file.write(json.dumps(dataclasses.asdict(answered)) + "\n")
+    self.answered[answered.key] = answered
+
+  def has(self, grid: Grid, sizes: Sizes, cache: str, trials: tuple[int, ...]) -> bool:
+    key = grid.task, sizes.length, sizes.answer, sizes.depth, cache, grid.seed, trials
+    return key in self.answered
+
+  def _cut_half_a_line(self) -> None:
+    """Of a run that was killed while it wrote; the next line must not follow on it."""
+    if self.path.exists():
+      raw = self.path.read_bytes()
+      whole = raw[:raw.rfind(b"\n") + 1]
+      if len(whole) < len(raw):
+        self.path.write_bytes(whole)

@@ -1,0 +1,126 @@
+"""Recall under every cache as tables: how much was kept, how much was said right, and what the paper's rule says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lattice_jax.evaluation.bootstrap import interval_of_mean
+from lattice_jax.evaluation.recall.grid import Answered
+from lattice_jax.evaluation.report import markdown, write_text
+
+FULL = "full"
+_ENOUGH = 0.5  # of the digits right under the full cache; below it a cell says nothing about other caches
+
+
+@dataclass(frozen=True)
+class Summary:
+  """Trials of one length and size of answer under one cache; `depth` None for all depths together.
+
+  token_accuracy: share of the answers' tokens that were the likeliest; exact_accuracy: of answers without a fault.
+  low, high: of the token accuracy, 95 % by resampling trials. is_telling: the full cache says at least half of the
+  tokens right. The other fields are means of those of `Answered`.
+  """
+
+  length: int
+  answer: int
+  depth: float | None
+  cache: str
+  trials: int
+  kept: int
+  cache_bytes: int
+  per_partition: int
+  answer_tokens: float
+  needle_kept: float
+  token_accuracy: float
+  low: float
+  high: float
+  exact_accuracy: float
+  nll_per_token: float
+  is_telling: bool
+
+
+def summarise(lines: Iterable[Answered], *, by_depth: bool) -> list[Summary]:
+  """By length, size of answer and cache, in the order of the lines; with `by_depth` each depth apart."""
+  groups: dict[tuple[int, int, float | None, str], list[Answered]] = {}
+  for line in lines:
+    groups.setdefault((line.length, line.answer, line.depth if by_depth else None, line.cache), []).append(line)
+  full = {key[:3]: _accuracies(group)[0].mean() for key, group in groups.items() if key[3] == FULL}
+  return [_summary(key, group, full) for key, group in sorted(groups.items(), key=lambda item: item[0][:2])]
+
+
+def format_table(summaries: Sequence[Summary], task: str) -> str:
+  """Markdown, a table for each length and size of answer."""
+  parts = [f"# {task}", _LEGEND]
+  for length, answer in dict.fromkeys((row.length, row.answer) for row in summaries):
+    rows = [row for row in summaries if (row.length, row.answer) == (length, answer)]
+    parts.append(f"## {length:,} tokens, {answer} to say")
+    if not rows[0].is_telling:
+      parts.append("The full cache says less than half right: nothing follows for the others.")
+    parts.append(markdown([
+      ("cache", "kept", "bytes of a row", "answer kept", "tokens right", "95 %", "exact", "nats a token", "trials"),
+      *((
+        row.cache, f"{row.kept:,}", f"{row.cache_bytes:,}", f"{row.needle_kept:.0%}", f"{row.token_accuracy:.1%}",
+        f"{row.low:.1%}–{row.high:.1%}", f"{row.exact_accuracy:.1%}", f"{row.nll_per_token:.3f}", f"{row.trials}")
+        for row in rows)]))
+  return "\n\n".join([*parts, *_rule(summaries)]) + "\n"
+
+
+def write_summary(folder: Path, task: str, lines: Sequence[Answered]) -> list[Path]:
+  """report.md, and all cells as table.jsonl."""
+  overall, cells = summarise(lines, by_depth=False), summarise(lines, by_depth=True)
+  paths = [folder / "report.md", folder / "table.jsonl"]
+  write_text(paths[0], format_table(overall, task))
+  write_text(paths[1], "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [*overall, *cells]))
+  return paths
+
+
+_LEGEND = (
+  "Digits (or words) are judged token by token, each given the right ones before it. «kept»: slots in use behind the "
+  "prompt; «answer kept»: share of the answer's own tokens among them, the mean of layers and heads.")
+
+
+def _rule(summaries: Sequence[Summary]) -> list[str]:
+  """The rule of LagKV's authors: trouble where a partition keeps fewer tokens than the answer has."""
+  full = {(row.length, row.answer): row for row in summaries if row.cache == FULL}
+  rows = [
+    (row, full[row.length, row.answer]) for row in summaries
+    if row.cache.startswith("lagkv") and (row.length, row.answer) in full and row.is_telling]
+  if not rows:
+    return []
+  rows.sort(key=lambda pair: pair[0].per_partition / pair[0].answer_tokens)
+  return ["## Kept of a partition against the answer's length", markdown([
+    ("cache", "prompt", "kept of a partition", "tokens of the answer", "ratio", "tokens right", "of the full cache's"),
+    *((
+      row.cache, f"{row.length:,}", f"{row.per_partition}", f"{row.answer_tokens:.0f}",
+      f"{row.per_partition / row.answer_tokens:.2f}", f"{row.token_accuracy:.1%}",
+      f"{row.token_accuracy / whole.token_accuracy:.0%}") for row, whole in rows)])]
+
+
+def _summary(
+  key: tuple[int, int, float | None, str], group: Sequence[Answered], full: dict[tuple[int, int, float | None], float],
+) -> Summary:
+  tokens, exact, nll = _accuracies(group)
+  low, high = interval_of_mean(tokens)
+  return Summary(
+    length=key[0], answer=key[1], depth=key[2], cache=key[3], trials=len(tokens), kept=group[0].kept,
+    cache_bytes=group[0].cache_bytes, per_partition=group[0].per_partition,
+    answer_tokens=float(np.mean([len(right) for line in group for right in line.right])),
+    needle_kept=float(np.mean([share for line in group for share in line.needle_kept])),
+    token_accuracy=float(tokens.mean()), low=low, high=high, exact_accuracy=float(exact.mean()),
+    nll_per_token=float(nll.mean()), is_telling=key[:3] not in full or bool(full[key[:3]] >= _ENOUGH))
+
+
+def _accuracies(group: Sequence[Answered]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(share of judged tokens that are right, whether all are, nats a token) of every trial."""
+  trials = [
+    (np.array(right)[judged], np.array(nll)[judged]) for line in group
+    for right, nll, judged in zip(line.right, line.nll, line.judged, strict=True)]
+  return (
+    np.array([right.mean() for right, _ in trials]), np.array([right.all() for right, _ in trials]),
+    np.array([nll.mean() for _, nll in trials]))

@@ -1,0 +1,143 @@
+"""Recall under caches on a tiny model: one reading for all is the same as each alone, resuming, tables and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from lattice_jax.cache import make_policy
+from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
+from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.evaluation.recall.grid import AnswerFile, Grid
+from lattice_jax.evaluation.recall.report import summarise, write_summary
+from lattice_jax.evaluation.recall.run import Subject, run_grid
+from lattice_jax.evaluation.recall.tasks import TASKS, Haystack, Sizes
+from lattice_jax.inspect.recall_plots import plot_recall
+from lattice_jax.models.decoder import Decoder, init_state, init_variables
+from lattice_jax.sharding import unbox
+from lattice_jax.types import whole_segment
+
+MODEL = ModelConfig(
+  dim=16, layers=2, pattern=("attention",), block="mlp", mlp_dim=16,
+  attention=AttentionConfig(heads=2, kv_heads=1, key_dim=8, value_dim=8))
+LAGKV = CacheConfig(policy="lagkv", sinks=2, lag=16, keep=4)
+GRID = Grid(
+  task="passkey", lengths=(100,), answers=(3, 4), depths=(0.0, 0.5), trials=3, seed=1, batch=2, examples=1,
+  caches={"full": CacheConfig(), "lagkv": LAGKV}, peers=("window",))
+TEXT = b"It was a dark and stormy night; the rain fell in torrents. " * 9
+
+
+@functools.lru_cache
+def subject():
+  variables = jax.jit(lambda: unbox(init_variables(MODEL, jax.random.key(0))))()
+  return Subject(
+    model=MODEL, variables=variables, tokenizer=ByteTokenizer(), text_ids=ByteTokenizer().encode(TEXT))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("recall")
+  told = []
+  answers = run_grid(GRID, subject(), folder, report=told.append)
+  assert len(told) == 2 * 2 * 2  # sizes of answer, depths, batches
+  assert len(answers.answered) == 3 * len(told)
+  return folder
+
+
+def lines(folder, cache):
+  return [line for line in AnswerFile(folder / "answers.jsonl").answered.values() if line.cache == cache]
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def all_logits(variables, tokens_BT, model):
+  batch, length = tokens_BT.shape
+  output = Decoder(model).apply(variables, tokens_BT, init_state(model, batch), whole_segment(batch, length))
+  return jax.nn.log_softmax(Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits))
+
+
+def test_under_the_full_cache_an_answer_is_judged_as_in_one_call_over_prompt_and_answer(folder):
+  for line in lines(folder, "full"):
+    for index, trial in enumerate(line.trials):
+      haystack = Haystack(ByteTokenizer(), subject().text_ids, trial=trial, seed=1)
+      prompt = TASKS["passkey"](haystack, Sizes(100, line.answer, line.depth))
+      whole = np.pad(np.concatenate([prompt.tokens, prompt.answer]), (0, 5 - len(prompt.answer)))
+      logits_TA = all_logits(subject().variables, whole[None], MODEL)[0]
+      said_TA = logits_TA[99:99 + len(prompt.answer)]
+      np.testing.assert_allclose(line.nll[index], -said_TA[np.arange(len(said_TA)), prompt.answer], rtol=1e-5, atol=5e-5)
+      assert line.right[index] == (said_TA.argmax(-1) == prompt.answer).tolist()
+      assert line.judged[index] == [False] + [True] * line.answer
+    assert (line.kept, line.needle_kept, line.per_partition) == (100, [1.0] * len(line.trials), 0)
+    assert line.cache_bytes == 2 * 100 * (2 * 8 * 4 + 4)
+
+
+def test_every_other_cache_keeps_as_many_tokens_and_judges_otherwise(folder):
+  kept = make_policy(LAGKV).kept_length(100)
+  full = {line.key[:4] + line.key[5:]: line for line in lines(folder, "full")}
+  for cache in ("lagkv", "window like lagkv"):
+    for line in lines(folder, cache):
+      assert line.kept == kept
+      assert line.nll != full[line.key[:4] + line.key[5:]].nll
+      # what comes first is said by what has read the whole prompt
+      assert [nll[0] for nll in line.nll] == [nll[0] for nll in full[line.key[:4] + line.key[5:]].nll]
+  assert all(line.needle_kept == [0.0] * len(line.trials) for line in lines(folder, "window like lagkv"))
+
+
+def test_a_depth_asked_alone_gives_the_same_and_nothing_is_asked_twice(folder, tmp_path):
+  alone = dataclasses.replace(GRID, depths=(0.5,), answers=(4,))
+  run_grid(alone, subject(), tmp_path, report=lambda line: None)
+  for line in AnswerFile(tmp_path / "answers.jsonl").answered.values():
+    same = AnswerFile(folder / "answers.jsonl").answered[line.key]
+    np.testing.assert_allclose(np.array(line.nll), np.array(same.nll), rtol=1e-5, atol=1e-4)
+    assert (line.right, line.needle_kept, line.written) == (same.right, same.needle_kept, same.written)
+  file = folder / "answers.jsonl"
+  before = file.read_text()
+  run_grid(GRID, subject(), folder, report=pytest.fail)
+  assert file.read_text() == before
+
+
+def test_a_line_that_was_cut_is_asked_again(folder, tmp_path):
+  whole = (folder / "answers.jsonl").read_text()
+  (tmp_path / "answers.jsonl").write_text(whole[:-30])
+  assert len(AnswerFile(tmp_path / "answers.jsonl").answered) == 23
+  assert (tmp_path / "answers.jsonl").read_text() == whole[:whole[:-1].rindex("\n") + 1]
+  (tmp_path / "answers.jsonl").write_text('{"step": 3}\n')
+  with pytest.raises(ValueError, match="holds lines of another kind; move it away"):
+    AnswerFile(tmp_path / "answers.jsonl")
+
+
+def test_tables_and_plots_are_of_all_that_was_asked(folder):
+  paths = write_summary(folder, "passkey", list(AnswerFile(folder / "answers.jsonl").answered.values()))
+  assert [path.name for path in paths] == ["report.md", "table.jsonl"]
+  text = paths[0].read_text()
+  assert "## 100 tokens, 4 to say" in text and "| window like lagkv | 40 |" in text
+  rows = [json.loads(line) for line in paths[1].read_text().splitlines()]
+  assert len(rows) == 3 * 2 + 3 * 2 * 2
+  assert {row["trials"] for row in rows if row["depth"] is None} == {6}
+  plots = plot_recall(folder, folder / "recall.png")
+  assert [path.name for path in plots] == ["recall.png", "recall_depths.png", "recall_kept_100.png"]
+  assert all(path.stat().st_size > 5000 for path in plots)
+  with pytest.raises(FileNotFoundError, match=r"table\.jsonl does not exist"):
+    plot_recall(folder / "nothing", folder / "x.png")
+
+
+def test_a_cell_is_telling_where_the_full_cache_knows_the_answer(folder):
+  line = lines(folder, "full")[0]
+  for share, is_telling in ((1, True), (0, False)):
+    full = dataclasses.replace(line, right=[[bool(share)] * len(right) for right in line.right])
+    (summary, other) = summarise([full, dataclasses.replace(line, cache="lagkv")], by_depth=False)
+    assert (summary.token_accuracy, summary.is_telling, other.is_telling) == (share, is_telling, is_telling)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+  ({"task": "passkeys"}, "--task=passkeys is not known; there are passkey, needles"), ({"lengths": ()}, "at least one"),
+  ({"trials": 0}, "--trials=0 must be at least 1"), ({"answers": (0,)}, "--answers=0 must be"),
+  ({"depths": (1.5,)}, "--depths=1.5 must lie between 0"), ({"examples": 3}, "--examples=3 must be between 0 and")],
+  ids=str)
+def test_a_grid_out_of_range_is_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(GRID, **changes)

@@ -1,0 +1,46 @@
+"""Cache policies as they are written on the command line, and peers that keep as many tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from lattice_jax.cache import make_policy
+from lattice_jax.config import CacheConfig, Config, ModelConfig
+from lattice_jax.evaluation.caches import parse_caches, with_peers
+
+CONFIG = Config(model=ModelConfig(pattern=("attention",)))
+PEERS = ("window", "knorm", "snapkv", "h2o", "random")
+
+
+def test_a_policy_is_written_with_its_fields():
+  caches = parse_caches(CONFIG, ["full", "lagkv:lag=64,ratio=0.25,sinks=4", "window:window=7"])
+  assert caches["full"] == CacheConfig()
+  assert caches["lagkv:lag=64,ratio=0.25,sinks=4"] == CacheConfig(policy="lagkv", lag=64, ratio=0.25, sinks=4)
+  assert caches["window:window=7"] == CacheConfig(policy="window", window=7)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+  ("lagvk:ratio=0.5", r"names the policy 'lagvk'; full, window, .* Did you mean 'lagkv'"),
+  ("lagkv:ratio", "'ratio' must have the form field=value, as in"),
+  ("lagkv:ration=0.5", "Did you mean 'ratio'"), ("lagkv:ratio=2", r"model\.cache\.ratio=2.* must lie in"),
+  ("window:tokens=3,sinks=4", "has no room for a window beside"), ("lagkv", "needs its budget as one of")], ids=str)
+def test_what_is_no_policy_is_refused_in_one_sentence(text, message):
+  with pytest.raises(ValueError, match=message):
+    parse_caches(CONFIG, [text])
+
+
+@pytest.mark.parametrize("length", [100, 300, 1000, 1024])
+def test_peers_keep_as_many_tokens_at_every_length(length):
+  caches = parse_caches(CONFIG, ["full", "lagkv:lag=64,ratio=0.25,sinks=4", "window:window=9"])
+  beside = with_peers(caches, PEERS, length)
+  assert list(beside)[:3] == list(caches)
+  assert [name.partition(" like ")[0] for name in list(beside)[3:]] == list(PEERS)
+  kept = make_policy(caches["lagkv:lag=64,ratio=0.25,sinks=4"]).kept_length(length)
+  assert {make_policy(cache).kept_length(length) for name, cache in beside.items() if " like " in name} == {kept}
+
+
+def test_a_peer_that_drops_nothing_is_refused():
+  caches = parse_caches(CONFIG, ["lagkv:keep=8"])
+  for peer in ("full", "h20"):
+    with pytest.raises(ValueError, match=rf"--peers names '{peer}'; policies that drop tokens are window, lagkv, "):
+      with_peers(caches, [peer], 1000)
