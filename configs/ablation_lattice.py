@@ -13,7 +13,8 @@ slots16, 32, 96, 128, 192   slots a head; the MLP takes what parameters they lea
 encoding, similarity        the other objectives
 step0.25, 0.5, 2            longest step
 accumulated                 slots grow longer, and so harder
-noproject                   what lies along a slot is written too
+nonorm                      slots of any length, and so no projection either: that is the delta rule, from empty slots
+noproject                   slots of length one, but what lies along a slot is written too
 forget                      a forget gate
 freevalues                  values of any length
 noconv                      no convolutions before the memory
@@ -24,6 +25,8 @@ rounds0, 1, 2, 4            the parallel form in chunks of 16 with so many round
 parallel                    the parallel form until it is exact: the same results at another cost
 hybrid                      a window of 64 in the first layer
 softmax                     full softmax attention with rotary positions instead
+linear, scalar_decay, gla, deltanet, gated_deltanet, gated_slots, ttt_linear
+                            another recurrence with as large a state instead
 
 Cost: not yet measured. Expected: not yet measured.
 """
@@ -32,7 +35,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import common
+from configs import common, delta_enwik8
 
 _SLOTS = {f"slots{slots}": slots for slots in (16, 32, 96, 128, 192)}
 _STEPS = {f"step{step:g}": step for step in (0.25, 0.5, 2.0)}
@@ -48,11 +51,12 @@ _FIELDS = {
   "noconv": {"conv_width": 0},
   "parallel": {"form": "parallel"},
 }
-_MEMORIES = ("hybrid", "softmax")
+_MEMORIES = ("nonorm", "hybrid", "softmax")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  known = ("base", *_SLOTS, *_STEPS, *_FIELDS, *_CHUNKS, *_ROUNDS, *_MEMORIES, "sample", "smoke")
+  known = (
+    "base", *_SLOTS, *_STEPS, *_FIELDS, *_CHUNKS, *_ROUNDS, *_MEMORIES, *delta_enwik8.RECURRENCES, "sample", "smoke")
   asked = common.parse_arg(arg, *known)
   config = base()
   for name in known:
@@ -88,12 +92,17 @@ def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
     lattice.form, lattice.chunk_len = _CHUNKS[name]
   elif name in _ROUNDS:
     lattice.update({"form": "parallel", "chunk_len": 16, "rounds": _ROUNDS[name], "tolerance": 0.0})
+  elif name == "nonorm":
+    # The projection is the derivative of the norm; without both, a step on ½‖v − kS‖² is DeltaNet's.
+    delta_enwik8.use_recurrence(model, "deltanet")
   elif name == "hybrid":
     model.pattern = ("window", "lattice")
     use_attention(model, window=64)
   elif name == "softmax":
     model.pattern = ("attention",)
     use_attention(model, window=0)
+  elif name in delta_enwik8.RECURRENCES:
+    delta_enwik8.use_recurrence(model, name)
   elif name == "smoke":
     common.apply_smoke(config)
 

@@ -108,6 +108,9 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
   model.attention.window = min(16, model.attention.window)
   model.vq.update({"codes": 16, "block_len": 16})
   model.lattice.update({"heads": min(4, model.lattice.heads), "slots": 16, "value_dim": 16, "chunk_len": 8})
+  model.baseline.update({
+    "heads": min(4, model.baseline.heads), "key_dim": 16, "value_dim": 16, "slots": 8, "chunk_len": 8, "gate_rank": 4,
+    "mini_batch": 8})
 
 
 def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -45,6 +45,8 @@ POSITIVE = (
   "model.attention.rope_scaling.gain", "model.cache.lag", "model.cache.observe", "model.cache.pool",
   "model.cache.epsilon",
   "model.lattice.slots", "model.lattice.max_step", "model.lattice.chunk_len",
+  "model.baseline.key_dim", "model.baseline.slots", "model.baseline.chunk_len", "model.baseline.gate_rank",
+  "model.baseline.mini_batch", "model.baseline.inner_rate",
   "model.vq.heads", "model.vq.kv_heads", "model.vq.key_dim", "model.vq.value_dim", "model.vq.codes",
   "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "data.recall.pairs",
   "data.recall.fewest_pairs", "data.recall.power", "optimizer.learning_rate", "train.steps", "train.accumulate",

@@ -71,18 +71,22 @@ class RecurrentMemory(nn.Module):
   @property
   def section(self) -> RecurrentConfig:
     """The memory's part of the config."""
+    raise self._lacks("section")
 
   @property
   def key_dim(self) -> int:
     """Width of q and k of a head."""
+    raise self._lacks("key_dim")
 
   def empty(self, batch: int) -> Any:
     """State of the op that has seen nothing; needs no parameters."""
+    raise self._lacks("empty")
 
   def recur(
     self, x_BTD: jax.Array, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, state: Any, segment: Segment
   ) -> tuple[jax.Array, Any, dict[str, SumCount]]:
     """Output [B, T, H, V], state after the call, metrics. x: input of the layer, from which gates are made."""
+    raise self._lacks("recur")
 
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     """What becomes of "query", "key" or "value" after the convolution, in fp32; it may not make parameters."""
@@ -140,6 +144,11 @@ class RecurrentMemory(nn.Module):
     init = start if callable(start) else nn.initializers.constant(start)
     bias_H = self.param(f"{name}_bias", nn.with_logical_partitioning(init, ("heads",)), (heads,), jnp.float32)
     return jnp.einsum("BTD,DH->BTH", x_BTD, w_DH.astype(x_BTD.dtype), preferred_element_type=jnp.float32) + bias_H
+
+  def _lacks(self, name: str) -> TypeError:
+    return TypeError(
+      f"the recurrent memory {type(self).__name__} must define `{name}`; lattice_jax/layers/recurrent.py shows what a "
+      "memory brings.")
 
   def _input(self, name, x_BTD, tail_BWHK, run_BT, width, axis):
     """q, k or v in the dtype of x, and the tail of its convolution."""

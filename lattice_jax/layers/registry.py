@@ -12,6 +12,15 @@ import jax
 from lattice_jax.config import ModelConfig, RecurrentConfig
 from lattice_jax.layers.attention import SoftmaxAttention
 from lattice_jax.layers.lattice import Lattice
+from lattice_jax.layers.recurrences import (
+  GLA,
+  DeltaNet,
+  GatedDeltaNet,
+  GatedSlots,
+  LinearAttention,
+  ScalarDecay,
+  TTTLinear,
+)
 from lattice_jax.layers.recurrent import RecurrentMemory
 from lattice_jax.layers.vq import VQAttention, update_codebook
 
@@ -122,6 +131,22 @@ def _check_lattice(model: ModelConfig) -> None:
       raise ValueError(f"model.lattice.{name}={getattr(lattice, name)} must be 0 or more.")
 
 
+def _check_baseline(model: ModelConfig) -> None:
+  check_recurrent("model.baseline", model.baseline)
+  if not 0 < model.baseline.max_step <= 2:
+    raise ValueError(
+      f"model.baseline.max_step={model.baseline.max_step} must lie in (0, 2]: longer steps of the delta rule overshoot "
+      "by more than they correct.")
+
+
+def _check_ttt(model: ModelConfig) -> None:
+  _check_baseline(model)
+  if model.baseline.value_dim % 2:
+    raise ValueError(
+      f"model.baseline.value_dim={model.baseline.value_dim} must be even for the rotary embedding of 'ttt_linear'; "
+      f"use {model.baseline.value_dim + 1}.")
+
+
 MEMORIES: dict[str, Memory] = {
   "attention": Memory(
     make=lambda model, name=None: SoftmaxAttention(model, window=0, name=name),
@@ -148,4 +173,11 @@ MEMORIES: dict[str, Memory] = {
     needs_token_cache=False,
   ),
   "lattice": recurrent(Lattice, _check_lattice),
+  "linear": recurrent(LinearAttention, _check_baseline),
+  "scalar_decay": recurrent(ScalarDecay, _check_baseline),
+  "gla": recurrent(GLA, _check_baseline),
+  "deltanet": recurrent(DeltaNet, _check_baseline),
+  "gated_deltanet": recurrent(GatedDeltaNet, _check_baseline),
+  "gated_slots": recurrent(GatedSlots, _check_baseline),
+  "ttt_linear": recurrent(TTTLinear, _check_ttt),
 }

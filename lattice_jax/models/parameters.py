@@ -9,6 +9,10 @@ import jax
 
 from lattice_jax.config import ModelConfig, RecurrentConfig
 
+# How often a token of the scan goes over a head's state: look-ups, write, read.
+_STATE_PASSES = {
+  "linear": 2, "scalar_decay": 2, "gla": 2, "deltanet": 3, "gated_deltanet": 3, "gated_slots": 2, "ttt_linear": 4}
+
 
 def count_parameters(tree: Any) -> int:
   """Number of array elements of a tree of arrays or shapes."""
@@ -38,6 +42,8 @@ def _memory_multiply_adds(config: ModelConfig, memory: str, seq_len: int) -> flo
     gates = config.dim * lattice.heads * (2 if lattice.forget else 1)
     # the token scan: residual, inner products, write, lengths, read
     return _recurrent(config, lattice, lattice.slots) + gates + 5 * lattice.heads * lattice.slots * lattice.value_dim
+  if memory in _STATE_PASSES:
+    return _baseline_multiply_adds(config, memory)
   attention = config.attention
   seen = (seq_len + 1) / 2 if memory == "attention" else min(attention.window, (seq_len + 1) / 2)
   return _projections(config, attention) + attention.heads * seen * (attention.key_dim + attention.value_dim)
@@ -53,3 +59,16 @@ def _recurrent(config: ModelConfig, memory: RecurrentConfig, key_dim: int) -> in
   inputs = 2 * key_dim + memory.value_dim
   values = memory.value_dim * (2 if memory.gated else 1)
   return memory.heads * (config.dim * (inputs + values) + memory.conv_width * inputs)
+
+
+def _baseline_multiply_adds(config: ModelConfig, memory: str) -> int:
+  baseline, heads = config.baseline, config.baseline.heads
+  key_dim = baseline.value_dim if memory == "ttt_linear" else baseline.key_dim
+  state = key_dim * baseline.value_dim
+  if memory == "gated_slots":
+    state = baseline.slots * (key_dim + baseline.value_dim)
+  gate = config.dim * heads
+  gates = {
+    "linear": 0, "scalar_decay": gate, "gla": baseline.gate_rank * (config.dim + heads * key_dim), "deltanet": gate,
+    "gated_deltanet": 2 * gate, "gated_slots": gate * baseline.slots, "ttt_linear": gate}
+  return _recurrent(config, baseline, key_dim) + gates[memory] + _STATE_PASSES[memory] * heads * state

@@ -24,10 +24,11 @@ def walk(one_chunk: Callable[..., tuple[Any, Any]], tokens_N: Any, flags_N: Any,
 
 def _forward(one_chunk, tokens_N, flags_N, start, carry):
   def advance(carry, xs):
-    out, after = one_chunk(*xs, start, carry)
+    tokens, flags = xs
+    out, after = one_chunk(as_floats(tokens, tokens_N), flags, start, carry)
     return after, (out, carry)
 
-  last, (out_N, boundary_N) = jax.lax.scan(advance, carry, (tokens_N, flags_N))
+  last, (out_N, boundary_N) = jax.lax.scan(advance, carry, (as_bits(tokens_N), flags_N))
   # Results are kept too: whatever reads them would otherwise run the chunks again for them.
   out_N, boundary_N, last = checkpoint_name((out_N, boundary_N, last), MEMORY_BOUNDARY)
   return (out_N, last), (tokens_N, flags_N, start, boundary_N)
@@ -40,17 +41,33 @@ def _backward(one_chunk, saved, cotangents):
   def go_back(carry, xs):
     d_after, d_start = carry
     tokens, flags, before, d_out = xs
+    tokens = as_floats(tokens, tokens_N)
     pull = jax.vjp(lambda tokens, start, carry: one_chunk(tokens, flags, start, carry), tokens, start, before)[1]
     d_tokens, d_start_here, d_before = pull((d_out, d_after))
-    return (d_before, jax.tree.map(jnp.add, d_start, d_start_here)), d_tokens
+    return (d_before, jax.tree.map(jnp.add, d_start, d_start_here)), as_bits(d_tokens)
 
   zero = jax.tree.map(jnp.zeros_like, start)
   (d_carry, d_start), d_tokens_N = jax.lax.scan(
-    go_back, (d_last, zero), (tokens_N, flags_N, boundary_N, d_out_N), reverse=True)
-  return d_tokens_N, None, d_start, d_carry
+    go_back, (d_last, zero), (as_bits(tokens_N), flags_N, boundary_N, d_out_N), reverse=True)
+  return as_floats(d_tokens_N, tokens_N), None, d_start, d_carry
 
 
 walk.defvjp(_forward, _backward)
+
+
+def as_bits(tree: Any) -> Any:
+  """Arrays for a loop to go over, bf16 as whole numbers.
+
+  XLA's CPU backend has no bf16: of what a loop reads or writes piece by piece, it would convert all in every round.
+  """
+  return jax.tree.map(
+    lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x, tree)
+
+
+def as_floats(bits: Any, like: Any) -> Any:
+  """Undoes `as_bits`; like: arrays of the dtypes that were."""
+  return jax.tree.map(
+    lambda x, like: jax.lax.bitcast_convert_type(x, like.dtype) if like.dtype == jnp.bfloat16 else x, bits, like)
 
 
 def to_chunks(x_BT: jax.Array, chunk_len: int, neutral: float = 0) -> jax.Array:

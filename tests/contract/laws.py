@@ -50,11 +50,11 @@ def causal(row: Row, variant: str = "") -> None:
   """L3: the Jacobian is exactly zero where the memory says it cannot see, and not where it can."""
   subject = form(row, variant=variant)
   segment = whole_segment(ROWS_PER_BATCH, LENGTH)
-  x_BTD = jnp.broadcast_to(normal(3, (1, LENGTH, row.model.dim)), (ROWS_PER_BATCH, LENGTH, row.model.dim))
+  x_BTD = np.broadcast_to(normal(3, (1, LENGTH, row.model.dim)), (ROWS_PER_BATCH, LENGTH, row.model.dim))
   for first in range(0, LENGTH, ROWS_PER_BATCH):
     queries = [min(first + i, LENGTH - 1) for i in range(ROWS_PER_BATCH)]
-    d_y_BTD = normal(4, x_BTD.shape) * jax.nn.one_hot(jnp.array(queries), LENGTH)[..., None]
-    influence_BTD = np.asarray(subject.pull(x_BTD, subject.init_state(), segment, d_y_BTD).d_x_BTD)
+    d_y_BTD = normal(4, x_BTD.shape) * np.eye(LENGTH, dtype=np.float32)[queries][..., None]
+    influence_BTD = subject.pull(x_BTD, subject.init_state(), segment, d_y_BTD).d_x_BTD
     for i, query in enumerate(queries):
       for key in range(LENGTH):
         check = assert_nonzero if row.memory.visible(subject.model, query, key) else assert_zero
@@ -67,7 +67,7 @@ def past_forgotten_after_reset(row: Row) -> None:
   here = mixed(subject)
   whole = pull(subject, here)
   last_start = [sum(count for _, _, count in layout[:-1]) for layout in PRESENT]
-  after_BT = here.segment.valid_BT & (jnp.arange(LENGTH) >= jnp.array(last_start)[:, None])
+  after_BT = here.segment.valid_BT & (np.arange(LENGTH) >= np.array(last_start)[:, None])
   resets = [i for i, layout in enumerate(PRESENT) if layout and layout[-1][1] == 0]
   pulled = subject.pull(here.x_BTD, here.state, here.segment, here.d_y_BTD * after_BT[..., None])
   for i in resets:
@@ -77,10 +77,10 @@ def past_forgotten_after_reset(row: Row) -> None:
 
   # Counts and codes have no gradient: outputs, of this call and the next, must not change with the past either.
   after = _outputs_after(subject, here.x_BTD, here.state)
-  x_BTD = jnp.where(after_BT[..., None], here.x_BTD, normal(5, here.x_BTD.shape))
+  x_BTD = np.where(after_BT[..., None], here.x_BTD, normal(5, here.x_BTD.shape))
   past = subject.pull(normal(6, here.x_BTD.shape), subject.init_state(), documents(PAST, LENGTH)).state
   other_content = _outputs_after(subject, x_BTD, past)
-  other_layout = _outputs_after(subject, x_BTD, jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), past))
+  other_layout = _outputs_after(subject, x_BTD, jax.tree.map(lambda leaf: np.roll(leaf, 1, axis=0), past))
   for i in resets:
     start = last_start[i]
     assert_same("L4", subject.label, f"output, row {i}", other_content[i, start:], after[i, start:])
@@ -111,14 +111,14 @@ def returning_id_is_new(row: Row) -> None:
   assert_close("L4", subject.label, "gradient.input", back.d_x_BTD, new.d_x_BTD)
 
 
-def _outputs_after(subject: Form, x_BTD: jax.Array, state: Any) -> jax.Array:
+def _outputs_after(subject: Form, x_BTD: np.ndarray, state: Any) -> np.ndarray:
   """Outputs of PRESENT and of a further call in which the last document of every row goes on."""
   segment = documents(PRESENT, LENGTH)
   last = [layout[-1] if layout else None for layout in PRESENT]
   following = documents([[(doc[0], doc[1] + doc[2], LENGTH)] if doc else [] for doc in last], LENGTH)
   first = subject.pull(x_BTD, state, segment)
   then = subject.pull(normal(7, x_BTD.shape), first.state, following)
-  return jnp.concatenate([keep_valid(first.y_BTD, segment), keep_valid(then.y_BTD, following)], axis=1)
+  return np.concatenate([keep_valid(first.y_BTD, segment), keep_valid(then.y_BTD, following)], axis=1)
 
 
 def padding_ignored(row: Row) -> None:
@@ -127,22 +127,22 @@ def padding_ignored(row: Row) -> None:
   here = mixed(subject)
   clean = pull(subject, here)
   valid_BT = here.segment.valid_BT
-  garbage = jax.tree.map(lambda field: jnp.where(valid_BT, field, 77).astype(field.dtype), here.segment)
+  garbage = jax.tree.map(lambda field: np.where(valid_BT, field, 77).astype(field.dtype), here.segment)
   garbage = garbage.replace(valid_BT=valid_BT)
-  x_BTD = jnp.where(valid_BT[..., None], here.x_BTD, 1e3 * normal(7, here.x_BTD.shape))
+  x_BTD = np.where(valid_BT[..., None], here.x_BTD, np.float32(1e3) * normal(7, here.x_BTD.shape))
   dirty = pull(subject, dataclasses.replace(here, x_BTD=x_BTD, segment=garbage))
   outputs = keep_valid(dirty.y_BTD, here.segment), keep_valid(clean.y_BTD, here.segment)
   assert_same("L5", subject.label, "output", *outputs)
   for quantity in ("state", "losses", "statistics", "d_params", "d_x_BTD", "d_state"):
     assert_same("L5", subject.label, quantity, getattr(dirty, quantity), getattr(clean, quantity))
-  assert_zero("L5", subject.label, "gradient of invalid tokens", jnp.where(valid_BT[..., None], 0, dirty.d_x_BTD))
+  assert_zero("L5", subject.label, "gradient of invalid tokens", np.where(valid_BT[..., None], 0, dirty.d_x_BTD))
   assert_finite("L5", subject.label, "output", dirty.y_BTD)
   empty = [i for i, layout in enumerate(PRESENT) if not layout]
   for i in empty:
     assert_same("L5", subject.label, "state of a row without tokens", of_rows(dirty.state, i), of_rows(here.state, i))
     # Empty slots may be cleared and counts have no gradient; whatever has one passes its cotangent on unchanged.
     got, want = of_rows(dirty.d_state, i), of_rows(here.d_state, i)
-    want = jax.tree.map(lambda got, want: jnp.where(got != 0, want, 0), got, want)
+    want = jax.tree.map(lambda got, want: np.where(got != 0, want, 0), got, want)
     assert_same("L5", subject.label, "gradient of that state", got, want)
 
   layouts = [[(1, 0, PIECE)] for _ in PRESENT]
@@ -162,14 +162,17 @@ def rows_independent(row: Row) -> None:
   whole = pull(subject, here)
   rest = np.delete(np.arange(ROWS_PER_BATCH), 2)
 
-  def swap(mine: jax.Array, other: jax.Array) -> jax.Array:
-    return mine.at[2].set(other[0])
+  def swap(mine: np.ndarray, other: np.ndarray) -> np.ndarray:
+    mine = np.array(mine)
+    mine[2] = other[0]
+    return mine
 
   changed = dataclasses.replace(
     here, x_BTD=swap(here.x_BTD, normal(9, here.x_BTD.shape)),
     state=jax.tree.map(swap, here.state, here.state), segment=jax.tree.map(swap, here.segment, here.segment))
   assert_rows_same("L6", subject.label, pull(subject, changed), whole, here.segment, rest)
-  only_BTD = here.d_y_BTD.at[rest].set(0)
+  only_BTD = here.d_y_BTD.copy()
+  only_BTD[rest] = 0
   pulled = subject.pull(here.x_BTD, here.state, here.segment, only_BTD)
   assert_zero("L6", subject.label, "gradient of other rows", pulled.d_x_BTD[rest])
   assert_zero("L6", subject.label, "gradient of other rows' states", jax.tree.map(lambda d: d[rest], pulled.d_state))
@@ -180,17 +183,19 @@ def state_constant(row: Row) -> None:
   subject = form(row)
   shape = (ROWS_PER_BATCH, LENGTH, row.model.dim)
   fresh, segment = subject.init_state(), whole_segment(ROWS_PER_BATCH, LENGTH)
-  first = subject.pull(normal(10, shape), fresh, segment)
+  first = subject.call(normal(10, shape), fresh, segment)
   traces = subject.traces
-  second = subject.pull(normal(11, shape), first.state, whole_segment(ROWS_PER_BATCH, LENGTH, start=LENGTH))
+  second = subject.call(normal(11, shape), first.state, whole_segment(ROWS_PER_BATCH, LENGTH, start=LENGTH))
   if subject.traces != traces:
     fail("L7", subject.label, "compilations", "the second call, with the state of the first, was traced again")
   for state in (first.state, second.state):
     if _types(state) != _types(fresh):
       fail("L7", subject.label, "state", f"changed from {_types(fresh)} to {_types(state)}")
 
+  variables = jax.tree.map(jnp.asarray, subject.variables)
+
   def step(state: Any, x_BD: jax.Array) -> tuple[Any, jax.Array]:
-    out = subject.apply(subject.variables, x_BD[:, None], state, whole_segment(ROWS_PER_BATCH, 1))
+    out = subject.apply(variables, x_BD[:, None], state, whole_segment(ROWS_PER_BATCH, 1))
     return out.state, out.y_BTD
 
   try:
@@ -203,11 +208,12 @@ def _types(state: Any) -> Any:
   return jax.tree.map(lambda leaf: f"{leaf.dtype}{leaf.shape}{' weak' * leaf.weak_type}", state)
 
 
-def matches_reference(row: Row, variant: str = "") -> None:
-  """L8: outputs, final state and every gradient equal the reference's."""
-  subject, reference = form(row, variant=variant), form(row, impl="reference", variant=variant)
+def matches_reference(row: Row, variant: str = "", of: str | None = None) -> None:
+  """L8: outputs, final state and every gradient equal the reference's, or a variant's that this is a form of."""
+  subject = form(row, variant=variant)
+  other = form(row, impl="reference", variant=variant) if of is None else form(row, variant=of)
   here = mixed(subject)
-  assert_pulls_close("L8", subject.label, pull(subject, here), pull(reference, here), here.segment)
+  assert_pulls_close("L8", subject.label, pull(subject, here), pull(other, here), here.segment)
 
 
 def bfloat16_accurate(row: Row) -> None:
@@ -217,7 +223,7 @@ def bfloat16_accurate(row: Row) -> None:
     dtype = operator.attrgetter(name)(subject.init_state()).dtype
     if dtype != jnp.float32:
       fail("L9", subject.label, f"state.{name}", f"is {dtype}, not float32")
-  x_BTD = normal(10, (ROWS_PER_BATCH, LENGTH, row.model.dim)).astype(jnp.bfloat16).astype(jnp.float32)
+  x_BTD = normal(10, (ROWS_PER_BATCH, LENGTH, row.model.dim)).astype(jnp.bfloat16).astype(np.float32)
   here = scene(subject, x_BTD, subject.init_state(), documents(PRESENT, LENGTH))
   want_here = scene(reference, here.x_BTD, reference.init_state(), here.segment)
   got, want = pull(subject, here), pull(reference, want_here)
@@ -234,10 +240,10 @@ def devices_agree(row: Row) -> None:
   spread = jax.device_put(here, NamedSharding(mesh, PartitionSpec("data")))
   everywhere = jax.device_put(subject.variables, NamedSharding(mesh, PartitionSpec()))
   eight = Form(f"{row.name} on 8 devices", row.memory, subject.model, everywhere)
-  got = pull(eight, spread)
+  got = eight.call(spread.x_BTD, spread.state, spread.segment, spread.d_y_BTD, spread.d_state, loss_weight=1.0)
   if got.y_BTD.sharding.is_fully_replicated:
     fail("L10", eight.label, "output", "was not spread over the devices")
-  assert_pulls_close("L10", eight.label, got, pull(subject, here), here.segment)
+  assert_pulls_close("L10", eight.label, jax.device_get(got), pull(subject, here), here.segment)
 
 
 def awkward_sizes(row: Row, variant: str) -> None:
@@ -252,14 +258,15 @@ def long_constant_input(row: Row, dtype: str) -> None:
   """L12: after 16k equal tokens outputs, state and gradients are finite, also where gates are at their ends."""
   subject = form(row, dtype=dtype)
   # Multiples that drive whatever gate depends on the input to one end and to the other.
-  scale_B11 = jnp.array([1.0, GATE_ENDS, -GATE_ENDS])[:, None, None]
-  x_BTD = jnp.broadcast_to(scale_B11 * normal(12, (1, 1, row.model.dim)), (3, LONG, row.model.dim))
-  pulled = subject.pull(x_BTD, subject.init_state(batch=3), whole_segment(3, LONG), jnp.ones_like(x_BTD))
+  scale_B11 = np.array([1.0, GATE_ENDS, -GATE_ENDS], np.float32)[:, None, None]
+  x_BTD = np.broadcast_to(scale_B11 * normal(12, (1, 1, row.model.dim)), (3, LONG, row.model.dim))
+  pulled = subject.pull(x_BTD, subject.init_state(batch=3), whole_segment(3, LONG), np.ones_like(x_BTD))
   assert_finite("L12", subject.label, "output", pulled.y_BTD)
   assert_finite("L12", subject.label, "state", pulled.state)
   assert_finite("L12", subject.label, "gradient", (pulled.d_params, pulled.d_x_BTD, pulled.d_state))
   # Equal values average to themselves, wherever they are kept.
-  assert_close("L12", subject.label, "output", pulled.y_BTD[0, -1], pulled.y_BTD[0, LONG // 2], dtype=dtype)
+  ends = pulled.y_BTD[0, -1], pulled.y_BTD[0, -1 - row.apart]
+  assert_close("L12", subject.label, "output", *ends, dtype=dtype)
   row.constant_input(row.model, of_rows(pulled.state, slice(0, 1)))
 
 
@@ -271,10 +278,10 @@ def packed_equals_separate(row: Row) -> None:
   x_BTD = normal(13, (ROWS_PER_BATCH, LENGTH, row.model.dim))
   layouts = [[(3 * i, 0, count) for i, count in enumerate(counts)] for counts in lengths]
   packed = scene(subject, x_BTD, subject.init_state(), documents(layouts, LENGTH))
-  packed = dataclasses.replace(packed, d_state=jax.tree.map(jnp.zeros_like, packed.d_state))
+  packed = dataclasses.replace(packed, d_state=jax.tree.map(np.zeros_like, packed.d_state))
   got = pull(subject, packed)
   y_BTD, d_x_BTD = np.zeros((2, *x_BTD.shape), np.float32)
-  d_params = jax.tree.map(jnp.zeros_like, got.d_params)
+  d_params = jax.tree.map(np.zeros_like, got.d_params)
   for nth in range(most):
     where = [(b, sum(counts[:nth]), counts[nth]) for b, counts in enumerate(lengths) if nth < len(counts)]
     x_own, d_y_own = np.zeros((2, *x_BTD.shape), np.float32)
@@ -282,12 +289,11 @@ def packed_equals_separate(row: Row) -> None:
       x_own[b, :count] = x_BTD[b, start : start + count]
       d_y_own[b, :count] = packed.d_y_BTD[b, start : start + count]
     own_rows = [[(0, 0, counts[nth])] if nth < len(counts) else [] for counts in lengths]
-    own = subject.pull(jnp.asarray(x_own), subject.init_state(), documents(own_rows, LENGTH), jnp.asarray(d_y_own),
-                       loss_weight=1.0)
+    own = subject.pull(x_own, subject.init_state(), documents(own_rows, LENGTH), d_y_own, loss_weight=1.0)
     for b, start, count in where:
       y_BTD[b, start : start + count] = own.y_BTD[b, :count]
       d_x_BTD[b, start : start + count] = own.d_x_BTD[b, :count]
-    d_params = jax.tree.map(jnp.add, d_params, own.d_params)
+    d_params = jax.tree.map(np.add, d_params, own.d_params)
   assert_close("L13", subject.label, "output", keep_valid(got.y_BTD, packed.segment), y_BTD)
   assert_close("L13", subject.label, "gradient.input", got.d_x_BTD, d_x_BTD)
   assert_close("L13", subject.label, "gradient.parameters", got.d_params, d_params)

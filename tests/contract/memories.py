@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.config import AttentionConfig, LatticeConfig, ModelConfig, VQConfig
+from lattice_jax.config import AttentionConfig, BaselineConfig, LatticeConfig, ModelConfig, VQConfig
 from lattice_jax.layers.registry import MEMORIES, Memory
 from lattice_jax.ops.vq import FORMS
 
@@ -23,18 +23,22 @@ LONG = 16_384  # T of L12
 class Row:
   """A memory and the sizes it is tested at.
 
-  variants: other forms, which run L3, L8 and L11 only.
+  variants: other sizes and rules, which run L3, L8 and L11 only.
+  forms: name, variant, model: other ways to compute a variant, "" for the row's own, that only have to give the same.
   accumulators: the fields of the state, by dotted name, that sum over time and must be fp32.
   constant_input: for states of fixed size that sum over time: checks the final state of one row after LONG equal
     tokens; None exempts the memory from L12.
+  apart: of L12, so many equal tokens apart outputs are the same at its end.
   """
 
   name: str
   memory: Memory
   model: ModelConfig
   variants: tuple[tuple[str, ModelConfig], ...] = ()
+  forms: tuple[tuple[str, str, ModelConfig], ...] = ()
   accumulators: tuple[str, ...] = ()
   constant_input: Callable[[ModelConfig, Any], None] | None = None
+  apart: int = LONG // 2
 
 
 def _vq_counts_every_token(model: ModelConfig, state: Any) -> None:
@@ -53,12 +57,29 @@ def _lattice_keeps_its_lengths(model: ModelConfig, state: Any) -> None:
   assert np.abs(length_BHM - 1).max() < 1e-5, np.abs(length_BHM - 1).max()
 
 
+def _every_write_was_the_same(model: ModelConfig, state: Any) -> None:
+  """So the memory is one outer product, but for the first tokens, whose convolution saw fewer."""
+  sizes_BHK = np.linalg.svd(np.asarray(state.memory.memory_BHKV, np.float64), compute_uv=False)
+  assert (sizes_BHK[..., 1] <= 1e-3 * sizes_BHK[..., 0]).all(), sizes_BHK
+
+
+def _does_not_grow(model: ModelConfig, state: Any) -> None:
+  """A memory that corrects or averages stays of the size of what it is given."""
+  largest = {path: float(np.abs(leaf).max()) for path, leaf in vars(state.memory).items() if leaf.ndim > 1}
+  assert max(largest.values()) < 10, largest
+
+
 MODEL = ModelConfig(dim=12, layers=1, impl="xla")
 GROUPED = AttentionConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, window=6)
 SHGA = VQConfig(heads=1, kv_heads=1, key_dim=6, value_dim=10, codes=7, block_len=5)
 GROUPED_VQ = VQConfig(heads=4, kv_heads=2, key_dim=4, value_dim=3, codes=3, block_len=4, gated=False)
 
 LATTICE = LatticeConfig(heads=2, slots=5, value_dim=6)
+# Without convolution, but for one row: it is the frame's and Lattice's row has it too, and what never forgets would
+# keep in L12 that the first tokens saw less of it. With these keys no first token of L9 has q·k near zero, where the
+# sign of its output, (q·k)v made as long as all others, would be a matter of rounding.
+BASELINE = BaselineConfig(
+  heads=2, key_dim=3, value_dim=6, conv_width=0, slots=3, chunk_len=4, gate_rank=3, mini_batch=4)
 
 
 def _attention(name: str, **changes: Any) -> ModelConfig:
@@ -71,6 +92,18 @@ def _vq(base: VQConfig = SHGA, **changes: Any) -> ModelConfig:
 
 def _lattice(**changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=("lattice",), lattice=replace(LATTICE, **changes))
+
+
+def _baseline(name: str, **changes: Any) -> ModelConfig:
+  return replace(MODEL, pattern=(name,), baseline=replace(BASELINE, **changes))
+
+
+def _baseline_row(name: str, *accumulators: str, check: Callable[[ModelConfig, Any], None], **changes: Any) -> Row:
+  """check: of the state after constant input. changes: of `BASELINE`."""
+  return Row(
+    name, MEMORIES[name], _baseline(name, **changes),
+    accumulators=tuple(f"memory.{field}" for field in accumulators), constant_input=check)
+
 
 
 ROWS = (
@@ -100,9 +133,10 @@ ROWS = (
       ("multi-query", _vq(GROUPED_VQ, kv_heads=1)),
       ("multi-head", _vq(GROUPED_VQ, kv_heads=4)),
       ("window-and-block-differ", _vq(block_len=3, window=7)),
-      *((f"{heads}-{reduction}", _vq(base, reduction=reduction))
-        for heads, base in (("gated", SHGA), ("grouped", GROUPED_VQ)) for reduction in FORMS if reduction != "serial"),
     ),
+    forms=tuple(
+      (f"{variant or 'gated'}-{reduction}", variant, _vq(base, reduction=reduction))
+      for variant, base in (("", SHGA), ("grouped", GROUPED_VQ)) for reduction in FORMS if reduction != "serial"),
     accumulators=("count_BHM", "mean_BHMV"),
     constant_input=_vq_counts_every_token,
   ),
@@ -119,4 +153,18 @@ ROWS = (
     accumulators=("memory.slots.unit_BHMV",),
     constant_input=_lattice_keeps_its_lengths,
   ),
+  # Half of the last bit for each of 512 sums, all to one side, stays below L12's limit; 4,096 sums would not.
+  _baseline_row("linear", "memory_BHKV", check=_every_write_was_the_same, chunk_len=LONG // 512),
+  _baseline_row("scalar_decay", "memory_BHKV", check=_every_write_was_the_same),
+  _baseline_row("gla", "memory_BHKV", check=_every_write_was_the_same),
+  _baseline_row("deltanet", "memory_BHKV", check=_does_not_grow, conv_width=3),
+  _baseline_row("gated_deltanet", "memory_BHKV", check=_does_not_grow),
+  replace(
+    _baseline_row("gated_slots", "key_BHMK", "value_BHMV", check=_does_not_grow),
+    variants=(("one-slot", _baseline("gated_slots", slots=1)),)),
+  # Steps of a model whose output is normed go across that output and lengthen it, and the longer, the slower it turns:
+  # it nears its end by a power of time. So equal places of neighbouring mini-batches are compared.
+  replace(
+    _baseline_row("ttt_linear", "weight_BHKV", "total_BHKV", check=_does_not_grow), apart=BASELINE.mini_batch,
+    variants=(("mini-batch-longer-than-T", _baseline("ttt_linear", mini_batch=LENGTH + 6)),)),
 )

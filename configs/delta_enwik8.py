@@ -1,0 +1,77 @@
+"""DeltaNet, 12 layers (92M parameters), enwik8, and the other recurrences Lattice is compared with; all else as there.
+
+python scripts/prepare_data.py enwik8
+python train.py --config=configs/delta_enwik8.py --workdir=runs/delta_enwik8
+python train.py --config=configs/delta_enwik8.py:gated_deltanet --workdir=runs/gated_deltanet
+
+Variants: linear, scalar_decay (Mamba-2), gla, deltanet (as without one), gated_deltanet, gated_slots, ttt_linear.
+Heads, size of the state and parameters are those of `lattice_enwik8`. TTT-Linear has 1.6 % more numbers in its weights
+and bias, and as many again while a mini-batch is open.
+
+Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
+
+A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
+
+python train.py --config=configs/delta_enwik8.py:sample --workdir=runs/delta_sample --cpu_devices=2
+python train.py --config=configs/delta_enwik8.py:smoke --workdir=runs/delta_smoke  (a minute)
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common, lattice_enwik8
+
+RECURRENCES = ("linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "gated_slots", "ttt_linear")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  variants = common.parse_arg(arg, *RECURRENCES, "sample", "smoke")
+  config = lattice_enwik8.full_size()
+  if "sample" in variants:
+    lattice_enwik8.use_sample(config)
+  use_asked_recurrence(config, variants)
+  if "smoke" in variants:
+    common.apply_smoke(config)
+  return config
+
+
+def use_asked_recurrence(config: ml_collections.ConfigDict, variants: frozenset[str]) -> None:
+  """DeltaNet, or the recurrence that the variants name."""
+  asked = [name for name in RECURRENCES if name in variants] or ["deltanet"]
+  config.name = config.name.replace("lattice", asked[0])
+  use_recurrence(config.model, asked[0], unit=16)
+
+
+def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1) -> None:
+  """A recurrence in the place of Lattice, with its heads and size of state; the MLP takes what parameters it leaves.
+
+  unit: the MLP's width changes by multiples of it, so that meshes still divide it.
+  """
+  lattice, baseline = model.lattice, model.baseline
+  model.pattern = tuple(name if memory == "lattice" else memory for memory in model.pattern)
+  baseline.update({
+    "heads": lattice.heads, "key_dim": lattice.slots, "value_dim": lattice.value_dim, "conv_width": lattice.conv_width,
+    "gated": lattice.gated,
+    # A slot holds a key and a value.
+    "slots": lattice.slots * lattice.value_dim // (lattice.slots + lattice.value_dim)})
+  left = _own_parameters(model, "lattice") - _own_parameters(model, name)
+  model.mlp_dim += unit * round(left / (3 * model.dim * unit))
+
+
+def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
+  """What a layer has beside values, gate and output."""
+  baseline, heads, dim = model.baseline, model.baseline.heads, model.dim
+  keys, values = baseline.key_dim, baseline.value_dim
+  gate = heads * (dim + 1)
+  own = {
+    "lattice": gate + heads * keys * values,
+    "linear": 0,
+    "scalar_decay": gate + 2 * heads,
+    "gla": baseline.gate_rank * (dim + heads * keys) + heads * keys,
+    "deltanet": gate,
+    "gated_deltanet": 2 * gate + heads,
+    "gated_slots": dim * heads * baseline.slots,
+    "ttt_linear": gate + heads * values * (values + 3) + baseline.mini_batch,
+  }[name]
+  return own + 2 * heads * (dim + baseline.conv_width) * (values if name == "ttt_linear" else keys)
