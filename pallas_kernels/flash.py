@@ -70,7 +70,7 @@ def attend(plan: Plan, floats: Arrays, fixed: Arrays) -> tuple[jax.Array, jax.Ar
       Positions, if any: qw [B, Q, T, R], table [H, blocks, 2C, R], see `position_blocks`; then key block n + b of
       query block n has block b of the table.
     fixed: places, int32: query [B, 8, T] rows INDEX, ID, LOW; key [B, 8, T'] rows INDEX, ID, SHOWN; extra_place
-      [B, H, N, 8, E] rows BIAS, the bits of an fp32, and ID. Ids do not fall along a row. Not differentiated.
+      [B, H, N, 8, E] rows BIAS, the bits of an fp32, and ID. Not differentiated.
   """
   return _forward(plan, floats, fixed)[0]
 

@@ -55,7 +55,7 @@ def choose_tile(length: int, itemsize: int, key_dim: int, value_dim: int, extra:
 def window_attention(
   q: jax.Array, k: jax.Array, v: jax.Array, query_index: jax.Array, query_id: jax.Array,
   key_index: jax.Array | None = None, key_id: jax.Array | None = None, is_sink: jax.Array | None = None, *,
-  window: int = 0, sinks: int = 0, tile: int | None = None, interpret: object = False,
+  window: int = 0, skip: int = 0, sinks: int = 0, tile: int | None = None, interpret: object = False,
   boundary_name: str = "memory_boundary",
 ) -> tuple[jax.Array, jax.Array]:
   """Softmax attention, scaled by K^-1/2: fp32 output [B, T, Q, V] and log-sum-exp [B, T, Q].
@@ -72,6 +72,7 @@ def window_attention(
     key_id: int32 [B, S], the document, −1 for a place without a token. Documents of a row follow one another.
     is_sink: bool [B, S], keys that all later queries of their document see. None, the first `sinks` of each document.
     window: 0 is no limit.
+    skip: nearest tokens that a query does not see, itself the first of them.
     sinks: greatest number of sinks of a document, which follow one another.
     tile: tokens of a block; a matter of cost alone.
     interpret: as of `pallas_call`.
@@ -83,7 +84,8 @@ def window_attention(
   if is_sink is None:
     is_sink = _is_first(key_id, sinks)
   run = functools.partial(
-    _local, window=window, sinks=sinks, is_self=is_self, tile=tile, interpret=interpret, boundary_name=boundary_name)
+    _local, window=window, skip=skip, sinks=sinks, is_self=is_self, tile=tile, interpret=interpret,
+    boundary_name=boundary_name)
   rows, heads = mesh_axis("data", q.shape[0]), mesh_axis("model", q.shape[2], k.shape[2])
   if rows or heads:
     token, place = PartitionSpec(rows, None, heads), PartitionSpec(rows)
@@ -92,8 +94,8 @@ def window_attention(
   return run(q, k, v, query_index, query_id, key_index, key_id, is_sink)
 
 
-def _local(q, k, v, query_index, query_id, key_index, key_id, is_sink, *, window, sinks, is_self, tile, interpret,
-           boundary_name):
+def _local(q, k, v, query_index, query_id, key_index, key_id, is_sink, *, window, skip, sinks, is_self, tile,
+           interpret, boundary_name):
   """On one device."""
   (_, length, _, key_dim), slots, value_dim = q.shape, k.shape[1], v.shape[-1]
   tile = tile or choose_tile(max(length, slots), q.dtype.itemsize, key_dim, value_dim, sinks)
@@ -108,7 +110,8 @@ def _local(q, k, v, query_index, query_id, key_index, key_id, is_sink, *, window
   floats = {
     "q": heads_first(q * jnp.asarray(key_dim**-0.5, q.dtype), query, key_dim),
     "k": heads_first(k, key, key_dim), "v": heads_first(v, key, value_dim)}
-  query_place = (_fill(query_index, query[2], 0), _fill(query_id, query[2], EMPTY_QUERY), _fill(query_low, query[2], 0))
+  query_place = (
+    _fill(query_index - skip, query[2], 0), _fill(query_id, query[2], EMPTY_QUERY), _fill(query_low, query[2], 0))
   key_shown = jnp.where(is_sink, -FAR_BACK, key_index)
   key_place = _fill(key_index, key[2], 0), _fill(key_id, key[2], EMPTY_KEY), _fill(key_shown, key[2], 0)
   fixed = {"query": eight_rows(*query_place), "key": eight_rows(*key_place)}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.blockwise import attend_blockwise
+from lattice_jax.ops.attention.kernel import attend_in_kernel, reasons_against
 from lattice_jax.ops.attention.keys import EMPTY, Order
 from lattice_jax.ops.attention.reference import MASKED, attend_reference
 
@@ -34,8 +35,11 @@ def attend(
   """
   batch, length, num_queries, key_dim = q.shape
   kv_heads = k.shape[2]
+  chosen = choose_impl("attention", impl, **reasons_against(q, k, v))
+  if chosen in ("pallas", "interpret"):
+    return attend_in_kernel(q, k, v, query, key, window=window, skip=skip, interpret=chosen == "interpret")
   q_BTHGK = q.reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
-  if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
+  if chosen == "reference":
     out, lse = attend_reference(q_BTHGK, k, v, query, key, window=window, skip=skip)
   else:
     out, lse = attend_blockwise(q_BTHGK, k, v, query, key, window=window, skip=skip, block=block)

@@ -21,7 +21,7 @@ def reasons_against(q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, str |
 
 
 def attend_in_kernel(
-  q_BTQK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query: Order, key: Order, *, window: int, skip: int = 0,
+  q_BTQK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query: Order, key: Order, *, window: int, skip: int,
   interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
   """fp32 output [B, T, Q, V] and log-sum-exp [B, T, Q]. Where `key` is `query`, cost goes as the window."""
