@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.vq import choose_tile, nearest_code, vq_attention
 from pallas_kernels.window import window_attention
 
 Case = tuple[str, Callable, tuple[jax.ShapeDtypeStruct, ...]]
@@ -48,4 +49,38 @@ def _append_window() -> None:
   add("short_f32_d32_v48", 2, 33, 2, 2, 32, 48, dtype=jnp.float32, window=16)
 
 
+def _append_vq() -> None:
+  def add(name, batch, length, heads, kv_heads, key_dim, value_dim, *, codes=512, window=512, position_dim=None,
+          dtype=jnp.bfloat16, cached=True):
+    tile = choose_tile(length, dtype, position_dim or key_dim, value_dim, codes, window)
+    num, slots = -(-length // tile), window + length
+    caches = (
+      _shape(num, batch, kv_heads, codes, value_dim, dtype=jnp.float32),
+      _shape(num, batch, kv_heads, codes, dtype=jnp.float32), _shape(num, batch, dtype=jnp.int32))
+    position_dim = position_dim or key_dim
+    floats = (
+      _shape(batch, length, heads, key_dim, dtype=dtype), _shape(batch, length, heads, position_dim, dtype=dtype),
+      _shape(batch, slots, kv_heads, key_dim, dtype=dtype), _shape(batch, slots, kv_heads, value_dim, dtype=dtype),
+      _shape(kv_heads, codes, key_dim, dtype=jnp.float32),
+      _shape(kv_heads, window + 1, position_dim, dtype=jnp.float32), caches[0])
+    ids = _shape(batch, length, dtype=jnp.int32), _shape(batch, slots, dtype=jnp.int32)
+
+    def attend(qu, qw, k, v, rows, relative, mean, query_id, key_id, *rest):
+      return vq_attention(
+        qu, qw, k, v, rows, relative, query_id, key_id, (mean, *rest) if cached else None, tile=tile)
+
+    args = (*floats, *ids, *caches[1:])
+    append(f"vq_{name}", attend, *args)
+    append(f"vq_{name}_gradient", with_gradient(attend, len(floats)), *args)
+
+  add("enwik8", 1, 2048, 1, 1, 128, 1536)
+  add("pg19_quarter", 2, 2048, 1, 1, 128, 1024)
+  add("grouped_d64_window_200", 2, 1000, 4, 2, 64, 64, codes=100, window=200)
+  add("near_bias_f32", 1, 300, 2, 2, 64, 96, codes=300, window=128, position_dim=65, dtype=jnp.float32)
+  add("no_cache", 1, 1024, 1, 1, 128, 256, cached=False)
+  append("nearest_code", nearest_code, _shape(2, 2048, 1, 128), _shape(1, 512, 128, dtype=jnp.float32))
+  append("nearest_code_4096", nearest_code, _shape(1, 77, 4, 64), _shape(4, 4096, 64, dtype=jnp.float32))
+
+
 _append_window()
+_append_vq()

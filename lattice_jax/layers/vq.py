@@ -60,7 +60,7 @@ class VQAttention(nn.Module):
       v_BTHV = nn.silu(v_BTHV)
     count_HM, total_HMK = self._codebook_sums()
     rows_HMK = codebook(count_HM, total_HMK)
-    key = quantize(k_BTHK, rows_HMK)
+    key = quantize(k_BTHK, rows_HMK, impl=self.config.impl)
     bias_shape, bias_axes = (config.heads, config.key_dim), ("heads", "key")
     out_BTQV, state = vq_attention(
       q_BTQK, key, v_BTHV, rows_HMK, self._relative(dim, train=train) * scale,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.keys import document_after, document_runs, relabel
 from lattice_jax.ops.vq.codebook import COUNT_FLOOR, code_statistics, codebook, dead_codes, moving_average, revive
+from lattice_jax.ops.vq.kernel import attend_in_kernel, reasons_against
 from lattice_jax.ops.vq.linear import FORMS, INPUT_SCAN, attend_linear
 from lattice_jax.ops.vq.quantize import Quantized, quantize
 from lattice_jax.ops.vq.reference import attend_quadratic
@@ -56,7 +57,7 @@ def vq_attention(
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before.
     ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros.
-    block_len: queries read at a time, any number; a matter of cost alone.
+    block_len: queries read at a time, any number; a matter of cost alone. Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
       measured best.
@@ -86,11 +87,15 @@ def vq_attention(
     count_BHM=jax.lax.stop_gradient(state.count_BHM),
     id_BW=relabel(state.id_BW, 0), document_B=jnp.zeros_like(document_B))
   stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, rows)
+  chosen = choose_impl("vq", impl, **reasons_against(state, qw_BTHGK.shape[-1], rows.shape[1], length, reduction))
   attend = attend_quadratic
-  if choose_impl("vq", impl, pallas_reason="there is no Pallas kernel for it yet") != "reference":
+  if chosen == "xla":
     seen = min(block_len, length) + state.id_BW.shape[1] + rows.shape[1]
     form = choose_reduction(reduction, batch * length * num_queries * seen)
     attend = functools.partial(attend_linear, block_len=block_len, reduction=form)
+  elif chosen != "reference":
+    form = "serial" if reduction == "auto" else reduction
+    attend = functools.partial(attend_in_kernel, reduction=form, interpret=chosen == "interpret")
   out_BTHGV, state = attend(
     qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache)
   state = state.replace(id_BW=relabel(state.id_BW, document_B[:, None]), document_B=document_B)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lattice_jax.ops.attention.keys import EMPTY
 from lattice_jax.ops.vq.block import attend_block
 from lattice_jax.ops.vq.cache import REDUCTIONS, Cache, merge, summarize
-from lattice_jax.ops.vq.state import Stream, VQState, close_state
+from lattice_jax.ops.vq.state import Stream, VQState, close_state, pad_slots
 
 INPUT_SCAN = "input_scan"
 FORMS = (*REDUCTIONS, INPUT_SCAN)
@@ -33,9 +33,9 @@ def attend_linear(
   length, window = id_BT.shape[1], state.id_BW.shape[1]
   chunk = min(length, block_len)
   num_valid_B = (id_BT != EMPTY).sum(1)
-  queries = [_to_blocks(_pad(x_BT, -length % chunk), chunk) for x_BT in (qu_BTHGK, qw_BTHGK)]
-  id_NBC = _to_blocks(_pad(id_BT, -length % chunk, EMPTY), chunk)
-  padded = jax.tree.map(lambda x_BS: _pad(x_BS, -length % chunk), stream)
+  queries = [_to_blocks(pad_slots(x_BT, -length % chunk), chunk) for x_BT in (qu_BTHGK, qw_BTHGK)]
+  id_NBC = _to_blocks(pad_slots(id_BT, -length % chunk, EMPTY), chunk)
+  padded = jax.tree.map(lambda x_BS: pad_slots(x_BS, -length % chunk), stream)
   attend = _attend_in_turn if reduction == INPUT_SCAN else _attend_together
   cache = Cache(state.count_BHM, state.mean_BHMV, state.document_B)
   out_NBCHGV, cache = attend(
@@ -50,13 +50,21 @@ def _attend_together(blocks, stream, cache, num_valid_B, rows_HMK, relative_HSK,
   near = jax.tree.map(lambda x_BS: _overlapping(x_BS, x_BS.shape[1] - (num - 1) * chunk, chunk), stream)
   caches = None
   if use_cache:
-    id_NBC = _foldable(_to_blocks(stream.id_BS[:, :num * chunk], chunk), num_valid_B, jnp.arange(num))
-    code_NBCH, value_NBCHV = (_to_blocks(x_BS[:, :num * chunk], chunk) for x_BS in (stream.code_BSH, stream.value_BSHV))
-    summaries = jax.vmap(lambda *slots: summarize(*slots, rows_HMK.shape[1]))(code_NBCH, value_NBCHV, id_NBC)
-    cache, caches = REDUCTIONS[reduction](cache, summaries)
+    cache, caches = caches_before(stream, cache, num_valid_B, num, chunk, reduction=reduction)
   out = jax.vmap(lambda qu, qw, ids, near, cache: attend_block(qu, qw, ids, near, cache, rows_HMK, relative_HSK))(
     *blocks, near, caches)
   return out, cache
+
+
+def caches_before(
+  stream: Stream, cache: Cache, num_valid_B: jax.Array, num: int, chunk: int, *, reduction: str,
+) -> tuple[Cache, Cache]:
+  """The cache after the first `num` blocks of `chunk` slots of a stream, and those before each, stacked."""
+  id_NBC = _foldable(_to_blocks(stream.id_BS[:, :num * chunk], chunk), num_valid_B, jnp.arange(num))
+  code_NBCH, value_NBCHV = (_to_blocks(x_BS[:, :num * chunk], chunk) for x_BS in (stream.code_BSH, stream.value_BSHV))
+  num_codes = cache.count_BHM.shape[-1]
+  summaries = jax.vmap(lambda *slots: summarize(*slots, num_codes))(code_NBCH, value_NBCHV, id_NBC)
+  return REDUCTIONS[reduction](cache, summaries)
 
 
 def _attend_in_turn(blocks, stream, cache, num_valid_B, rows_HMK, relative_HSK, *, reduction, use_cache):
@@ -102,8 +110,3 @@ def _overlapping(x_BS: jax.Array, width: int, step: int) -> jax.Array:
 def _to_blocks(x_BT: jax.Array, chunk: int) -> jax.Array:
   """[B, N·C, …] → [N, B, C, …]."""
   return jnp.swapaxes(x_BT.reshape(x_BT.shape[0], -1, chunk, *x_BT.shape[2:]), 0, 1)
-
-
-def _pad(x_BT: jax.Array, padding: int, value: int = 0) -> jax.Array:
-  pads = ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2))
-  return jnp.pad(x_BT, pads, constant_values=value) if padding else x_BT

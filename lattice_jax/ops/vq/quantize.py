@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lattice_jax.dispatch import choose_impl, target_backend
 from lattice_jax.ops.vq.state import rows_of
+from pallas_kernels import vq
 
 
 @flax.struct.dataclass
@@ -20,14 +22,25 @@ class Quantized:
   error_BTH: jax.Array
 
 
-def quantize(k: Float[Array, "B T H K"], rows: Float[Array, "H M K"]) -> Quantized:
+def quantize(k: Float[Array, "B T H K"], rows: Float[Array, "H M K"], *, impl: str = "auto") -> Quantized:
   """Nearest row of each key in squared distance, in fp32; the lower code wins a tie."""
   k_BTHK = k.astype(jnp.float32)
-  dot_BTHM = jnp.einsum("BTHK,HMK->BTHM", jax.lax.stop_gradient(k_BTHK), rows, precision="highest")
-  code_BTH = jnp.argmin((rows**2).sum(-1) - 2 * dot_BTHM, axis=-1).astype(jnp.int32)
+  code_BTH = _nearest_code(k_BTHK, rows, impl)
   row_BTHK = rows_of(rows, code_BTH)
   return Quantized(
     key_BTHK=row_BTHK + (k_BTHK - jax.lax.stop_gradient(k_BTHK)),
     code_BTH=code_BTH,
     error_BTH=((k_BTHK - row_BTHK) ** 2).sum(-1),
   )
+
+
+def _nearest_code(k_BTHK: jax.Array, rows_HMK: jax.Array, impl: str) -> jax.Array:
+  backend = target_backend()
+  chosen = choose_impl(
+    "vq_codes", impl, pallas_reason=vq.supports_search(key_dim=rows_HMK.shape[2], codes=rows_HMK.shape[1]),
+    backend_reason=None if backend == "tpu" else f"its kernels run on tpu, not on {backend}",
+    auto_reason=vq.prefers_xla(k_BTHK.shape[1]))
+  if chosen in ("pallas", "interpret"):
+    return vq.nearest_code(k_BTHK, rows_HMK, interpret=chosen == "interpret")
+  dot_BTHM = jnp.einsum("BTHK,HMK->BTHM", jax.lax.stop_gradient(k_BTHK), rows_HMK, precision="highest")
+  return jnp.argmin((rows_HMK**2).sum(-1) - 2 * dot_BTHM, axis=-1).astype(jnp.int32)

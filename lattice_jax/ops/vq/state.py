@@ -73,6 +73,12 @@ def rows_of(codebook_HMK: jax.Array, code_BTH: jax.Array) -> jax.Array:
   return jax.lax.stop_gradient(codebook_HMK)[heads_H, code_BTH]
 
 
+def pad_slots(x_BT: jax.Array, padding: int, value: int = 0) -> jax.Array:
+  """`padding` more slots at the end."""
+  pads = ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2))
+  return jnp.pad(x_BT, pads, constant_values=value) if padding else x_BT
+
+
 def close_state(
   stream: Stream, window: int, num_valid_B: jax.Array, count_BHM: jax.Array, mean_BHMV: jax.Array,
   cache_document_B: jax.Array,

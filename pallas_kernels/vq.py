@@ -1,0 +1,202 @@
+"""Transformer-VQ attention on a TPU: one softmax over near tokens, with positions, and one row per code for the rest.
+
+The kernels are those of flash.py: near keys are the tokens since W before a query block, extra keys the codebook with
+the log of each code's count as bias and the means of their values, which XLA has ready before every block. Also here:
+the search of the nearest code, product and argmin in one kernel. Its grid is (batch, heads, tiles of C tokens), its
+blocks k [C, K], the codebook [M, K] and codes [1, C]; VMEM 8CK + 8MK + 12MC bytes, all fp32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, Plan, attend, position_blocks
+from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, eight_rows, launch, mesh_axis, pad_to, round_up
+
+TILES = (256, 128)
+SHORTEST = 128  # tokens; below it a tile is mostly padding
+
+
+def supports(*, dtype: jnp.dtype, key_dim: int, value_dim: int, codes: int, window: int) -> str | None:
+  """Why no kernel does this attention, wherever it runs; None if one does."""
+  if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
+    return f"its kernels take float32 and bfloat16, not {jnp.dtype(dtype).name}"
+  if not window:
+    return "its kernels need a window of at least one token"
+  if vmem_bytes(TILES[-1], jnp.dtype(dtype).itemsize, key_dim, value_dim, codes, window) > VMEM_BUDGET:
+    return (f"heads of {key_dim} key and {value_dim} value numbers with a window of {window} do not fit the vector "
+            "memory of a TPU")
+  return None
+
+
+def supports_search(*, key_dim: int, codes: int) -> str | None:
+  """Why no kernel does this search, wherever it runs; None if one does."""
+  if _search_bytes(TILES[-1], key_dim, codes) > VMEM_BUDGET:
+    return f"a codebook of {codes} rows of {key_dim} does not fit the vector memory of a TPU"
+  return None
+
+
+def prefers_xla(length: int) -> str | None:
+  """Why a kernel would not be faster; None if it should be."""
+  return f"{length} tokens fill less than one tile of {SHORTEST}" if length < SHORTEST else None
+
+
+def choose_tile(length: int, dtype: jnp.dtype, key_dim: int, value_dim: int, codes: int, window: int) -> int:
+  """Tokens of a query block, before each of which a cache is wanted: the largest that the call fills and that fits."""
+  fitting = (tile for tile in TILES if length >= tile and vmem_bytes(
+    tile, jnp.dtype(dtype).itemsize, key_dim, value_dim, codes, window) <= VMEM_BUDGET)
+  return next(fitting, TILES[-1])
+
+
+def vmem_bytes(tile: int, itemsize: int, key_dim: int, value_dim: int, codes: int, window: int) -> int:
+  """Of the backward pass, which needs most."""
+  key_dim, value_dim = round_up(key_dim, LANES), round_up(value_dim, LANES)
+  extra, blocks = _extra_tile(codes), -(-window // tile) + 1
+  tokens = 2 * itemsize * tile * (6 * key_dim + 3 * value_dim) + 4 * tile * (2 * key_dim + value_dim)
+  table = 8 * blocks * 2 * tile * key_dim
+  return tokens + 2 * itemsize * extra * (key_dim + value_dim) + 4 * extra * value_dim + table + 32 * tile**2
+
+
+def vq_attention(
+  qu: jax.Array, qw: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Array, relative: jax.Array, query_id: jax.Array,
+  key_id: jax.Array, caches: tuple[jax.Array, jax.Array, jax.Array] | None, *, tile: int, interpret: object = False,
+  boundary_name: str = "memory_boundary",
+) -> jax.Array:
+  """fp32 output [B, T, Q, V] of T queries over the W slots before them, themselves, and a cache of what is older.
+
+  The score of a slot at distance Δ is qu·k and, up to Δ = W, qw·relative[Δ] beside. Slots get key gradients from
+  queries at most W later. Differentiable in all floats but counts. Under a mesh of Auto axes "data" and "model", batch
+  rows are split over the first, and over the second heads or, where they cannot be, the width of values.
+
+  Args:
+    qu, qw: [B, T, Q, K] and [B, T, Q, R]; query head h·G + g reads key head h.
+    k, v: [B, W + T, H, K] and [B, W + T, H, V].
+    rows: [H, M, K].
+    relative: [H, W + 1, R].
+    query_id, key_id: int32 [B, T] and [B, W + T], documents; −1 is a slot without a token.
+    caches: what is older than W before each tile of queries, N = ⌈T / tile⌉: means [N, B, H, M, V], fp32 counts
+      [N, B, H, M], documents [N, B]. None leaves it out, and what is further back than W with it.
+    tile: tokens of a block.
+    interpret: as of `pallas_call`.
+    boundary_name: under which rematerialisation policies know what is kept for the backward pass.
+  """
+  heads = mesh_axis("model", qu.shape[2], k.shape[2])
+  width = None if heads else mesh_axis("model", v.shape[3])
+  batch = mesh_axis("data", qu.shape[0])
+  run = functools.partial(_local, tile=tile, interpret=interpret, boundary_name=boundary_name)
+  if batch or heads or width:
+    token, place = PartitionSpec(batch, None, heads), PartitionSpec(batch)
+    value = PartitionSpec(batch, None, heads, width)
+    head = PartitionSpec(heads)
+    cache = None if caches is None else (
+      PartitionSpec(None, batch, heads, None, width), PartitionSpec(None, batch, heads), PartitionSpec(None, batch))
+    run = jax.shard_map(
+      run, in_specs=(token, token, token, value, head, head, place, place, cache), out_specs=value, check_vma=False)
+  return run(qu, qw, k, v, rows, relative, query_id, key_id, caches)
+
+
+def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, interpret, boundary_name):
+  """On one device."""
+  (batch, length), value_dim, window = query_id.shape, v.shape[-1], relative.shape[1] - 1
+  padded, reach = round_up(length, tile), round_up(window, tile)
+
+  def heads_first(x, before, after):
+    return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (before, after), (0, -x.shape[-1] % LANES)))
+
+  # The stream starts on the grid of tiles, so that distances within a pair of blocks are known beforehand.
+  ends = reach - window, padded - length
+  floats = {
+    "q": heads_first(qu, 0, ends[1]), "qw": heads_first(qw, 0, ends[1]), "k": heads_first(k, *ends),
+    "v": heads_first(v, *ends),
+    "table": position_blocks(pad_to(relative, {2: round_up(qw.shape[-1], LANES)}), window, tile).astype(qw.dtype)}
+  time_T = jnp.arange(padded)
+  low_T = (time_T // tile * tile if caches is not None else time_T) - window
+  slot_S = jnp.arange(reach + padded) - reach
+  query_id = jnp.where(query_id < 0, EMPTY_QUERY, query_id)
+  query_id = jnp.pad(query_id, ((0, 0), (0, ends[1])), constant_values=EMPTY_QUERY)
+  key_id = jnp.pad(key_id, ((0, 0), ends), constant_values=EMPTY_KEY)
+  in_all_rows = functools.partial(jnp.broadcast_to, shape=(batch, padded))
+  fixed = {
+    "query": eight_rows(in_all_rows(time_T), query_id, in_all_rows(low_T)),
+    "key": eight_rows(*(x if x.ndim == 2 else jnp.broadcast_to(x, key_id.shape) for x in (slot_S, key_id, slot_S)))}
+  if caches is not None:
+    floats["extra_key"], floats["extra_value"], fixed["extra_place"] = _codes(rows.astype(qu.dtype), v.dtype, *caches)
+  plan = Plan(
+    tile=tile, steps=reach // tile + 1, extra_tile=_extra_tile(rows.shape[1]), key_reach=window, interpret=interpret,
+    boundary_name=boundary_name)
+  out, _ = attend(plan, floats, fixed)
+  return jnp.swapaxes(out, 1, 2)[:, :length, :, :value_dim]
+
+
+def _codes(rows_HMK, dtype, mean_NBHMV, count_NBHM, document_NB):
+  """Codes as extra keys; those that nothing has are nobody's."""
+  batch, num_codes = count_NBHM.shape[1], rows_HMK.shape[1]
+  num_extra = round_up(num_codes, _extra_tile(num_codes))
+  key_HMK = pad_to(rows_HMK, {1: num_extra, 2: round_up(rows_HMK.shape[2], LANES)})
+  value_BHNMV = jnp.moveaxis(mean_NBHMV.astype(dtype), 0, 2)
+  value_BHNMV = pad_to(value_BHNMV, {3: num_extra, 4: round_up(value_BHNMV.shape[4], LANES)})
+  count_BHNM = jnp.moveaxis(jax.lax.stop_gradient(count_NBHM), 0, 2)
+  document_BHNM = jnp.broadcast_to(document_NB.T[:, None, :, None], count_BHNM.shape)
+  bias_BHNM = jax.lax.bitcast_convert_type(jnp.log(jnp.maximum(count_BHNM, 1.0)), jnp.int32)
+  id_BHNM = jnp.where(count_BHNM > 0, document_BHNM, EMPTY_KEY)
+  place = eight_rows(pad_to(bias_BHNM, {3: num_extra}), pad_to(id_BHNM, {3: num_extra}, EMPTY_KEY))
+  return jnp.broadcast_to(key_HMK[None, :, None], (batch, key_HMK.shape[0], 1, *key_HMK.shape[1:])), value_BHNMV, place
+
+
+def _extra_tile(codes):
+  return LANES if codes <= LANES else 2 * LANES
+
+
+def nearest_code(k: jax.Array, rows: jax.Array, *, interpret: object = False) -> jax.Array:
+  """Int32 [B, T, H]: the row of [H, M, K] nearest to each key [B, T, H, K] in squared distance; the lower of equals.
+
+  In fp32, not differentiated. Under a mesh as `vq_attention`.
+  """
+  k, rows = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (k, rows))
+  batch, heads = mesh_axis("data", k.shape[0]), mesh_axis("model", k.shape[2])
+  run = functools.partial(_nearest, interpret=interpret)
+  if batch or heads:
+    token = PartitionSpec(batch, None, heads)
+    run = jax.shard_map(run, in_specs=(token, PartitionSpec(heads)), out_specs=token, check_vma=False)
+  return run(k, rows)
+
+
+def _nearest(k_BTHK, rows_HMK, *, interpret):
+  """On one device."""
+  batch, length, heads, key_dim = k_BTHK.shape
+  num_codes, width = rows_HMK.shape[1], round_up(key_dim, LANES)
+  tile = TILES[0] if length >= TILES[0] and _search_bytes(TILES[0], key_dim, num_codes) <= VMEM_BUDGET else TILES[-1]
+  padded = round_up(length, tile)
+  k_BHTK = pad_to(jnp.swapaxes(k_BTHK, 1, 2), {2: padded, 3: width})
+  rows_HMK = pad_to(rows_HMK, {2: width})
+  num_rows = round_up(num_codes, SUBLANES)
+  code = launch(
+    functools.partial(_search, num_codes=num_codes), name="nearest_code", grid=(batch, heads, padded // tile),
+    parallel=3, prefetch=(),
+    operands={
+      "k": (k_BHTK, (None, None, tile, width), lambda b, h, n: (b, h, n, 0)),
+      "rows": (pad_to(rows_HMK, {1: num_rows}), (None, num_rows, width), lambda b, h, n: (h, 0, 0))},
+    results={"code": (jax.ShapeDtypeStruct((batch, heads, 1, padded), jnp.int32), (None, None, 1, tile),
+                      lambda b, h, n: (b, h, 0, n))},
+    scratch={}, flops=2 * batch * heads * padded * num_rows * width, interpret=interpret)["code"]
+  return jnp.swapaxes(code[:, :, 0, :length], 1, 2)
+
+
+def _search(refs, *, num_codes):
+  rows = refs["rows"][...]
+  dot = jax.lax.dot_general(
+    rows, refs["k"][...], (((1,), (1,)), ((), ())), precision="highest", preferred_element_type=jnp.float32)
+  distance = (rows * rows).sum(1, keepdims=True) - 2 * dot
+  place = jax.lax.broadcasted_iota(jnp.int32, distance.shape, 0)
+  distance = jnp.where(place < num_codes, distance, jnp.inf)
+  is_least = distance == distance.min(0, keepdims=True)
+  refs["code"][...] = jnp.where(is_least, place, num_codes - 1).min(0, keepdims=True)
+
+
+def _search_bytes(tile, key_dim, codes):
+  width = round_up(key_dim, LANES)
+  return 8 * tile * width + 8 * codes * width + 12 * codes * tile
