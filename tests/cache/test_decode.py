@@ -1,0 +1,150 @@
+"""Decoding through a stack of caches: in place, one branch, compiled once; states that are compressed or saved."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lattice_jax.cache import POLICIES, cache_bytes, compress, make_policy, uncompressed
+from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
+from lattice_jax.models.decoder import Decoder, init_state, init_variables
+from lattice_jax.models.saved_state import load_state, save_state
+from lattice_jax.sharding import tree_bytes, unbox
+from lattice_jax.types import whole_segment
+from tests.contract.harness import quick_jit
+
+BATCH, LENGTH, MAX_LEN, LAYERS = 2, 45, 64, 8
+LAGKV = CacheConfig(policy="lagkv", sinks=3, lag=8, keep=3, observe=4)
+MODEL = ModelConfig(
+  vocab=31, dim=12, layers=LAYERS, pattern=("attention",), block="mlp", mlp_dim=8, cache=LAGKV,
+  attention=AttentionConfig(heads=4, kv_heads=2, key_dim=8, value_dim=6))
+WINDOW = CacheConfig(policy="window", sinks=3, window=9)
+
+
+def model_of(policy, **changes):
+  cache = WINDOW if policy == "window" else replace(LAGKV, policy=policy)
+  return replace(MODEL, cache=replace(cache, **changes))
+
+
+@functools.cache
+def variables():
+  return quick_jit(lambda: jax.tree.map(lambda leaf: 2 * leaf, unbox(init_variables(MODEL, jax.random.key(0)))))()
+
+
+def text(seed=0):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, MODEL.vocab, (BATCH, LENGTH)), jnp.int32)
+
+
+def call(model, variables, tokens_BT, state, segment):
+  output = Decoder(model).apply(variables, tokens_BT, state, segment)
+  return output.features_BTD, output.state
+
+
+@functools.cache
+def compiled(model):
+  return quick_jit(functools.partial(call, model))
+
+
+@functools.cache
+def prompt_state(model):
+  """The state after the prompt in one call."""
+  return compiled(model)(variables(), text(), init_state(model, BATCH, MAX_LEN), whole_segment(BATCH, LENGTH))[1]
+
+
+@pytest.mark.parametrize("policy", ["full", "lagkv", "snapkv"])
+def test_a_decode_step_writes_in_place_and_has_one_branch(policy):
+  model, room = model_of(policy), 1024
+  state = jax.eval_shape(lambda: init_state(model, BATCH, room))
+  segment = jax.eval_shape(lambda: whole_segment(BATCH, 1))
+  tokens = jax.ShapeDtypeStruct((BATCH, 1), jnp.int32)
+  step = jax.jit(functools.partial(call, model), donate_argnums=2)
+  program = step.lower(variables(), tokens, state, segment).compile()
+  size, memory = cache_bytes(model, BATCH, room), program.memory_analysis()
+  assert memory.alias_size_in_bytes == size == tree_bytes(state)
+  assert memory.temp_size_in_bytes < size / 3  # what compaction makes of one layer of eight
+  assert program.as_text().count(" conditional(") == 1
+
+
+def test_many_steps_compile_once_and_lengths_follow_the_formula():
+  step, state, sizes = compiled(MODEL), prompt_state(MODEL), set()
+  for position in range(LENGTH, MAX_LEN):
+    _, state = step(variables(), text()[:, :1], state, whole_segment(BATCH, 1, start=position))
+    assert (state["block_0"].length_B == make_policy(LAGKV).kept_length(position + 1)).all()
+    sizes.add(step._cache_size())
+  assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("call_len", [0, 1])
+def test_bytes_are_the_formula(policy, call_len):
+  model = model_of(policy, call_len=call_len)
+  assert cache_bytes(model, 3, 500) == tree_bytes(jax.eval_shape(lambda: init_state(model, 3, 500)))
+
+
+@pytest.mark.parametrize("policy", ["lagkv", "window", "h2o", "snapkv"])
+def test_compressing_a_full_cache_is_reading_under_the_policy(policy):
+  model = model_of(policy)
+  plain = uncompressed(MODEL, [model_of(name).cache for name in POLICIES])
+  got, want = compress(model, prompt_state(plain), MAX_LEN), prompt_state(model)
+  if policy == "window":
+    # its queries see less already while they read, so that deeper layers have other keys
+    got, want = (jax.tree.map(lambda leaf: leaf[0], state) for state in (got, want))
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_a_small_cache_decodes_as_a_roomy_one():
+  roomy, small = compress(MODEL, prompt_state(uncompressed(MODEL)), MAX_LEN), model_of("lagkv", call_len=1)
+  tight = compress(small, prompt_state(uncompressed(MODEL)), MAX_LEN)
+  assert tight["block_0"].num_slots < roomy["block_0"].num_slots
+  for position in range(LENGTH, LENGTH + 6):
+    arguments = text()[:, :1], whole_segment(BATCH, 1, start=position)
+    want, roomy = compiled(MODEL)(variables(), arguments[0], roomy, arguments[1])
+    got, tight = compiled(small)(variables(), arguments[0], tight, arguments[1])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_call_longer_than_the_cache_was_made_for_is_refused():
+  model = model_of("lagkv", call_len=4)
+  with pytest.raises(ValueError, match=r"call of 45 tokens is longer than model\.cache\.call_len=4"):
+    jax.eval_shape(lambda: compiled(model)(
+      variables(), text(), init_state(model, BATCH, MAX_LEN), whole_segment(BATCH, LENGTH)))
+
+
+def test_compressing_needs_room_and_records():
+  plain = uncompressed(MODEL)
+  with pytest.raises(ValueError, match="more than max_len=44"):
+    compress(MODEL, prompt_state(plain), 44)
+  for policy, message in (("h2o", "was not recorded"), ("snapkv", "the last 4 queries, of which 0")):
+    with pytest.raises(ValueError, match=message):
+      compress(model_of(policy), prompt_state(plain), MAX_LEN)
+
+
+def test_a_saved_state_answers_several_questions(tmp_path):
+  state = prompt_state(MODEL)
+  save_state(tmp_path / "read.safetensors", MODEL, state, MAX_LEN)
+  loaded = load_state(tmp_path / "read.safetensors", MODEL)
+  jax.tree.map(np.testing.assert_array_equal, loaded, state)
+  assert jax.tree.structure(loaded) == jax.tree.structure(state)
+  for question in (3, 7):
+    arguments = jnp.full((BATCH, 1), question), whole_segment(BATCH, 1, start=LENGTH)
+    want, _ = compiled(MODEL)(variables(), arguments[0], state, arguments[1])
+    got, _ = compiled(MODEL)(variables(), arguments[0], loaded, arguments[1])
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+  ({"cache": replace(LAGKV, keep=4)}, "model.cache.keep=3, and the model has 4"),
+  ({"layers": 2}, "the state of another model")], ids=["policy", "model"])
+def test_the_state_of_another_model_or_policy_is_refused(tmp_path, changes, message):
+  path = tmp_path / "read.safetensors"
+  save_state(path, MODEL, init_state(MODEL, 1, MAX_LEN), MAX_LEN)
+  with pytest.raises(ValueError, match=message):
+    load_state(path, replace(MODEL, **changes))
+  path.write_bytes(path.read_bytes()[:50])
+  with pytest.raises(ValueError, match="cannot be read as a saved state"):
+    load_state(path, MODEL)
