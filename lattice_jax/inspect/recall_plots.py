@@ -53,8 +53,7 @@ def _plot_pareto(rows: Sequence[dict[str, Any]], out: Path) -> Path:
           x, y, [y - low, high - y], color=COLORS[index % len(COLORS)], marker=_MARKERS[index % len(_MARKERS)],
           markersize=5, linewidth=1.2, capsize=2, label=family)
     axes.set_title(f"{length:,} tokens, {answer} to say", fontsize="medium", loc="left")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(left=0)
     axes.set_ylim(-3, 103)
     axes.grid(True, alpha=0.25)
     axes.set_xlabel("keys and values of a row (MiB)")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lattice_jax.cache import make_policy
-from lattice_jax.config import ModelConfig
+from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.data.tokenizers import Tokenizer
 from lattice_jax.evaluation.kept import kept_map, needle_kept, row_bytes, slots_in_use, write_map
 from lattice_jax.evaluation.reader import Reader, fork
@@ -18,7 +18,7 @@ from lattice_jax.evaluation.recall.grid import Answered, AnswerFile, Grid
 from lattice_jax.evaluation.recall.tasks import TASKS, Haystack, RecallPrompt, Sizes
 from lattice_jax.inference.programs import Progress
 
-_CACHE_UNIT, _ANSWER_UNIT = 64, 8  # of which slots and tokens of answers are multiples, so that programs are shared
+_CACHE_UNIT = 64  # of which the slots of the full cache are a multiple
 
 Cells = dict[Sizes, list[str]]  # what is asked of some trials → the caches that have not answered yet
 
@@ -48,10 +48,12 @@ def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[st
     prompts = {
       (sizes, trial): _prompt(grid, subject, sizes, trial)
       for trials, cells in todo.items() for sizes in cells for trial in trials}
-    answer_len = _round_up(max(len(prompt.answer) for prompt in prompts.values()), _ANSWER_UNIT)
+    answer_len = max(len(prompt.answer) for prompt in prompts.values())
+    # answers come in one call, so caches that drop tokens need room for no more
+    caches = {name: replace(cache, call_len=answer_len) for name, cache in caches.items()}
     reader = Reader(
       subject.model, subject.variables, list(caches.values()), batch=grid.batch,
-      length=_round_up(length + answer_len, _CACHE_UNIT))
+      length=-(-(length + answer_len) // _CACHE_UNIT) * _CACHE_UNIT)
     for trials, cells in todo.items():
       for sizes, progress in _read(reader, list(cells), trials, prompts):
         rows = [prompts[sizes, trial] for trial in trials]
@@ -59,7 +61,7 @@ def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[st
           compressed = reader.under(caches[name], progress)
           if 0 in trials and sizes == grid.sizes_of(length)[0]:
             write_map(folder, name, length, kept_map(compressed, length))
-          asked = _ask(grid, subject, reader, sizes, name, compressed, rows, answer_len)
+          asked = _ask(reader, subject.tokenizer, caches[name], compressed, rows, grid.examples if 0 in trials else 0)
           answers.add(Answered(
             task=grid.task, length=length, answer=sizes.answer, depth=sizes.depth, cache=name, seed=grid.seed,
             trials=trials, **asked))
@@ -95,27 +97,20 @@ def _read(
 
 
 def _ask(
-  grid: Grid, subject: Subject, reader: Reader, sizes: Sizes, name: str, progress: Progress,
-  rows: Sequence[RecallPrompt], answer_len: int,
+  reader: Reader, tokenizer: Tokenizer, cache: CacheConfig, progress: Progress, rows: Sequence[RecallPrompt],
+  examples: int,
 ) -> dict[str, Any]:
   """What one cache makes of the answers: the fields of `Answered`; `progress` is given away."""
-  cache, decode = grid.caches_of(sizes.length)[name], subject.tokenizer.decode
-  padded = [np.pad(row.answer, (0, answer_len - len(row.answer))) for row in rows]
+  padded = [np.pad(row.answer, (0, cache.call_len - len(row.answer))) for row in rows]
   nll_BG, right_BG = reader.answer(cache, progress, padded)
-  spans = [row.needle for row in rows]
   asked = {
     "right": [right_BG[index, :len(row.answer)].tolist() for index, row in enumerate(rows)],
     "nll": [nll_BG[index, :len(row.answer)].astype(float).round(4).tolist() for index, row in enumerate(rows)],
-    "judged": [[bool(decode(row.answer[n:n + 1]).strip()) for n in range(len(row.answer))] for row in rows],
+    "judged": [[bool(tokenizer.decode(row.answer[n:n + 1]).strip()) for n in range(len(row.answer))] for row in rows],
     "kept": slots_in_use(progress), "per_partition": make_policy(cache).keep,
-    "needle_kept": np.round(needle_kept(progress, spans), 4).tolist(), "cache_bytes": row_bytes(progress),
-    "written": []}
-  if grid.examples:
-    longest = max(len(row.answer) for row in rows)
-    ids_BT = reader.write(cache, progress, longest)
-    asked["written"] = [decode(ids_T).decode(errors="replace") for ids_T in ids_BT[:min(grid.examples, len(rows))]]
+    "needle_kept": np.round(needle_kept(progress, [row.needle for row in rows]), 4).tolist(),
+    "cache_bytes": row_bytes(progress), "written": []}
+  if examples:
+    ids_BT = reader.write(cache, progress, max(len(row.answer) for row in rows))
+    asked["written"] = [tokenizer.decode(ids_T).decode(errors="replace") for ids_T in ids_BT[:min(examples, len(rows))]]
   return asked
-
-
-def _round_up(number: int, multiple: int) -> int:
-  return -(-number // multiple) * multiple

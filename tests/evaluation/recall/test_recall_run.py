@@ -68,7 +68,8 @@ def test_under_the_full_cache_an_answer_is_judged_as_in_one_call_over_prompt_and
       whole = np.pad(np.concatenate([prompt.tokens, prompt.answer]), (0, 5 - len(prompt.answer)))
       logits_TA = all_logits(subject().variables, whole[None], MODEL)[0]
       said_TA = logits_TA[99:99 + len(prompt.answer)]
-      np.testing.assert_allclose(line.nll[index], -said_TA[np.arange(len(said_TA)), prompt.answer], rtol=1e-5, atol=5e-5)
+      nll_T = -said_TA[np.arange(len(said_TA)), prompt.answer]
+      np.testing.assert_allclose(line.nll[index], nll_T, rtol=1e-5, atol=5e-5)
       assert line.right[index] == (said_TA.argmax(-1) == prompt.answer).tolist()
       assert line.judged[index] == [False] + [True] * line.answer
     assert (line.kept, line.needle_kept, line.per_partition) == (100, [1.0] * len(line.trials), 0)
