@@ -1,6 +1,7 @@
 """Times an op's implementations and its baselines in turn, and writes JSON lines, a table and a plot.
 
 python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/results/bench_vq_cpu
+python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/bench_lattice_cpu
 
 Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
 with the same --out adds lengths to the same files. With --scaling all lengths take turns too, and the table says how
@@ -18,17 +19,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.bench import report, vq
+from lattice_jax.bench import lattice, report, vq
 from lattice_jax.bench.harness import GIGA, Measured, measure
 from lattice_jax.runtime import enable_compilation_cache
+
+OPS = {"vq": vq, "lattice": lattice}
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("op", choices=["vq"])
-  parser.add_argument("--head", default="shga", choices=sorted(vq.SHAPES), help="widths and heads of the layer")
+  parser.add_argument("op", choices=sorted(OPS))
+  heads = "; ".join(f"of {name}: {', '.join(op.SHAPES)}" for name, op in OPS.items())
+  parser.add_argument("--head", default="", help=f"widths and heads of the layer, the op's first by default; {heads}")
   parser.add_argument("--lengths", default="1024,2048,4096,8192", help="tokens of a row, separated by commas")
-  parser.add_argument("--modes", default="fwd,fwd+bwd", help=f"some of {', '.join(vq.MODES)} (one token after T)")
+  parser.add_argument("--modes", default="fwd,fwd+bwd", help=f"some of {', '.join(vq.MODES)} (vq: one token after T)")
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
   parser.add_argument("--batch", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=7)
@@ -36,6 +40,10 @@ def main() -> None:
   parser.add_argument("--max_gb", type=float, default=16.0, help="cases that need more memory are not run")
   parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl, tables and plots")
   arguments = parser.parse_args()
+  shapes = OPS[arguments.op].SHAPES
+  arguments.head = arguments.head or next(iter(shapes))
+  if arguments.head not in shapes:
+    parser.error(f"--head={arguments.head} is none of {arguments.op}; use one of {', '.join(shapes)}.")
   enable_compilation_cache()
   machine = report.describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
@@ -48,10 +56,11 @@ def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -
   for length in lengths(arguments):
     results = run(arguments, [length], mode)
     report.write_records(arguments.out / "bench.jsonl", results, machine)
-    print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{report.table(results, vq.BASELINES)}", flush=True)
+    table = report.table(results, OPS[arguments.op].BASELINES)
+    print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{table}", flush=True)
   records = [
     record for record in report.read_records(arguments.out / "bench.jsonl")
-    if (record["head"], record["mode"]) == (arguments.head, mode)]
+    if (record["op"], record["head"], record["mode"]) == (arguments.op, arguments.head, mode)]
   out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
   report.plot(records, f"{arguments.head}, {mode}", out)
   print(f"wrote {out}")
@@ -71,7 +80,7 @@ def lengths(arguments: argparse.Namespace) -> list[int]:
 def run(arguments: argparse.Namespace, lengths: list[int], mode: str) -> list[Measured]:
   words = [word for word in arguments.cases.split(",") if word]
   cases = [
-    case for length in lengths for case in vq.cases(arguments.head, length, mode, arguments.batch)
+    case for length in lengths for case in OPS[arguments.op].cases(arguments.head, length, mode, arguments.batch)
     if not words or any(word in case.name for word in words)]
   return measure(cases, rounds=arguments.rounds, max_bytes=int(arguments.max_gb * GIGA))
 

@@ -23,7 +23,7 @@ class Case:
   """One implementation at one size.
 
   fn: arrays → arrays. arguments: made once, shared by the cases of a group, never donated.
-  tokens: processed by one call.
+  tokens: processed by one call. exact: gives what fn would without rounding, where its error is to be reported.
   """
 
   name: str
@@ -31,13 +31,15 @@ class Case:
   fn: Callable[..., Any]
   arguments: tuple[Any, ...]
   tokens: int
+  exact: Callable[[], Any] | None = None
 
 
 @dataclass
 class Measured:
   """seconds: one per round, empty where the case does not fit. temp_bytes: XLA's own buffers, without in- and outputs.
 
-  program: loops and calls in the compiled HLO, to prove which implementation ran.
+  program: loops and calls in the compiled HLO, to prove which implementation ran. error: of the worst of the arrays it
+  gives, the length of the difference over that of the exact array.
   """
 
   case: Case
@@ -45,13 +47,15 @@ class Measured:
   temp_bytes: int
   program: dict[str, int]
   seconds: list[float]
+  error: float | None = None
 
   def record(self) -> dict[str, Any]:
     """One JSON line."""
     times = dict(zip(("q20", "median", "q80"), quantiles(self.seconds), strict=True)) if self.seconds else {}
     speed = {"tokens_per_second": self.case.tokens / times["median"]} if times else {}
+    error = {} if self.error is None else {"error": self.error}
     return {
-      **self.case.group, "case": self.case.name, **times, **speed, "rounds": len(self.seconds),
+      **self.case.group, "case": self.case.name, **times, **speed, **error, "rounds": len(self.seconds),
       "temp_bytes": self.temp_bytes, "compile_seconds": self.compile_seconds, "program": self.program}
 
 
@@ -70,6 +74,8 @@ def measure(cases: Sequence[Case], *, rounds: int, max_bytes: int) -> list[Measu
     fits = memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes <= max_bytes
     programs.append(compiled if fits else None)
   running = [(result, program) for result, program in zip(measured, programs, strict=True) if program is not None]
+  for result, program in running:
+    result.error = _error(result.case, program)
   repeats = [_repeats(program, result.case.arguments) for result, program in running]
   for _ in range(rounds):
     for (result, program), count in zip(running, repeats, strict=True):
@@ -91,6 +97,14 @@ def quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float
   """20, 50 and 80 %."""
   low, middle, high = np.quantile(np.asarray(values), [0.2, 0.5, 0.8]).tolist()
   return low, middle, high
+
+
+def _error(case: Case, program: Any) -> float | None:
+  if case.exact is None:
+    return None
+  pairs = zip(jax.tree.leaves(program(*case.arguments)), jax.tree.leaves(case.exact()), strict=True)
+  return max(float(np.linalg.norm(np.ravel(got - want)) / np.linalg.norm(np.ravel(want)))
+             for got, want in ((np.asarray(got, np.float64), want) for got, want in pairs))
 
 
 def _repeats(program: Any, arguments: tuple[Any, ...]) -> int:

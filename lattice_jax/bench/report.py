@@ -39,15 +39,17 @@ def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
   """One group in Markdown: seconds and memory, and how many times faster than each baseline (20–80 % of the rounds)."""
   factors = {baseline: dict(ratios(results, baseline)) for baseline in baselines}
   factors = {baseline: values for baseline, values in factors.items() if values}
-  rows = [["", "ms", "20–80 %", "temporary MB", *(f"× {baseline}" for baseline in factors)]]
+  has_errors = any(result.error is not None for result in results)
+  rows = [["", "ms", "20–80 %", "temporary MB", *["error"] * has_errors, *(f"× {baseline}" for baseline in factors)]]
   for result in results:
     record, name = result.record(), result.case.name
     if not result.seconds:
-      rows.append([name, "does not fit", "", f"{result.temp_bytes / 1e6:,.0f}", *[""] * len(factors)])
+      rows.append([name, "does not fit", "", f"{result.temp_bytes / 1e6:,.0f}", *[""] * (has_errors + len(factors))])
       continue
+    error = [] if not has_errors else ["" if result.error is None else f"{result.error:.0e}"]
     times = [f"{1000 * record[key]:,.1f}" for key in ("median", "q20", "q80")]
     rows.append([
-      name, times[0], f"{times[1]}–{times[2]}", f"{result.temp_bytes / 1e6:,.0f}",
+      name, times[0], f"{times[1]}–{times[2]}", f"{result.temp_bytes / 1e6:,.0f}", *error,
       *("{1:.2f} ({0:.2f}–{2:.2f})".format(*values[name]) for values in factors.values())])
   rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -52,7 +52,7 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
     return
   arguments = _inputs(shape, batch, length)
   forms: dict[str, Callable[..., Any]] = {f"vq {form}": _vq(shape, form) for form in FORMS}
-  forms |= {QUADRATIC: _quadratic, BLOCKWISE: _blockwise}
+  forms |= {QUADRATIC: _quadratic, BLOCKWISE: blockwise}
   if shape.key_dim == shape.value_dim:
     forms[LIBRARY] = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
   for name, attend in forms.items():
@@ -122,7 +122,8 @@ def _read_cache(q, k, v):
   return jnp.einsum("BHGTS,BSHV->BTHGV", jax.nn.softmax(score * k.shape[-1]**-0.5, axis=-1), v)
 
 
-def _blockwise(q, k, v):
+def blockwise(q, k, v):
+  """Causal softmax that skips blocks of keys after the query's; heads of q may share those of k and v."""
   batch, length = q.shape[:2]
   order = Order(
     index_BT=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length)),

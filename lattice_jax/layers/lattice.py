@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lattice_jax.config import LatticeConfig
 from lattice_jax.layers.recurrent import RecurrentMemory, l2_normalize
-from lattice_jax.ops.lattice import Form, LatticeState, Rule, empty_state, incoming, lattice
+from lattice_jax.ops.lattice import Form, LatticeState, Rounds, Rule, empty_state, incoming, lattice_with_rounds
 from lattice_jax.ops.lattice.sphere import TINY
 from lattice_jax.types import Segment, SumCount
 
@@ -53,10 +53,10 @@ class Lattice(RecurrentMemory):
     # Kept only where the collection is asked for, by the audit of the slots.
     self.sow("intermediates", "op_inputs", {
       "k": k_BTHK, "v": v_BTHV, "step": step_BTH, "forget": forget_BTH, "start": start_HMV})
-    out_BTHV, state = lattice(
+    out_BTHV, state, rounds = lattice_with_rounds(
       q_BTHK, k_BTHK, v_BTHV, step_BTH, forget_BTH, start_HMV, state, segment.ids_BT, segment.valid_BT,
       rule=_rule(config), form=_form(config), impl=self.config.impl)
-    return out_BTHV, state, measure_slots(config, step_BTH, k_BTHK, v_BTHV, state, segment)
+    return out_BTHV, state, measure_slots(config, step_BTH, k_BTHK, v_BTHV, state, segment) | measure_rounds(rounds)
 
 
 def _rule(config: LatticeConfig) -> Rule:
@@ -95,6 +95,20 @@ def measure_slots(
     "slot_norm_error": _mean(jnp.abs(jnp.sqrt(squared_BHM) - 1).max(-1), has_tokens_B1),
   }
   return metrics if norm_BHM is None else metrics | {"slot_length": _mean(norm_BHM.mean(-1), has_tokens_B1)}
+
+
+def measure_rounds(rounds: Rounds | None) -> dict[str, SumCount]:
+  """Means over the chunks of the parallel form.
+
+  rounds: that a chunk took. rounds_change: of its last, the largest change of an inner product over the longest
+  direction; above `tolerance` the chunk was left before it was exact.
+  """
+  if rounds is None:
+    return {}
+  chunks = jnp.float32(rounds.number.shape[0])
+  return {
+    "rounds": (rounds.number.sum().astype(jnp.float32), chunks),
+    "rounds_change": (rounds.change.sum(), chunks)}
 
 
 def _mean(value: jax.Array, is_counted: jax.Array) -> SumCount:

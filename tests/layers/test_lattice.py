@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lattice_jax.config import LatticeConfig
 from lattice_jax.config_checks import default_config, parse_config
-from lattice_jax.layers.lattice import measure_slots
-from lattice_jax.ops.lattice import Form, Rule, empty_state
+from lattice_jax.layers.lattice import measure_rounds, measure_slots
+from lattice_jax.ops.lattice import Form, Rounds, Rule, empty_state
 from lattice_jax.types import whole_segment
+from tests.contract.harness import quick_jit
 
 SLOTS, VALUE = 3, 4
+
+
+@functools.cache
+def compiled(objective):
+  return quick_jit(functools.partial(measure_slots, LatticeConfig(objective=objective)))
 
 
 def measured(slots_MV, v_V, k_M=(1.0, 0.0, 0.0), objective="similarity"):
   """Means for one row of one head whose last token has this value and code; the other row has no tokens."""
   state = empty_state(2, 1, SLOTS, VALUE, rule=Rule(objective), form=Form())
-  unit_BHMV = jnp.zeros((2, 1, SLOTS, VALUE)).at[0, 0].set(jnp.array(slots_MV, jnp.float32))
+  unit_BHMV = np.zeros((2, 1, SLOTS, VALUE), np.float32)
+  unit_BHMV[0, 0] = slots_MV
   state = state.replace(slots=state.slots.replace(unit_BHMV=unit_BHMV))
-  segment = whole_segment(2, 2).replace(valid_BT=jnp.array([[True, True], [False, False]]))
-  k_BTHM = jnp.broadcast_to(jnp.array(k_M), (2, 2, 1, SLOTS))
-  v_BTHV = jnp.broadcast_to(jnp.array(v_V), (2, 2, 1, VALUE))
-  step_BTH = jnp.array([[[0.25], [0.75]], [[9.0], [9.0]]])
-  metrics = measure_slots(LatticeConfig(objective=objective), step_BTH, k_BTHM, v_BTHV, state, segment)
+  segment = whole_segment(2, 2).replace(valid_BT=np.array([[True, True], [False, False]]))
+  k_BTHM = np.broadcast_to(np.array(k_M, np.float32), (2, 2, 1, SLOTS))
+  v_BTHV = np.broadcast_to(np.array(v_V, np.float32), (2, 2, 1, VALUE))
+  step_BTH = np.array([[[0.25], [0.75]], [[9.0], [9.0]]], np.float32)
+  metrics = compiled(objective)(step_BTH, k_BTHM, v_BTHV, state, segment)
   return {name: float(total / count) for name, (total, count) in metrics.items()}
 
 
@@ -43,6 +52,13 @@ def test_means_are_over_valid_tokens_and_rows_with_tokens():
   found = measured(np.eye(SLOTS, VALUE) * np.array([[1.0], [1.0], [0.9]]), (1.0, 0.0, 0.0, 1.0))
   assert found["slot_step"] == pytest.approx(0.5)
   assert found["slot_norm_error"] == pytest.approx(0.1)
+
+
+def test_rounds_are_means_over_chunks_and_absent_from_forms_without():
+  metrics = measure_rounds(Rounds(jnp.array([2, 4, 3], jnp.int32), jnp.array([0.1, 0.4, 0.1])))
+  assert {name: float(total / count) for name, (total, count) in metrics.items()} == pytest.approx(
+    {"rounds": 3, "rounds_change": 0.2})
+  assert not measure_rounds(None)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from lattice_jax.ops.grid import document_starts, make_grid, select
 from lattice_jax.ops.lattice.approximate import lattice_chunked
 from lattice_jax.ops.lattice.form import APPROXIMATE_FORMS, EXACT_FORMS, FORMS, Form
 from lattice_jax.ops.lattice.kernel import choose_lattice_impl, lattice_kernel
-from lattice_jax.ops.lattice.parallel import changes_by_round, lattice_parallel
+from lattice_jax.ops.lattice.parallel import Rounds, changes_by_round, lattice_parallel
 from lattice_jax.ops.lattice.reference import lattice_loop, lattice_reference
 from lattice_jax.ops.lattice.rule import OBJECTIVES, STATES, Rule, incoming, inner_gradient, inner_loss
 from lattice_jax.ops.lattice.scan import lattice_scan
@@ -23,8 +22,9 @@ from lattice_jax.ops.lattice.state import LatticeState, OpenChunk, Slots, empty_
 from lattice_jax.ops.lattice.tokens import Tokens, mask
 
 __all__ = [
-  "APPROXIMATE_FORMS", "EXACT_FORMS", "FORMS", "OBJECTIVES", "STATES", "Form", "LatticeState", "OpenChunk", "Rule",
-  "Slots", "convergence", "empty_state", "incoming", "inner_gradient", "inner_loss", "lattice",
+  "APPROXIMATE_FORMS", "EXACT_FORMS", "FORMS", "OBJECTIVES", "STATES", "Form", "LatticeState", "OpenChunk",
+  "Rounds", "Rule", "Slots", "convergence", "empty_state", "incoming", "inner_gradient", "inner_loss", "lattice",
+  "lattice_with_rounds",
 ]
 
 # A gate of zero would leave a slot without a direction.
@@ -54,19 +54,27 @@ def lattice(
   Returns:
     Output in the state's dtype and the next state.
   """
-  form = form or Form()
+  return lattice_with_rounds(q, k, v, step, forget, start, state, ids, valid, rule=rule, form=form, impl=impl)[:2]
+
+
+def lattice_with_rounds(
+  q: Float[Array, "B T H M"], k: Float[Array, "B T H M"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
+  forget: Float[Array, "B T H"] | None, start: Float[Array, "H M V"], state: LatticeState, ids: Int[Array, "B T"],
+  valid: Bool[Array, "B T"], *, rule: Rule, form: Form | None = None, impl: str = "auto",
+) -> tuple[Float[Array, "B T H V"], LatticeState, Rounds | None]:
+  """As `lattice`, and how the rounds of form "parallel" went; None where there are none."""
+  form, rounds = form or Form(), None
   impl = choose_lattice_impl(impl, rule, form, state.slots.unit_BHMV)
   tokens, is_start_BT, start = _enter(q, k, v, step, forget, start, state, ids, valid)
   if form.is_approximate:
     out_BTHV, after = _run_approximate(rule, form, impl == "reference", tokens, is_start_BT, valid, start, state)
   else:
-    run = _choose_exact(rule, form, impl)
     # Only directions are remembered; the gradient through the form that runs may take the slots to be of length one.
     slots = state.slots.replace(unit_BHMV=unit(state.slots.unit_BHMV)[0])
-    out_BTHV, slots = run(tokens, is_start_BT, start, slots)
+    out_BTHV, slots, rounds = _run_exact(rule, form, impl, tokens, is_start_BT, start, slots)
     after = state.replace(slots=slots)
   after = select(valid.any(1), after, state)
-  return out_BTHV, after.replace(document_B=document_after(ids, valid, state.document_B))
+  return out_BTHV, after.replace(document_B=document_after(ids, valid, state.document_B)), rounds
 
 
 def convergence(
@@ -93,15 +101,16 @@ def _enter(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax
   return mask(Tokens(q, k, v, step, forget), valid), is_start_BT, Slots(start_HMV, start_norm_HM)
 
 
-def _choose_exact(rule: Rule, form: Form, impl: str) -> Callable[..., tuple[jax.Array, Slots]]:
-  if impl == "reference":
-    return functools.partial(lattice_reference, rule)
+def _run_exact(
+  rule: Rule, form: Form, impl: str, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots
+) -> tuple[jax.Array, Slots, Rounds | None]:
+  if form.name == "parallel" and impl != "reference":
+    _check_retracted(rule, form)
+    return lattice_parallel(rule, form, tokens, is_start_BT, start, slots)
+  run = lattice_reference if impl == "reference" else lattice_scan
   if impl in ("pallas", "interpret"):
-    return functools.partial(lattice_kernel, rule, interpret=impl == "interpret")
-  if form.name == "scan":
-    return functools.partial(lattice_scan, rule)
-  _check_retracted(rule, form)
-  return functools.partial(lattice_parallel, rule, form)
+    run = functools.partial(lattice_kernel, interpret=impl == "interpret")
+  return *run(rule, tokens, is_start_BT, start, slots), None
 
 
 def _run_approximate(rule, form, is_reference, tokens, is_start_BT, valid, start, state):

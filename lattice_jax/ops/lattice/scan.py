@@ -13,7 +13,7 @@ from lattice_jax.ops.lattice.rule import Rule
 from lattice_jax.ops.lattice.state import Slots
 from lattice_jax.ops.lattice.step import move, move_and_read_adjoint, read
 from lattice_jax.ops.lattice.tokens import Tokens, to_chunks
-from lattice_jax.ops.walk import from_chunks
+from lattice_jax.ops.walk import as_bits, as_floats, from_chunks
 from lattice_jax.types import MEMORY_BOUNDARY
 
 _LEAST_CHUNK = 64
@@ -42,10 +42,12 @@ def _forward(rule, tokens_NBC, is_start_NBC, start, slots):
     return slots, read(slots, token)
 
   def one_chunk(slots, xs):
-    after, out_CBHV = jax.lax.scan(one_token, slots, _by_token(*xs, slots.unit_BHMV.dtype))
+    tokens_bits, is_start_BC = xs
+    tokens_BC = as_floats(tokens_bits, tokens_NBC)
+    after, out_CBHV = jax.lax.scan(one_token, slots, _by_token(tokens_BC, is_start_BC, slots.unit_BHMV.dtype))
     return after, (jnp.moveaxis(out_CBHV, 0, 1), slots)
 
-  last, (out_NBCHV, boundary) = jax.lax.scan(one_chunk, slots, (tokens_NBC, is_start_NBC))
+  last, (out_NBCHV, boundary) = jax.lax.scan(one_chunk, slots, (as_bits(tokens_NBC), is_start_NBC))
   # Results are kept too: whatever reads them would otherwise run the scan again for them.
   out_NBCHV, boundary, last = checkpoint_name((out_NBCHV, boundary, last), MEMORY_BOUNDARY)
   return (out_NBCHV, last), (tokens_NBC, is_start_NBC, start, boundary)
@@ -69,17 +71,19 @@ def _backward(rule, saved, cotangents):
     return (select(is_start_B, zero, d_before), d_start), d_token
 
   def one_chunk(carry, xs):
-    tokens_BC, is_start_BC, slots, d_out_BCHV = xs
+    tokens_bits, is_start_BC, slots, d_out_BCHV = xs
+    tokens_BC = as_floats(tokens_bits, tokens_NBC)
     by_token = _by_token(tokens_BC, is_start_BC, slots.unit_BHMV.dtype)
     _, before_CB = jax.lax.scan(replay, slots, by_token)
     carry, d_tokens_CB = jax.lax.scan(
       one_token, carry, (*by_token, before_CB, jnp.moveaxis(d_out_BCHV, 1, 0)), reverse=True)
-    return carry, jax.tree.map(lambda d, x: jnp.moveaxis(d, 0, 1).astype(x.dtype), d_tokens_CB, tokens_BC)
+    return carry, as_bits(
+      jax.tree.map(lambda d, x: jnp.moveaxis(d, 0, 1).astype(x.dtype), d_tokens_CB, tokens_BC))
 
+  zero = jax.tree.map(jnp.zeros_like, start)
   (d_slots, d_start), d_tokens_NBC = jax.lax.scan(
-    one_chunk, (d_last, jax.tree.map(jnp.zeros_like, start)), (tokens_NBC, is_start_NBC, boundary, d_out_NBCHV),
-    reverse=True)
-  return d_tokens_NBC, None, d_start, d_slots
+    one_chunk, (d_last, zero), (as_bits(tokens_NBC), is_start_NBC, boundary, d_out_NBCHV), reverse=True)
+  return as_floats(d_tokens_NBC, tokens_NBC), None, d_start, d_slots
 
 
 _scan.defvjp(_forward, _backward)

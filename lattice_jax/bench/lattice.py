@@ -1,0 +1,129 @@
+"""Lattice by form, exact and approximate, against the plain ways to run the same recurrence and against softmax.
+
+Every form's outputs, last slots and gradients are compared with those of the token scan in float64 on the same inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lattice_jax.bench.harness import Case
+from lattice_jax.bench.vq import BLOCKWISE, blockwise
+from lattice_jax.ops.lattice import Form, LatticeState, Rule, empty_state, lattice
+
+DEFINITION, CHECKPOINTED = "definition", "definition, checkpointed"
+BASELINES = (DEFINITION, CHECKPOINTED, BLOCKWISE)
+MODES = ("fwd", "fwd+bwd")
+_CHECKPOINT_EVERY = 64  # tokens
+_CORRELATION = 0.8  # of neighbouring tokens before SiLU, as after a convolution
+
+Inputs = tuple[jax.Array, ...]  # q, k, v, step, start
+
+
+@dataclass(frozen=True)
+class Shape:
+  """One layer of slots as wide as `value_dim`; the largest step is `max_step`."""
+
+  heads: int
+  slots: int
+  value_dim: int
+  max_step: float = 1.0
+
+
+SHAPES = {"m64": Shape(heads=4, slots=64, value_dim=64), "m16": Shape(heads=4, slots=16, value_dim=64)}
+FORMS = {
+  "scan": Form("scan"),
+  "parallel 16, till exact": Form("parallel", 16),
+  **{f"parallel 16, {rounds} rounds": Form("parallel", 16, rounds, 0.0) for rounds in (0, 2, 4, 8)},
+  **{f"live {length}": Form("live", length) for length in (4, 16, 64)},
+  **{f"frozen {length}": Form("frozen", length) for length in (4, 16, 64)},
+  **{f"additive {length}": Form("additive", length) for length in (4, 16, 64)},
+}
+
+
+def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
+  """All cases of a group; "fwd+bwd" gives gradients of queries, keys, values, steps and start as well."""
+  shape = SHAPES[head]
+  group = {"op": "lattice", "head": head, "T": length, "B": batch, "mode": mode, "dtype": "float32"}
+  arguments = _inputs(shape, batch, length)
+  run = _with_gradients if mode == "fwd+bwd" else lambda attend: attend
+  exact = functools.cache(functools.partial(_exact, run(_run(Form())), arguments))
+  forms = {name: _run(form) for name, form in FORMS.items()}
+  forms |= {DEFINITION: _run(Form(), "reference"), CHECKPOINTED: _run_checkpointed}
+  for name, attend in forms.items():
+    yield Case(name, group, run(attend), arguments, batch * length, exact)
+  yield Case(BLOCKWISE, group, run(lambda q, k, v, *_: (blockwise(q, k, v),)), arguments, batch * length)
+
+
+def _inputs(shape: Shape, batch: int, length: int) -> Inputs:
+  """What a trained layer resembles: neighbours alike, SiLU, length one; steps from half to all of the largest."""
+  rng = np.random.default_rng(0)
+
+  def smooth(width):
+    x_T = rng.normal(size=(length, batch, shape.heads, width))
+    for t in range(1, length):
+      x_T[t] = _CORRELATION * x_T[t - 1] + (1 - _CORRELATION**2) ** 0.5 * x_T[t]
+    x_T /= 1 + np.exp(-x_T)
+    return jnp.asarray(np.moveaxis(x_T / np.linalg.norm(x_T, axis=-1, keepdims=True), 0, 1), jnp.float32)
+
+  q, k, v = (smooth(width) for width in (shape.slots, shape.slots, shape.value_dim))
+  step = jnp.asarray(shape.max_step * rng.uniform(0.5, 1, (batch, length, shape.heads)), jnp.float32)
+  return q, k, v, step, jnp.asarray(rng.normal(size=(shape.heads, shape.slots, shape.value_dim)), jnp.float32)
+
+
+def _run(form: Form, impl: str = "xla") -> Callable[..., Any]:
+  """Inputs → outputs and last slots."""
+
+  def attend(q, k, v, step, start):
+    ids, valid = jnp.zeros(step.shape[:2], jnp.int32), jnp.ones(step.shape[:2], bool)
+    out, state = lattice(
+      q, k, v, step, None, start, _empty(start, step, form), ids, valid, rule=Rule(), form=form, impl=impl)
+    return out, state.slots.unit_BHMV
+
+  return attend
+
+
+def _run_checkpointed(q, k, v, step, start):
+  """The definition with a state kept every few tokens, which autodiff replays."""
+  length = math.gcd(_CHECKPOINT_EVERY, step.shape[1])
+
+  def chunked(x_BT):
+    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, length, *x_BT.shape[2:]), 1, 0)
+
+  @jax.checkpoint
+  def one_chunk(state, tokens):
+    ids, valid = jnp.zeros(tokens[3].shape[:2], jnp.int32), jnp.ones(tokens[3].shape[:2], bool)
+    out, state = lattice(*tokens, None, start, state, ids, valid, rule=Rule(), impl="reference")
+    return state, out
+
+  state, out_NBC = jax.lax.scan(one_chunk, _empty(start, step, Form()), tuple(map(chunked, (q, k, v, step))))
+  return jnp.moveaxis(out_NBC, 0, 1).reshape(v.shape), state.slots.unit_BHMV
+
+
+def _empty(start: jax.Array, step: jax.Array, form: Form) -> LatticeState:
+  return empty_state(step.shape[0], *start.shape, rule=Rule(), form=form, dtype=start.dtype)
+
+
+def _with_gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
+  def loss(*inputs):
+    outputs = attend(*inputs)
+    return (outputs[0] ** 2).sum(), outputs
+
+  def outputs_and_gradients(*inputs):
+    gradients, outputs = jax.grad(loss, argnums=range(len(inputs)), has_aux=True)(*inputs)
+    return *outputs, *gradients
+
+  return outputs_and_gradients
+
+
+def _exact(run: Callable[..., Any], arguments: Inputs) -> list[np.ndarray]:
+  with jax.enable_x64(True):
+    return [np.asarray(x) for x in jax.jit(run)(*(jnp.asarray(x, jnp.float64) for x in arguments))]

@@ -1,0 +1,46 @@
+"""The bench of Lattice: exact forms and plain loops are exact by its own measure, approximate ones are not."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lattice_jax.bench import lattice, report
+from lattice_jax.bench.harness import GIGA, measure
+from lattice_jax.ops.lattice import Form
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
+
+
+def test_errors_are_those_of_outputs_slots_and_gradients_against_float64(monkeypatch):
+  monkeypatch.setitem(lattice.SHAPES, "tiny", lattice.Shape(heads=1, slots=3, value_dim=3))
+  monkeypatch.setattr(lattice, "FORMS", {"scan": Form(), "additive": Form("additive", 4)})
+  monkeypatch.setattr(lattice, "_CHECKPOINT_EVERY", 8)
+  results = measure(list(lattice.cases("tiny", 16, "fwd+bwd", 1)), rounds=1, max_bytes=GIGA)
+  errors = {result.case.name: result.error for result in results}
+  assert set(errors) == {"scan", "additive", *lattice.BASELINES} and errors[lattice.BLOCKWISE] is None
+  assert max(errors[name] for name in ("scan", lattice.DEFINITION, lattice.CHECKPOINTED)) < 1e-5 < errors["additive"]
+  header, _, *rows = report.table(results, lattice.BASELINES).splitlines()
+  column = header.split("|").index(" error ")
+  assert float(rows[0].split("|")[column]) == pytest.approx(errors["scan"], rel=0.5)
+  assert rows[-1].split("|")[1].strip() == lattice.BLOCKWISE and not rows[-1].split("|")[column].strip()
+  assert results[0].record()["error"] == errors["scan"] and "error" not in results[-1].record()
+
+
+def test_inputs_are_correlated_and_of_length_one():
+  q, k, v, step, _ = lattice._inputs(lattice.Shape(heads=1, slots=8, value_dim=8, max_step=0.5), 2, 64)
+  for x in (q, k, v):
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
+    assert (x[:, 1:] * x[:, :-1]).sum(-1).mean() > 0.5
+  assert step.min() >= 0.25 and step.max() <= 0.5
+
+
+def test_a_shape_of_another_op_is_refused(monkeypatch, capsys, tmp_path):
+  monkeypatch.setattr(sys, "argv", ["bench.py", "lattice", "--head=shga", f"--out={tmp_path}"])
+  with pytest.raises(SystemExit):
+    runpy.run_path(str(SCRIPT))["main"]()
+  assert "--head=shga is none of lattice; use one of m64, m16." in capsys.readouterr().err
