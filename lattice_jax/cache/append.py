@@ -56,6 +56,10 @@ def append(
   stack, layer, before = view.stack, view.layer, view.counts
   slot_BT, length_B = _places(policy, before, arriving, stack.num_slots)
   row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
+  # also a document that began and ended within the call: clearing must not depend on how tokens arrive
+  had_tokens_B = (before.length_B > 0) | ((arriving.run_BT != EMPTY) & ~arriving.is_last_BT).any(1)
+  filled_B = jnp.where(
+    arriving.is_new_B & had_tokens_B, stack.num_slots, jnp.maximum(before.filled_B, length_B))
 
   def write(x_LBHS: jax.Array, new_BTH: jax.Array) -> jax.Array:
     return x_LBHS.at[layer, row_B1, :, slot_BT].set(new_BTH.astype(x_LBHS.dtype), mode="drop")
@@ -68,7 +72,7 @@ def append(
     key_BHSK=write(stack.key_BHSK, k_BTHK), value_BHSV=write(stack.value_BHSV, v_BTHV),
     position_BHS=write(stack.position_BHS, position_BTH),
     base_B=note(stack.base_B, jnp.where(arriving.is_new_B, policy.sinks, before.base_B)),
-    length_B=note(stack.length_B, length_B), filled_B=note(stack.filled_B, jnp.maximum(before.filled_B, length_B)),
+    length_B=note(stack.length_B, length_B), filled_B=note(stack.filled_B, filled_B),
     seen_B=note(stack.seen_B, arriving.seen_B), document_B=note(stack.document_B, arriving.document_B))
   if mass_BTH is not None:
     stack = stack.replace(mass_BHS=write(stack.mass_BHS, mass_BTH))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from lattice_jax.cache.append import Arrivals
 from lattice_jax.cache.kv_cache import CacheView
 from lattice_jax.cache.policy import Policy
-from lattice_jax.ops.attention import EMPTY, Order, attend, merge
+from lattice_jax.ops.attention import EMPTY, Order, attend, attend_itself, merge
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
 from lattice_jax.ops.attention.slots import Readers, attend_slots, slots_seen
@@ -19,6 +19,8 @@ def attend_new(
 ) -> tuple[jax.Array, jax.Array]:
   """Attention to the call's own tokens: output and log-sum-exp, float32."""
   order = _order(arriving)
+  if q_BTQK.shape[1] == 1:
+    return attend_itself(q_BTQK, k_BTHK, v_BTHV, order.id_BT != EMPTY)
   out, lse = attend(q_BTQK, k_BTHK, v_BTHV, order, order, window=policy.window, impl=impl)
   if not policy.window or not policy.sinks:
     return out, lse

@@ -51,9 +51,10 @@ def _span(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> int:
 
 
 def _clear(layer: jax.Array, stack: KVCache) -> KVCache:
-  """Blank slots beyond each row's length."""
+  """Blank slots beyond the length, in rows where an earlier document may have left something there."""
   length_B = stack.length_B[layer]
-  is_used_BS = jnp.arange(stack.num_slots) < length_B[:, None]
+  is_clean_B = stack.filled_B[layer] <= length_B
+  stays_BS = (jnp.arange(stack.num_slots) < length_B[:, None]) | is_clean_B[:, None]
 
   def put(x_L, x):
     return jax.lax.dynamic_update_index_in_dim(x_L, x, layer, 0)
@@ -61,7 +62,7 @@ def _clear(layer: jax.Array, stack: KVCache) -> KVCache:
   def clear(x_LBHS, blank=0):
     if not x_LBHS.shape[3]:
       return x_LBHS
-    mask = is_used_BS.reshape(is_used_BS.shape[0], 1, -1, *(1,) * (x_LBHS.ndim - 4))
+    mask = stays_BS.reshape(stays_BS.shape[0], 1, -1, *(1,) * (x_LBHS.ndim - 4))
     here_BHS = jax.lax.dynamic_index_in_dim(x_LBHS, layer, keepdims=False)
     return put(x_LBHS, jnp.where(mask, here_BHS, jnp.asarray(blank, x_LBHS.dtype)))
 

@@ -21,7 +21,7 @@ class KVCache:
   key_BHSK, value_BHSV: as they were computed, rotary embedding included. position_BHS: int32, which token of the
   document a slot holds, counted from 0; EMPTY for none. Positions differ from head to head once tokens are dropped.
   base_B: slots before it are not scored again, but by policies that are global. length_B: slots in use. filled_B:
-  slots that are not blank; more than `length` after a reset, until compaction clears them. seen_B: tokens of the
+  slots that may not be blank; more than `length` after a reset, until compaction clears them. seen_B: tokens of the
   document so far, kept or not. document_B: its id, EMPTY before any token.
   mass_BHS: fp32, attention that each slot has received, summed over queries and the heads that share its key.
   query_BWQK: the last queries, newest last. Either has no slots where the policy does not need it.

@@ -33,6 +33,10 @@ class Policy:
   records_mass: bool = False
   num_queries: int = 0
 
+  def sees(self, query: int, key: int) -> bool:
+    """Whether the token at `query` may see the one at `key` while nothing is compressed."""
+    return key <= query and (not self.window or key < self.sinks or query - key < self.window)
+
   def kept_length(self, num_tokens: int) -> int:
     """Slots in use after so many tokens of a document, however they arrived: the achieved length."""
     if self.window:

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig, RecurrentConfig
 from lattice_jax.layers.attention import SoftmaxAttention
 from lattice_jax.layers.lattice import Lattice
@@ -152,7 +153,7 @@ MEMORIES: dict[str, Memory] = {
     make=lambda model, name=None: SoftmaxAttention(model, window=0, name=name),
     check=_check_attention,
     block_field=None,
-    visible=lambda model, query, key: key <= query,
+    visible=lambda model, query, key: make_policy(model.cache).sees(query, key),
     update_buffers=_keep_buffers,
     needs_token_cache=True,
   ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.config import AttentionConfig, BaselineConfig, LatticeConfig, ModelConfig, VQConfig
+from lattice_jax.config import AttentionConfig, BaselineConfig, CacheConfig, LatticeConfig, ModelConfig, VQConfig
 from lattice_jax.layers.registry import MEMORIES, Memory
 from lattice_jax.ops.vq import FORMS
 
@@ -121,6 +121,9 @@ ROWS = (
       ("wider-than-T", _attention("window", window=LENGTH + 8, kv_heads=4)),
     ),
   ),
+  Row(
+    "window-with-sinks", MEMORIES["attention"],
+    replace(_attention("attention"), cache=CacheConfig(policy="window", sinks=2, window=5))),
   Row(
     "vq", MEMORIES["vq"], _vq(),
     variants=(

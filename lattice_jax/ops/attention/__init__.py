@@ -11,7 +11,7 @@ from lattice_jax.ops.attention.kernel import attend_in_kernel, reasons_against
 from lattice_jax.ops.attention.keys import EMPTY, Order
 from lattice_jax.ops.attention.reference import MASKED, attend_reference
 
-__all__ = ["EMPTY", "MASKED", "Order", "attend", "merge"]
+__all__ = ["EMPTY", "MASKED", "Order", "attend", "attend_itself", "merge"]
 
 
 def attend(
@@ -44,6 +44,21 @@ def attend(
   else:
     out, lse = attend_blockwise(q_BTHGK, k, v, query, key, window=window, skip=skip, block=block)
   return out.reshape(batch, length, num_queries, v.shape[-1]), lse.reshape(batch, length, num_queries)
+
+
+def attend_itself(q: jax.Array, k: jax.Array, v: jax.Array, is_token: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """As `attend` where each token sees itself alone: its value, and its score as the log-sum-exp.
+
+  Args:
+    q, k, v: as of `attend`, of the same tokens.
+    is_token: bool [B, T]; what is none gets 0 and MASKED.
+  """
+  group = q.shape[2] // k.shape[2]
+  k, v = (jnp.repeat(x, group, axis=2) for x in (k, v))
+  q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+  lse = jnp.einsum("BTQK,BTQK->BTQ", q, k, preferred_element_type=jnp.float32)
+  is_token = is_token[..., None]
+  return jnp.where(is_token[..., None], v.astype(jnp.float32), 0.0), jnp.where(is_token, lse, MASKED)
 
 
 def merge(out_a: jax.Array, lse_a: jax.Array, out_b: jax.Array, lse_b: jax.Array) -> tuple[jax.Array, jax.Array]:

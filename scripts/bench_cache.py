@@ -1,0 +1,79 @@
+"""Times decoding after a long text under a cache policy, against the full cache and against one of the same length.
+
+python scripts/bench_cache.py --length=8192 --lag=128 --ratio=0.25 --out=docs/results/bench_cache_cpu
+
+Prints and appends to bench.jsonl, for whole steps of a model of SmolLM2-135M's sizes (random weights) and for the
+attention of its layers alone: milliseconds a token (median, 95 %), how many times faster than the full cache, what the
+policy itself costs (against a full cache of the length that it leaves), bytes measured and by formula, temporary bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from lattice_jax.bench import cache as bench
+from lattice_jax.bench.harness import quantiles
+from lattice_jax.bench.report import describe_machine
+from lattice_jax.cache import POLICIES
+from lattice_jax.config import CacheConfig
+from lattice_jax.runtime import enable_compilation_cache
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--policy", default="lagkv", choices=[name for name in POLICIES if name != "full"])
+  parser.add_argument("--length", type=int, default=8192, help="tokens of the text before")
+  parser.add_argument("--lag", type=int, default=128)
+  parser.add_argument("--ratio", type=float, default=0.25)
+  parser.add_argument("--window", type=int, default=0, help="of the policy window")
+  parser.add_argument("--layers", type=int, default=bench.MODEL.layers)
+  parser.add_argument("--dtype", default=bench.MODEL.dtype, choices=["float32", "bfloat16"])
+  parser.add_argument("--tokens", type=int, default=256, help="decoded in a round; a multiple of the lag")
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--parts", default=",".join(bench.PARTS))
+  parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl")
+  arguments = parser.parse_args()
+  enable_compilation_cache()
+  machine = describe_machine()
+  print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+  model = dataclasses.replace(bench.MODEL, layers=arguments.layers, dtype=arguments.dtype)
+  ratio = 0.0 if arguments.policy == "window" else arguments.ratio
+  cache = CacheConfig(policy=arguments.policy, lag=arguments.lag, ratio=ratio, window=arguments.window)
+  arguments.out.mkdir(parents=True, exist_ok=True)
+  for part in arguments.parts.split(","):
+    results = bench.measure(
+      model, cache, arguments.length, part=part, num_tokens=arguments.tokens, rounds=arguments.rounds)
+    print(f"\n{part}, after {arguments.length:,} tokens", flush=True)
+    with (arguments.out / "bench.jsonl").open("a", encoding="utf-8") as file:
+      for record in records(results):
+        print("  " + ", ".join(f"{name} {value}" for name, value in record.items()), flush=True)
+        group = {"part": part, "text": arguments.length, "cache": dataclasses.asdict(cache), "layers": arguments.layers}
+        file.write(json.dumps(machine | group | record) + "\n")
+
+
+def records(results: list[bench.Decoding]) -> list[dict[str, Any]]:
+  """Ratios are medians over rounds of what the same round took, with their 20 and 80 % quantiles."""
+  full, policy, same_length = (np.array([np.sum(seconds) for seconds in result.seconds]) for result in results)
+  compared = [{}, {"times faster": rounded(full / policy), "cost of the policy": rounded(policy / same_length - 1)}, {}]
+  return [
+    {"case": result.name, "kept": result.length, "ms": float(f"{1000 * np.median(result.seconds):.4g}"),
+     "ms 95 %": float(f"{1000 * np.quantile(result.seconds, 0.95):.4g}"), **ratios, "bytes": result.bytes_measured,
+     "bytes by formula": result.bytes_formula, "temporary bytes": result.temp_bytes}
+    for result, ratios in zip(results, compared, strict=True)]
+
+
+def rounded(values: np.ndarray) -> list[float]:
+  return [float(f"{value:.4g}") for value in quantiles(values)]
+
+
+if __name__ == "__main__":
+  main()

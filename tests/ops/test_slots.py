@@ -1,0 +1,65 @@
+"""Attention to slots of a stack: blocks against the definition, with gradients; what each slot received."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lattice_jax.ops.attention import EMPTY, MASKED
+from lattice_jax.ops.attention.mass import received_mass
+from lattice_jax.ops.attention.slots import Readers, Slots, attend_slots, slots_seen
+from tests.contract.harness import quick_jit
+
+LAYERS, BATCH, HEADS, QUERIES, SLOTS, KEY, VALUE, LENGTH = 3, 2, 2, 4, 11, 6, 5, 7
+USED = (10, 3)
+
+
+def inputs():
+  """Layer 1 is read; every head holds other positions of a document of 20 tokens, sinks first."""
+  rng = np.random.default_rng(0)
+  q, key, value = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (
+    (BATCH, LENGTH, QUERIES, KEY), (LAYERS, BATCH, HEADS, SLOTS, KEY), (LAYERS, BATCH, HEADS, SLOTS, VALUE)))
+  position = np.full((LAYERS, BATCH, HEADS, SLOTS), EMPTY, np.int32)
+  for row, used in enumerate(USED):
+    for head in range(HEADS):
+      position[:, row, head, :used] = [0, 1, *sorted(rng.choice(np.arange(2, 20), used - 2, replace=False))]
+  slots = Slots(key, value, jnp.asarray(position), jnp.int32(1), jnp.asarray(USED, jnp.int32))
+  index_BT = jnp.broadcast_to(20 + jnp.arange(LENGTH, dtype=jnp.int32), (BATCH, LENGTH))
+  # the last tokens of row 1 are of another document
+  return q, slots, Readers(index_BT, jnp.asarray([[True] * LENGTH, [True] * 4 + [False] * 3]))
+
+
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_blocks_of_slots_equal_the_definition_with_gradients(block):
+  q, slots, readers = inputs()
+
+  def run(impl, window):
+    def loss(q, key, value):
+      here = slots.replace(key_LBHSK=key, value_LBHSV=value)
+      out, lse = attend_slots(q, here, readers, sinks=2, window=window, block=block, impl=impl)
+      return jnp.sin(out).sum() + (jnp.where(lse > MASKED / 2, lse, 0.0) ** 2).sum(), (out, lse)
+
+    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, slots.key_LBHSK, slots.value_LBHSV)
+
+  for window in (0, 9):
+    jax.tree.map(
+      lambda got, want: np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5), run("xla", window),
+      run("reference", window))
+
+
+def test_tokens_of_another_document_see_no_slot():
+  _, lse = attend_slots(*inputs())
+  assert (np.asarray(lse)[1, 4:] == MASKED).all() and (np.asarray(lse)[1, :4] > MASKED / 2).all()
+
+
+def test_attention_received_is_the_column_sum():
+  q, slots, readers = inputs()
+  _, lse = attend_slots(q, slots, readers)
+  position_BHS = slots.position_LBHS[1]
+  mass_BHS = received_mass(
+    q, lse, slots.key_LBHSK[1], readers, lambda readers: slots_seen(readers, position_BHS, sinks=0, window=0))
+  # every query that sees anything gives 1, in each of the heads that share a key
+  np.testing.assert_allclose(mass_BHS.sum(-1), np.array([[7, 7], [4, 4]]) * QUERIES / HEADS, rtol=1e-5)
+  assert (np.asarray(mass_BHS)[1, :, USED[1]:] == 0).all()
