@@ -64,7 +64,9 @@ def lattice_with_rounds(
 ) -> tuple[Float[Array, "B T H V"], LatticeState, Rounds | None]:
   """As `lattice`, and how the rounds of form "parallel" went; None where there are none."""
   form, rounds = form or Form(), None
-  impl = choose_lattice_impl(impl, rule, form, state.slots.unit_BHMV)
+  unit_BHMV = state.slots.unit_BHMV
+  impl = choose_lattice_impl(
+    impl, rule, form, slots=unit_BHMV.shape[2], value_dim=unit_BHMV.shape[3], dtype=unit_BHMV.dtype)
   tokens, is_start_BT, start = _enter(q, k, v, step, forget, start, state, ids, valid)
   if form.is_approximate:
     out_BTHV, after = _run_approximate(rule, form, impl == "reference", tokens, is_start_BT, valid, start, state)
