@@ -39,7 +39,6 @@ def main() -> int:
   for record in {"tpu": tpu, "h100": h100, "step": step}[arguments.what](arguments.only):
     records.append(record)
     print(report.line(record), flush=True)
-  if not arguments.only:
     report.write(arguments.out, arguments.what, records)
   failed = [record for record in records if record["failures"]]
   for record in failed:

@@ -34,10 +34,16 @@ def line(record: dict[str, Any]) -> str:
 
 
 def write(out: Path, kind: str, records: Sequence[dict[str, Any]]) -> None:
-  """`out`/KIND.json, and README.md made from all such files there."""
+  """`out`/KIND.json, where lines of other cases stay, and README.md made from all such files there."""
   out.mkdir(parents=True, exist_ok=True)
-  found = {"jax": jax.__version__, "compilers": _versions(), "records": list(records)}
-  (out / f"{kind}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+  path, versions = out / f"{kind}.json", {"jax": jax.__version__, "compilers": _versions()}
+  kept = {}
+  if path.is_file():
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if {name: before[name] for name in versions} == versions:
+      kept = {(record["target"], record["case"]): record for record in before["records"]}
+  kept |= {(record["target"], record["case"]): record for record in records}
+  path.write_text(json.dumps(versions | {"records": list(kept.values())}, indent=1) + "\n", encoding="utf-8")
   parts = [_INTRODUCTION]
   for name, title in KINDS.items():
     if (out / f"{name}.json").is_file():

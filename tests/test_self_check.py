@@ -1,0 +1,45 @@
+"""python -m lattice_jax.self_check: a small op passes, and what is wrong is found."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lattice_jax.self_check.__main__ import main, report
+from lattice_jax.self_check.cases import Case, Sizes, make_cases
+from lattice_jax.self_check.check import check, largest_error
+
+OPS = {"attention", "vq", "lattice", "gated_linear", "delta", "gated_slots", "ttt"}
+
+
+def test_one_op_passes_and_says_where_it_has_no_kernel(capsys):
+  assert main(["--tokens=9", "--heads=1", "--width=3", "--ops=gated_linear", "--dtypes=float32"]) == 0
+  printed = capsys.readouterr().out
+  assert "1 of 1 within the limits" in printed
+  assert "interpret float32" in printed and "there is no Pallas kernel for it yet" in printed
+
+
+def test_every_op_has_a_case():
+  assert {case.op for case in make_cases(Sizes(tokens=6, heads=1, width=4, slots=4))} == OPS
+
+
+@pytest.mark.parametrize("wrong", [1.001, np.nan])
+def test_a_wrong_result_is_a_miss(wrong, capsys):
+  def run(inputs, impl):
+    return inputs[0] * (wrong if impl == "xla" else 1.0)
+
+  (row,) = check(Case("op", "form", run, (jnp.arange(1.0, 5.0),)), ("xla",), "float32")
+  assert not row.holds
+  assert report([row]) == 1
+  assert "MISS: op op, form, impl xla" in capsys.readouterr().out
+
+
+def test_errors_are_relative_to_each_array_but_not_to_one_that_is_zero():
+  large, none = np.full(4, 100.0), np.zeros(4)
+  assert largest_error((large, none), (large, none)) == 0
+  assert largest_error((large + 1, none), (large, none)) == pytest.approx(0.01)
+  assert largest_error((large, none + 1e-6), (large, none)) == pytest.approx(1e-6)
+
+
+def test_nothing_to_check_is_a_failure(capsys):
+  assert main(["--ops=none"]) == 1
+  assert "nothing was checked" in capsys.readouterr().out
