@@ -45,7 +45,7 @@ def _append_window() -> None:
 
   add("causal_d64", 1, 1024, 4, 4, 64, 64)
   add("512_sinks_grouped_d128", 1, 2048, 8, 2, 128, 128, window=512, sinks=4)
-  add("1024_long_d128", 1, 65_536 + 77, 1, 1, 128, 128, window=1024)
+  add("1024_long_d128", 1, 16_384 + 77, 1, 1, 128, 128, window=1024)
   add("short_f32_d32_v48", 2, 33, 2, 2, 32, 48, dtype=jnp.float32, window=16)
 
 
@@ -75,6 +75,7 @@ def _append_vq() -> None:
 
   add("enwik8", 1, 2048, 1, 1, 128, 1536)
   add("pg19_quarter", 2, 2048, 1, 1, 128, 1024)
+  add("pg19_whole", 1, 2048, 1, 1, 128, 4096)
   add("grouped_d64_window_200", 2, 1000, 4, 2, 64, 64, codes=100, window=200)
   add("near_bias_f32", 1, 300, 2, 2, 64, 96, codes=300, window=128, position_dim=65, dtype=jnp.float32)
   add("no_cache", 1, 1024, 1, 1, 128, 256, cached=False)

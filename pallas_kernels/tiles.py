@@ -16,7 +16,7 @@ SUBLANES = 8
 MASKED = -1e30
 # What a kernel may take of the vector memory of every target: 64 MiB on the smallest, less room for the compiler.
 VMEM_BUDGET = 48 << 20
-_VMEM_DEFAULT = 16 << 20
+_VMEM_LEAST, _VMEM_MOST = 16 << 20, 60 << 20
 
 # name → (array or its shape, block, index map); a None in a block is an axis of size one that the kernel does not see.
 Operands = dict[str, tuple[jax.Array | jax.ShapeDtypeStruct, tuple[int | None, ...], Callable]]
@@ -97,7 +97,7 @@ def launch(
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel",) * parallel + ("arbitrary",) * (len(grid) - parallel),
       # half as much again for what the compiler keeps between instructions
-      vmem_limit_bytes=max(_VMEM_DEFAULT, needed + needed // 2)),
+      vmem_limit_bytes=min(max(_VMEM_LEAST, needed + needed // 2), _VMEM_MOST)),
   )(*prefetch, *[operand[0] for operand in operands.values()])
   return dict(zip(results, out, strict=True))
 

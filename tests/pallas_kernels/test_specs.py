@@ -1,4 +1,4 @@
-"""Every call in the list of specs becomes a TPU program: block shapes and operations are legal. Needs no TPU library."""
+"""Every call in the list of specs becomes a TPU program with legal blocks and operations. Needs no TPU library."""
 
 import jax
 import pytest
