@@ -138,7 +138,7 @@ def format_comparisons(comparisons: list[Comparison]) -> str:
        "p50 ms", "p95 ms"),
       *((
         row.cache, f"{row.kept:,}", f"{row.cache_bytes:,}", f"{row.nll:.4f}", f"{row.delta_nll:+.4f}",
-        f"{row.delta_low:+.4f}–{row.delta_high:+.4f}", f"{row.kl:.4f}", f"{row.kl_low:.4f}–{row.kl_high:.4f}",
+        f"{row.delta_low:+.4f} to {row.delta_high:+.4f}", f"{row.kl:.4f}", f"{row.kl_low:.4f} to {row.kl_high:.4f}",
         f"{row.agreement:.1%}", f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}") for row in comparisons)]),
     "## Loss by position",
     markdown([("cache", *positions), *(

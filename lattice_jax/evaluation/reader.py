@@ -29,10 +29,11 @@ class Reader:
 
   def __init__(
     self, model: ModelConfig, variables: Any, caches: Sequence[CacheConfig], *, batch: int, length: int,
-    chunk_len: int = 256):
+    chunk_len: int = 128):
     """`caches`: all that the prompts will be compressed to."""
     self.mesh = mesh_of(variables)
     self.batch = batch
+    self.chunk_len = chunk_len
     self._model = uncompressed(model, caches)
     self._variables = place_variables(variables, self.mesh)
     self._shapes = Shapes(batch=batch, chunk_len=chunk_len, block_len=1, prompt_len=length, max_len=length)
@@ -45,8 +46,8 @@ class Reader:
     """Every row's tokens, of any number; `progress` is given away, so keep a `fork` of what is needed again."""
     rows = [*rows, *[rows[-1]] * (self.batch - len(rows))]
     before_B = np.asarray(progress.position_B)
-    for start in range(0, max(map(len, rows)), self._shapes.chunk_len):
-      tokens_BT, segment = prompt_chunk(rows, start, self._shapes.chunk_len)
+    for start in range(0, max(map(len, rows)), self.chunk_len):
+      tokens_BT, segment = prompt_chunk(rows, start, self.chunk_len)
       segment = segment.replace(positions_BT=segment.positions_BT + before_B[:, None])
       tokens_BT, segment = jax.device_put((tokens_BT, segment), replicated(self.mesh))
       progress = self._programs.prefill(self._variables, tokens_BT, segment, progress)

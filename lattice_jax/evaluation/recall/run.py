@@ -86,14 +86,15 @@ def _prompt(grid: Grid, subject: Subject, sizes: Sizes, trial: int) -> RecallPro
 def _read(
   reader: Reader, cells: Sequence[Sizes], trials: tuple[int, ...], prompts: dict[tuple[Sizes, int], RecallPrompt],
 ) -> Iterator[tuple[Sizes, Progress]]:
-  """Every prompt, read under the full cache; the haystack before it is read once for all."""
+  """Every prompt, read under the full cache; the haystack before it is read once for all, in whole chunks."""
   shared = {sizes: min(prompts[sizes, trial].fork for trial in trials) for sizes in cells}
   base, read = reader.start(), 0
   for sizes in sorted(cells, key=lambda sizes: shared[sizes]):
     rows, place = [prompts[sizes, trial].tokens for trial in trials], shared[sizes]
+    place -= (place - read) % reader.chunk_len
     if place > read:
       base, read = reader.read(base, [row[read:place] for row in rows]), place
-    yield sizes, reader.read(fork(base), [row[place:] for row in rows])
+    yield sizes, reader.read(fork(base), [row[read:] for row in rows])
 
 
 def _ask(

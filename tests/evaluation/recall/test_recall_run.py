@@ -27,7 +27,7 @@ MODEL = ModelConfig(
   attention=AttentionConfig(heads=2, kv_heads=1, key_dim=8, value_dim=8))
 LAGKV = CacheConfig(policy="lagkv", sinks=2, lag=16, keep=4)
 GRID = Grid(
-  task="passkey", lengths=(100,), answers=(3, 4), depths=(0.0, 0.5), trials=3, seed=1, batch=2, examples=1,
+  task="passkey", lengths=(230,), answers=(3, 4), depths=(0.0, 0.9), trials=3, seed=1, batch=2, examples=1,
   caches={"full": CacheConfig(), "lagkv": LAGKV}, peers=("window",))
 TEXT = b"It was a dark and stormy night; the rain fell in torrents. " * 9
 
@@ -64,20 +64,20 @@ def test_under_the_full_cache_an_answer_is_judged_as_in_one_call_over_prompt_and
   for line in lines(folder, "full"):
     for index, trial in enumerate(line.trials):
       haystack = Haystack(ByteTokenizer(), subject().text_ids, trial=trial, seed=1)
-      prompt = TASKS["passkey"](haystack, Sizes(100, line.answer, line.depth))
+      prompt = TASKS["passkey"](haystack, Sizes(230, line.answer, line.depth))
       whole = np.pad(np.concatenate([prompt.tokens, prompt.answer]), (0, 5 - len(prompt.answer)))
       logits_TA = all_logits(subject().variables, whole[None], MODEL)[0]
-      said_TA = logits_TA[99:99 + len(prompt.answer)]
+      said_TA = logits_TA[229:229 + len(prompt.answer)]
       nll_T = -said_TA[np.arange(len(said_TA)), prompt.answer]
       np.testing.assert_allclose(line.nll[index], nll_T, rtol=1e-5, atol=5e-5)
       assert line.right[index] == (said_TA.argmax(-1) == prompt.answer).tolist()
       assert line.judged[index] == [False] + [True] * line.answer
-    assert (line.kept, line.needle_kept, line.per_partition) == (100, [1.0] * len(line.trials), 0)
-    assert line.cache_bytes == 2 * 100 * (2 * 8 * 4 + 4)
+    assert (line.kept, line.needle_kept, line.per_partition) == (230, [1.0] * len(line.trials), 0)
+    assert line.cache_bytes == 2 * 230 * (2 * 8 * 4 + 4)
 
 
 def test_every_other_cache_keeps_as_many_tokens_and_judges_otherwise(folder):
-  kept = make_policy(LAGKV).kept_length(100)
+  kept = make_policy(LAGKV).kept_length(230)
   full = {line.key[:4] + line.key[5:]: line for line in lines(folder, "full")}
   for cache in ("lagkv", "window like lagkv"):
     for line in lines(folder, cache):
@@ -85,11 +85,12 @@ def test_every_other_cache_keeps_as_many_tokens_and_judges_otherwise(folder):
       assert line.nll != full[line.key[:4] + line.key[5:]].nll
       # what comes first is said by what has read the whole prompt
       assert [nll[0] for nll in line.nll] == [nll[0] for nll in full[line.key[:4] + line.key[5:]].nll]
-  assert all(line.needle_kept == [0.0] * len(line.trials) for line in lines(folder, "window like lagkv"))
+      if cache == "window like lagkv":
+        assert line.needle_kept == [float(line.depth > 0.5)] * len(line.trials)
 
 
 def test_a_depth_asked_alone_gives_the_same_and_nothing_is_asked_twice(folder, tmp_path):
-  alone = dataclasses.replace(GRID, depths=(0.5,), answers=(4,))
+  alone = dataclasses.replace(GRID, depths=(0.9,), answers=(4,))
   run_grid(alone, subject(), tmp_path, report=lambda line: None)
   for line in AnswerFile(tmp_path / "answers.jsonl").answered.values():
     same = AnswerFile(folder / "answers.jsonl").answered[line.key]
@@ -115,12 +116,12 @@ def test_tables_and_plots_are_of_all_that_was_asked(folder):
   paths = write_summary(folder, "passkey", list(AnswerFile(folder / "answers.jsonl").answered.values()))
   assert [path.name for path in paths] == ["report.md", "table.jsonl"]
   text = paths[0].read_text()
-  assert "## 100 tokens, 4 to say" in text and "| window like lagkv | 40 |" in text
+  assert "## 230 tokens, 4 to say" in text and "| window like lagkv | 74 |" in text
   rows = [json.loads(line) for line in paths[1].read_text().splitlines()]
   assert len(rows) == 3 * 2 + 3 * 2 * 2
   assert {row["trials"] for row in rows if row["depth"] is None} == {6}
   plots = plot_recall(folder, folder / "recall.png")
-  assert [path.name for path in plots] == ["recall.png", "recall_depths.png", "recall_kept_100.png"]
+  assert [path.name for path in plots] == ["recall.png", "recall_depths.png", "recall_kept_230.png"]
   assert all(path.stat().st_size > 5000 for path in plots)
   with pytest.raises(FileNotFoundError, match=r"table\.jsonl does not exist"):
     plot_recall(folder / "nothing", folder / "x.png")
