@@ -87,17 +87,23 @@ def vq_attention(
     count_BHM=jax.lax.stop_gradient(state.count_BHM),
     id_BW=relabel(state.id_BW, 0), document_B=jnp.zeros_like(document_B))
   stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, rows)
-  chosen = choose_impl("vq", impl, **reasons_against(state, qw_BTHGK.shape[-1], rows.shape[1], length, reduction))
-  attend = attend_quadratic
-  if chosen == "xla":
-    seen = min(block_len, length) + state.id_BW.shape[1] + rows.shape[1]
-    form = choose_reduction(reduction, batch * length * num_queries * seen)
-    attend = functools.partial(attend_linear, block_len=block_len, reduction=form)
-  elif chosen != "reference":
-    form = "serial" if reduction == "auto" else reduction
-    attend = functools.partial(attend_in_kernel, reduction=form, interpret=chosen == "interpret")
+  attend = _choose_form(impl, reduction, block_len, qw_BTHGK.shape, rows.shape[1], state)
   out_BTHGV, state = attend(
     qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache)
   state = state.replace(id_BW=relabel(state.id_BW, document_B[:, None]), document_B=document_B)
   out_BTQV = out_BTHGV.reshape(batch, length, num_queries, -1)
   return jnp.where(valid[..., None, None], out_BTQV, 0.0), state
+
+
+def _choose_form(impl, reduction, block_len, query_shape, num_codes, state):
+  """What computes a call: the definition, the kernel, or the linear form."""
+  batch, length, kv_heads, group, key_dim = query_shape
+  chosen = choose_impl("vq", impl, **reasons_against(state, key_dim, num_codes, length, reduction))
+  if chosen == "reference":
+    return attend_quadratic
+  if chosen == "xla":
+    seen = min(block_len, length) + state.id_BW.shape[1] + num_codes
+    form = choose_reduction(reduction, batch * length * kv_heads * group * seen)
+    return functools.partial(attend_linear, block_len=block_len, reduction=form)
+  form = "serial" if reduction == "auto" else reduction
+  return functools.partial(attend_in_kernel, reduction=form, interpret=chosen == "interpret")
