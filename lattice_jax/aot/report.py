@@ -22,7 +22,8 @@ _INTRODUCTION = """# Compiled without the hardware
 
 `bash scripts/test.sh --aot` compiles every kernel with the real compilers of the targets, on a CPU, and fails where
 one does not compile, asks for more VMEM or shared memory than there is, spills registers (Hopper), or holds all pairs
-of tokens in memory. Nothing here was run, and nothing is a time of a kernel. Temporary memory is what XLA holds around
+of tokens in memory. Nothing here was run, and nothing is a time of a kernel. VMEM used counts arrays that XLA keeps
+there for the largest kernel of a program, beside what the kernel asked for; temporary memory is what XLA holds around
 the kernels.
 """
 

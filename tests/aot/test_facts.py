@@ -1,0 +1,62 @@
+"""What the compile suite reads from a compiled program, and when it fails; scripts/test.sh --aot does the compiling."""
+
+import json
+
+import jax
+
+from lattice_jax.aot import cases, hlo, report, targets
+
+KERNEL = """
+  %x = f32[8,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"scoped_memory_configs":
+[{"memory_space":"1","offset":"0","size":"1048576"}],"used_scoped_memory_configs":[{"memory_space":"1","size":"4096"}]}
+""".replace("\n[", "[")
+OTHERS = """
+  %b = bf16[4,2048]{1,0} all-gather(%x), dimensions={0}
+  %c = (f32[2]{0}, f32[2]{0}) all-reduce-start(%b)
+  %d = f32[2]{0} all-reduce-done(%c)
+  %e = f32[2,2048,2048]{2,1,0} dot(%b, %b)
+"""
+
+
+def test_kernels_collectives_and_memory_are_read():
+  text = KERNEL + OTHERS
+  assert hlo.count_kernels(text) == 1
+  assert hlo.count_collectives(text) == {"all-gather": 1, "all-reduce": 1}
+  assert hlo.vmem_of_kernels(text) == [(4096, 1 << 20)]
+  assert hlo.square_buffers(text, 2048) == ["f32[2,2048,2048]"]
+  assert not hlo.square_buffers(text, 4096)
+
+
+def test_what_the_compiler_of_nvidia_says_is_read():
+  printed = "0 bytes spill stores, 8 bytes spill loads\nptxas info : Used 182 registers, used 2 barriers"
+  assert cases._resources_of_hopper(printed) == {"registers": 182, "spill_bytes": 8}
+  assert cases._resources_of_hopper("") == {}
+
+
+def test_each_thing_that_is_wrong_fails():
+  (v5e, v5p, _), record = targets.TPUS, {"kernels": 1, "vmem_limit_bytes": 100 << 20}
+  assert not cases._failures(record, v5e, [])
+  assert "100" in report._show("vmem_limit_bytes", record["vmem_limit_bytes"])
+  assert "a core has 67,108,864" in cases._failures(record, v5p, [])[0]
+  assert "no Pallas kernel" in cases._failures({"kernels": 0}, v5e, [])[0]
+  assert "f32[9,9]" in cases._failures({"kernels": 1}, v5e, ["f32[9,9]"])[0]
+  assert "spilled: 8 bytes" in cases._failures({"kernels": 1, "spill_bytes": 8}, targets.H100, [])[0]
+
+
+def test_what_does_not_compile_is_a_line_and_does_not_end_the_suite(monkeypatch):
+  monkeypatch.setattr(cases, "one_device", lambda target: jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+  def refused(x):
+    raise ValueError("no such thing")
+
+  record = cases.compile_case(("case", refused, [jax.ShapeDtypeStruct((2, 2), "float32")]), targets.TPUS[0])
+  assert record["failures"] == ["does not compile: no such thing"]
+
+
+def test_lines_of_other_cases_stay(tmp_path):
+  one, two = ({"case": name, "target": "v5e", "kernels": 1, "failures": []} for name in ("one", "two"))
+  report.write(tmp_path, "tpu", [one, two])
+  report.write(tmp_path, "tpu", [two | {"kernels": 3}])
+  records = json.loads((tmp_path / "tpu.json").read_text())["records"]
+  assert [record["kernels"] for record in records] == [1, 3]
+  assert "| two | v5e | 3 | yes |" in (tmp_path / "README.md").read_text()
