@@ -85,7 +85,7 @@ def test_the_boundary_policy_does_not_run_attention_a_third_time():
 @pytest.mark.parametrize("chunk", [1, BATCH * 8], ids=["one-column", "ragged"])
 def test_chunked_cross_entropy_is_the_log_softmax(name, chunk):
   config, variables = replace(DECODERS[name], xent_chunk=chunk), variables_of(name)
-  tokens_BT, targets_BT, segment = text()
+  tokens_BT, targets_BT, segment = jax.tree.map(jnp.asarray, text())
   decoder, state = Decoder(config), init_state(config, BATCH)
   d_nll_BT = np.random.default_rng(5).normal(size=(BATCH, LENGTH))
 
