@@ -23,7 +23,8 @@ revive, data_start          codes that nothing uses restart; codes start from th
 softmax                     the twin: full softmax attention instead
 bfloat16                    activations in half precision
 
-Cost: not yet measured. Expected: not yet measured.
+Cost: 85 to 155 s on a core of an AMD EPYC, but 4½ minutes with 512 codes and 9 with 1,024. Expected: 4.140 bits per dim
+on validation, 4.385 without the cache (docs/results/ablation_vq).
 """
 
 from __future__ import annotations
