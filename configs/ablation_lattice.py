@@ -33,6 +33,8 @@ Cost: not yet measured. Expected: not yet measured.
 
 from __future__ import annotations
 
+import functools
+
 import ml_collections
 
 from configs import common, delta_enwik8
@@ -55,14 +57,10 @@ _MEMORIES = ("nonorm", "hybrid", "softmax")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  known = (
-    "base", *_SLOTS, *_STEPS, *_FIELDS, *_CHUNKS, *_ROUNDS, *_MEMORIES, *delta_enwik8.RECURRENCES, "sample", "smoke")
-  asked = common.parse_arg(arg, *known)
-  config = base()
-  for name in known:
-    if name in asked:
-      use_variant(config, name)
-  return config
+  names = (*_SLOTS, *_STEPS, *_FIELDS, *_CHUNKS, *_ROUNDS, *_MEMORIES, *delta_enwik8.RECURRENCES)
+  variants = {name: functools.partial(use_variant, name=name) for name in names}
+  arg = common.with_one_of(arg, ("nonorm", "softmax", *delta_enwik8.RECURRENCES), "base")
+  return common.make_config(arg, base, {"base": common.is_sample_size, **variants, "sample": common.is_sample_size})
 
 
 def base() -> ml_collections.ConfigDict:
@@ -80,8 +78,7 @@ def base() -> ml_collections.ConfigDict:
 def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
   """Changes one thing."""
   model, lattice = config.model, config.model.lattice
-  if name not in ("base", "sample", "smoke"):
-    config.name += f"_{name}"
+  config.name += f"_{name}"
   if name in _SLOTS:
     use_slots(model, _SLOTS[name])
   elif name in _STEPS:
@@ -103,8 +100,6 @@ def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
     use_attention(model, window=0)
   elif name in delta_enwik8.RECURRENCES:
     delta_enwik8.use_recurrence(model, name)
-  elif name == "smoke":
-    common.apply_smoke(config)
 
 
 def use_slots(model: ml_collections.ConfigDict, slots: int) -> None:

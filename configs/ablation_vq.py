@@ -29,6 +29,8 @@ on validation, 4.385 without the cache (docs/results/ablation_vq).
 
 from __future__ import annotations
 
+import functools
+
 import ml_collections
 
 from configs import common
@@ -41,13 +43,9 @@ _OTHERS = ("near_start", "nocache", "revive", "data_start", "softmax", "bfloat16
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  known = ("base", *_CODES, *_BLOCKS, *_WINDOWS, *_HEADS, *_OTHERS, "sample", "smoke")
-  asked = common.parse_arg(arg, *known)
-  config = base()
-  for name in known:
-    if name in asked:
-      use_variant(config, name)
-  return config
+  names = (*_CODES, *_BLOCKS, *_WINDOWS, *_HEADS, *_OTHERS)
+  variants = {name: functools.partial(use_variant, name=name) for name in names}
+  return common.make_config(arg, base, {"base": common.is_sample_size, **variants, "sample": common.is_sample_size})
 
 
 def base() -> ml_collections.ConfigDict:
@@ -65,8 +63,7 @@ def base() -> ml_collections.ConfigDict:
 def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
   """Changes one thing."""
   vq = config.model.vq
-  if name not in ("base", "sample", "smoke"):
-    config.name += f"_{name}"
+  config.name += f"_{name}"
   if name in _CODES:
     vq.codes = _CODES[name]
   elif name in _BLOCKS:
@@ -87,8 +84,6 @@ def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
     vq.near_start = 6.0
   elif name == "bfloat16":
     config.model.dtype = "bfloat16"
-  elif name == "smoke":
-    common.apply_smoke(config)
 
 
 def use_heads(model: ml_collections.ConfigDict, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable, Collection, Mapping
 
 import ml_collections
 
@@ -18,6 +19,32 @@ BOOKS_TOKENIZER = f"bpe_lossless:{BOOKS_VOCAB}"
 def default() -> ml_collections.ConfigDict:
   """Every field with its default; assigning to a misspelt field raises."""
   return config_checks.default_config()
+
+
+def make_config(
+  arg: str, full_size: Callable[[], ml_collections.ConfigDict],
+  variants: Mapping[str, Callable[[ml_collections.ConfigDict], object]],
+) -> ml_collections.ConfigDict:
+  """The experiment, changed by the variants that `arg` names in the order they have here, and last by `smoke`."""
+  changes = {**variants, "smoke": apply_smoke}
+  asked = parse_arg(arg, *changes)
+  config = full_size()
+  for name, change in changes.items():
+    if name in asked:
+      change(config)
+  return config
+
+
+def with_one_of(arg: str, names: Collection[str], default: str) -> str:
+  """`arg` with `default` added where it has none of the names.
+
+  Raises:
+    ValueError: it has several.
+  """
+  asked = [name for name in names if name in arg.split(",")]
+  if len(asked) > 1:
+    raise ValueError(f"this config takes one memory at a time, not {' and '.join(asked)}; name one.")
+  return arg if asked else f"{arg},{default}"
 
 
 def parse_arg(arg: str, *variants: str) -> frozenset[str]:
@@ -61,6 +88,10 @@ def use_ladder(config: ml_collections.ConfigDict, size: str) -> None:
     "b1": 0.9, "b2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "decay": "scaled", "clip_norm": 1.0})
 
 
+def is_sample_size(config: ml_collections.ConfigDict) -> None:
+  """The variant `sample` of experiments that have its size already: changes nothing."""
+
+
 def shrink_to_sample(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Ten minutes on two cores on the shipped sample: little data and time, so no dropout and faster learning."""
   config.data.source = SAMPLES[config.data.source]
@@ -96,6 +127,8 @@ def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     "steps": 4, "accumulate": min(2, config.train.accumulate),
     "steps_per_dispatch": min(2, config.train.steps_per_dispatch), "log_every": 1, "eval_every": 0, "save_every": 2})
   config.eval.update({"batch": 16, "seq_len": 0, "chunk_len": 0, "max_batches": 2})
+  if config.data.source == "recall":
+    config.data.recall.update({"pairs": 8, "fewest_pairs": 2})
   return config
 
 

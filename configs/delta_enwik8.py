@@ -18,6 +18,9 @@ python train.py --config=configs/delta_enwik8.py:smoke --workdir=runs/delta_smok
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import ml_collections
 
 from configs import common, lattice_enwik8
@@ -26,21 +29,20 @@ RECURRENCES = ("linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "g
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, *RECURRENCES, "sample", "smoke")
-  config = lattice_enwik8.full_size()
-  if "sample" in variants:
-    lattice_enwik8.use_sample(config)
-  use_asked_recurrence(config, variants)
-  if "smoke" in variants:
-    common.apply_smoke(config)
-  return config
+  return in_place_of_lattice(arg, lattice_enwik8.full_size, lattice_enwik8.use_sample)
 
 
-def use_asked_recurrence(config: ml_collections.ConfigDict, variants: frozenset[str]) -> None:
-  """DeltaNet, or the recurrence that the variants name."""
-  asked = [name for name in RECURRENCES if name in variants] or ["deltanet"]
-  config.name = config.name.replace("lattice", asked[0])
-  use_recurrence(config.model, asked[0], unit=16)
+def in_place_of_lattice(
+  arg: str, full_size: Callable[[], ml_collections.ConfigDict], use_sample: Callable[[ml_collections.ConfigDict], None],
+) -> ml_collections.ConfigDict:
+  """Lattice's experiment with the recurrence that `arg` names, or DeltaNet."""
+  def put(name: str, config: ml_collections.ConfigDict) -> None:
+    config.name = config.name.replace("lattice", name)
+    use_recurrence(config.model, name, unit=16)
+
+  recurrences = {name: functools.partial(put, name) for name in RECURRENCES}
+  arg = common.with_one_of(arg, RECURRENCES, "deltanet")
+  return common.make_config(arg, full_size, {"sample": use_sample, **recurrences})
 
 
 def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1) -> None:

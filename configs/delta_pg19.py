@@ -15,15 +15,8 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import common, delta_enwik8, lattice_pg19
+from configs import delta_enwik8, lattice_pg19
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, *delta_enwik8.RECURRENCES, "sample", "smoke")
-  config = lattice_pg19.full_size()
-  if "sample" in variants:
-    lattice_pg19.use_sample(config)
-  delta_enwik8.use_asked_recurrence(config, variants)
-  if "smoke" in variants:
-    common.apply_smoke(config)
-  return config
+  return delta_enwik8.in_place_of_lattice(arg, lattice_pg19.full_size, lattice_pg19.use_sample)

@@ -20,18 +20,13 @@ from configs import common, lattice_enwik8
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, "sample", "smoke")
+  return common.make_config(arg, full_size, {"sample": lattice_enwik8.use_sample})
+
+
+def full_size() -> ml_collections.ConfigDict:
+  """Windows of 512 bytes in every second layer."""
   config = lattice_enwik8.full_size()
   config.name = "hybrid_enwik8"
-  use_windows(config, 512)
-  if "sample" in variants:
-    lattice_enwik8.use_sample(config)
-  if "smoke" in variants:
-    common.apply_smoke(config)
-  return config
-
-
-def use_windows(config: ml_collections.ConfigDict, window: int) -> None:
-  """Windowed attention with rotary positions in every second layer."""
   config.model.pattern = ("lattice", "window")
-  config.model.attention.window = window
+  config.model.attention.window = 512
+  return config

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import common, hybrid_enwik8, lattice_pg19
+from configs import common, lattice_pg19
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, "sample", "smoke")
+  return common.make_config(arg, full_size, {"sample": lattice_pg19.use_sample})
+
+
+def full_size() -> ml_collections.ConfigDict:
+  """Windows of 2048 tokens in every second layer."""
   config = lattice_pg19.full_size()
   config.name = "hybrid_pg19"
-  hybrid_enwik8.use_windows(config, 2048)
-  if "sample" in variants:
-    lattice_pg19.use_sample(config)
-  if "smoke" in variants:
-    common.apply_smoke(config)
+  config.model.pattern = ("lattice", "window")
+  config.model.attention.window = 2048
   return config

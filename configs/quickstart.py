@@ -13,7 +13,11 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, "sample", "smoke")  # it already is of the sample's size
+  return common.make_config(arg, small, {"sample": common.is_sample_size})
+
+
+def small() -> ml_collections.ConfigDict:
+  """Updates of 2,048 bytes, each of sequences of its own."""
   config = common.default()
   config.name = "quickstart"
   config.model.update({"dim": 128, "layers": 4, "pattern": ("vq",), "block": "gau"})
@@ -21,6 +25,4 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.data.update({"source": "enwiki_sample", "seq_len": 512, "update_len": 512, "batch": 4})
   config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 50})
   config.train.update({"steps": 1280, "steps_per_dispatch": 8, "log_every": 64, "save_every": 320})
-  if "smoke" in variants:
-    common.apply_smoke(config)
   return config

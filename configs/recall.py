@@ -14,6 +14,8 @@ data.recall.pairs) attention answers 99.4 % after 800 updates.
 
 from __future__ import annotations
 
+import functools
+
 import ml_collections
 
 from configs import common
@@ -21,14 +23,16 @@ from lattice_jax.layers.registry import MEMORIES
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, *MEMORIES, "sample", "smoke")  # it already is of the sample's size
-  memories = sorted(variants & set(MEMORIES))
-  if len(memories) > 1:
-    raise ValueError(f"configs/recall.py has one memory at a time, not {' and '.join(memories)}; name one.")
-  memory = memories[0] if memories else "lattice"
+  memories = {name: functools.partial(use_memory, name) for name in MEMORIES}
+  arg = common.with_one_of(arg, MEMORIES, "lattice")
+  return common.make_config(arg, without_memory, {**memories, "sample": common.is_sample_size})
+
+
+def without_memory() -> ml_collections.ConfigDict:
+  """Sizes of every memory, so that recurrent ones have equal states."""
   config = common.default()
-  config.name = f"recall_{memory}"
-  config.model.update({"dim": 128, "layers": 2, "pattern": (memory,), "block": "mlp", "mlp_dim": 256})
+  config.name = "recall"
+  config.model.update({"dim": 128, "layers": 2, "block": "mlp", "mlp_dim": 256})
   config.model.attention.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "window": 64})
   config.model.vq.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "codes": 64, "block_len": 32})
   config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 64})
@@ -39,7 +43,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
   config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 200, "weight_decay": 0.1})
   config.train.update({"steps": 2000, "steps_per_dispatch": 8, "log_every": 40, "eval_every": 200, "save_every": 200})
   config.eval.batch = 64
-  if "smoke" in variants:
-    common.apply_smoke(config)
-    config.data.recall.update({"pairs": 8, "fewest_pairs": 2})
   return config
+
+
+def use_memory(name: str, config: ml_collections.ConfigDict) -> None:
+  """One memory in both layers."""
+  config.name += f"_{name}"
+  config.model.pattern = (name,)

@@ -22,13 +22,7 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, "sample", "smoke")
-  config = paper()
-  if "sample" in variants:
-    use_sample(config)
-  if "smoke" in variants:
-    common.apply_smoke(config)
-  return config
+  return common.make_config(arg, paper, {"sample": use_sample})
 
 
 def paper() -> ml_collections.ConfigDict:

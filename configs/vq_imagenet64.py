@@ -20,17 +20,7 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  variants = common.parse_arg(arg, "190m", "sample", "smoke")
-  config = paper()
-  if "190m" in variants:
-    config.name += "_190m"
-    config.model.dim = 768
-    config.model.vq.value_dim = 1536
-  if "sample" in variants:
-    use_sample(config)
-  if "smoke" in variants:
-    common.apply_smoke(config)
-  return config
+  return common.make_config(arg, paper, {"190m": use_190m, "sample": use_sample})
 
 
 def paper() -> ml_collections.ConfigDict:
@@ -46,6 +36,13 @@ def paper() -> ml_collections.ConfigDict:
   config.train.update({"steps": 500_000, "log_every": 50, "eval_every": 5000, "save_every": 1000})
   config.eval.update({"batch": 128, "chunk_len": 1536})
   return config
+
+
+def use_190m(config: ml_collections.ConfigDict) -> None:
+  """The paper's smaller model."""
+  config.name += "_190m"
+  config.model.dim = 768
+  config.model.vq.value_dim = 1536
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:

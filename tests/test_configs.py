@@ -93,6 +93,12 @@ def test_unknown_variant_is_refused_with_a_suggestion():
     load("vq_enwik8", "sample,smok")
 
 
+@pytest.mark.parametrize("name", ["recall", "delta_pg19", "ablation_lattice"])
+def test_two_memories_in_one_place_are_refused(name):
+  with pytest.raises(ValueError, match="one memory at a time, not linear and gla; name one"):
+    load(name, "gla,linear,smoke")
+
+
 def test_misspelt_field_is_refused_with_a_suggestion():
   with pytest.raises(AttributeError, match='Did you mean "layers"'):
     common.default().model.layer = 3
