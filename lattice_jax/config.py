@@ -115,7 +115,8 @@ class CacheConfig:
   """What the memory "attention" keeps of the tokens it has read (lattice_jax/cache).
 
   Policies other than full and window keep the first `sinks` tokens, `keep` of every partition of `lag` tokens once the
-  next partition is complete, and all later tokens. Their budget is one of `keep`, `ratio` and `tokens`.
+  next partition is complete, and all later tokens. Their budget is one of `keep`, `ratio` and `tokens`; with `budget`
+  "memory" it is what partitions keep on average at most, with "drift" it may be left out (lattice_jax/cache/online.py).
   """
 
   policy: str = "full"  # full | window | lagkv | local | knorm | keydiff | random | h2o | snapkv | tova
@@ -126,6 +127,8 @@ class CacheConfig:
   ratio: float = 0.0  # keep as a part of lag
   tokens: int = 0  # all that is kept: of "window" at any time, else of a document of text_len tokens
   text_len: int = 0
+  budget: str = "fixed"  # fixed | memory | drift: of every partition alike, or as it needs to hold one or the other
+  drift: float = 0.0  # of the budget "drift": part of a partition's deviation that may be dropped at most
   call_len: int = 0  # tokens of a call at most, for which the cache then has room; 0 = room for whole documents
   observe: int = 32  # of "snapkv": last queries, whose attention is the score
   pool: int = 7  # of "snapkv": neighbouring slots that share a score

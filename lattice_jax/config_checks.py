@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from lattice_jax.cache.policy import POLICIES, check_cache
+from lattice_jax.cache.policy import BUDGETS, POLICIES, check_cache
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.layers.registry import MEMORIES
 from lattice_jax.ops import lattice, vq
@@ -24,6 +24,7 @@ CHOICES = {
   "model.dtype": ("float32", "bfloat16"),
   "model.attention.bias": ("none", "qkv", "all"),
   "model.cache.policy": POLICIES,
+  "model.cache.budget": BUDGETS,
   "model.attention.rope_scaling.kind": ("none", "linear", "llama3", "yarn"),
   "model.vq.reduction": ("auto", *vq.FORMS),
   "model.lattice.objective": lattice.OBJECTIVES,
@@ -54,7 +55,8 @@ POSITIVE = (
   "eval.batch", "mesh.model",
 )
 FRACTIONS = (
-  "model.dropout", "model.layer_drop", "model.vq.sinusoid_dropout", "model.vq.ema_rate", "model.vq.revive_below")
+  "model.dropout", "model.layer_drop", "model.cache.drift", "model.vq.sinusoid_dropout", "model.vq.ema_rate",
+  "model.vq.revive_below")
 
 
 def default_config() -> ml_collections.ConfigDict:

@@ -14,8 +14,8 @@ Two ways to read a prompt under a policy that drops tokens:
 
 With `call_len` 0 a cache has room for `max_len` tokens whatever the policy drops (attention costs only what is kept);
 with `call_len` 1 it is as small as decoding allows. `make_policy(model.cache).kept_length(n)` is the length that a row
-of n tokens has after any call, `cache_bytes` what the decoder's `init_state` allocates, `models.saved_state` a state as
-a file.
+of n tokens has after any call (at most, where `model.cache.budget` decides partition by partition: `online`),
+`cache_bytes` what the decoder's `init_state` allocates, `models.saved_state` a state as a file.
 
 A call of the decoder carries all layers' caches through its layers as one array, writes one slot a token in place, and
 then compacts them in one branch (`compact`); jit it with the state donated. A layer alone does the same for itself.

@@ -27,10 +27,14 @@ def kept_window(config: CacheConfig) -> int:
 def kept_of_partition(config: CacheConfig) -> int:
   """Tokens that each head keeps of a partition, 1 ≤ keep ≤ lag, from whichever way the budget is given.
 
+  Where it is decided online, on average at most. The budget "drift" needs no other, and may then keep all.
+
   Raises:
     ValueError: the budget is given in no way or several, keeps nothing of a partition, or more than all.
   """
   given = [name for name in _BUDGETS if getattr(config, name)]
+  if config.budget == "drift" and not given:
+    return config.lag
   if len(given) != 1:
     said = " and ".join(f"model.cache.{name}={getattr(config, name)}" for name in given) or "none"
     raise ValueError(

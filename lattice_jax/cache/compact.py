@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.cache.kv_cache import KVCache
+from lattice_jax.cache.online import decide, saved_tokens
 from lattice_jax.cache.policy import Policy
 from lattice_jax.cache.scores import GLOBAL_SCORES, PARTITION_SCORES, Everything, Partitions
 from lattice_jax.ops.attention.keys import EMPTY
@@ -85,12 +86,12 @@ def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KV
   region = stack.replace(
     key_BHSK=read(stack.key_BHSK), value_BHSV=read(stack.value_BHSV), position_BHS=read(stack.position_BHS),
     mass_BHS=read(stack.mass_BHS) if policy.records_mass else stack.mass_BHS[layer],
-    query_BWQK=stack.query_BWQK[layer], seen_B=stack.seen_B[layer], base_B=base_B - start_B,
-    length_B=length_B - start_B)
+    query_BWQK=stack.query_BWQK[layer], seen_B=stack.seen_B[layer], base_B=base_B, length_B=length_B - start_B)
   choose = _stays_of_all if policy.is_global else _stays_of_partitions
-  stays_BHR = choose(policy, layer, jax.lax.stop_gradient(region), due_B)
+  stays_BHR, kept_B = choose(policy, layer, jax.lax.stop_gradient(region), due_B)
   order_BHR = jnp.argsort(~stays_BHR, axis=-1, stable=True)
-  left_B = region.length_B - due_B * (policy.lag - policy.keep)
+  dropped_B = due_B * policy.lag - kept_B
+  left_B = region.length_B - dropped_B
   is_left_BR = jnp.arange(span) < left_B[:, None]
   # a row that is not due is not written
   target_BR = jnp.where(due_B[:, None] > 0, slot_BR, stack.num_slots)
@@ -101,35 +102,47 @@ def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KV
     moved = jnp.where(mask, jnp.take_along_axis(x_BHR, index, axis=2), jnp.asarray(blank, x_BHR.dtype))
     return x_LBHS.at[layer, row_B1, :, target_BR].set(jnp.moveaxis(moved, 1, 2), mode="drop")
 
-  length_B = length_B - due_B * (policy.lag - policy.keep)
+  length_B = length_B - dropped_B
   return stack.replace(
     key_BHSK=move(stack.key_BHSK, region.key_BHSK), value_BHSV=move(stack.value_BHSV, region.value_BHSV),
     position_BHS=move(stack.position_BHS, region.position_BHS, EMPTY),
     mass_BHS=move(stack.mass_BHS, region.mass_BHS) if policy.records_mass else stack.mass_BHS,
-    base_B=stack.base_B.at[layer].set(base_B + due_B * policy.keep), length_B=stack.length_B.at[layer].set(length_B),
+    base_B=stack.base_B.at[layer].set(base_B + kept_B), length_B=stack.length_B.at[layer].set(length_B),
     filled_B=stack.filled_B.at[layer].set(length_B))
 
 
-def _stays_of_partitions(policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> jax.Array:
-  """Bool [B, H, R]: the `keep` best of each partition that is due, and all that follows."""
+def _stays_of_partitions(
+  policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Bool [B, H, R]: the best of each partition that is due, and all that follows; and how many of the due ones stay.
+
+  `region` starts at the base, which counts in the whole cache.
+  """
   lag, span = policy.lag, region.num_slots
   num = span // lag
 
   def split(x_BHR):
     return x_BHR[:, :, :num * lag].reshape(*x_BHR.shape[:2], num, lag, *x_BHR.shape[3:])
 
-  score_BHNL = PARTITION_SCORES[policy.config.policy](policy.config, Partitions(
+  partitions = Partitions(
     key_BHNLK=split(region.key_BHSK.astype(jnp.float32)), value_BHNLV=split(region.value_BHSV.astype(jnp.float32)),
-    position_BHNL=split(region.position_BHS), layer=layer))
+    position_BHNL=split(region.position_BHS), layer=layer)
+  rank_BHNL = _rank(PARTITION_SCORES[policy.config.policy](policy.config, partitions))
   is_due_BN = jnp.arange(num - 1) < due_B[:, None]
-  stays_BHNL = (_rank(score_BHNL) < policy.keep) | ~is_due_BN[:, None, :, None]
+  keep_BN = policy.keep * is_due_BN
+  if policy.is_online:
+    num_compressed_B = (region.seen_B - region.length_B - policy.sinks) // lag
+    keep_BN = decide(policy, partitions, rank_BHNL, is_due_BN, saved_tokens(policy, region.base_B, num_compressed_B))
+  stays_BHNL = (rank_BHNL < keep_BN[:, None, :, None]) | ~is_due_BN[:, None, :, None]
   stays_BHR = stays_BHNL.reshape(*stays_BHNL.shape[:2], -1)
   stays_BHR = jnp.pad(stays_BHR, ((0, 0), (0, 0), (0, span - stays_BHR.shape[-1])), constant_values=True)
-  return stays_BHR & _is_used(region)
+  return stays_BHR & _is_used(region), keep_BN.sum(1, dtype=jnp.int32)
 
 
-def _stays_of_all(policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> jax.Array:
-  """Bool [B, H, S]: as many slots as partitions would keep, the best of all behind the sinks, and the last tokens."""
+def _stays_of_all(
+  policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Bool [B, H, S]: as many slots as partitions would keep, the best of all behind the sinks, and the last tokens; and
+  by how many those before the last tokens grow.
+  """
   del layer
   slot_S = jnp.arange(region.num_slots)
   end_B = region.base_B + due_B * policy.lag
@@ -139,7 +152,7 @@ def _stays_of_all(policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.
     seen_B=region.seen_B, mass_BHS=region.mass_BHS, query_BWQK=region.query_BWQK))
   rank_BHS = _rank(jnp.where(competes_BS[:, None], score_BHS, -jnp.inf))
   places_B = region.base_B - policy.sinks + due_B * policy.keep
-  return ((rank_BHS < places_B[:, None, None]) | ~competes_BS[:, None]) & _is_used(region)
+  return ((rank_BHS < places_B[:, None, None]) | ~competes_BS[:, None]) & _is_used(region), due_B * policy.keep
 
 
 def _rank(score: jax.Array) -> jax.Array:

@@ -8,6 +8,8 @@ from lattice_jax.cache.budget import kept_length, kept_of_partition, kept_window
 from lattice_jax.config import CacheConfig
 
 POLICIES = ("full", "window", "lagkv", "local", "knorm", "keydiff", "random", "h2o", "snapkv", "tova")
+GLOBAL = ("h2o", "snapkv", "tova")
+BUDGETS = ("fixed", "memory", "drift")
 RECORDS = ("mass", "queries")
 
 
@@ -17,7 +19,8 @@ class Policy:
 
   sinks: first tokens that always stay; 0 of "full".
   window: tokens a query sees beside the sinks, 0 = all.
-  lag, keep: of a partition of `lag` tokens each head keeps `keep`; 0 where nothing is compressed.
+  lag, keep: of a partition of `lag` tokens each head keeps `keep`, or, of an online budget, on average at most as many;
+    0 where nothing is compressed.
   is_global: slots of all partitions compete for the places, whenever a partition falls due; else only those of one
     partition, once, and its picks stay for good.
   records_mass: whether the attention that each slot received is summed up.
@@ -37,8 +40,13 @@ class Policy:
     """Whether the token at `query` may see the one at `key` while nothing is compressed."""
     return key <= query and (not self.window or key < self.sinks or query - key < self.window)
 
+  @property
+  def is_online(self) -> bool:
+    """Whether the number kept of a partition is decided when it is compressed."""
+    return self.config.budget != "fixed"
+
   def kept_length(self, num_tokens: int) -> int:
-    """Slots in use after so many tokens of a document, however they arrived: the achieved length."""
+    """Slots in use after so many tokens of a document, however they arrived; of an online budget, at most."""
     if self.window:
       return min(num_tokens, self.sinks + self.window)
     if self.lag:
@@ -68,7 +76,7 @@ def make_policy(config: CacheConfig) -> Policy:
     return Policy(config, sinks=config.sinks, window=kept_window(config))
   return Policy(
     config, sinks=config.sinks, lag=config.lag, keep=kept_of_partition(config),
-    is_global=config.policy in ("h2o", "snapkv", "tova"),
+    is_global=config.policy in GLOBAL,
     records_mass=config.policy == "h2o",
     num_queries={"snapkv": config.observe, "tova": 1}[config.policy] if config.policy in ("snapkv", "tova") else 0)
 
@@ -86,4 +94,21 @@ def check_cache(config: CacheConfig) -> None:
   if config.pool % 2 == 0:
     raise ValueError(f"model.cache.pool={config.pool} must be odd, so that a slot is in the middle; "
                      f"use {config.pool + 1}, or 1 for no pooling.")
+  _check_online(config)
   make_policy(config)
+
+
+def _check_online(config: CacheConfig) -> None:
+  if config.budget != "fixed" and config.policy in ("full", "window", *GLOBAL):
+    able = [name for name in POLICIES if name not in ("full", "window", *GLOBAL)]
+    raise ValueError(
+      f"model.cache.budget={config.budget!r} decides how many tokens of a partition stay, and model.cache.policy="
+      f"{config.policy!r} does not choose within partitions; use {', '.join(able)}, or model.cache.budget='fixed'.")
+  if config.budget == "drift" and not 0 < config.drift < 1:
+    raise ValueError(
+      f"model.cache.budget='drift' needs its target as model.cache.drift between 0 and 1, not {config.drift}: with 0.4 "
+      "the tokens that are dropped make up at most 40 % of a partition's deviation.")
+  if config.budget != "drift" and config.drift:
+    raise ValueError(
+      f"model.cache.drift={config.drift} is a target of model.cache.budget='drift', and the budget is "
+      f"{config.budget!r}; set model.cache.budget='drift', or leave model.cache.drift 0.")

@@ -32,13 +32,17 @@ def with_peers(caches: dict[str, CacheConfig], peers: Sequence[str], length: int
   """The caches, and beside each that drops tokens by partitions its peers, which keep as many of `length` tokens.
 
   Raises:
-    ValueError: a peer is no policy.
+    ValueError: a peer is no policy, or a cache's length is not known beforehand.
   """
   result = dict(caches)
   for name, cache in caches.items():
     policy = make_policy(cache)
     if not policy.lag:
       continue
+    if peers and policy.is_online:
+      raise ValueError(
+        f"--peers keep as many tokens as a cache, and how many --cache={name} leaves is known only once it has read; "
+        "leave out --peers, and give fixed budgets around it as further --cache.")
     for peer in peers:
       if peer not in POLICIES or peer == "full":
         raise ValueError(f"--peers names {peer!r}; policies that drop tokens are {', '.join(POLICIES[1:])}.")

@@ -16,18 +16,17 @@ _MAP_WIDTH = 128  # stretches of the prompt in a map, at most
 
 
 def slots_in_use(progress: Progress) -> int:
-  """Of the first row, whose prompt is as long as the others'."""
-  return int(np.asarray(caches_of(progress)[0].length_B)[0, 0])
+  """The mean of rows, whose prompts are equally long, and of layers; they differ by what a budget decided online."""
+  return round(float(np.mean([np.asarray(cache.length_B) for cache in caches_of(progress)])))
 
 
 def row_bytes(progress: Progress) -> int:
-  """Bytes of the slots in use of the first row: keys, values and positions of all layers and heads."""
+  """Bytes of a row's slots in use: keys, values and positions of all layers and heads; the mean of rows."""
   total = 0
   for cache in caches_of(progress):
-    batch, slots = cache.length_B.shape[1], cache.num_slots
-    held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS)) // (batch * slots)
-    total += held * int(np.asarray(cache.length_B)[0, 0])
-  return total
+    held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS))
+    total += held * float(np.asarray(cache.length_B).mean()) / (cache.length_B.shape[1] * cache.num_slots)
+  return round(total)
 
 
 def needle_kept(progress: Progress, spans: Sequence[tuple[int, int]]) -> np.ndarray:

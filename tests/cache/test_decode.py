@@ -56,9 +56,10 @@ def prompt_state(model):
   return compiled(model)(variables(), text(), init_state(model, BATCH, MAX_LEN), whole_segment(BATCH, LENGTH))[1]
 
 
-@pytest.mark.parametrize("policy", ["full", "lagkv", "snapkv"])
-def test_a_decode_step_writes_in_place_and_has_one_branch(policy):
-  model, room = model_of(policy), 1024
+@pytest.mark.parametrize(
+  ("policy", "changes"), [("full", {}), ("lagkv", {}), ("lagkv", {"budget": "memory"}), ("snapkv", {})], ids=str)
+def test_a_decode_step_writes_in_place_and_has_one_branch(policy, changes):
+  model, room = model_of(policy, **changes), 1024
   state = jax.eval_shape(lambda: init_state(model, BATCH, room))
   segment = jax.eval_shape(lambda: whole_segment(BATCH, 1))
   tokens = jax.ShapeDtypeStruct((BATCH, 1), jnp.int32)

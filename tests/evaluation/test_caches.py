@@ -39,6 +39,13 @@ def test_peers_keep_as_many_tokens_at_every_length(length):
   assert {make_policy(cache).kept_length(length) for name, cache in beside.items() if " like " in name} == {kept}
 
 
+def test_peers_of_a_length_that_is_not_known_beforehand_are_refused():
+  caches = parse_caches(CONFIG, ["lagkv:ratio=0.25,budget=memory", "lagkv:budget=drift,drift=0.5"])
+  assert with_peers(caches, [], 1000) == caches
+  with pytest.raises(ValueError, match=r"how many --cache=lagkv:ratio=0\.25,budget=memory leaves is known only once"):
+    with_peers(caches, ["knorm"], 1000)
+
+
 def test_a_peer_that_drops_nothing_is_refused():
   caches = parse_caches(CONFIG, ["lagkv:keep=8"])
   for peer in ("full", "h20"):
