@@ -68,7 +68,8 @@ class Answered:
   right, nll: of each trial, whether each token of the answer was the likeliest, and its nats, given those before it.
   judged: the tokens of the answer that say something, not the space before it. kept: slots in use after the prompt.
   needle_kept: share of the answer's tokens still in the cache, the mean of layers and heads. cache_bytes: of a row.
-  per_partition: tokens that a head keeps of a partition; 0 of other policies. written: answers in the model's words.
+  per_partition: tokens that a head keeps of every partition; 0 where there is no such number. written: answers in the
+    model's words.
   """
 
   task: str

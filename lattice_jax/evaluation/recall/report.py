@@ -90,7 +90,7 @@ def _rule(summaries: Sequence[Summary]) -> list[str]:
   full = {(row.length, row.answer): row for row in summaries if row.cache == FULL}
   rows = [
     (row, full[row.length, row.answer]) for row in summaries
-    if row.cache.startswith("lagkv") and (row.length, row.answer) in full and row.is_telling]
+    if row.cache.startswith("lagkv") and row.per_partition and (row.length, row.answer) in full and row.is_telling]
   if not rows:
     return []
   rows.sort(key=lambda pair: pair[0].per_partition / pair[0].answer_tokens)

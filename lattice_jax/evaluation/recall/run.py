@@ -102,13 +102,14 @@ def _ask(
   examples: int,
 ) -> dict[str, Any]:
   """What one cache makes of the answers: the fields of `Answered`; `progress` is given away."""
+  policy = make_policy(cache)
   padded = [np.pad(row.answer, (0, cache.call_len - len(row.answer))) for row in rows]
   nll_BG, right_BG = reader.answer(cache, progress, padded)
   asked = {
     "right": [right_BG[index, :len(row.answer)].tolist() for index, row in enumerate(rows)],
     "nll": [nll_BG[index, :len(row.answer)].astype(float).round(4).tolist() for index, row in enumerate(rows)],
     "judged": [[bool(tokenizer.decode(row.answer[n:n + 1]).strip()) for n in range(len(row.answer))] for row in rows],
-    "kept": slots_in_use(progress), "per_partition": make_policy(cache).keep,
+    "kept": slots_in_use(progress), "per_partition": 0 if policy.is_online else policy.keep,
     "needle_kept": np.round(needle_kept(progress, [row.needle for row in rows]), 4).tolist(),
     "cache_bytes": row_bytes(progress), "written": []}
   if examples:
