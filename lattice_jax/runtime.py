@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -107,6 +108,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _last_words(text: str) -> str:
   """One sentence of a parser's message; where it quotes a traceback, what that ends with."""
+  missing = re.search(r"failure to load: .*No such file or directory: '(.*)'", text, re.DOTALL)
+  if missing:
+    return f"--config={missing[1]}: there is no such file; configs/ holds them, as in --config=configs/quickstart.py."
   flag, has_traceback, traceback = text.partition("Traceback (most recent call last):")
   if has_traceback:
     text = flag.partition(": ")[0] + ": " + traceback.strip().splitlines()[-1].partition(": ")[2]
@@ -135,6 +139,18 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
   except Exception:
     _leave_in_time(1)
     raise
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+  """As `run_main`, for a script that reads its own arguments; `main` returns the exit status."""
+  try:
+    status = main()
+  except (ValueError, OSError) as error:
+    _exit(str(error), 2)
+  except KeyboardInterrupt:
+    _exit("aborted.", 130)
+  if status:
+    sys.exit(status)
 
 
 def quieten_checkpoints() -> None:

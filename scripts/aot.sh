@@ -25,6 +25,12 @@ compiler_venv() {
 out=${AOT_OUT:-docs/results/aot}
 [ "$#" -gt 0 ] || set -- tpu h100 step
 for what in "$@"; do
+  case $what in
+    tpu | h100 | step) ;;
+    *) echo "--aot compiles tpu, h100 or step, not $what." >&2; exit 2 ;;
+  esac
+done
+for what in "$@"; do
   compiler=tpu
   [ "$what" = h100 ] && compiler=h100
   compiler_venv "$compiler"

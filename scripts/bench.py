@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import positive, positives, some_of
 from lattice_jax.bench import lattice, report, vq
 from lattice_jax.bench.harness import GIGA, Measured, measure
-from lattice_jax.runtime import enable_compilation_cache
+from lattice_jax.runtime import enable_compilation_cache, run_script
 
 OPS = {"vq": vq, "lattice": lattice}
 
@@ -31,11 +33,13 @@ def main() -> None:
   parser.add_argument("op", choices=sorted(OPS))
   heads = "; ".join(f"of {name}: {', '.join(op.SHAPES)}" for name, op in OPS.items())
   parser.add_argument("--head", default="", help=f"widths and heads of the layer, the op's first by default; {heads}")
-  parser.add_argument("--lengths", default="1024,2048,4096,8192", help="tokens of a row, separated by commas")
-  parser.add_argument("--modes", default="fwd,fwd+bwd", help=f"some of {', '.join(vq.MODES)} (vq: one token after T)")
+  parser.add_argument("--lengths", type=positives, default="1024,2048,4096,8192",
+                      help="tokens of a row, separated by commas")
+  parser.add_argument("--modes", type=some_of(*vq.MODES), default="fwd,fwd+bwd",
+                      help=f"some of {', '.join(vq.MODES)} (vq: one token after T)")
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
-  parser.add_argument("--batch", type=int, default=1)
-  parser.add_argument("--rounds", type=int, default=7)
+  parser.add_argument("--batch", type=positive, default=1)
+  parser.add_argument("--rounds", type=positive, default=7)
   parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only how they grow")
   parser.add_argument("--max_gb", type=float, default=16.0, help="cases that need more memory are not run")
   parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl, tables and plots")
@@ -44,16 +48,19 @@ def main() -> None:
   arguments.head = arguments.head or next(iter(shapes))
   if arguments.head not in shapes:
     parser.error(f"--head={arguments.head} is none of {arguments.op}; use one of {', '.join(shapes)}.")
+  unknown = set(arguments.modes) - set(OPS[arguments.op].MODES)
+  if unknown:
+    parser.error(f"--modes={','.join(unknown)} is none of {arguments.op}'s: {', '.join(OPS[arguments.op].MODES)}.")
   enable_compilation_cache()
   machine = report.describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-  for mode in arguments.modes.split(","):
+  for mode in arguments.modes:
     (print_scaling if arguments.scaling else compare)(arguments, mode, machine)
 
 
 def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
   """Length by length: a table each, one plot and the lines of all."""
-  for length in lengths(arguments):
+  for length in arguments.lengths:
     results = run(arguments, [length], mode)
     report.write_records(arguments.out / "bench.jsonl", results, machine)
     table = report.table(results, OPS[arguments.op].BASELINES)
@@ -68,22 +75,21 @@ def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -
 
 def print_scaling(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
   """All lengths in one group; the lines go to a file of their own."""
-  results = run(arguments, lengths(arguments), mode)
+  results = run(arguments, arguments.lengths, mode)
   report.write_records(arguments.out / "scaling.jsonl", results, machine)
   print(f"\n{arguments.head}, {mode}\n\n{report.scaling(results)}", flush=True)
 
 
-def lengths(arguments: argparse.Namespace) -> list[int]:
-  return [int(length) for length in arguments.lengths.split(",")]
-
-
-def run(arguments: argparse.Namespace, lengths: list[int], mode: str) -> list[Measured]:
+def run(arguments: argparse.Namespace, lengths: Sequence[int], mode: str) -> list[Measured]:
   words = [word for word in arguments.cases.split(",") if word]
   cases = [
     case for length in lengths for case in OPS[arguments.op].cases(arguments.head, length, mode, arguments.batch)
     if not words or any(word in case.name for word in words)]
+  if not cases:
+    known = [case.name for case in OPS[arguments.op].cases(arguments.head, lengths[0], mode, arguments.batch)]
+    raise ValueError(f"--cases={arguments.cases} is in no name; {mode} has {', '.join(known)}.")
   return measure(cases, rounds=arguments.rounds, max_bytes=int(arguments.max_gb * GIGA))
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -20,26 +20,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from lattice_jax.arguments import positive, some_of
 from lattice_jax.bench import cache as bench
 from lattice_jax.bench.harness import quantiles
 from lattice_jax.bench.report import describe_machine
 from lattice_jax.cache import POLICIES
 from lattice_jax.config import CacheConfig
-from lattice_jax.runtime import enable_compilation_cache
+from lattice_jax.runtime import enable_compilation_cache, run_script
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--policy", default="lagkv", choices=[name for name in POLICIES if name != "full"])
-  parser.add_argument("--length", type=int, default=8192, help="tokens of the text before")
-  parser.add_argument("--lag", type=int, default=128)
+  parser.add_argument("--length", type=positive, default=8192, help="tokens of the text before")
+  parser.add_argument("--lag", type=positive, default=128)
   parser.add_argument("--ratio", type=float, default=0.25)
   parser.add_argument("--window", type=int, default=0, help="of the policy window")
-  parser.add_argument("--layers", type=int, default=bench.MODEL.layers)
+  parser.add_argument("--layers", type=positive, default=bench.MODEL.layers)
   parser.add_argument("--dtype", default=bench.MODEL.dtype, choices=["float32", "bfloat16"])
-  parser.add_argument("--tokens", type=int, default=256, help="decoded in a round; a multiple of the lag")
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--parts", default=",".join(bench.PARTS))
+  parser.add_argument("--tokens", type=positive, default=256, help="decoded in a round; a multiple of the lag")
+  parser.add_argument("--rounds", type=positive, default=5)
+  parser.add_argument("--parts", type=some_of(*bench.PARTS), default=",".join(bench.PARTS))
   parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl")
   arguments = parser.parse_args()
   enable_compilation_cache()
@@ -49,7 +50,7 @@ def main() -> None:
   ratio = 0.0 if arguments.policy == "window" else arguments.ratio
   cache = CacheConfig(policy=arguments.policy, lag=arguments.lag, ratio=ratio, window=arguments.window)
   arguments.out.mkdir(parents=True, exist_ok=True)
-  for part in arguments.parts.split(","):
+  for part in arguments.parts:
     results = bench.measure(
       model, cache, arguments.length, part=part, num_tokens=arguments.tokens, rounds=arguments.rounds)
     print(f"\n{part}, after {arguments.length:,} tokens", flush=True)
@@ -76,4 +77,4 @@ def rounded(values: np.ndarray) -> list[float]:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -22,10 +22,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import positive
 from lattice_jax.inspect.same_run import differences, timeless_lines
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STEPS = 72
+_OWN = ("unbroken", "stderr.txt")  # in its workdir, beside run_0, run_1, …
 _LOOK_EVERY = 0.005  # seconds
 _COMMAND = (
   sys.executable, "train.py", "--config=configs/quickstart.py:smoke", f"--config.train.steps={_STEPS}",
@@ -35,10 +37,13 @@ _COMMAND = (
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--kills", type=int, default=50, help="how many processes are killed")
+  parser.add_argument("--kills", type=positive, default=50, help="how many processes are killed")
   parser.add_argument("--seed", type=int, default=0, help="of the moments")
   parser.add_argument("--workdir", type=Path, default=Path("runs/kills"), help="emptied first")
   arguments = parser.parse_args()
+  others = [path.name for path in arguments.workdir.glob("*") if not path.match("run_*") and path.name not in _OWN]
+  if others:
+    parser.error(f"--workdir={arguments.workdir} is emptied first, and holds {others[0]}; name another folder.")
   shutil.rmtree(arguments.workdir, ignore_errors=True)
   arguments.workdir.mkdir(parents=True)
   unbroken = arguments.workdir / "unbroken"

@@ -23,6 +23,7 @@ from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
 from lattice_jax.inference.generate import generate
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.models.pretrained import load_pretrained
+from lattice_jax.runtime import run_script
 from lattice_jax.types import whole_segment
 
 TOLERANCE = 1e-3  # of the largest error of a token's logits, relative to their largest value
@@ -66,6 +67,8 @@ def main() -> int:
   parser.add_argument("--pretrained", required=True, help="smollm2, a folder of safetensors, or a .gguf file")
   parser.add_argument("--figures", type=Path, required=True, help="what pretrained_reference.py wrote")
   arguments = parser.parse_args()
+  if not arguments.figures.is_file():
+    parser.error(f"--figures={arguments.figures} is no file; scripts/pretrained_reference.py writes it.")
   with np.load(arguments.figures, allow_pickle=False) as file:
     figures = dict(file)
   texts = json.loads(str(figures["texts"]))
@@ -85,7 +88,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  try:
-    sys.exit(main())
-  except ValueError as error:
-    sys.exit(f"check_pretrained.py: {error}")
+  run_script(main)

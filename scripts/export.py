@@ -18,7 +18,7 @@ from lattice_jax.data.export_tokenizer import export_tokenizer, special_ids
 from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.models.pretrained.export import export_model
-from lattice_jax.runtime import quieten_checkpoints
+from lattice_jax.runtime import quieten_checkpoints, run_script
 
 
 def main() -> None:
@@ -46,7 +46,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   quieten_checkpoints()
-  try:
-    main()
-  except ValueError as error:
-    sys.exit(f"export.py: {error}")
+  run_script(main)

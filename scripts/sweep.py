@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import positive, positives
 from lattice_jax.sweep.plot import plot_table
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search
@@ -56,23 +57,14 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument("--jobs", type=positive, default=1, help="trials at a time, each on its share of the cores")
   parser.add_argument("--seed", type=int, default=0, help="of random and Bayesian search")
   parser.add_argument("--table_only", action="store_true", help="only table and plot of what is done")
-  parser.add_argument("--beyond", type=positions, default=(), metavar="N,…",
+  parser.add_argument("--beyond", type=positives, default=(), metavar="N,…",
                       help="columns with the loss at positions from N on")
   parser.add_argument("--against", default="", metavar="SETTING",
                       help="columns with differences to this row, as in codes=256, or to the first")
-  parser.add_argument("--x", action="append", default=[], metavar="PARAMETER", help="plot only this, by its full name")
+  parser.add_argument("--x", action="append", default=[], metavar="PARAMETER",
+                      help="plot only this, by its full name; PARAMETER=WORD: its values WORD16, WORD32, …, as numbers")
   parser.add_argument("--out", type=Path, help="folder of table and plot; by default the workdir")
   return parser.parse_args()
-
-
-def positive(text: str) -> int:
-  if not text.isdecimal() or int(text) < 1:
-    raise argparse.ArgumentTypeError(f"{text} must be a positive whole number.")
-  return int(text)
-
-
-def positions(text: str) -> tuple[int, ...]:
-  return tuple(positive(part) for part in text.split(","))
 
 
 def report(sweep: Sweep, workdir: Path, total: int, arguments: argparse.Namespace) -> None:

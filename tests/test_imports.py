@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (
   ("pallas_kernels",),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.runtime",
-   "lattice_jax.interrupt"),
+   "lattice_jax.interrupt", "lattice_jax.arguments"),
   ("lattice_jax.together", "lattice_jax.formats"),
   ("lattice_jax.ops",),
   ("lattice_jax.cache",),

@@ -54,6 +54,13 @@ def test_smoothing_averages_the_last_values():
   np.testing.assert_allclose(smooth(np.array([4.0, 2.0]), 1), [4.0, 2.0])
 
 
+def test_what_eval_did_not_write_is_refused(tmp_path):
+  run = write_run(tmp_path / "a")
+  for path in (run, run / "run.json", run / "metrics.jsonl"):
+    with pytest.raises(ValueError, match=r"is not a file that eval\.py wrote; give one, such as RUN/eval_test_cold"):
+      plot_buckets([path], tmp_path / "position.png")
+
+
 def test_both_plots_are_png_files(tmp_path):
   run = write_run(tmp_path / "a")
   plot_loss([run, write_run(tmp_path / "b", steps=1)], tmp_path / "new" / "loss.png")

@@ -26,6 +26,14 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
   return [line for line in lines if "split" not in line], [line for line in lines if "split" in line]
 
 
+def read_result(path: Path) -> dict[str, Any]:
+  """What eval.py wrote into a JSON file."""
+  result = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else {}
+  if "buckets" not in result:
+    raise ValueError(f"{path} is not a file that eval.py wrote; give one, such as RUN/eval_test_cold.json.")
+  return result
+
+
 def smooth(values: np.ndarray, width: int) -> np.ndarray:
   """Mean over the last `width` values, fewer at the start."""
   sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
@@ -63,7 +71,7 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
 
 def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
   """Bits per byte or dim by position, from the JSON files that eval.py writes."""
-  results = [(path, json.loads(path.read_text())) for path in eval_files]
+  results = [(path, read_result(path)) for path in eval_files]
   figure, (axes,) = new_figure(_title("Loss by position of", [path.resolve().parent.name for path, _ in results]))
   for index, (path, result) in enumerate(results):
     filled = [bucket for bucket in result["buckets"] if bucket["tokens"]]
@@ -86,7 +94,7 @@ def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
 
 def plot_answers(eval_files: Sequence[Path], out: Path) -> None:
   """Accuracy by each label of a task, from the JSON files that eval.py writes; a panel a label, a curve a run."""
-  results = [(path, json.loads(path.read_text())) for path in eval_files]
+  results = [(path, read_result(path)) for path in eval_files]
   for path, result in results:
     if "accuracy" not in result or result["accuracy"] is None:
       raise ValueError(f"{path} is not of a task with answers; use --what=position.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,45 +21,64 @@ _MOST_LINES = len(COLORS)  # with a legend
 def plot_table(table: Table, out: Path, names: Sequence[str] = ()) -> None:
   """A panel for each of the parameters `names`, by default for those that vary, four at most.
 
+  A name may be followed by =WORD: of that parameter only the values that end in the word and a number, as numbers.
+
   Numbers lie on an axis, logarithmic from a decade on; settings that differ in nothing else are joined. Names are
   listed best first, as points, not bars: the axis does not begin at zero. Error bars: standard deviation over seeds.
   """
   chosen = list(names) or list(table.varying)[:_MOST_PANELS]
-  for name in chosen:
-    if name not in table.varying:
-      raise ValueError(f"--x={name} is not a parameter that varies: {', '.join(table.varying) or 'none does yet'}.")
   if not chosen:
     raise ValueError("no two settings are done yet, so there is nothing to plot.")
+  numbers = {name: numbers_of(table, name) for name in chosen}
   width = 8 if len(chosen) == 1 else 5 * len(chosen)
-  categories = [len(table.varying[name]) for name in chosen if not _is_numeric(table, name)]
+  categories = [len(table.varying[name]) for name in chosen if not numbers[name]]
   height = max(4.5, 1.5 + 0.28 * max(categories, default=0))
   figure, panels = new_figure(table.sweep.title, size=(width, height), widths=[1] * len(chosen))
   for axes, name in zip(panels, chosen, strict=True):
-    (_plot_numbers if _is_numeric(table, name) else _plot_categories)(table, name, axes)
+    if numbers[name]:
+      _plot_numbers(table, name, numbers[name], axes)
+    else:
+      _plot_categories(table, name, axes)
     axes.grid(True, alpha=0.25)
     if 1 < len(axes.containers) <= _MOST_LINES:
       axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(0, -0.12), ncols=3)
   save_figure(figure, out)
 
 
-def _is_numeric(table: Table, name: str) -> bool:
-  return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in table.varying[name])
+def numbers_of(table: Table, choice: str) -> dict[Value, float]:
+  """The number of each value that has one; none where a parameter, asked for without a word, has names among them."""
+  name, _, word = choice.partition("=")
+  if name not in table.varying:
+    raise ValueError(f"--x={choice} is not a parameter that varies: {', '.join(table.varying) or 'none does yet'}.")
+  values = list(table.varying[name])
+  if not word:
+    is_numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return {value: value for value in values} if is_numeric else {}
+  ends = {value: re.search(rf"\b{re.escape(word)}(\d+(?:\.\d+)?)$", str(value)) for value in values}
+  numbers = {value: float(end[1]) for value, end in ends.items() if end}
+  if not numbers:
+    raise ValueError(f"--x={choice}: no value of {name} that is done ends in {word} and a number.")
+  return numbers
 
 
-def _plot_numbers(table: Table, name: str, axes: Any) -> None:
+def _plot_numbers(table: Table, choice: str, numbers: dict[Value, float], axes: Any) -> None:
+  name, _, word = choice.partition("=")
   groups = _by_others(table, name)
   for index, (label, points) in enumerate(groups.items()):
-    values, means, spreads = zip(*sorted(points), strict=True)
+    numbered = sorted((numbers[value], mean, sd) for value, mean, sd in points if value in numbers)
+    if not numbered:
+      continue
+    values, means, spreads = zip(*numbered, strict=True)
     axes.errorbar(
-      values, means, yerr=spreads, marker="o", linestyle="-" if len(points) > 1 else "none", capsize=3,
+      values, means, yerr=spreads, marker="o", linestyle="-" if len(values) > 1 else "none", capsize=3,
       color=_color(index, groups), label=label)
-  everything = list(table.varying[name])
+  everything = list(numbers.values())
   if min(everything) > 0 and max(everything) >= _DECADE * min(everything):
     axes.set_xscale("log")
   if len(everything) <= _MOST_TICKS:
     axes.set_xticks(everything, [f"{value:g}" for value in everything])
     axes.minorticks_off()
-  axes.set_xlabel(short_names(list(table.varying))[name])
+  axes.set_xlabel(word or short_names(list(table.varying))[name])
   axes.set_ylabel(table.sweep.metric)
 
 

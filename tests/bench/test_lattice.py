@@ -39,8 +39,15 @@ def test_inputs_are_correlated_and_of_length_one():
   assert step.min() >= 0.25 and step.max() <= 0.5
 
 
-def test_a_shape_of_another_op_is_refused(monkeypatch, capsys, tmp_path):
-  monkeypatch.setattr(sys, "argv", ["bench.py", "lattice", "--head=shga", f"--out={tmp_path}"])
+@pytest.mark.parametrize(("argument", "sentence"), [
+  ("--head=shga", "--head=shga is none of lattice; use one of m64, m16."),
+  ("--lengths=64,12x", "argument --lengths: 12x must be a positive whole number."),
+  ("--rounds=0", "argument --rounds: 0 must be a positive whole number."),
+  ("--modes=back", "argument --modes: 'back' is none of fwd, fwd+bwd, decode."),
+  ("--modes=fwd,decode", "--modes=decode is none of lattice's: fwd, fwd+bwd."),
+])
+def test_a_wrong_argument_is_refused(monkeypatch, capsys, tmp_path, argument, sentence):
+  monkeypatch.setattr(sys, "argv", ["bench.py", "lattice", argument, f"--out={tmp_path}"])
   with pytest.raises(SystemExit):
     runpy.run_path(str(SCRIPT))["main"]()
-  assert "--head=shga is none of lattice; use one of m64, m16." in capsys.readouterr().err
+  assert sentence in capsys.readouterr().err

@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from lattice_jax.sweep.plot import plot_table
+from lattice_jax.sweep.plot import numbers_of, plot_table
 from lattice_jax.sweep.search import GridSearch
 from lattice_jax.sweep.table import markdown, spread, write_table
 from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord
@@ -106,6 +106,20 @@ def test_plots_are_png_files(tmp_path, parameters):
   finish(sweep, tmp_path / "runs")
   plot_table(sweeps.table(sweep, tmp_path / "runs"), tmp_path / "new" / "plot.png")
   assert (tmp_path / "new" / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_that_end_in_numbers_lie_on_an_axis_of_numbers(tmp_path):
+  values = ["a.py:base", "a.py:slots16", "a.py:slots192", "a.py:slots", "a.py:step0.5"]
+  sweep = sweeps.read(tmp_path, parameters={"config": {"values": values}, "seed": {"values": [0, 1]}})
+  finish(sweep, tmp_path / "runs")
+  table = sweeps.table(sweep, tmp_path / "runs")
+  assert numbers_of(table, "config=slots") == {"a.py:slots16": 16, "a.py:slots192": 192}
+  assert numbers_of(table, "config=step") == {"a.py:step0.5": 0.5}
+  assert not numbers_of(table, "config")
+  plot_table(table, tmp_path / "plot.png", ["config", "config=slots"])
+  assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+  with pytest.raises(ValueError, match="--x=config=codes: no value of config that is done ends in codes and a number"):
+    plot_table(table, tmp_path / "plot.png", ["config=codes"])
 
 
 def test_a_plot_of_nothing_or_of_what_does_not_vary_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def test_run_id_in_the_workdir_is_that_of_the_environment(tmp_path, monkeypatch)
   ((SMOKE, "--config.model.dim=abc"), "--config.model.dim=abc: must be a whole number, not 'abc'"),
   ((SMOKE, "--config.optimizer.eps=small"), "--config.optimizer.eps=small: must be a number, not 'small'"),
   (("--config=configs/quickstart.py:smkoe",), "Did you mean 'smoke'?"),
-  (("--config=configs/quickstrt.py",), "No such file or directory: 'configs/quickstrt.py'"),
+  (("--config=configs/quickstrt.py",), "--config=configs/quickstrt.py: there is no such file; configs/"),
   ((SMOKE, "--workdri=x"), "Did you mean --workdir?"),
   ((SMOKE, "--config.data.update_len=7"), "use a divisor such as 4"),
   ((SMOKE, "--profile=3"), "START:STOP"),
