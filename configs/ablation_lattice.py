@@ -9,7 +9,8 @@ Sequences of 512 bytes, each an update of its own with full backpropagation. Var
 `:slots32,similarity`:
 
 base                        64 slots, decoding, retracted, steps up to 1, exact token scan; as without a variant
-slots16, 32, 96, 128, 192   slots a head; the MLP takes what parameters they leave
+slots16, 32, 64, 96, 128, 192
+                            slots a head; the MLP takes what parameters they leave; 64 are the base's
 encoding, similarity        the other objectives
 step0.25, 0.5, 2            longest step
 accumulated                 slots grow longer, and so harder
@@ -39,7 +40,7 @@ import ml_collections
 
 from configs import common, delta_enwik8
 
-_SLOTS = {f"slots{slots}": slots for slots in (16, 32, 96, 128, 192)}
+_SLOTS = {f"slots{slots}": slots for slots in (16, 32, 64, 96, 128, 192)}
 _STEPS = {f"step{step:g}": step for step in (0.25, 0.5, 2.0)}
 _CHUNKS = {f"{form}{length}": (form, length) for form in ("live", "frozen", "additive") for length in (4, 16, 64)}
 _ROUNDS = {f"rounds{rounds}": rounds for rounds in (0, 1, 2, 4)}
