@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import lattice_hopper, lattice_step, lattice_tpu
+from pallas_kernels.hopper import reason_against_device
 from pallas_kernels.lattice_layout import (
   choose_layout,
   pack_codes,
@@ -55,8 +56,7 @@ def supports_backend(backend: str, *, slots: int, value_dim: int) -> str | None:
   if slots > MOST_HOPPER_SLOTS or value_dim > MOST_HOPPER_VALUES:
     return (f"its Hopper kernel keeps a head in registers, at most {MOST_HOPPER_SLOTS} slots of {MOST_HOPPER_VALUES}, "
             f"not {slots} of {value_dim}")
-  capability = jax.devices()[0].compute_capability if jax.default_backend() == "gpu" else "9.0"
-  return None if capability == "9.0" else f"its GPU kernel is for Hopper, compute capability 9.0, not {capability}"
+  return reason_against_device()
 
 
 def recurrence(

@@ -1,4 +1,7 @@
-"""Calls that must compile for TPUs: (name, function, arguments as shapes). Sizes are those of real layers."""
+"""Calls of attention kernels that must compile: (name, function, arguments as shapes), of sizes of real layers.
+
+Those for a Hopper GPU are gradients, whose programs hold the forward kernels too.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pallas_kernels.window import window_attention
 Case = tuple[str, Callable, tuple[jax.ShapeDtypeStruct, ...]]
 
 TPU_CASES: list[Case] = []
+HOPPER_CASES: list[Case] = []
 
 
 def append(name: str, function: Callable, *args: jax.ShapeDtypeStruct) -> None:
@@ -34,12 +38,15 @@ def _shape(*sizes: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct
   return jax.ShapeDtypeStruct(sizes, dtype)
 
 
+def _window_args(batch, length, heads, kv_heads, key_dim, value_dim, dtype=jnp.bfloat16):
+  return (
+    _shape(batch, length, heads, key_dim, dtype=dtype), _shape(batch, length, kv_heads, key_dim, dtype=dtype),
+    _shape(batch, length, kv_heads, value_dim, dtype=dtype), *(_shape(batch, length, dtype=jnp.int32),) * 2)
+
+
 def _append_window() -> None:
-  def add(name, batch, length, heads, kv_heads, key_dim, value_dim, dtype=jnp.bfloat16, **options):
-    function = functools.partial(window_attention, **options)
-    args = (
-      _shape(batch, length, heads, key_dim, dtype=dtype), _shape(batch, length, kv_heads, key_dim, dtype=dtype),
-      _shape(batch, length, kv_heads, value_dim, dtype=dtype), *(_shape(batch, length, dtype=jnp.int32),) * 2)
+  def add(name, *sizes, dtype=jnp.bfloat16, **options):
+    function, args = functools.partial(window_attention, **options), _window_args(*sizes, dtype=dtype)
     append(f"window_{name}", function, *args)
     append(f"window_{name}_gradient", with_gradient(function, 3), *args)
 
@@ -47,6 +54,17 @@ def _append_window() -> None:
   add("512_sinks_grouped_d128", 1, 2048, 8, 2, 128, 128, window=512, sinks=4)
   add("1024_long_d128", 1, 16_384 + 77, 1, 1, 128, 128, window=1024)
   add("short_f32_d32_v48", 2, 33, 2, 2, 32, 48, dtype=jnp.float32, window=16)
+
+
+def _append_hopper_window() -> None:
+  def add(name, *sizes, **options):
+    function = functools.partial(window_attention, backend="gpu", **options)
+    HOPPER_CASES.append((f"window_{name}_gradient", with_gradient(function, 3), _window_args(*sizes)))
+
+  add("causal_d64", 1, 1024, 4, 4, 64, 64)
+  add("512_sinks_grouped_d128", 1, 2048, 8, 2, 128, 128, window=512, sinks=4)
+  add("512_many_sinks_d128_v64", 1, 2048, 4, 4, 128, 64, window=512, sinks=100)
+  add("short_d40_v72", 2, 33, 2, 2, 40, 72, window=16)
 
 
 def _append_vq() -> None:
@@ -84,4 +102,5 @@ def _append_vq() -> None:
 
 
 _append_window()
+_append_hopper_window()
 _append_vq()

@@ -1,4 +1,7 @@
-"""Windowed causal attention on a TPU with sinks, documents and grouped queries, (out, lse). Its kernels: flash.py."""
+"""Windowed causal attention with sinks, documents and grouped queries, (out, lse).
+
+Its kernels are those of flash.py on a TPU, of flash_hopper.py on a Hopper GPU.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from pallas_kernels import flash_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, FAR_BACK, Plan, attend, reach
 from pallas_kernels.flash_kernels import ID, SHOWN
 from pallas_kernels.tiles import LANES, VMEM_BUDGET, eight_rows, mesh_axis, pad_to, round_up
@@ -31,8 +35,19 @@ def supports(
   return None
 
 
-def prefers_xla(length: int) -> str | None:
-  """Why a kernel would not be faster; None if it should be."""
+def supports_backend(backend: str, *, dtype: jnp.dtype, key_dim: int, value_dim: int) -> str | None:
+  """Why no kernel runs such heads on this backend; None if one does."""
+  if backend == "tpu":
+    return None
+  if backend != "gpu":
+    return f"there is no Pallas kernel of it for {backend}"
+  return flash_hopper.supports(dtype=dtype, key_dim=key_dim, value_dim=value_dim)
+
+
+def prefers_xla(backend: str, length: int) -> str | None:
+  """Why a kernel would not be faster on this backend; None if it should be."""
+  if backend == "gpu":
+    return flash_hopper.AUTO_REASON
   if length < SHORTEST:
     return f"{length} queries fill less than one tile of {SHORTEST}"
   return None
@@ -55,8 +70,8 @@ def choose_tile(length: int, itemsize: int, key_dim: int, value_dim: int, extra:
 def window_attention(
   q: jax.Array, k: jax.Array, v: jax.Array, query_index: jax.Array, query_id: jax.Array,
   key_index: jax.Array | None = None, key_id: jax.Array | None = None, is_sink: jax.Array | None = None, *,
-  window: int = 0, skip: int = 0, sinks: int = 0, tile: int | None = None, interpret: object = False,
-  boundary_name: str = "memory_boundary",
+  window: int = 0, skip: int = 0, sinks: int = 0, backend: str = "tpu", tile: int | None = None,
+  interpret: object = False, boundary_name: str = "memory_boundary",
 ) -> tuple[jax.Array, jax.Array]:
   """Softmax attention, scaled by K^-1/2: fp32 output [B, T, Q, V] and log-sum-exp [B, T, Q].
 
@@ -74,7 +89,8 @@ def window_attention(
     window: 0 is no limit.
     skip: nearest tokens that a query does not see, itself the first of them.
     sinks: greatest number of sinks of a document, which follow one another.
-    tile: tokens of a block; a matter of cost alone.
+    backend: "tpu" or "gpu", whose kernels are to run.
+    tile: tokens of a block; a matter of cost alone, and no choice on a GPU.
     interpret: as of `pallas_call`.
     boundary_name: under which rematerialisation policies know what is kept for the backward pass.
   """
@@ -84,7 +100,7 @@ def window_attention(
   if is_sink is None:
     is_sink = _is_first(key_id, sinks)
   run = functools.partial(
-    _local, window=window, skip=skip, sinks=sinks, is_self=is_self, tile=tile, interpret=interpret,
+    _local, window=window, skip=skip, sinks=sinks, is_self=is_self, backend=backend, tile=tile, interpret=interpret,
     boundary_name=boundary_name)
   rows, heads = mesh_axis("data", q.shape[0]), mesh_axis("model", q.shape[2], k.shape[2])
   if rows or heads:
@@ -94,37 +110,46 @@ def window_attention(
   return run(q, k, v, query_index, query_id, key_index, key_id, is_sink)
 
 
-def _local(q, k, v, query_index, query_id, key_index, key_id, is_sink, *, window, skip, sinks, is_self, tile,
+def _local(q, k, v, query_index, query_id, key_index, key_id, is_sink, *, window, skip, sinks, is_self, backend, tile,
            interpret, boundary_name):
   """On one device."""
   (_, length, _, key_dim), slots, value_dim = q.shape, k.shape[1], v.shape[-1]
+  unit = LANES
+  if backend == "gpu":
+    tile, unit = flash_hopper.TILE, flash_hopper.UNIT
   tile = tile or choose_tile(max(length, slots), q.dtype.itemsize, key_dim, value_dim, sinks)
   query_low = query_index - window + 1 if window else jnp.full_like(query_index, FAR_BACK)
   query_id = jnp.where(query_id < 0, EMPTY_QUERY, query_id)
-  query = {2: round_up(length, tile)}
-  key = {2: round_up(slots, tile)}
-
-  def heads_first(x, sizes, width):
-    return pad_to(jnp.swapaxes(x, 1, 2), {**sizes, 3: round_up(width, LANES)})
-
+  num_queries, num_keys = round_up(length, tile), round_up(slots, tile)
   floats = {
-    "q": heads_first(q * jnp.asarray(key_dim**-0.5, q.dtype), query, key_dim),
-    "k": heads_first(k, key, key_dim), "v": heads_first(v, key, value_dim)}
+    name: pad_to(x, {1: size, 3: round_up(x.shape[3], unit)})
+    for name, x, size in (("q", q, num_queries), ("k", k, num_keys), ("v", v, num_keys))}
   query_place = (
-    _fill(query_index - skip, query[2], 0), _fill(query_id, query[2], EMPTY_QUERY), _fill(query_low, query[2], 0))
+    _fill(query_index - skip, num_queries, 0), _fill(query_id, num_queries, EMPTY_QUERY),
+    _fill(query_low, num_queries, 0))
   key_shown = jnp.where(is_sink, -FAR_BACK, key_index)
-  key_place = _fill(key_index, key[2], 0), _fill(key_id, key[2], EMPTY_KEY), _fill(key_shown, key[2], 0)
+  key_place = _fill(key_index, num_keys, 0), _fill(key_id, num_keys, EMPTY_KEY), _fill(key_shown, num_keys, 0)
   fixed = {"query": eight_rows(*query_place), "key": eight_rows(*key_place)}
   if sinks:
-    floats["extra_key"], floats["extra_value"], fixed["extra_place"] = _sinks_before(tile, sinks, floats, fixed)
-  most = max(query[2], key[2]) // tile
+    floats["extra_key"], floats["extra_value"], fixed["extra_place"] = _sinks_before(
+      tile, round_up(sinks, unit if sinks <= unit else LANES), floats, fixed)
+  most = max(num_queries, num_keys) // tile
   steps = min(most, -(-(window - 1) // tile) + 1) if is_self and window else most
   plan = Plan(tile=tile, steps=steps, interpret=interpret, boundary_name=boundary_name)
-  out, lse = attend(plan, floats, fixed)
-  return jnp.swapaxes(out, 1, 2)[:, :length, :, :value_dim], jnp.swapaxes(lse, 1, 2)[:, :length]
+  run = flash_hopper.attend if backend == "gpu" else _attend_on_tpu
+  out, lse = run(plan, key_dim**-0.5, floats, fixed)
+  return out[:, :length, :, :value_dim], jnp.swapaxes(lse, 1, 2)[:, :length]
 
 
-def _sinks_before(tile, sinks, floats, fixed):
+def _attend_on_tpu(plan, scale, floats, fixed):
+  """Its kernels take heads before tokens, and queries that are scaled."""
+  heads_first = {name: jnp.swapaxes(floats[name], 1, 2) for name in ("q", "k", "v")}
+  heads_first["q"] *= jnp.asarray(scale, heads_first["q"].dtype)
+  out, lse = attend(plan, floats | heads_first, fixed)
+  return jnp.swapaxes(out, 1, 2), lse
+
+
+def _sinks_before(tile, num_extra, floats, fixed):
   """Keys, values and places of the sinks that come before the near blocks of each query block, as its extra keys.
 
   They are those of the document that the block begins in: documents that begin later have theirs in near blocks.
@@ -135,14 +160,14 @@ def _sinks_before(tile, sinks, floats, fixed):
   id_BN1 = fixed["query"][:, ID, ::tile, None]
   near_BN1 = jnp.where(count_BN > 0, first_BN * tile, slots).reshape(id_BN1.shape)
   first_BN = (is_sink_BS[:, None] & (key_id_BS[:, None] == id_BN1)).argmax(-1)
-  slot_BNE = first_BN[..., None] + jnp.arange(round_up(sinks, LANES))
+  slot_BNE = first_BN[..., None] + jnp.arange(num_extra)
 
   def take(x_BS):
     return jax.vmap(lambda x_S, slot_NE: x_S[slot_NE])(x_BS, jnp.minimum(slot_BNE, slots - 1))
 
   is_used_BNE = take(is_sink_BS) & (take(key_id_BS) == id_BN1) & (slot_BNE < near_BN1)
   place = eight_rows(jnp.zeros_like(slot_BNE), jnp.where(is_used_BNE, id_BN1, EMPTY_KEY))
-  key, value = (jnp.moveaxis(take(jnp.swapaxes(floats[name], 1, 2)), 3, 1) for name in ("k", "v"))
+  key, value = (jnp.moveaxis(take(floats[name]), 3, 1) for name in ("k", "v"))
   return key, value, jnp.broadcast_to(place[:, None], (*key.shape[:3], *place.shape[2:]))
 
 

@@ -57,9 +57,9 @@ def tpu(only: str):
 
 
 def h100(only: str):
-  from pallas_kernels import specs_lattice
+  from pallas_kernels import specs, specs_lattice
 
-  for case in specs_lattice.HOPPER_CASES:
+  for case in (*specs.HOPPER_CASES, *specs_lattice.HOPPER_CASES):
     if only in case[0]:
       yield cases.compile_case(case, targets.H100)
 

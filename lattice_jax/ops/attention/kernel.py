@@ -12,20 +12,22 @@ from pallas_kernels import window as kernels
 
 def reasons_against(q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, str | None]:
   """The arguments of `choose_impl` that say where and when no kernel runs."""
-  backend = target_backend()
+  backend, sizes = target_backend(), {"dtype": q.dtype, "key_dim": q.shape[-1], "value_dim": v.shape[-1]}
   return {
-    "pallas_reason": kernels.supports(
-      dtype=q.dtype, key_dim=q.shape[-1], value_dim=v.shape[-1], heads=q.shape[2], kv_heads=k.shape[2]),
-    "backend_reason": None if backend == "tpu" else f"its kernels run on tpu, not on {backend}",
-    "auto_reason": kernels.prefers_xla(q.shape[1])}
+    "pallas_reason": kernels.supports(heads=q.shape[2], kv_heads=k.shape[2], **sizes),
+    "backend_reason": kernels.supports_backend(backend, **sizes),
+    "auto_reason": kernels.prefers_xla(backend, q.shape[1])}
 
 
 def attend_in_kernel(
   q_BTQK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query: Order, key: Order, *, window: int, skip: int,
   interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """fp32 output [B, T, Q, V] and log-sum-exp [B, T, Q]. Where `key` is `query`, cost goes as the window."""
+  """fp32 output [B, T, Q, V] and log-sum-exp [B, T, Q]. Where `key` is `query`, cost goes as the window.
+
+  interpret: runs the TPU kernel anywhere.
+  """
   keys = () if key is query else (key.index_BT, key.id_BT)
   return kernels.window_attention(
-    q_BTQK, k_BSHK, v_BSHV, query.index_BT, query.id_BT, *keys, window=window, skip=skip, interpret=interpret,
-    boundary_name=MEMORY_BOUNDARY)
+    q_BTQK, k_BSHK, v_BSHV, query.index_BT, query.id_BT, *keys, window=window, skip=skip,
+    backend="tpu" if interpret else target_backend(), interpret=interpret, boundary_name=MEMORY_BOUNDARY)

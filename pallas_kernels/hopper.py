@@ -1,0 +1,144 @@
+"""What Hopper kernels that multiply matrices share: matrices in shared memory, products on tensor cores, the ring.
+
+A block has some warpgroups that compute and a last one that fetches. What is fetched goes through a ring of places in
+shared memory. A place has two barriers: `full`, at which every copy into it arrives when its bytes are there, and
+`free`, at which every computing warpgroup arrives when it has read them; the last uses of a place, which nobody waits
+for, do not arrive. So a copy into a place begins after all have read it, and reading begins after all of it has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+ROWS = 64  # of a matrix that one warpgroup multiplies
+MATRIX = plgpu.Layout.WGMMA
+ROW, COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)  # one number a row of a matrix, and one a column
+PARAMS = plgpu.CompilerParams(approx_math=True)
+WARPGROUP = "warpgroup"
+CAPABILITY = "9.0"
+Carry = tuple[jax.Array, ...]
+# How tensor cores read matrices.
+TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+# Registers of a thread where three warpgroups begin with 168 each.
+_COMPUTES, _FETCHES = 240, 24
+
+
+def reason_against_device() -> str | None:
+  """Why kernels for Hopper do not run on this machine's GPU, if it has one; None if they do."""
+  capability = jax.devices()[0].compute_capability if jax.default_backend() == "gpu" else CAPABILITY
+  if capability == CAPABILITY:
+    return None
+  return f"its GPU kernel is for Hopper, compute capability {CAPABILITY}, not {capability}"
+
+
+def matrices(num: int, width: int, dtype: jnp.dtype) -> plgpu.SMEM:
+  """Room for `num` matrices of `ROWS` rows, stored as tensor cores read them."""
+  return plgpu.SMEM((num, ROWS, width), dtype, transforms=TRANSFORMS)
+
+
+def product(a: jax.Array | jax.Ref, b: jax.Ref) -> jax.Array:
+  """a · bᵀ in fp32; b, and perhaps a, in shared memory."""
+  def run(sum_ref):
+    plgpu.wgmma(sum_ref, a, plgpu.transpose_ref(b, (1, 0)))
+    return sum_ref[...]
+
+  return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
+
+
+def add_product(total: jax.Array, a: jax.Array, b: jax.Ref) -> jax.Array:
+  """total + a · b in fp32, a in registers and b in shared memory."""
+  def run(sum_ref):
+    plgpu.wgmma(sum_ref, a, b)
+
+  return pl.run_state(run)(plgpu.ACC.init(total))
+
+
+def zeros(*shape: int) -> jax.Array:
+  """A matrix in registers."""
+  return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), MATRIX)
+
+
+def row_numbers(value: float) -> jax.Array:
+  """The same number for each row."""
+  return plgpu.layout_cast(jnp.full((ROWS,), value, jnp.float32), ROW)
+
+
+def load(ref: jax.Ref, index: tuple[int | jax.Array, ...], layout: object) -> jax.Array:
+  """A number for each row or column, from any memory."""
+  return plgpu.load(ref, index, layout=layout, optimized=False)
+
+
+def by_row(x: jax.Array, width: int) -> jax.Array:
+  """[R] → [R, width]."""
+  return jax.lax.broadcast_in_dim(x, (x.shape[0], width), (0,))
+
+
+def by_column(x: jax.Array) -> jax.Array:
+  """[C] → [`ROWS`, C]."""
+  return jax.lax.broadcast_in_dim(x, (ROWS, x.shape[0]), (1,))
+
+
+def feed(total: jax.Array, places: int, free: jax.Ref, fetch: Callable[[jax.Array, jax.Array], None]) -> None:
+  """What the last warpgroup does: `fetch(step, place)` as soon as the place is free."""
+  def one(step, _):
+    place = jax.lax.rem(step, places)
+
+    @pl.when(step >= places)
+    def _():
+      plgpu.barrier_wait(free.at[place])
+
+    fetch(step, place)
+
+  jax.lax.fori_loop(0, total, one, None)
+
+
+def go_through(
+  begin: jax.Array, end: jax.Array, total: jax.Array, places: int, full: jax.Ref, free: jax.Ref,
+  work: Callable[[jax.Array, Carry], Carry], carry: Carry,
+) -> Carry:
+  """What the others do: `carry = work(place, carry)` for steps from `begin` to `end` of `total`."""
+  def one(step, carry):
+    place = jax.lax.rem(step, places)
+    plgpu.barrier_wait(full.at[place])
+    carry = work(place, carry)
+
+    @pl.when(step + places < total)
+    def _():
+      plgpu.barrier_arrive(free.at[place])
+
+    return carry
+
+  return jax.lax.fori_loop(begin, end, one, carry)
+
+
+def divide_work(num_computing: int, compute: Callable[[], None], fetch: Callable[[], None]) -> None:
+  """Runs `compute` in all warpgroups but the last, which runs `fetch`."""
+  warpgroup = jax.lax.axis_index(WARPGROUP)
+  gives = num_computing == 2  # one that computes has as many registers as a thread can have
+
+  @pl.when(warpgroup < num_computing)
+  def _():
+    if gives:
+      plgpu.set_max_registers(_COMPUTES, action="increase")
+    compute()
+
+  @pl.when(warpgroup == num_computing)
+  def _():
+    if gives:
+      plgpu.set_max_registers(_FETCHES, action="decrease")
+    fetch()
+
+
+def send(*copies: tuple[jax.Array, jax.Ref, jax.Ref]) -> None:
+  """Numbers by way of shared memory to where they stay: (numbers, on the way, at last)."""
+  for numbers, way, _ in copies:
+    way[...] = numbers.astype(way.dtype)
+  plgpu.commit_smem()
+  for _, way, target in copies:
+    plgpu.copy_smem_to_gmem(way, target)
+  plgpu.wait_smem_to_gmem(0)
