@@ -1,11 +1,13 @@
 """Lattice at a size for a CPU core, and one-factor ablations of it as variants.
 
-python train.py --config=configs/ablation_lattice.py --workdir=runs/ablation_lattice --cpu_devices=2
-python train.py --config=configs/ablation_lattice.py:slots16 --workdir=runs/slots16 --cpu_devices=2
-python scripts/sweep.py configs/sweeps/lattice_slots.yaml --against=config=base  # a whole table, three seeds each
-python scripts/sweep.py configs/sweeps/lattice_ablation.yaml --against=config=base
+python train.py --config=configs/ablation_lattice.py --workdir=runs/ablation_lattice
+python train.py --config=configs/ablation_lattice.py:slots16 --workdir=runs/slots16
+python scripts/sweep.py configs/sweeps/lattice_slots.yaml --jobs=2 --against=config=slots64 --x=config --x=config=slots
+python scripts/sweep.py configs/sweeps/lattice_ablation.yaml --jobs=2 --against=config=base
+python scripts/sweep.py configs/sweeps/lattice_rounds.yaml --jobs=2 --against=config=base
 
-Sequences of 512 bytes, each an update of its own with full backpropagation. Variants can be combined, as in
+The last three make whole tables, three seeds each. Sequences of 512 bytes, each an update of its own with full
+backpropagation. Values are 32 wide, so that two hundred slots still take three minutes. Variants can be combined, as in
 `:slots32,similarity`:
 
 base                        64 slots, decoding, retracted, steps up to 1, exact token scan; as without a variant
@@ -65,14 +67,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def base() -> ml_collections.ConfigDict:
-  """A half of a million parameters on the shipped sample of Wikipedia."""
+  """Somewhat less than half of a million parameters on the shipped sample of Wikipedia."""
   config = common.default()
   config.name = "ablation_lattice"
   config.model.update({"dim": 128, "layers": 2, "pattern": ("lattice",), "block": "mlp", "mlp_dim": 320})
-  config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 64})
+  config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 32})
   config.data.update({"source": "enwiki_sample", "seq_len": 512, "update_len": 512, "batch": 4})
   config.optimizer.update({"learning_rate": 4e-3, "warmup_steps": 50})
-  config.train.update({"steps": 300, "steps_per_dispatch": 8, "log_every": 40, "save_every": 160})
+  config.train.update({"steps": 256, "steps_per_dispatch": 8, "log_every": 32, "save_every": 128})
+  config.eval.max_batches = 16  # 131 kB of the 304
   return config
 
 
