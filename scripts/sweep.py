@@ -81,8 +81,8 @@ def report(sweep: Sweep, workdir: Path, total: int, arguments: argparse.Namespac
 
 
 def command_line() -> str:
-  """The command that trains; run again it makes the table too."""
-  words = [word for word in sys.argv[1:] if word != "--table_only"]
+  """The command that trains; run again it makes the table too, whose place is no part of it."""
+  words = [word for word in sys.argv[1:] if word != "--table_only" and not word.startswith("--out=")]
   return shlex.join(["python", os.path.relpath(__file__), *words])
 
 
