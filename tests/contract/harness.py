@@ -47,12 +47,12 @@ class Pulled:
 class Form:
   """One implementation of one memory: its layer, its variables, its compiled `pull`."""
 
-  def __init__(self, name: str, memory: Memory, model: ModelConfig, variables: Any = None):
+  def __init__(self, name: str, memory: Memory, model: ModelConfig, variables: Any):
     self.label = f"{name} {model.impl} {model.dtype}"
     self.memory, self.model = memory, model
     self.layer = memory.make(model)
     self.dtype = jnp.dtype(model.dtype)
-    self.variables = _variables(self.layer, model) if variables is None else variables
+    self.variables = variables
     self.traces = 0
     self._pull = quick_jit(self._trace)
 
@@ -105,9 +105,10 @@ def form(row: Row, *, impl: str = "xla", dtype: str = "float32", variant: str = 
   same = {name: (of, model) for name, of, model in row.forms}
   of, model = same[variant] if variant in same else (variant, {"": row.model, **dict(row.variants)}[variant])
   name = f"{row.name}/{variant}" if variant else row.name
-  variables = None
   if variant in same or (impl, dtype) != ("xla", "float32"):
     variables = form(row, variant=of).variables
+  else:
+    variables = _variables(row, model)
   return Form(name, row.memory, dataclasses.replace(model, impl=impl, dtype=dtype), variables)
 
 
@@ -157,15 +158,17 @@ def normal_like(seed: int, tree: Any) -> Any:
   return jax.tree.unflatten(structure, [normal(seed + i, leaf.shape) for i, leaf in enumerate(leaves)])
 
 
-def _variables(layer: Any, model: ModelConfig) -> Any:
+def _variables(row: Row, model: ModelConfig) -> Any:
   """Initial values plus noise, so that no parameter is at zero, where a missing path would not show."""
+  layer = row.memory.make(model)
+
   def init(rng):
     return layer.init(rng, jnp.zeros((1, 2, model.dim)), layer.init_state(1, 2), whole_segment(1, 2), train=False)
 
   variables = jax.device_get(meta.unbox(quick_jit(init)(jax.random.key(0))))
   params = variables["params"]
-  noise = normal_like(100, params)
-  return {**variables, "params": jax.tree.map(lambda param, noise: param + np.float32(0.2) * noise, params, noise)}
+  params = jax.tree.map(lambda param, noise: param + np.float32(0.2) * noise, params, normal_like(100, params))
+  return {**variables, "params": row.adjust(params)}
 
 
 def _total(trees: Sequence[Any]) -> Any:

@@ -256,7 +256,8 @@ def awkward_sizes(row: Row, variant: str) -> None:
 
 def long_constant_input(row: Row, dtype: str) -> None:
   """L12: after 16k equal tokens outputs, state and gradients are finite, also where gates are at their ends."""
-  subject = form(row, dtype=dtype)
+  model = row.constant_model or row.model
+  subject = Form(row.name, row.memory, dataclasses.replace(model, dtype=dtype), form(row).variables)
   # Multiples that drive whatever gate depends on the input to one end and to the other.
   scale_B11 = np.array([1.0, GATE_ENDS, -GATE_ENDS], np.float32)[:, None, None]
   x_BTD = np.broadcast_to(scale_B11 * normal(12, (1, 1, row.model.dim)), (3, LONG, row.model.dim))
@@ -267,7 +268,7 @@ def long_constant_input(row: Row, dtype: str) -> None:
   # Equal values average to themselves, wherever they are kept.
   ends = pulled.y_BTD[0, -1], pulled.y_BTD[0, -1 - row.apart]
   assert_close("L12", subject.label, "output", *ends, dtype=dtype)
-  row.constant_input(row.model, of_rows(pulled.state, slice(0, 1)))
+  row.constant_input(model, of_rows(pulled.state, slice(0, 1)))
 
 
 def packed_equals_separate(row: Row) -> None:
