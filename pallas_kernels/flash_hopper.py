@@ -47,13 +47,14 @@ def attend(plan: Plan, scale: float, floats: Arrays, fixed: Arrays) -> tuple[jax
 
   Arguments as of `flash.attend`, but tokens come before heads: q [B, T, Q, K], k [B, T', H, K], v [B, T', H, V]. The
   tile is `TILE`, widths are multiples of `UNIT`, extra keys too (of two if there are more), elements are bfloat16.
-  Scores are multiplied by `scale`.
+  Scores are multiplied by `scale`. In place of positions floats may hold bias, fp32 [B, Q, T, near keys], which is
+  added to scores; then a query block meets so many keys from the beginning of the key block of its own number.
   """
   return _forward(plan, scale, floats, fixed)[0]
 
 
 def _forward(plan, scale, floats, fixed):
-  queries, _ = reach(plan.tile, fixed["query"], fixed["key"])
+  queries, _ = _spans(plan, floats, fixed)
   q = _by_tile(floats["q"])
   batch, tiles, _, heads, _ = q.shape
   width = floats["v"].shape[-1]
@@ -79,7 +80,7 @@ def _backward(plan, scale, saved, cotangents):
   of_queries = {
     "q": _by_tile(floats["q"]), "d_out": _by_tile(d_out.astype(floats["v"].dtype)), "stats": stats,
     "query": _places(fixed["query"])}
-  queries, keys = reach(plan.tile, fixed["query"], fixed["key"])
+  queries, keys = _spans(plan, floats, fixed)
   grads = _query_gradients(plan, scale, floats, of_queries | _keys_of_blocks(floats, fixed, queries))
   grads |= _near_key_gradients(plan, scale, floats, of_queries | _near_keys(floats, fixed, keys))
   if "extra_key" in floats:
@@ -94,15 +95,18 @@ def _query_gradients(plan, scale, floats, operands):
   batch, tiles, _, heads, _ = operands["q"].shape
   body = functools.partial(
     kernels.query_gradients, group=_group(floats), scale=scale, extras=_num_extra_tiles(floats))
-  d_q, = _launch(
+  names = [name for name in ("q", "bias") if name in operands]
+  grads = _launch(
     body, "flash_query_gradients", plan, {"batch": batch, "head": heads, "block": tiles // COMPUTING}, operands,
-    {"d_q": _like(operands["q"])}, _room(floats, COMPUTING, "q", "d_out") | _room(floats, PLACES, "k", "v"), kept=2,
-    passing=3)
-  return {"q": d_q}
+    {f"d_{name}": _like(operands[name]) for name in names},
+    _room(floats, COMPUTING, "q", "d_out") | _room(floats, PLACES, "k", "v"), kept=2, passing=3)
+  return dict(zip(names, grads, strict=True))
 
 
 def _near_key_gradients(plan, scale, floats, operands):
   batch, tiles, _, kv_heads, _ = operands["k"].shape
+  if "bias" in operands:
+    operands |= {"bias": jnp.swapaxes(operands["bias"], 3, 5)}
   body = functools.partial(
     kernels.near_key_gradients, group=_group(floats), scale=scale, key_reach=plan.key_reach)
   d_k, d_v = _launch(
@@ -163,9 +167,27 @@ def _keys_of_blocks(floats, fixed, spans):
 
 def _near_keys(floats, fixed, spans):
   first, count = (x.reshape(floats["q"].shape[0], -1) for x in spans)
-  return {
+  operands = {
     "k": _by_tile(floats["k"]), "v": _by_tile(floats["v"]), "key": _places(fixed["key"]), "first": first,
     "count": count}
+  if "bias" in floats:
+    bias = floats["bias"]
+    operands["bias"] = bias.reshape(*bias.shape[:2], -1, ROWS, bias.shape[3] // ROWS, ROWS)
+  return operands
+
+
+def _spans(plan, floats, fixed):
+  """As `reach`: without a bias what the data say, with one all blocks that it speaks of."""
+  if "bias" not in floats:
+    return reach(plan.tile, fixed["query"], fixed["key"])
+  batch, num_queries, num_keys = (floats[name].shape[n] for name, n in (("q", 0), ("q", 1), ("k", 1)))
+  query_N, key_N = jnp.arange(num_queries // plan.tile), jnp.arange(num_keys // plan.tile)
+  steps = floats["bias"].shape[3] // plan.tile
+  first_N = jnp.maximum(key_N - steps + 1, 0)
+  of_keys = first_N, jnp.minimum(key_N, query_N[-1]) + 1 - first_N
+  return tuple(
+    tuple(jnp.tile(x_N.astype(jnp.int32), batch) for x_N in spans)
+    for spans in ((query_N, jnp.full_like(query_N, steps)), of_keys))
 
 
 def _extra_keys(floats, fixed):

@@ -7,6 +7,7 @@ has before it sees a key, so that its weight is exactly zero without another tes
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -16,7 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
 from pallas_kernels.flash_kernels import BIAS, ID, INDEX, LOW, LSE, SHIFT, SHOWN
-from pallas_kernels.hopper import COLUMN, ROW, ROWS, WARPGROUP, by_column, by_row, load
+from pallas_kernels.hopper import COLUMN, MATRIX, ROW, ROWS, WARPGROUP, by_column, by_row, load
 from pallas_kernels.tiles import MASKED
 
 PLACES = 3  # of the ring
@@ -34,7 +35,7 @@ def forward(refs, *, group, scale, extras):
   def begin(_):
     return hopper.zeros(ROWS, width), hopper.row_numbers(MASKED), hopper.row_numbers(0.0)
 
-  def read(_, score, place, carry):
+  def read(score, near, place, carry):
     total_RV, top_R, weight_R = carry
     next_R = jnp.maximum(top_R, score.max(axis=1))
     shrink_R = jnp.exp2(top_R - next_R)
@@ -55,19 +56,22 @@ def forward(refs, *, group, scale, extras):
 
 
 def query_gradients(refs, *, group, scale, extras):
-  """d_q [ROWS, K] of each tile of a block of queries."""
+  """d_q [ROWS, K] of each tile of a block of queries, and d_bias [ROWS, ROWS] for each tile of near keys."""
   batch, head = jax.lax.axis_index("batch"), jax.lax.axis_index("head")
 
   def begin(tile):
     known = (load(refs["stats"], (batch, head, tile, r), ROW) for r in (LSE, SHIFT))
     return hopper.zeros(ROWS, refs["k_tile"].shape[-1]), *known
 
-  def read(warpgroup, score, place, carry):
+  def read(score, near, place, carry):
     sum_RK, lse_R, shift_R = carry
+    warpgroup = jax.lax.axis_index(WARPGROUP)
     keys = refs["k_tile"].at[place]
     weight = jnp.exp2(score - by_row(lse_R, ROWS))
     d_weight = hopper.product(refs["d_out_tile"].at[warpgroup], refs["v_tile"].at[place])
     d_score = weight * (d_weight + by_row(shift_R, ROWS))
+    if near and "bias" in refs:
+      _bias_tile(refs["d_bias"], batch, head, *near)[...] = d_score
     return hopper.add_product(sum_RK, d_score.astype(keys.dtype), keys), lse_R, shift_R
 
   def end(tile, carry):
@@ -78,36 +82,23 @@ def query_gradients(refs, *, group, scale, extras):
 
 
 def _through_keys(refs, group, scale, extras, kept, begin, read, end):
-  """`end(tile, carry)` after `carry = read(warpgroup, score, place, carry)` of all keys, for the tiles of a block."""
+  """`end(tile, carry)` after `carry = read(score, near, place, carry)` of all keys, for the tiles of a block.
+
+  near: the tile of queries and which of its near ones a tile of keys is; None of extra keys.
+  """
   batch, head, block = (jax.lax.axis_index(name) for name in ("batch", "head", "block"))
   key_head = jax.lax.div(head, group)
   first = refs["first"][batch, block] * COMPUTING
   total = extras + refs["count"][batch, block] * COMPUTING
 
-  def fetch_extra(step, place):
-    for name, target in (("extra_k", "k_tile"), ("extra_v", "v_tile"), ("extra_place", "place")):
-      _copy(_extra_tile(refs[name], batch, key_head, block, step), refs[target].at[place], refs["full"].at[place])
-
-  def fetch_near(step, place):
-    tile = first + step - extras
-    for source, target in (
-        (refs["k"].at[batch, tile, :, key_head], "k_tile"), (refs["v"].at[batch, tile, :, key_head], "v_tile"),
-        (refs["key"].at[batch, tile], "place")):
-      _copy(source, refs[target].at[place], refs["full"].at[place])
-
-  def fetch(step, place):
-    if not extras:
-      fetch_near(step, place)
-      return
-    pl.when(step < extras)(lambda: fetch_extra(step, place))
-    pl.when(step >= extras)(lambda: fetch_near(step, place))
+  fetch = functools.partial(_fetch_keys, refs, (batch, key_head, block), first, extras)
 
   def compute():
     warpgroup = jax.lax.axis_index(WARPGROUP)
     tile = block * COMPUTING + warpgroup
     ready = refs["ready"].at[warpgroup]
     for name in kept:
-      _copy(refs[name].at[batch, tile, :, head], refs[f"{name}_tile"].at[warpgroup], ready)
+      plgpu.copy_gmem_to_smem(refs[name].at[batch, tile, :, head], refs[f"{name}_tile"].at[warpgroup], ready)
     plgpu.barrier_wait(ready)
     query = [load(refs["query"], (batch, tile, r), ROW) for r in (INDEX, ID, LOW)]
 
@@ -117,15 +108,18 @@ def _through_keys(refs, group, scale, extras, kept, begin, read, end):
     def column(place, r):
       return by_column(load(refs["place"], (place, r), COLUMN))
 
-    def read_extra(place, carry):
+    def read_extra(_, place, carry):
       bias = jax.lax.bitcast_convert_type(column(place, BIAS), jnp.float32)
       is_seen = column(place, ID) == by_row(query[ID], ROWS)
-      return read(warpgroup, jnp.where(is_seen, score_of(place) + bias * LOG2E, HIDDEN), place, carry)
+      return read(jnp.where(is_seen, score_of(place) + bias * LOG2E, HIDDEN), None, place, carry)
 
-    def read_near(place, carry):
+    def read_near(step, place, carry):
+      near, score = (tile, step - extras), score_of(place)
+      if "bias" in refs:
+        score = score + _load_bias(refs["bias"], batch, head, *near)
       is_seen = _is_seen(
         *(by_row(x, ROWS) for x in query), *(column(place, r) for r in (INDEX, ID, SHOWN)))
-      return read(warpgroup, jnp.where(is_seen, score_of(place), HIDDEN), place, carry)
+      return read(jnp.where(is_seen, score, HIDDEN), near, place, carry)
 
     carry = begin(tile)
     if extras:
@@ -134,6 +128,28 @@ def _through_keys(refs, group, scale, extras, kept, begin, read, end):
     end(tile, carry)
 
   hopper.divide_work(COMPUTING, compute, lambda: hopper.feed(total, PLACES, refs["free"], fetch))
+
+
+def _fetch_keys(refs, place_of_block, first, extras, step, place):
+  """Copies a tile of extra keys or, after `extras` of them, one of near keys; `first` is the first of those."""
+  batch, key_head, block = place_of_block
+
+  def copy(keys, values, rows):
+    for source, target in ((keys, "k_tile"), (values, "v_tile"), (rows, "place")):
+      plgpu.copy_gmem_to_smem(source, refs[target].at[place], refs["full"].at[place])
+
+  def extra():
+    copy(*(_extra_tile(refs[name], batch, key_head, block, step) for name in ("extra_k", "extra_v", "extra_place")))
+
+  def near():
+    tile = first + step - extras
+    copy(*(refs[name].at[batch, tile, :, key_head] for name in ("k", "v")), refs["key"].at[batch, tile])
+
+  if not extras:
+    near()
+    return
+  pl.when(step < extras)(extra)
+  pl.when(step >= extras)(near)
 
 
 def near_key_gradients(refs, *, group, scale, key_reach):
@@ -149,7 +165,10 @@ def near_key_gradients(refs, *, group, scale, key_reach):
     place = (batch, block * COMPUTING + warpgroup)
     key = [load(refs["key"], (*place, r), ROW) for r in (INDEX, ID, SHOWN)]
 
-    def hide(score, query):
+    def hide(score, query, head, tile):
+      if "bias" in refs:
+        near = place[1] - jax.lax.div(tile, COMPUTING) * COMPUTING
+        score = score + _load_bias(refs["bias"], batch, head, tile, near)
       is_seen = _is_seen(*(query(r) for r in (INDEX, ID, LOW)), *(by_row(x, ROWS) for x in key))
       return jnp.where(is_seen, score, HIDDEN)
 
@@ -177,7 +196,7 @@ def extra_key_gradients(refs, *, group, scale, computing):
     bias_R, id_R = (load(refs["extra_place"], (*place, r), ROW) for r in (BIAS, ID))
     bias_R = jax.lax.bitcast_convert_type(bias_R, jnp.float32) * LOG2E
 
-    def hide(score, query):
+    def hide(score, query, *_):
       return jnp.where(query(ID) == by_row(id_R, ROWS), score + by_row(bias_R, ROWS), HIDDEN)
 
     return hide, lambda d_score, _: d_score
@@ -190,23 +209,26 @@ def _through_queries(refs, group, scale, first, count, kept, see, computing=COMP
   batch, key_head = jax.lax.axis_index("batch"), jax.lax.axis_index("head")
   total = group * count
 
+  def met(step):
+    return key_head * group + jax.lax.div(step, count), first + jax.lax.rem(step, count)
+
   def fetch(step, place):
-    head, tile = key_head * group + jax.lax.div(step, count), first + jax.lax.rem(step, count)
+    head, tile = met(step)
     for source, target in (
         (refs["q"].at[batch, tile, :, head], "q_tile"), (refs["d_out"].at[batch, tile, :, head], "d_out_tile"),
         (refs["query"].at[batch, tile], "place"), (refs["stats"].at[batch, head, tile], "known")):
-      _copy(source, refs[target].at[place], refs["full"].at[place])
+      plgpu.copy_gmem_to_smem(source, refs[target].at[place], refs["full"].at[place])
 
   def compute():
     warpgroup = jax.lax.axis_index(WARPGROUP)
     own, ready = kept(warpgroup), refs["ready"].at[warpgroup]
     keys, values = refs["k_tile"].at[warpgroup], refs["v_tile"].at[warpgroup]
-    _copy(own["k"], keys, ready)
-    _copy(own["v"], values, ready)
+    plgpu.copy_gmem_to_smem(own["k"], keys, ready)
+    plgpu.copy_gmem_to_smem(own["v"], values, ready)
     plgpu.barrier_wait(ready)
     hide, limit = see(warpgroup)
 
-    def read(place, carry):
+    def read(step, place, carry):
       sum_RK, sum_RV = carry
       q, d_out = refs["q_tile"].at[place], refs["d_out_tile"].at[place]
 
@@ -216,7 +238,8 @@ def _through_queries(refs, group, scale, first, count, kept, see, computing=COMP
       def known(r):
         return by_column(load(refs["known"], (place, r), COLUMN))
 
-      weight = jnp.exp2(hide(hopper.product(keys, q) * (scale * LOG2E), query) - known(LSE))
+      score = hide(hopper.product(keys, q) * (scale * LOG2E), query, *met(step))
+      weight = jnp.exp2(score - known(LSE))
       sum_RV = hopper.add_product(sum_RV, weight.astype(d_out.dtype), d_out)
       d_score = limit(weight * (hopper.product(values, d_out) + known(SHIFT)), query)
       return hopper.add_product(sum_RK, d_score.astype(q.dtype), q), sum_RV
@@ -233,8 +256,13 @@ def _extra_tile(ref, batch, head, block, tile):
   return ref.at[batch, head, 0 if ref.shape[2] == 1 else block, tile]
 
 
-def _copy(source, target, barrier):
-  plgpu.copy_gmem_to_smem(source, target, barrier)
+def _bias_tile(ref, batch, head, tile, near):
+  """Of an array [B, Q, tiles, ROWS, near tiles, ROWS]."""
+  return ref.at[batch, head, tile, :, near]
+
+
+def _load_bias(ref, batch, head, tile, near):
+  return load(ref, (batch, head, tile, slice(None), near), MATRIX) * LOG2E
 
 
 def _is_seen(query_index, query_id, query_low, key_index, key_id, key_shown):

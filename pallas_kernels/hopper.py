@@ -99,13 +99,13 @@ def feed(total: jax.Array, places: int, free: jax.Ref, fetch: Callable[[jax.Arra
 
 def go_through(
   begin: jax.Array, end: jax.Array, total: jax.Array, places: int, full: jax.Ref, free: jax.Ref,
-  work: Callable[[jax.Array, Carry], Carry], carry: Carry,
+  work: Callable[[jax.Array, jax.Array, Carry], Carry], carry: Carry,
 ) -> Carry:
-  """What the others do: `carry = work(place, carry)` for steps from `begin` to `end` of `total`."""
+  """What the others do: `carry = work(step, place, carry)` for steps from `begin` to `end` of `total`."""
   def one(step, carry):
     place = jax.lax.rem(step, places)
     plgpu.barrier_wait(full.at[place])
-    carry = work(place, carry)
+    carry = work(step, place, carry)
 
     @pl.when(step + places < total)
     def _():

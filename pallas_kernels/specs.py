@@ -69,8 +69,8 @@ def _append_hopper_window() -> None:
 
 def _append_vq() -> None:
   def add(name, batch, length, heads, kv_heads, key_dim, value_dim, *, codes=512, window=512, position_dim=None,
-          dtype=jnp.bfloat16, cached=True):
-    tile = choose_tile(length, dtype, position_dim or key_dim, value_dim, codes, window)
+          dtype=jnp.bfloat16, cached=True, backend="tpu"):
+    tile = choose_tile(length, dtype, position_dim or key_dim, value_dim, codes, window, backend=backend)
     num, slots = -(-length // tile), window + length
     caches = (
       _shape(num, batch, kv_heads, codes, value_dim, dtype=jnp.float32),
@@ -85,11 +85,16 @@ def _append_vq() -> None:
 
     def attend(qu, qw, k, v, rows, relative, mean, query_id, key_id, *rest):
       return vq_attention(
-        qu, qw, k, v, rows, relative, query_id, key_id, (mean, *rest) if cached else None, tile=tile)
+        qu, qw, k, v, rows, relative, query_id, key_id, (mean, *rest) if cached else None, tile=tile,
+        backend=backend)
 
     args = (*floats, *ids, *caches[1:])
+    gradient = f"vq_{name}_gradient", with_gradient(attend, len(floats))
+    if backend == "gpu":
+      HOPPER_CASES.append((*gradient, args))
+      return
     append(f"vq_{name}", attend, *args)
-    append(f"vq_{name}_gradient", with_gradient(attend, len(floats)), *args)
+    append(*gradient, *args)
 
   add("enwik8", 1, 2048, 1, 1, 128, 1536)
   add("pg19_quarter", 2, 2048, 1, 1, 128, 1024)
@@ -97,6 +102,8 @@ def _append_vq() -> None:
   add("grouped_d64_window_200", 2, 1000, 4, 2, 64, 64, codes=100, window=200)
   add("near_bias_f32", 1, 300, 2, 2, 64, 96, codes=300, window=128, position_dim=65, dtype=jnp.float32)
   add("no_cache", 1, 1024, 1, 1, 128, 256, cached=False)
+  add("d128", 1, 2048, 4, 4, 128, 128, window=128, backend="gpu")
+  add("grouped_d64_window_200", 2, 1000, 4, 2, 64, 64, codes=100, window=200, backend="gpu")
   append("nearest_code", nearest_code, _shape(2, 2048, 1, 128), _shape(1, 512, 128, dtype=jnp.float32))
   append("nearest_code_4096", nearest_code, _shape(1, 77, 4, 64), _shape(4, 4096, 64, dtype=jnp.float32))
 

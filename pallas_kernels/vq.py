@@ -1,8 +1,10 @@
-"""Transformer-VQ attention on a TPU: one softmax over near tokens, with positions, and one row per code for the rest.
+"""Transformer-VQ attention: one softmax over near tokens, with positions, and one row per code for the rest.
 
-The kernels are those of flash.py: near keys are the tokens since W before a query block, extra keys the codebook with
-the log of each code's count as bias and the means of their values, which XLA has ready before every block. Also here:
-the search of the nearest code, product and argmin in one kernel. Its grid is (batch, heads, tiles of C tokens), its
+The kernels are those of flash.py on a TPU, of flash_hopper.py on a Hopper GPU: near keys are the tokens since W before
+a query block, extra keys the codebook with the log of each code's count as bias and the means of their values, which
+XLA has ready before every block. A GPU's kernels take scores of positions ready-made, fp32 [B, Q, T, W + a block or
+two], from XLA, which also goes back through them. Also here, for TPUs: the search of the nearest code, product and
+argmin in one kernel. Its grid is (batch, heads, tiles of C tokens), its
 blocks k [C, K], the codebook [M, K] and codes [1, C]; VMEM 8CK + 8MK + 12MC bytes, all fp32.
 """
 
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from pallas_kernels import flash_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, Plan, attend, position_blocks
 from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, eight_rows, launch, mesh_axis, pad_to, round_up
 
@@ -40,13 +43,28 @@ def supports_search(*, key_dim: int, codes: int) -> str | None:
   return None
 
 
-def prefers_xla(length: int) -> str | None:
-  """Why a kernel would not be faster; None if it should be."""
+def supports_backend(backend: str, *, dtype: jnp.dtype, key_dim: int, value_dim: int) -> str | None:
+  """Why no kernel runs attention of such heads on this backend; None if one does."""
+  if backend == "tpu":
+    return None
+  if backend != "gpu":
+    return f"there is no Pallas kernel of it for {backend}"
+  return flash_hopper.supports(dtype=dtype, key_dim=key_dim, value_dim=value_dim)
+
+
+def prefers_xla(backend: str, length: int) -> str | None:
+  """Why a kernel would not be faster on this backend; None if it should be."""
+  if backend == "gpu":
+    return flash_hopper.AUTO_REASON
   return f"{length} tokens fill less than one tile of {SHORTEST}" if length < SHORTEST else None
 
 
-def choose_tile(length: int, dtype: jnp.dtype, key_dim: int, value_dim: int, codes: int, window: int) -> int:
+def choose_tile(
+  length: int, dtype: jnp.dtype, key_dim: int, value_dim: int, codes: int, window: int, *, backend: str = "tpu",
+) -> int:
   """Tokens of a query block, before each of which a cache is wanted: the largest that the call fills and that fits."""
+  if backend == "gpu":
+    return flash_hopper.TILE
   fitting = (tile for tile in TILES if length >= tile and vmem_bytes(
     tile, jnp.dtype(dtype).itemsize, key_dim, value_dim, codes, window) <= VMEM_BUDGET)
   return next(fitting, TILES[-1])
@@ -63,8 +81,8 @@ def vmem_bytes(tile: int, itemsize: int, key_dim: int, value_dim: int, codes: in
 
 def vq_attention(
   qu: jax.Array, qw: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Array, relative: jax.Array, query_id: jax.Array,
-  key_id: jax.Array, caches: tuple[jax.Array, jax.Array, jax.Array] | None, *, tile: int, interpret: object = False,
-  boundary_name: str = "memory_boundary",
+  key_id: jax.Array, caches: tuple[jax.Array, jax.Array, jax.Array] | None, *, tile: int, backend: str = "tpu",
+  interpret: object = False, boundary_name: str = "memory_boundary",
 ) -> jax.Array:
   """fp32 output [B, T, Q, V] of T queries over the W slots before them, themselves, and a cache of what is older.
 
@@ -80,14 +98,15 @@ def vq_attention(
     query_id, key_id: int32 [B, T] and [B, W + T], documents; −1 is a slot without a token.
     caches: what is older than W before each tile of queries, N = ⌈T / tile⌉: means [N, B, H, M, V], fp32 counts
       [N, B, H, M], documents [N, B]. None leaves it out, and what is further back than W with it.
-    tile: tokens of a block.
+    tile: tokens of a block, of `choose_tile` for the backend.
+    backend: "tpu" or "gpu", whose kernels are to run.
     interpret: as of `pallas_call`.
     boundary_name: under which rematerialisation policies know what is kept for the backward pass.
   """
   heads = mesh_axis("model", qu.shape[2], k.shape[2])
   width = None if heads else mesh_axis("model", v.shape[3])
   batch = mesh_axis("data", qu.shape[0])
-  run = functools.partial(_local, tile=tile, interpret=interpret, boundary_name=boundary_name)
+  run = functools.partial(_local, tile=tile, backend=backend, interpret=interpret, boundary_name=boundary_name)
   if batch or heads or width:
     token, place = PartitionSpec(batch, None, heads), PartitionSpec(batch)
     value = PartitionSpec(batch, None, heads, width)
@@ -99,20 +118,19 @@ def vq_attention(
   return run(qu, qw, k, v, rows, relative, query_id, key_id, caches)
 
 
-def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, interpret, boundary_name):
+def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, backend, interpret, boundary_name):
   """On one device."""
   (batch, length), value_dim, window = query_id.shape, v.shape[-1], relative.shape[1] - 1
   padded, reach = round_up(length, tile), round_up(window, tile)
-
-  def heads_first(x, before, after):
-    return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (before, after), (0, -x.shape[-1] % LANES)))
-
+  unit, extra_tile = LANES, _extra_tile(rows.shape[1])
+  if backend == "gpu":
+    unit, extra_tile = flash_hopper.UNIT, flash_hopper.TILE
   # The stream starts on the grid of tiles, so that distances within a pair of blocks are known beforehand.
   ends = reach - window, padded - length
   floats = {
-    "q": heads_first(qu, 0, ends[1]), "qw": heads_first(qw, 0, ends[1]), "k": heads_first(k, *ends),
-    "v": heads_first(v, *ends),
-    "table": position_blocks(pad_to(relative, {2: round_up(qw.shape[-1], LANES)}), window, tile).astype(qw.dtype)}
+    name: jnp.pad(x, ((0, 0), (before, ends[1]), (0, 0), (0, -x.shape[-1] % unit)))
+    for name, x, before in (("q", qu, 0), ("k", k, ends[0]), ("v", v, ends[0]))}
+  qw = jnp.pad(qw, ((0, 0), (0, ends[1]), (0, 0), (0, 0)))
   time_T = jnp.arange(padded)
   low_T = (time_T // tile * tile if caches is not None else time_T) - window
   slot_S = jnp.arange(reach + padded) - reach
@@ -124,21 +142,46 @@ def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, inte
     "query": eight_rows(in_all_rows(time_T), query_id, in_all_rows(low_T)),
     "key": eight_rows(*(x if x.ndim == 2 else jnp.broadcast_to(x, key_id.shape) for x in (slot_S, key_id, slot_S)))}
   if caches is not None:
-    floats["extra_key"], floats["extra_value"], fixed["extra_place"] = _codes(rows.astype(qu.dtype), v.dtype, *caches)
+    floats["extra_key"], floats["extra_value"], fixed["extra_place"] = _codes(
+      rows.astype(qu.dtype), v.dtype, *caches, unit, extra_tile)
   plan = Plan(
-    tile=tile, steps=reach // tile + 1, extra_tile=_extra_tile(rows.shape[1]), key_reach=window, interpret=interpret,
+    tile=tile, steps=reach // tile + 1, extra_tile=extra_tile, key_reach=window, interpret=interpret,
     boundary_name=boundary_name)
-  out, _ = attend(plan, floats, fixed)
-  return jnp.swapaxes(out, 1, 2)[:, :length, :, :value_dim]
+  run = _attend_on_gpu if backend == "gpu" else _attend_on_tpu
+  return run(plan, floats, qw, relative.astype(qw.dtype), fixed)[:, :length, :, :value_dim]
 
 
-def _codes(rows_HMK, dtype, mean_NBHMV, count_NBHM, document_NB):
+def _attend_on_tpu(plan, floats, qw, relative_HSR, fixed):
+  """Its kernels take heads before tokens, and positions as a table."""
+  width = -qw.shape[-1] % LANES
+  floats |= {name: jnp.swapaxes(floats[name], 1, 2) for name in ("q", "k", "v")}
+  floats["qw"] = jnp.pad(jnp.swapaxes(qw, 1, 2), ((0, 0), (0, 0), (0, 0), (0, width)))
+  floats["table"] = position_blocks(
+    jnp.pad(relative_HSR, ((0, 0), (0, 0), (0, width))), relative_HSR.shape[1] - 1, plan.tile)
+  return jnp.swapaxes(attend(plan, floats, fixed)[0], 1, 2)
+
+
+def _attend_on_gpu(plan, floats, qw_BTQR, relative_HSR, fixed):
+  """Its kernels take scores of positions, [B, Q, T, keys that a query block may see]."""
+  (batch, length, heads, _), kv_heads, window = qw_BTQR.shape, relative_HSR.shape[0], relative_HSR.shape[1] - 1
+  tile, reach = plan.tile, round_up(window, plan.tile)
+  qw_BTHGR = qw_BTQR.reshape(batch, length, kv_heads, -1, qw_BTQR.shape[-1])
+  score_BHGTS = jnp.einsum("BTHGR,HSR->BHGTS", qw_BTHGR, relative_HSR[:, ::-1], preferred_element_type=jnp.float32)
+  # Token a of a block meets key x of those of the block at distance a + reach − x: row a moves a places to the right,
+  # which rows that are longer by one than what is read of them do by themselves.
+  span = reach + tile
+  score = score_BHGTS.reshape(batch, heads, length // tile, tile, -1)
+  score = jnp.pad(score, ((0, 0),) * 4 + ((reach - window, tile),)).reshape(*score.shape[:3], tile * (span + 1))
+  bias = score[..., :tile * span].reshape(batch, heads, length, span)
+  return flash_hopper.attend(plan, 1.0, floats | {"bias": bias}, fixed)[0]
+
+
+def _codes(rows_HMK, dtype, mean_NBHMV, count_NBHM, document_NB, unit, extra_tile):
   """Codes as extra keys; those that nothing has are nobody's."""
-  batch, num_codes = count_NBHM.shape[1], rows_HMK.shape[1]
-  num_extra = round_up(num_codes, _extra_tile(num_codes))
-  key_HMK = pad_to(rows_HMK, {1: num_extra, 2: round_up(rows_HMK.shape[2], LANES)})
+  batch, num_extra = count_NBHM.shape[1], round_up(rows_HMK.shape[1], extra_tile)
+  key_HMK = pad_to(rows_HMK, {1: num_extra, 2: round_up(rows_HMK.shape[2], unit)})
   value_BHNMV = jnp.moveaxis(mean_NBHMV.astype(dtype), 0, 2)
-  value_BHNMV = pad_to(value_BHNMV, {3: num_extra, 4: round_up(value_BHNMV.shape[4], LANES)})
+  value_BHNMV = pad_to(value_BHNMV, {3: num_extra, 4: round_up(value_BHNMV.shape[4], unit)})
   count_BHNM = jnp.moveaxis(jax.lax.stop_gradient(count_NBHM), 0, 2)
   document_BHNM = jnp.broadcast_to(document_NB.T[:, None, :, None], count_BHNM.shape)
   bias_BHNM = jax.lax.bitcast_convert_type(jnp.log(jnp.maximum(count_BHNM, 1.0)), jnp.int32)

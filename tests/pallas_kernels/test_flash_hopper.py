@@ -1,13 +1,19 @@
-"""Attention kernels of Hopper GPUs, interpreted: against a softmax over all scores, without races; lowered for CUDA."""
+"""Attention kernels of Hopper GPUs: interpreted, races looked for, against plain softmax and TPU kernels; lowered."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import pallas_kernels.vq
 from lattice_jax.dispatch import BACKEND
 from lattice_jax.ops.attention import Order, attend
+from lattice_jax.ops.vq import quantize
 from pallas_kernels import flash_hopper, specs
 from pallas_kernels.window import supports_backend, window_attention
+from tests.contract.tolerances import TOLERANCE, rms_ratio
+from tests.pallas_kernels import test_vq
 from tests.pallas_kernels.interpreted_hopper import PARAMS, interpreted
 from tests.pallas_kernels.test_window import assert_close, inputs, is_seen, plain, with_gradients
 
@@ -27,6 +33,25 @@ def test_window_equals_plain_softmax_with_all_gradients():
   assert_close(got, with_gradients(lambda *qkv: plain(*qkv, seen))(*qkv), "bfloat16")
 
 
+def test_vq_equals_the_tpu_kernel_with_all_gradients(monkeypatch):
+  """Which equals the XLA form. Two blocks, a window of half a one, codes that some blocks have no tokens of."""
+  function, floats = test_vq.smallest_call(True)
+  floats = tuple(x.astype(jnp.bfloat16).astype(jnp.float32) for x in floats)
+  want = function(*floats)
+  kernel = pallas_kernels.vq.vq_attention
+
+  def on_hopper(qu, qw, k, v, *rest, tile, interpret):
+    tokens = (x.astype(jnp.bfloat16) for x in (qu, qw, k, v))
+    return kernel(*tokens, *rest, tile=tile, backend="gpu", interpret=PARAMS if interpret else False)
+
+  monkeypatch.setattr(pallas_kernels.vq, "vq_attention", on_hopper)
+  with interpreted(rows=test_vq.TILE // 2):
+    got = jax.block_until_ready(test_vq.smallest_call(True)[0](*floats))
+  assert rms_ratio(got[0], want[0]) <= TOLERANCE["loss", "bfloat16"]
+  for got_grad, want_grad in zip(got[1], want[1], strict=True):
+    assert rms_ratio(got_grad, want_grad) <= TOLERANCE["gradient", "bfloat16"]
+
+
 def test_lowers_for_an_h100():
   cases = {name: case for name, *case in specs.HOPPER_CASES}
   function, shapes = cases["window_512_sinks_grouped_d128_gradient"]
@@ -39,11 +64,22 @@ def test_runs_by_name_only(monkeypatch):
   qkv = inputs(37, 37, 4, 2, "bfloat16")
   order = Order(*(jnp.zeros((2, 37), jnp.int32),) * 2)
 
-  def program(impl):
+  def window(impl):
     return str(jax.make_jaxpr(lambda *qkv: attend(*qkv, order, order, window=5, impl=impl))(*qkv))
 
-  assert "flash_forward" not in program("auto")
-  assert "flash_forward" in program("pallas")
+  def vq(impl):
+    function = functools.partial(test_vq.run, window=3, dtype="bfloat16", impl=impl, use_cache=True)
+    return str(jax.make_jaxpr(function)(test_vq.inputs(13, 2, 1, 5, 3, "bfloat16")))
+
+  for program in (window, vq):
+    assert "flash_forward" not in program("auto")
+    assert "flash_forward" in program("pallas")
+
+
+def test_the_search_of_codes_is_xla_s_where_kernels_are_asked_for(monkeypatch):
+  monkeypatch.setenv(BACKEND, "gpu")
+  keys, rows = jnp.zeros((1, 2, 1, 8)), jnp.ones((1, 3, 8))
+  assert "argmin" in str(jax.make_jaxpr(lambda *args: quantize(*args, impl="pallas"))(keys, rows))
 
 
 def test_what_no_hopper_kernel_does_is_said():

@@ -148,5 +148,5 @@ def test_what_no_kernel_does_is_said():
   assert "do not fit the vector memory" in pallas_kernels.vq.supports(**sizes | {"value_dim": 2**16})
   assert "codebook of 1000000 rows" in pallas_kernels.vq.supports_search(key_dim=128, codes=10**6)
   arrays = inputs(5, 1, 1, 3, 3, "float32")
-  with pytest.raises(ValueError, match="'pallas' of op 'vq' cannot run: its kernels run on tpu, not on cpu; use impl="):
+  with pytest.raises(ValueError, match="'pallas' of op 'vq' cannot run: there is no Pallas kernel of it for cpu; use"):
     jax.eval_shape(functools.partial(run, window=3, dtype="float32", impl="pallas", use_cache=True), arrays)
