@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 
 from lattice_jax.dispatch import target_backend
 from lattice_jax.ops.attention.keys import Order
@@ -12,7 +13,8 @@ from pallas_kernels import window as kernels
 
 def reasons_against(q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, str | None]:
   """The arguments of `choose_impl` that say where and when no kernel runs."""
-  backend, sizes = target_backend(), {"dtype": q.dtype, "key_dim": q.shape[-1], "value_dim": v.shape[-1]}
+  sizes = {"dtype": jnp.result_type(q, k, v), "key_dim": q.shape[-1], "value_dim": v.shape[-1]}
+  backend = target_backend()
   return {
     "pallas_reason": kernels.supports(heads=q.shape[2], kv_heads=k.shape[2], **sizes),
     "backend_reason": kernels.supports_backend(backend, **sizes),
