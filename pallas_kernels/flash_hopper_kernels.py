@@ -90,7 +90,6 @@ def _through_keys(refs, group, scale, extras, kept, begin, read, end):
   key_head = jax.lax.div(head, group)
   first = refs["first"][batch, block] * COMPUTING
   total = extras + refs["count"][batch, block] * COMPUTING
-
   fetch = functools.partial(_fetch_keys, refs, (batch, key_head, block), first, extras)
 
   def compute():

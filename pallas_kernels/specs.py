@@ -62,6 +62,7 @@ def _append_hopper_window() -> None:
     HOPPER_CASES.append((f"window_{name}_gradient", with_gradient(function, 3), _window_args(*sizes)))
 
   add("causal_d64", 1, 1024, 4, 4, 64, 64)
+  add("512_8x8192x16_d128", 8, 8192, 16, 16, 128, 128, window=512)
   add("512_sinks_grouped_d128", 1, 2048, 8, 2, 128, 128, window=512, sinks=4)
   add("512_many_sinks_d128_v64", 1, 2048, 4, 4, 128, 64, window=512, sinks=100)
   add("short_d40_v72", 2, 33, 2, 2, 40, 72, window=16)
