@@ -15,8 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Compiling is most of the work here, and a third of it is LLVM optimising programs that run once. Tests of what users
-# run: XLA_FLAGS= bash scripts/test.sh
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# run: JAX_DISABLE_MOST_OPTIMIZATIONS=0 bash scripts/test.sh
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["MPLBACKEND"] = "agg"
@@ -49,6 +49,15 @@ def _few_memory_maps():
   if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def optimized():
+  """Programs compiled as for users: two that differ round alike only then."""
+  before = jax.config.read("jax_disable_most_optimizations")
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(autouse=True)

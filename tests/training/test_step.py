@@ -16,6 +16,7 @@ def _tiny_decoder(monkeypatch):
   tiny.use_tiny_decoder(monkeypatch)
 
 
+@pytest.mark.usefixtures("optimized")
 @pytest.mark.parametrize("per_dispatch", [3, 4, 16])
 def test_updates_in_one_call_give_the_same_bits_as_one_by_one(per_dispatch):
   config = tiny.make_config(model__dropout=0.1)
