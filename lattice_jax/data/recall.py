@@ -74,8 +74,15 @@ class RecallDocuments:
     return _make(self, number_N.tobytes())[1]
 
   def weights(self, number_N: np.ndarray) -> np.ndarray:
-    """fp32 [N, T], 1 at every answer."""
-    return (self.distances(number_N) > 0).astype(np.float32)
+    """fp32 [N, T], 1 at every answer; in training those of a document have the mean number of pairs together.
+
+    There every document counts as much as another, as every batch of the paper, which is of equally many pairs. If
+    every answer did, few pairs, from which many are learned, would hardly count.
+    """
+    answer_NT = (self.distances(number_N) > 0).astype(np.float32)
+    if self.split != "train":
+      return answer_NT
+    return answer_NT * np.float32(np.mean(self.pair_counts)) / self.pairs(number_N)
 
   def pairs(self, number_N: np.ndarray) -> np.ndarray:
     """[N, T], how many pairs the document has."""

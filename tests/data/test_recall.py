@@ -53,11 +53,12 @@ def test_a_document_depends_on_its_number_and_split_alone():
   assert not np.array_equal(together[0], documents(split="test").symbols(numbers)[0])
 
 
-def test_numbers_of_pairs_take_turns():
-  made = documents()
+def test_numbers_of_pairs_take_turns_and_weigh_the_same_in_training_alone():
+  made, judged = documents(), documents(split="validation")
   assert made.pairs(np.arange(4))[:, 0].tolist() == [12, 6, 3, 12]
-  counted = (made.distances(np.arange(5)) > 0).sum()
-  assert counted == made.count_answers(5) == made.weights(np.arange(5)).sum() == 12 + 6 + 3 + 12 + 6
+  counted = (judged.distances(np.arange(5)) > 0).sum()
+  assert counted == judged.count_answers(5) == judged.weights(np.arange(5)).sum() == 12 + 6 + 3 + 12 + 6
+  np.testing.assert_allclose(made.weights(np.arange(5)).sum(1), [(12 + 6 + 3) / 3] * 5)
 
 
 def test_queries_follow_the_pairs_closely_and_evenly_with_power_one():
@@ -89,8 +90,9 @@ def test_a_batch_weighs_answers_only_and_starts_each_row_afresh():
       np.testing.assert_array_equal(tokens[1:], targets[:-1])
       for place in np.flatnonzero(weights):
         first = np.flatnonzero(targets == tokens[place])[0]
-        assert first < 2 * weights.sum() and targets[first + 1] == targets[place]
-      assert weights.sum() in (3, 6, 12) and set(weights.tolist()) == {0.0, 1.0}
+        assert first < 2 * np.count_nonzero(weights) and targets[first + 1] == targets[place]
+      pairs = np.count_nonzero(weights)
+      assert pairs in (3, 6, 12) and set(weights.tolist()) == {0.0, np.float32(7 / pairs)}
 
 
 @pytest.mark.parametrize("protocol", ["cold", "carried"])
