@@ -41,7 +41,7 @@ def without_memory() -> ml_collections.ConfigDict:
     "source": "recall", "tokenizer": "symbols:256", "seq_len": 256, "update_len": 256, "batch": 16})
   config.data.recall.update({"pairs": 64, "fewest_pairs": 4})
   config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 200, "weight_decay": 0.1})
-  config.train.update({"steps": 2000, "steps_per_dispatch": 8, "log_every": 40, "eval_every": 400, "save_every": 400})
+  config.train.update({"steps": 3000, "steps_per_dispatch": 8, "log_every": 40, "eval_every": 400, "save_every": 400})
   config.eval.batch = 64
   return config
 
