@@ -8,10 +8,10 @@ python scripts/plot.py --what=answers runs/recall*/eval_test_cold.json --out=rec
 The variant names the memory, any of the registry; lattice without one. Recurrent memories have equal states: 2 heads of
 64 × 64 numbers. As in Zoology documents of few pairs are among those of many, from which it is learned.
 
-Cost: 17 minutes on a core of an AMD EPYC with DeltaNet or linear attention, 29 with Lattice. Expected after 2,000 updates:
-92 % of all answers with either of the first two, 86 % among 64 pairs; Lattice had 5 % after 3,000 (docs/results/recall).
-On 64 tokens with 8 pairs (data.seq_len, data.update_len, data.recall.pairs, and data.batch=64) attention answered 99.4 %
-after 800 updates.
+Cost: 17 minutes on a core of an AMD EPYC with DeltaNet or linear attention, 29 with Lattice. Expected: after 2,000
+updates 92 % of all answers with either of the first two, 86 % among 64 pairs; 5 % with Lattice after 3,000
+(docs/results/recall). On 64 tokens with 8 pairs (data.seq_len, data.update_len, data.recall.pairs, and data.batch=64)
+attention answered 99.4 % after 800 updates.
 """
 
 from __future__ import annotations
