@@ -99,7 +99,7 @@ def _append_vq() -> None:
 
   add("enwik8", 1, 2048, 1, 1, 128, 1536)
   add("pg19_quarter", 2, 2048, 1, 1, 128, 1024)
-  add("pg19_whole", 1, 2048, 1, 1, 128, 4096)
+  add("pg19_whole", 1, 4096, 1, 1, 128, 4096)  # more tokens than numbers in a value, else the values look like pairs
   add("grouped_d64_window_200", 2, 1000, 4, 2, 64, 64, codes=100, window=200)
   add("near_bias_f32", 1, 300, 2, 2, 64, 96, codes=300, window=128, position_dim=65, dtype=jnp.float32)
   add("no_cache", 1, 1024, 1, 1, 128, 256, cached=False)
