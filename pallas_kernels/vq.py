@@ -21,7 +21,6 @@ from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, Plan, attend, position_
 from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, eight_rows, launch, mesh_axis, pad_to, round_up
 
 TILES = (256, 128)
-SHORTEST = 128  # tokens; below it a tile is mostly padding
 
 
 def supports(*, dtype: jnp.dtype, key_dim: int, value_dim: int, codes: int, window: int) -> str | None:
@@ -41,22 +40,6 @@ def supports_search(*, key_dim: int, codes: int) -> str | None:
   if _search_bytes(TILES[-1], key_dim, codes) > VMEM_BUDGET:
     return f"a codebook of {codes} rows of {key_dim} does not fit the vector memory of a TPU"
   return None
-
-
-def supports_backend(backend: str, *, dtype: jnp.dtype, key_dim: int, value_dim: int) -> str | None:
-  """Why no kernel runs attention of such heads on this backend; None if one does."""
-  if backend == "tpu":
-    return None
-  if backend != "gpu":
-    return f"there is no Pallas kernel of it for {backend}"
-  return flash_hopper.supports(dtype=dtype, key_dim=key_dim, value_dim=value_dim)
-
-
-def prefers_xla(backend: str, length: int) -> str | None:
-  """Why a kernel would not be faster on this backend; None if it should be."""
-  if backend == "gpu":
-    return flash_hopper.AUTO_REASON
-  return f"{length} tokens fill less than one tile of {SHORTEST}" if length < SHORTEST else None
 
 
 def choose_tile(

@@ -17,7 +17,6 @@ from pallas_kernels.flash_kernels import ID, SHOWN
 from pallas_kernels.tiles import LANES, VMEM_BUDGET, eight_rows, mesh_axis, pad_to, round_up
 
 TILES = (256, 128)
-SHORTEST = 128  # queries; below it a tile is mostly padding
 
 
 def supports(
@@ -32,24 +31,6 @@ def supports(
     return f"sinks={sinks} are tokens that a window would hide, and there is no window"
   if vmem_bytes(TILES[-1], jnp.dtype(dtype).itemsize, key_dim, value_dim, sinks) > VMEM_BUDGET:
     return f"heads of {key_dim} key and {value_dim} value numbers do not fit the vector memory of a TPU"
-  return None
-
-
-def supports_backend(backend: str, *, dtype: jnp.dtype, key_dim: int, value_dim: int) -> str | None:
-  """Why no kernel runs such heads on this backend; None if one does."""
-  if backend == "tpu":
-    return None
-  if backend != "gpu":
-    return f"there is no Pallas kernel of it for {backend}"
-  return flash_hopper.supports(dtype=dtype, key_dim=key_dim, value_dim=value_dim)
-
-
-def prefers_xla(backend: str, length: int) -> str | None:
-  """Why a kernel would not be faster on this backend; None if it should be."""
-  if backend == "gpu":
-    return flash_hopper.AUTO_REASON
-  if length < SHORTEST:
-    return f"{length} queries fill less than one tile of {SHORTEST}"
   return None
 
 

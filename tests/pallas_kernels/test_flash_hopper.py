@@ -11,7 +11,8 @@ from lattice_jax.dispatch import BACKEND
 from lattice_jax.ops.attention import Order, attend
 from lattice_jax.ops.vq import quantize
 from pallas_kernels import flash_hopper, specs
-from pallas_kernels.window import supports_backend, window_attention
+from pallas_kernels.flash_backends import supports_backend
+from pallas_kernels.window import window_attention
 from tests.contract.tolerances import TOLERANCE, rms_ratio
 from tests.pallas_kernels import test_vq
 from tests.pallas_kernels.interpreted_hopper import PARAMS, interpreted

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from lattice_jax.dispatch import target_backend
 from lattice_jax.ops.attention.keys import Order
 from lattice_jax.types import MEMORY_BOUNDARY
+from pallas_kernels import flash_backends
 from pallas_kernels import window as kernels
 
 
@@ -17,8 +18,8 @@ def reasons_against(q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, str |
   backend = target_backend()
   return {
     "pallas_reason": kernels.supports(heads=q.shape[2], kv_heads=k.shape[2], **sizes),
-    "backend_reason": kernels.supports_backend(backend, **sizes),
-    "auto_reason": kernels.prefers_xla(backend, q.shape[1])}
+    "backend_reason": flash_backends.supports_backend(backend, **sizes),
+    "auto_reason": flash_backends.prefers_xla(backend, q.shape[1])}
 
 
 def attend_in_kernel(

@@ -10,7 +10,7 @@ from lattice_jax.ops.vq.cache import Cache
 from lattice_jax.ops.vq.linear import INPUT_SCAN, caches_before
 from lattice_jax.ops.vq.state import Stream, VQState, close_state, pad_slots
 from lattice_jax.types import MEMORY_BOUNDARY
-from pallas_kernels import vq
+from pallas_kernels import flash_backends, vq
 
 
 def reasons_against(
@@ -24,8 +24,8 @@ def reasons_against(
   backend = target_backend()
   return {
     "pallas_reason": pallas_reason,
-    "backend_reason": vq.supports_backend(backend, key_dim=state.key_BWHK.shape[-1], **sizes),
-    "auto_reason": vq.prefers_xla(backend, length)}
+    "backend_reason": flash_backends.supports_backend(backend, key_dim=state.key_BWHK.shape[-1], **sizes),
+    "auto_reason": flash_backends.prefers_xla(backend, length)}
 
 
 def attend_in_kernel(

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lattice_jax.dispatch import choose_impl, target_backend
 from lattice_jax.ops.vq.state import rows_of
-from pallas_kernels import vq
+from pallas_kernels import flash_backends, vq
 
 
 @flax.struct.dataclass
@@ -43,7 +43,7 @@ def _nearest_code(k_BTHK: jax.Array, rows_HMK: jax.Array, impl: str) -> jax.Arra
     "vq_codes", "xla" if (impl, backend) == ("pallas", "gpu") else impl,
     pallas_reason=vq.supports_search(key_dim=rows_HMK.shape[2], codes=rows_HMK.shape[1]),
     backend_reason=None if backend == "tpu" else f"its kernel runs on tpu, not on {backend}",
-    auto_reason=vq.prefers_xla(backend, k_BTHK.shape[1]))
+    auto_reason=flash_backends.prefers_xla(backend, k_BTHK.shape[1]))
   if chosen in ("pallas", "interpret"):
     return vq.nearest_code(k_BTHK, rows_HMK, interpret=chosen == "interpret")
   dot_BTHM = jnp.einsum("BTHK,HMK->BTHM", jax.lax.stop_gradient(k_BTHK), rows_HMK, precision="highest")
