@@ -99,9 +99,13 @@ def quick_jit(function: Callable) -> Callable:
   return jax.jit(function, compiler_options=_CPU_OPTIONS if jax.default_backend() == "cpu" else None)
 
 
-@functools.cache
 def form(row: Row, *, impl: str = "xla", dtype: str = "float32", variant: str = "") -> Form:
   """The form of a row, made once; all forms of one variant share their variables."""
+  return _form(row, impl, dtype, variant)
+
+
+@functools.cache  # of values without defaults: the same form by other arguments would be compiled again
+def _form(row: Row, impl: str, dtype: str, variant: str) -> Form:
   same = {name: (of, model) for name, of, model in row.forms}
   of, model = same[variant] if variant in same else (variant, {"": row.model, **dict(row.variants)}[variant])
   name = f"{row.name}/{variant}" if variant else row.name
