@@ -78,30 +78,29 @@ def _replay(inputs: SlotInputs, rule: Rule) -> tuple[dict[str, jax.Array], jax.A
   start = Slots(start_HMV[None], jnp.ones_like(length_HM)[None] if rule.state == "accumulated" else None)
 
   def one_token(slots: Slots, token: Tokens) -> tuple[Slots, dict[str, jax.Array]]:
-    done = move(rule, slots, token)
-    return done.after, jax.tree.map(lambda x_B: x_B[0], _describe(rule, slots, token, done))
+    after, moved = move(rule, slots, token)
+    return after, jax.tree.map(lambda x_B: x_B[0], _describe(rule, slots, token, after, moved))
 
   slots, by_token = jax.lax.scan(one_token, start, tokens)
   return by_token, _cosines(slots.unit_BHMV)[0]
 
 
-def _describe(rule: Rule, before: Slots, token: Tokens, done: Move) -> dict[str, jax.Array]:
-  a_BHM, b_BHM = done.a_b
-  energy_BH1 = (done.h_BHV**2).sum(-1, keepdims=True)
-  across_BHM = jnp.sqrt(jnp.maximum(energy_BH1 - done.along_BHM**2, 0))
+def _describe(rule: Rule, before: Slots, token: Tokens, after: Slots, moved: Move) -> dict[str, jax.Array]:
+  energy_BH1 = (moved.h_BHV**2).sum(-1, keepdims=True)
+  across_BHM = jnp.sqrt(jnp.maximum(energy_BH1 - moved.along_BHM**2, 0))
   code_BHM = token.k_BTHM
   if rule.objective == "encoding":
-    code_BHM = code_BHM - done.along_BHM
-  cosine_BHMM = _cosines(done.after.unit_BHMV)
+    code_BHM = code_BHM - moved.along_BHM
+  cosine_BHMM = _cosines(after.unit_BHMV)
   num_slots = cosine_BHMM.shape[-1]
   value_BHV, _ = unit(token.v_BTHV)
   in_slot_BHM = jnp.einsum("BHMV,BHV->BHM", before.unit_BHMV, value_BHV, precision="highest")
   is_value_BH1 = (token.v_BTHV**2).sum(-1, keepdims=True) > TINY
   return {
-    "turn_THM": jnp.arctan2(jnp.abs(b_BHM) * across_BHM, a_BHM + b_BHM * done.along_BHM),
-    "keep_THM": a_BHM / done.length_BHM,
+    "turn_THM": jnp.arctan2(jnp.abs(moved.b_BHM) * across_BHM, moved.a_BHM + moved.b_BHM * moved.along_BHM),
+    "keep_THM": moved.keep_BHM,
     "novel_THM": jnp.where(is_value_BH1, jnp.clip(1 - in_slot_BHM**2, 0, 1), 0),
-    "norm_THM": jnp.ones_like(a_BHM) if done.after.norm_BHM is None else done.after.norm_BHM,
+    "norm_THM": jnp.ones_like(moved.a_BHM) if after.norm_BHM is None else after.norm_BHM,
     "share_THM": code_BHM**2 / jnp.maximum((code_BHM**2).sum(-1, keepdims=True), TINY),
     "rank_TH": num_slots**2 / (cosine_BHMM**2).sum((-1, -2)),
     "overlap_TH": (jnp.abs(cosine_BHMM).sum((-1, -2)) - num_slots) / max(num_slots * (num_slots - 1), 1),

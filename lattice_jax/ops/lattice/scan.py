@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lattice_jax.ops.grid import select
 from lattice_jax.ops.lattice.rule import Rule
 from lattice_jax.ops.lattice.state import Slots
-from lattice_jax.ops.lattice.step import move, move_and_read_adjoint, read
+from lattice_jax.ops.lattice.step import move, move_adjoint, read, read_adjoint
 from lattice_jax.ops.lattice.tokens import Tokens, to_chunks
 from lattice_jax.ops.walk import as_bits, as_floats, from_chunks
 from lattice_jax.types import MEMORY_BOUNDARY
@@ -38,7 +38,7 @@ def _scan(rule, tokens_NBC, is_start_NBC, start, slots):
 def _forward(rule, tokens_NBC, is_start_NBC, start, slots):
   def one_token(slots, xs):
     token, is_start_B = xs
-    slots = move(rule, select(is_start_B, start, slots), token).after
+    slots, _ = move(rule, select(is_start_B, start, slots), token)
     return slots, read(slots, token)
 
   def one_chunk(slots, xs):
@@ -60,12 +60,13 @@ def _backward(rule, saved, cotangents):
   def replay(slots, xs):
     token, is_start_B = xs
     before = select(is_start_B, start, slots)
-    return move(rule, before, token).after, before
+    after, moved = move(rule, before, token)
+    return after, (before, moved)
 
   def one_token(carry, xs):
     d_after, d_start = carry
-    token, is_start_B, before, d_out_BHV = xs
-    d_before, d_token = move_and_read_adjoint(rule, before, token, d_after, d_out_BHV)
+    token, is_start_B, before, moved, d_out_BHV = xs
+    d_before, d_token = move_adjoint(rule, before, token, moved, d_after, d_out_BHV)
     zero = jax.tree.map(jnp.zeros_like, d_before)
     d_start = jax.tree.map(lambda total, d: total + d.sum(0), d_start, select(is_start_B, d_before, zero))
     return (select(is_start_B, zero, d_before), d_start), d_token
@@ -74,9 +75,11 @@ def _backward(rule, saved, cotangents):
     tokens_bits, is_start_BC, slots, d_out_BCHV = xs
     tokens_BC = as_floats(tokens_bits, tokens_NBC)
     by_token = _by_token(tokens_BC, is_start_BC, slots.unit_BHMV.dtype)
-    _, before_CB = jax.lax.scan(replay, slots, by_token)
-    carry, d_tokens_CB = jax.lax.scan(
-      one_token, carry, (*by_token, before_CB, jnp.moveaxis(d_out_BCHV, 1, 0)), reverse=True)
+    d_out_CBHV = jnp.moveaxis(d_out_BCHV, 1, 0)
+    _, replayed_CB = jax.lax.scan(replay, slots, by_token)
+    d_q_CBHM = jax.vmap(read_adjoint)(*replayed_CB, d_out_CBHV)
+    carry, d_tokens_CB = jax.lax.scan(one_token, carry, (*by_token, *replayed_CB, d_out_CBHV), reverse=True)
+    d_tokens_CB = d_tokens_CB.replace(q_BTHM=d_q_CBHM)
     return carry, as_bits(
       jax.tree.map(lambda d, x: jnp.moveaxis(d, 0, 1).astype(x.dtype), d_tokens_CB, tokens_BC))
 

@@ -19,17 +19,25 @@ from lattice_jax.ops.lattice.tokens import Tokens
 
 
 class Move(NamedTuple):
-  """after: the slots (a S + b hᵀ) / length. along: S h. a_b: the gates. length: of a S + b hᵀ, row by row."""
+  """How a token moves the slots S, to (a S + b hᵀ) / length. along: S h. length: of a S + b hᵀ, row by row."""
 
-  after: Slots
   h_BHV: jax.Array
   along_BHM: jax.Array
-  a_b: tuple[jax.Array, jax.Array]
+  a_BHM: jax.Array
+  b_BHM: jax.Array
   length_BHM: jax.Array
 
+  @property
+  def keep_BHM(self) -> jax.Array:
+    return self.a_BHM / self.length_BHM
 
-def move(rule: Rule, slots: Slots, token: Tokens) -> Move:
-  """The slots after one token, which lacks the axis T, and all that was computed on the way."""
+  @property
+  def write_BHM(self) -> jax.Array:
+    return self.b_BHM / self.length_BHM
+
+
+def move(rule: Rule, slots: Slots, token: Tokens) -> tuple[Slots, Move]:
+  """The slots after one token, which lacks the axis T, and how it moved them."""
   h_BHV = token.v_BTHV
   if rule.objective == "decoding":
     h_BHV = h_BHV - sum_slots(token.k_BTHM, slots.unit_BHMV)
@@ -39,7 +47,7 @@ def move(rule: Rule, slots: Slots, token: Tokens) -> Move:
   norm_BHM = None
   if slots.norm_BHM is not None:
     norm_BHM = jnp.maximum(token.forget_BTH[..., None] * slots.norm_BHM * length_BHM, NORM_FLOOR)
-  return Move(Slots(unit_BHMV, norm_BHM), h_BHV, along_BHM, (a_BHM, b_BHM), length_BHM)
+  return Slots(unit_BHMV, norm_BHM), Move(h_BHV, along_BHM, a_BHM, b_BHM, length_BHM)
 
 
 def read(slots: Slots, token: Tokens) -> jax.Array:
@@ -47,24 +55,29 @@ def read(slots: Slots, token: Tokens) -> jax.Array:
   return sum_slots(token.q_BTHM, slots.unit_BHMV)
 
 
-def move_and_read_adjoint(
-  rule: Rule, before: Slots, token: Tokens, d_after: Slots, d_out_BHV: jax.Array
-) -> tuple[Slots, Tokens]:
-  """Cotangents of the slots before a token and of the token, from those of the slots after it and of its output."""
-  S_BHMV, norm_BHM, forget_BH1 = before.unit_BHMV, before.norm_BHM, token.forget_BTH[..., None]
-  after, h_BHV, along_BHM, (a_BHM, b_BHM), length_BHM = move(rule, before, token)
-  keep_BHM, write_BHM = a_BHM / length_BHM, b_BHM / length_BHM
+def read_adjoint(before: Slots, moved: Move, d_out_BHV: jax.Array) -> jax.Array:
+  """Cotangent of the query, from that of the output q·S' with S' = keep S + write hᵀ."""
+  h_d_out_BH = jnp.einsum("BHV,BHV->BH", moved.h_BHV, d_out_BHV, precision="highest")
+  return moved.keep_BHM * project(before.unit_BHMV, d_out_BHV) + moved.write_BHM * h_d_out_BH[..., None]
 
-  # out = q·S',  S' = keep S + write hᵀ
-  h_d_out_BH1 = (h_BHV * d_out_BHV).sum(-1, keepdims=True)
-  d_q_BHM = keep_BHM * project(S_BHMV, d_out_BHV) + write_BHM * h_d_out_BH1
+
+def move_adjoint(
+  rule: Rule, before: Slots, token: Tokens, moved: Move, d_after: Slots, d_out_BHV: jax.Array
+) -> tuple[Slots, Tokens]:
+  """Cotangents of the slots before a token and of the token, from those of the slots after it and of its output.
+
+  That of the query is None here: `read_adjoint` makes it, for many tokens at a time.
+  """
+  S_BHMV, norm_BHM, forget_BH1 = before.unit_BHMV, before.norm_BHM, token.forget_BTH[..., None]
+  h_BHV, along_BHM, length_BHM = moved.h_BHV, moved.along_BHM, moved.length_BHM
+  keep_BHM, write_BHM = moved.keep_BHM, moved.write_BHM
   X_BHMV = d_after.unit_BHMV + outer(token.q_BTHM, d_out_BHV)
   X_S_BHM, X_h_BHM = project(S_BHMV * X_BHMV, jnp.ones_like(h_BHV)), project(X_BHMV, h_BHV)
 
   # The length of a S + b hᵀ takes from X what lies along S', and gives what the next norm asks for.
   radial_BHM = keep_BHM * X_S_BHM + write_BHM * X_h_BHM
   if norm_BHM is not None:
-    d_next_BHM = jnp.where(after.norm_BHM > NORM_FLOOR, d_after.norm_BHM, 0)
+    d_next_BHM = jnp.where(forget_BH1 * norm_BHM * length_BHM > NORM_FLOOR, d_after.norm_BHM, 0)
     radial_BHM -= length_BHM * d_next_BHM * forget_BH1 * norm_BHM
   energy_BH1 = (h_BHV * h_BHV).sum(-1, keepdims=True)
   d_a_BHM = (X_S_BHM - radial_BHM * (keep_BHM + write_BHM * along_BHM)) / length_BHM
@@ -83,7 +96,8 @@ def move_and_read_adjoint(
   if rule.objective == "decoding":
     d_k_BHM -= project(S_BHMV, d_h_BHV)
     d_S_BHMV -= outer(token.k_BTHM, d_h_BHV)
-  return Slots(d_S_BHMV, d_norm_BHM), Tokens(d_q_BHM, d_k_BHM, d_h_BHV, d_step_BH1[..., 0], d_forget_BH1[..., 0])
+  d_token = Tokens(None, d_k_BHM, d_h_BHV, d_step_BH1[..., 0], d_forget_BH1[..., 0])
+  return Slots(d_S_BHMV, d_norm_BHM), d_token
 
 
 def sum_slots(weight_BHM: jax.Array, S_BHMV: jax.Array) -> jax.Array:
