@@ -2,6 +2,7 @@
 
 python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/results/bench_vq_cpu
 python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/bench_lattice_cpu
+JAX_NUM_CPU_DEVICES=2 python scripts/bench.py lattice --lengths=8192 --cases=scan,blockwise --out=runs/bench
 
 Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
 with the same --out adds lengths to the same files. With --scaling all lengths take turns too, and the table says how

@@ -1,6 +1,9 @@
 """Lattice by form, exact and approximate, against the plain ways to run the same recurrence and against softmax.
 
 Every form's outputs, last slots and gradients are compared with those of the token scan in float64 on the same inputs.
+
+XLA runs the steps of a loop one after another, so on a CPU the scan keeps one core busy. With more devices than one
+(JAX_NUM_CPU_DEVICES=2 makes two of a CPU) it and blockwise attention are timed with their heads dealt over them, too.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lattice_jax.bench.harness import Case
 from lattice_jax.bench.vq import BLOCKWISE, blockwise
@@ -60,7 +65,12 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
   forms |= {DEFINITION: _run(Form(), "reference"), CHECKPOINTED: _run_checkpointed}
   for name, attend in forms.items():
     yield Case(name, group, run(attend), arguments, batch * length, exact)
-  yield Case(BLOCKWISE, group, run(lambda q, k, v, *_: (blockwise(q, k, v),)), arguments, batch * length)
+  yield Case(BLOCKWISE, group, run(_blockwise), arguments, batch * length)
+  devices = jax.device_count()
+  if devices > 1 and shape.heads % devices == 0:
+    for name, attend, is_like in (("scan", forms["scan"], exact), (BLOCKWISE, _blockwise, None)):
+      dealt, placed = _deal_heads(attend, arguments)
+      yield Case(f"{name}, heads over {devices} devices", group, run(dealt), placed, batch * length, is_like)
 
 
 def _inputs(shape: Shape, batch: int, length: int) -> Inputs:
@@ -89,6 +99,22 @@ def _run(form: Form, impl: str = "xla") -> Callable[..., Any]:
     return out, state.slots.unit_BHMV
 
   return attend
+
+
+def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, *_: jax.Array) -> tuple[jax.Array, ...]:
+  return (blockwise(q, k, v),)
+
+
+def _deal_heads(attend: Callable[..., Any], arguments: Inputs) -> tuple[Callable[..., Any], Inputs]:
+  """`attend` with as many heads on every device, and its arguments there."""
+  mesh = jax.make_mesh((jax.device_count(),), ("heads",))
+  of_token, of_slots = P(None, None, "heads"), P(None, "heads")
+  in_specs = (of_token,) * 4 + (P("heads"),)
+  outputs = jax.eval_shape(attend, *arguments)
+  out_specs = tuple(of_token if out.shape == arguments[2].shape else of_slots for out in outputs)
+  dealt = jax.shard_map(attend, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+  placed = tuple(jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arguments, in_specs, strict=True))
+  return dealt, placed
 
 
 def _run_checkpointed(q, k, v, step, start):
