@@ -35,7 +35,11 @@ def main() -> int:
     workdir = arguments.workdir or Path("runs/sweeps") / arguments.file.stem
     search = make_search(sweep, workdir, arguments.seed)
     stopped_by, failed = 0, 0
-    if not arguments.table_only:
+    if arguments.table_only:
+      if not workdir.is_dir():
+        raise ValueError(
+          f"--table_only finds no trial: there is no folder {workdir}; run the sweep first, or name its --workdir.")
+    else:
       if not Path(sweep.program).exists():
         raise ValueError(f"program={sweep.program} of {sweep.path} is not a file here; run from the project's folder.")
       runner = Runner(sweep, search, workdir, jobs=arguments.jobs, say=lambda text: print(text, flush=True))
