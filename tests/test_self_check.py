@@ -4,18 +4,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.self_check.__main__ import main, report
+from lattice_jax.self_check import report
+from lattice_jax.self_check.__main__ import main
 from lattice_jax.self_check.cases import Case, Sizes, make_cases
 from lattice_jax.self_check.check import check, largest_error
 
 OPS = {"attention", "vq", "lattice", "gated_linear", "delta", "gated_slots", "ttt"}
 
 
-def test_one_op_passes_and_says_where_it_has_no_kernel(capsys):
-  assert main(["--tokens=9", "--heads=1", "--width=3", "--ops=gated_linear", "--dtypes=float32"]) == 0
+def test_one_op_passes_and_says_where_it_has_no_kernel(capsys, tmp_path):
+  arguments = ["--tokens=9", "--heads=1", "--width=3", "--ops=gated_linear", "--dtypes=float32", f"--out={tmp_path}"]
+  assert main(arguments) == 0
   printed = capsys.readouterr().out
   assert "1 of 1 within the limits" in printed
   assert "interpret float32" in printed and "there is no Pallas kernel for it yet" in printed
+  page = (tmp_path / "README.md").read_text()
+  assert "--ops=gated_linear" in page and "One row of 9 tokens" in page
+  assert "| gated_linear | chunks | xla | float32 |" in page and page.count("| gated_linear |") == 2
 
 
 def test_every_op_has_a_case():
@@ -23,14 +28,15 @@ def test_every_op_has_a_case():
 
 
 @pytest.mark.parametrize("wrong", [1.001, np.nan])
-def test_a_wrong_result_is_a_miss(wrong, capsys):
+def test_a_wrong_result_is_a_miss(wrong):
   def run(inputs, impl):
     return inputs[0] * (wrong if impl == "xla" else 1.0)
 
   (row,) = check(Case("op", "form", run, (jnp.arange(1.0, 5.0),)), ("xla",), "float32")
   assert not row.holds
-  assert report([row]) == 1
-  assert "MISS: op op, form, impl xla" in capsys.readouterr().out
+  assert report.status([row]) == 1
+  assert "MISS: op op, form, impl xla, float32: results differ" in report.summary([row])
+  assert "where 1e-05 is allowed" in report.summary([row]) and "model.impl=reference on" in report.summary([row])
 
 
 def test_errors_are_relative_to_each_array_but_not_to_one_that_is_zero():

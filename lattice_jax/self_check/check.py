@@ -16,9 +16,10 @@ from lattice_jax.self_check.cases import Case
 # rounds every product of a token once or twice.
 LIMITS = {("result", "float32"): 1e-5, ("gradient", "float32"): 1e-4,
           ("result", "bfloat16"): 2e-2, ("gradient", "bfloat16"): 5e-2}
+DTYPES = ("float32", "bfloat16")
 # Arrays that are zero but for rounding are measured against the largest of their kind.
 _FLOOR = 1e-2
-_CALLS = 3
+CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _run(case: Case, impl: str) -> tuple[Any, float]:
     compiled = jax.jit(results_and_gradients).lower(case.inputs).compile()
   found = jax.block_until_ready(compiled(case.inputs))
   seconds = []
-  for _ in range(_CALLS):
+  for _ in range(CALLS):
     begin = time.perf_counter()
     jax.block_until_ready(compiled(case.inputs))
     seconds.append(time.perf_counter() - begin)
