@@ -42,7 +42,7 @@ class Scored:
   state: Any
   losses: Any
   statistics: Any
-  d_params: Any
+  d_params: Any = None
 
 
 @functools.cache
@@ -53,7 +53,10 @@ def variables_of(name: str) -> Any:
   return {**variables, "params": jax.tree.map(lambda param, noise: param + 0.1 * noise, variables["params"], noise)}
 
 
-def score(config: ModelConfig, variables: Any, tokens_BT: Any, targets_BT: Any, state: Any, segment: Segment) -> Scored:
+def score(
+  config: ModelConfig, variables: Any, tokens_BT: Any, targets_BT: Any, state: Any, segment: Segment, *,
+  with_gradient: bool = True,
+) -> Scored:
   """The training loss's parts and its parameter gradient, in training mode without dropout."""
 
   def loss_fn(params):
@@ -63,15 +66,18 @@ def score(config: ModelConfig, variables: Any, tokens_BT: Any, targets_BT: Any, 
       method=Decoder.score)
     nll_BT = jnp.where(segment.valid_BT, nll_BT, 0)
     # The commitment weight is small: times 1000 its gradient is as large as the rest.
-    return nll_BT.sum() + 1e3 * sum(total for total, _ in output.losses.values()), (nll_BT, output)
+    total = nll_BT.sum() + 1e3 * sum(total for total, _ in output.losses.values())
+    return total, Scored(nll_BT, output.state, output.losses, output.statistics)
 
-  d_params, (nll_BT, output) = jax.grad(loss_fn, has_aux=True)(variables["params"])
-  return Scored(nll_BT, output.state, output.losses, output.statistics, d_params)
+  if not with_gradient:
+    return loss_fn(variables["params"])[1]
+  d_params, scored = jax.grad(loss_fn, has_aux=True)(variables["params"])
+  return scored.replace(d_params=d_params)
 
 
 @functools.cache
-def compiled(config: ModelConfig) -> Any:
-  return quick_jit(functools.partial(score, config))
+def compiled(config: ModelConfig, *, with_gradient: bool = True) -> Any:
+  return quick_jit(functools.partial(score, config, with_gradient=with_gradient))
 
 
 def text() -> tuple[jax.Array, jax.Array, Segment]:
@@ -93,7 +99,7 @@ def run_in_pieces(config: ModelConfig, variables: Any, pieces: tuple[int, ...]) 
   state, nll, start = init_state(config, BATCH, MAX_LEN), [], 0
   for length in pieces:
     stop = start + length
-    scored = compiled(config)(
+    scored = compiled(config, with_gradient=False)(
       variables, tokens_BT[:, start:stop], targets_BT[:, start:stop], state, slice_time(segment, start, stop))
     state, start = scored.state, stop
     nll.append(scored.nll_BT)
