@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 
-from lattice_jax.aot.hlo import count_kernels, square_buffers, vmem_of_kernels
+from lattice_jax.aot import bundles
+from lattice_jax.aot.hlo import count_kernels, kernel_names, square_buffers, vmem_of_kernels
 from lattice_jax.aot.targets import Target, one_device
 
 # (name, function, arguments as shapes)
@@ -23,8 +24,11 @@ Case = tuple[str, Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
 _LONG = 1024
 
 
-def compile_case(case: Case, target: Target) -> dict[str, Any]:
-  """One line of the table; `failures` says what is wrong with it, and is empty if nothing is."""
+def compile_case(case: Case, target: Target, dumps: Path | None = None) -> dict[str, Any]:
+  """One line of the table; `failures` says what is wrong with it, and is empty if nothing is.
+
+  dumps: the folder to which libtpu writes, see `bundles`.
+  """
   name, function, shapes = case
   sharding = one_device(target)
   arguments = [jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding) for shape in shapes]
@@ -40,6 +44,8 @@ def compile_case(case: Case, target: Target) -> dict[str, Any]:
   text = compiled.as_text()
   record |= {"kernels": count_kernels(text), "temp_bytes": compiled.memory_analysis().temp_size_in_bytes}
   record |= _resources_of_hopper("".join(printed)) if target.platform == "cuda" else _vmem(text)
+  if dumps:
+    record |= bundles.take(dumps, kernel_names(text))
   return record | {"failures": _failures(record, target, square_buffers(text, _length(shapes)))}
 
 

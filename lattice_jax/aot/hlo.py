@@ -20,6 +20,11 @@ def count_kernels(text: str) -> int:
   return sum(text.count(f'custom_call_target="{name}"') for name in _KERNELS)
 
 
+def kernel_names(text: str) -> set[str]:
+  """Of the instructions that call a kernel in a program for TPUs."""
+  return set(re.findall(r'%?([\w.-]+) = [^\n]*custom_call_target="tpu_custom_call"', text))
+
+
 def vmem_of_kernels(text: str) -> list[tuple[int, int]]:
   """(bytes used, limit) of every Pallas kernel of a program for TPUs."""
   found = []

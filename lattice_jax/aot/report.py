@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 
-KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training step"}
+KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training steps"}
 _COMPILERS = ("libtpu", "jax-cuda13-plugin")
 _COLUMNS = {
-  "seconds": "compiled in s", "kernels": "kernels", "vmem_bytes": "VMEM used MiB",
+  "update_len": "tokens an update", "seconds": "compiled in s", "kernels": "kernels", "vmem_bytes": "VMEM used MiB",
   "vmem_limit_bytes": "VMEM asked MiB", "registers": "registers", "spill_bytes": "spilled bytes",
+  "bundles": "bundles", "spills": "spills", "fills": "fills",
   "temp_bytes": "temporary MiB", "argument_bytes": "arguments MiB",
   "peak_bytes": "peak MiB a chip", "collectives": "collectives"}
 _MEBIBYTES = ("vmem_bytes", "vmem_limit_bytes", "temp_bytes", "argument_bytes", "peak_bytes")
@@ -24,7 +25,9 @@ _INTRODUCTION = """# Compiled without the hardware
 one does not compile, asks for more VMEM or shared memory than there is, spills registers (Hopper), or holds all pairs
 of tokens in memory. Nothing here was run, and nothing is a time of a kernel. VMEM used counts arrays that XLA keeps
 there for the largest kernel of a program, beside what the kernel asked for; temporary memory is what XLA holds around
-the kernels.
+the kernels. Bundles of a TPU kernel are its instructions, each of several operations; spills and fills are stores of
+vector registers that had no room and loads that bring them back, counted once where they stand, in a loop or not, from
+what libtpu dumps with `--xla_jf_dump_to`. They fail nothing.
 """
 
 

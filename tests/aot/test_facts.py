@@ -4,7 +4,7 @@ import json
 
 import jax
 
-from lattice_jax.aot import cases, hlo, report, targets
+from lattice_jax.aot import bundles, cases, hlo, report, targets
 
 KERNEL = """
   %x = f32[8,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"scoped_memory_configs":
@@ -21,10 +21,21 @@ OTHERS = """
 def test_kernels_collectives_and_memory_are_read():
   text = KERNEL + OTHERS
   assert hlo.count_kernels(text) == 1
+  assert hlo.kernel_names(text) == {"x"}
   assert hlo.count_collectives(text) == {"all-gather": 1, "all-reduce": 1}
   assert hlo.vmem_of_kernels(text) == [(4096, 1 << 20)]
   assert hlo.square_buffers(text, 2048) == ["f32[2,2048,2048]"]
   assert not hlo.square_buffers(text, 4096)
+
+
+def test_spills_of_kernels_alone_are_counted_and_dumps_do_not_pile_up(tmp_path):
+  units = "MXU, XLU, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL"
+  for name, spills in (("flash-2.1", 3), ("copy.1", 50)):
+    (tmp_path / f"17954170-{name}-00-{bundles.DUMP}.txt").write_text(
+      f"== CAPACITY:\n{units}\n4 3 3 3 1 1\n== UTILIZATION:\n0 0 1 2 1 {spills}\n0 0 0 1 1 1\n")
+  (tmp_path / "17954170-TLP-hlo.txt").write_text("HloModule")
+  assert bundles.take(tmp_path, {"flash-2.1"}) == {"bundles": 2, "spills": 4, "fills": 3}
+  assert not list(tmp_path.iterdir())
 
 
 def test_what_the_compiler_of_nvidia_says_is_read():
