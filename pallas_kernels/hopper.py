@@ -18,12 +18,16 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 ROWS = 64  # of a matrix that one warpgroup multiplies
 MATRIX = plgpu.Layout.WGMMA
 ROW, COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)  # one number a row of a matrix, and one a column
-PARAMS = plgpu.CompilerParams(approx_math=True)
+# A thread at a time, with layouts and transforms as they are written here: from JAX 0.11 on the compiler would choose.
+SEMANTICS = plgpu.LoweringSemantics.Lane
+PARAMS = plgpu.CompilerParams(approx_math=True, lowering_semantics=SEMANTICS)
 WARPGROUP = "warpgroup"
 CAPABILITY = "9.0"
 Carry = tuple[jax.Array, ...]
 # How tensor cores read matrices.
 TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+# Before JAX 0.11 the index of a load is an argument, and from then on a part of the reference.
+_INDEX_IS_APART = jax.__version_info__ < (0, 11)
 # Registers of a thread where three warpgroups begin with 168 each.
 _COMPUTES, _FETCHES = 240, 24
 
@@ -44,7 +48,7 @@ def matrices(num: int, width: int, dtype: jnp.dtype) -> plgpu.SMEM:
 def product(a: jax.Array | jax.Ref, b: jax.Ref) -> jax.Array:
   """a · bᵀ in fp32; b, and perhaps a, in shared memory."""
   def run(sum_ref):
-    plgpu.wgmma(sum_ref, a, plgpu.transpose_ref(b, (1, 0)))
+    plgpu.wgmma(sum_ref, a, b.transpose((1, 0)))
     return sum_ref[...]
 
   return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
@@ -69,8 +73,10 @@ def row_numbers(value: float) -> jax.Array:
 
 
 def load(ref: jax.Ref, index: tuple[int | jax.Array, ...], layout: object) -> jax.Array:
-  """A number for each row or column, from any memory."""
-  return plgpu.load(ref, index, layout=layout, optimized=False)
+  """What is at `index` in any memory, in registers."""
+  if _INDEX_IS_APART:
+    return plgpu.load(ref, index, layout=layout, optimized=False)
+  return plgpu.load(ref.at[index], layout=layout, optimized=False)
 
 
 def by_row(x: jax.Array, width: int) -> jax.Array:
@@ -109,6 +115,7 @@ def go_through(
 
     @pl.when(step + places < total)
     def _():
+      plgpu.commit_smem()  # the copy that follows is no sooner than reads by threads, which go another way than copies
       plgpu.barrier_arrive(free.at[place])
 
     return carry

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.hopper import SEMANTICS, load
+
 TINY = 1e-12
 _TILES = (8, 4, 2)
 _BLOCK_BYTES = 226 << 10  # of 227 KiB; the rest holds barriers
@@ -25,7 +27,7 @@ _GATES = 32  # numbers in a row of gates: copies are of multiples of 128 bytes
 _LAYOUT = plgpu.Layout.WGMMA
 _SLOTS, _VALUES = _LAYOUT.reduce(1), _LAYOUT.reduce(0)
 _SCRATCH_BYTES = 4096  # of sums across warps
-_PARAMS = plgpu.CompilerParams(reduction_scratch_bytes=_SCRATCH_BYTES)
+_PARAMS = plgpu.CompilerParams(reduction_scratch_bytes=_SCRATCH_BYTES, lowering_semantics=SEMANTICS)
 
 
 def tile_len(num_slots: int, value_dim: int, itemsize: int) -> int | None:
@@ -248,11 +250,11 @@ def _send(source, target):
 
 
 def _state(ref):
-  return plgpu.load(ref, (), layout=_LAYOUT, optimized=False)
+  return load(ref, (), _LAYOUT)
 
 
 def _row(ref, t, layout):
-  return plgpu.load(ref, (t,), layout=layout, optimized=False).astype(jnp.float32)
+  return load(ref, (t,), layout).astype(jnp.float32)
 
 
 def _restart(is_start, fresh_ref, s_MV):

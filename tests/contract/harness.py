@@ -28,7 +28,9 @@ State = Any
 
 # The laws are about the program, not about LLVM: without these passes it compiles ten times as fast.
 _CPU_OPTIONS = {
-  "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+  "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+  # an option that JAX 0.11 no longer has
+  **({"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {})}
 
 
 @flax.struct.dataclass

@@ -73,7 +73,7 @@ def emulated() -> Iterator[None]:
     target.array[...] = source.array
 
   replaced = {
-    "kernel": kernel, "emit_pipeline": _pipeline, "load": lambda ref, index, **_: ref[index or ...],
+    "kernel": kernel, "emit_pipeline": _pipeline, "load": lambda ref, index=(), **_: ref[index or ...],
     "copy_gmem_to_smem": copy, "copy_smem_to_gmem": copy, "barrier_wait": nothing, "commit_smem": nothing,
     "wait_smem_to_gmem": nothing}
   with contextlib.ExitStack() as stack:

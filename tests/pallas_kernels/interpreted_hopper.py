@@ -34,7 +34,7 @@ def interpreted(rows: int) -> Iterator[None]:
     (hopper, "TRANSFORMS", ()),
     (hopper, "product", lambda a, b: _matrix(a) @ _matrix(b).T),
     (hopper, "add_product", lambda total, a, b: total + _matrix(a) @ _matrix(b)),
-    (plgpu, "load", lambda ref, index, **_: ref[index]), (plgpu, "layout_cast", lambda x, _: x),
+    (plgpu, "load", lambda ref, index=..., **_: ref[index]), (plgpu, "layout_cast", lambda x, _: x),
     (thread_map, "_run_jaxpr", _compiled_once())]
   with contextlib.ExitStack() as stack:
     for module, name, value in replaced:
