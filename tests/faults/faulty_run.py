@@ -2,8 +2,10 @@
 
 python -m tests.faults.faulty_run WORKDIR MOMENT FAULT
 
-MOMENT: import, data, compile, update, evaluate, last_evaluate, save; "never" for a run that is left alone.
+MOMENT: import, data, compile, update, evaluate, last_evaluate, save.
 FAULT: SIGINT, SIGTERM, both_SIGINT, full_disk, full_metrics, read_only.
+
+Without arguments it trains, left alone, in each workdir that a line of its input names, and says so when it has ended.
 """
 
 from __future__ import annotations
@@ -113,17 +115,30 @@ def main(arguments):
   from tests.training import tiny
 
   tiny.use_tiny_decoder(types.SimpleNamespace(setattr=setattr))
-  workdir, moment, name = pathlib.Path(arguments[0]), *arguments[1:]
-  act_at(moment, make_fault(name, workdir))
-  loop.train(make_config(), workdir)
+  if arguments:
+    workdir, moment, name = pathlib.Path(arguments[0]), *arguments[1:]
+    act_at(moment, make_fault(name, workdir))
+    loop.train(make_config(), workdir)
+    return
+  act_at("never", None)
+  for line in sys.stdin:
+    loop.train(make_config(), pathlib.Path(line.strip()))
+    sys.stdout.write("ended\n")
+    sys.stdout.flush()
+
+
+def meddle(workdir, moment, name):
+  """What has to be done before the program's own imports."""
+  if name == "read_only" and os.geteuid() == 0:
+    obey_permissions()
+  if moment == "import":
+    sys.meta_path.insert(0, AtImport(make_fault(name, pathlib.Path(workdir))))
 
 
 if __name__ == "__main__":
   interrupt.exit_on_signals()
-  if sys.argv[3] == "read_only" and os.geteuid() == 0:
-    obey_permissions()
-  if sys.argv[2] == "import":
-    sys.meta_path.insert(0, AtImport(make_fault(sys.argv[3], pathlib.Path(sys.argv[1]))))
+  if sys.argv[1:]:
+    meddle(*sys.argv[1:])
   from lattice_jax import runtime
 
   runtime.run_main(main, sys.argv)

@@ -15,19 +15,35 @@ from tests.faults.faulty_run import STEPS
 from tests.training import tiny
 
 pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-m", "tests.faults.faulty_run"]
 
 
-def run(workdir, moment="never", fault="SIGINT"):
-  return subprocess.run(
-    [sys.executable, "-m", "tests.faults.faulty_run", str(workdir), moment, fault], capture_output=True, text=True,
-    timeout=100, check=False)
+def run(workdir, moment, fault):
+  return subprocess.run([*COMMAND, workdir, moment, fault], capture_output=True, text=True, timeout=100, check=False)
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def train_to_the_end():
+  """The same command without a fault, in one process for all workdirs, whose start takes longer than its training."""
+  with subprocess.Popen(
+      COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def train(workdir):
+      process.stdin.write(f"{workdir}\n")
+      process.stdin.flush()
+      while (said := process.stdout.readline()) not in ("ended\n", ""):
+        pass
+      assert said, process.stderr.read()
+
+    yield train
+    _, errors = process.communicate(timeout=100)
+  assert (process.returncode, errors) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def unbroken(train_to_the_end, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("unbroken")
-  done = run(workdir)
-  assert (done.returncode, done.stderr) == (0, "")
+  train_to_the_end(workdir)
   return workdir
 
 
@@ -44,11 +60,15 @@ def assert_one_sentence(done, status, sentence):
   assert done.stderr.count("\n") == 1 and sentence in done.stderr, done.stderr
 
 
-def assert_goes_on_to_the_same_end(workdir, unbroken, monkeypatch):
+@pytest.fixture
+def assert_goes_on_to_the_same_end(train_to_the_end, unbroken, monkeypatch):
   tiny.use_tiny_decoder(monkeypatch)
-  done = run(workdir)
-  assert (done.returncode, done.stderr) == (0, "")
-  assert differences(workdir, unbroken) == []
+
+  def check(workdir):
+    train_to_the_end(workdir)
+    assert differences(workdir, unbroken) == []
+
+  return check
 
 
 @pytest.mark.parametrize(("moment", "fault", "sentence"), [
@@ -72,10 +92,10 @@ def test_signal_before_the_first_update_ends_with_one_sentence(workdir, moment, 
   ("save", "both_SIGINT", "aborted"),
 ])
 def test_signal_ends_the_run_with_one_sentence_and_loses_nothing(
-    workdir, unbroken, monkeypatch, moment, fault, sentence):
+    workdir, assert_goes_on_to_the_same_end, moment, fault, sentence):
   stopped = run(workdir, moment, fault)
   assert_one_sentence(stopped, 128 + signal.Signals[fault.removeprefix("both_")], sentence)
-  assert_goes_on_to_the_same_end(workdir, unbroken, monkeypatch)
+  assert_goes_on_to_the_same_end(workdir)
 
 
 @pytest.mark.parametrize(("moment", "fault", "sentence"), [
@@ -85,9 +105,9 @@ def test_signal_ends_the_run_with_one_sentence_and_loses_nothing(
   ("update", "read_only", "Permission denied"),
 ])
 def test_disk_that_takes_no_more_costs_no_checkpoint_that_is_there(
-    workdir, unbroken, monkeypatch, moment, fault, sentence):
+    workdir, assert_goes_on_to_the_same_end, moment, fault, sentence):
   failed = run(workdir, moment, fault)
   assert_one_sentence(failed, 2, sentence)
   assert "then run the same command" in failed.stderr
   (workdir / "checkpoints").chmod(0o755)
-  assert_goes_on_to_the_same_end(workdir, unbroken, monkeypatch)
+  assert_goes_on_to_the_same_end(workdir)
