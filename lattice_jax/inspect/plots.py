@@ -15,6 +15,7 @@ from lattice_jax.metrics import read_jsonl
 
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
 _START_SHARE = 0.05  # of the longest run: updates that stand far above what is worth reading, and may leave the plot
+_TITLE_WIDTH = 60  # letters of names over a plot
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
@@ -40,6 +41,7 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
   stop = np.arange(1, len(values) + 1)
   start = np.maximum(stop - width, 0)
   return (sums[stop] - sums[start]) / (stop - start)
+_TITLE_WIDTH = 60  # letters
 
 
 def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
@@ -143,7 +145,10 @@ def _tokens_label(tokens: int) -> str:
 
 
 def _title(what: str, names: list[str]) -> str:
-  return f"{what} {', '.join(dict.fromkeys(names))}"
+  """Names that do not fit are left to the legend."""
+  names = list(dict.fromkeys(names))
+  listed = ", ".join(names)
+  return f"{what} {listed if len(listed) <= _TITLE_WIDTH else f'{len(names)} runs'}"
 
 
 def new_figure(
