@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from lattice_jax.training.workdir import locked
+
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = "--config=configs/quickstart.py:smoke"
 
@@ -23,8 +25,10 @@ def test_run_id_in_the_workdir_is_that_of_the_environment(tmp_path, monkeypatch)
   assert refused.returncode == 2
   assert "WANDB_RUN_ID, which is not set" in refused.stderr and refused.stderr.count("\n") == 1
   monkeypatch.setenv("WANDB_RUN_ID", "trial7")
-  train(SMOKE, f"--workdir={tmp_path}/{{run_id}}", "--config.train.steps=1")
-  assert (tmp_path / "trial7" / "metrics.jsonl").exists() and not (tmp_path / "{run_id}").exists()
+  with locked(tmp_path / "trial7"):
+    refused = train(SMOKE, f"--workdir={tmp_path}/{{run_id}}")
+  assert f"another process is training in --workdir={tmp_path}/trial7;" in refused.stderr
+  assert [path.name for path in tmp_path.iterdir()] == ["trial7"]
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
