@@ -35,15 +35,22 @@ def abstract(sharding=None):
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), make_state(0))
 
 
-@pytest.fixture
-def workdir(tmp_path):
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
   """Checkpoints of steps 1, 2 and 3."""
-  checkpoints = Checkpoints(tmp_path, keep_last=5)
+  folder = tmp_path_factory.mktemp("saved")
+  checkpoints = Checkpoints(folder, keep_last=5)
   for step in (1, 2, 3):
     checkpoints.save(step, make_state(step), {"step": step})
   checkpoints.wait()
   checkpoints.close()
-  return tmp_path
+  return folder
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+  """Those checkpoints, to be spoilt."""
+  return shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
 
 
 def restore(workdir):
