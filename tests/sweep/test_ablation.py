@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -28,6 +29,7 @@ def test_the_metric_is_one_that_the_data_has(name):
   assert sweep.metric == f"eval_validation_cold/bits_per_{source.unit}"
 
 
+@functools.cache
 def parameters(model):
   return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ VARIANTS = {
   for value in read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml").parameters[0].values}
 
 
+@functools.cache
 def parameters(model):
   return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"])
 
