@@ -14,9 +14,12 @@ CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Compiling is most of the work here, and a third of it is LLVM optimising programs that run once. Tests of what users
-# run: JAX_DISABLE_MOST_OPTIMIZATIONS=0 bash scripts/test.sh
+# Compiling is most of the work here, and most of that would be optimising programs that run once: LLVM's passes, fused
+# loops, and parts of a program compiled side by side. Tests of what users run:
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= bash scripts/test.sh
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault(
+  "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 os.environ["MPLBACKEND"] = "agg"
