@@ -31,7 +31,8 @@ softmax                     full softmax attention with rotary positions instead
 linear, scalar_decay, gla, deltanet, gated_deltanet, gated_slots, ttt_linear
                             another recurrence with as large a state instead
 
-Cost: not yet measured. Expected: not yet measured.
+Cost: 60 to 150 s on a core of an AMD EPYC. Expected: 2.985 bits per byte on validation with the base; the others in
+docs/results/lattice_slots, lattice_ablation, lattice_rounds and recurrences.
 """
 
 from __future__ import annotations
