@@ -3,12 +3,15 @@
 Grid: groups (parallel) × chunks of C tokens (in order, backwards for the adjoint). Letters: V values of a part, M
 slots, L = 128 lanes. Blocks of a program: codes q, k [C, M, L]; values v, out [C, V, L]; rate and where documents
 begin [C, L]; slots [V, M, L] before the first token, of new documents, saved at the chunk's start, after the last
-token. Scratch, all fp32: the running slots [V, M, L] and their squared lengths [M, L]; values and directions [C, V,
-L]. The adjoint also keeps the slots before every token of a chunk [C, V, M, L], which it makes again from the saved
-ones, and their cotangent.
+token. Scratch, all fp32: the running slots [V, M, L], their squared lengths [M, L] and a token's direction [V, L]. The
+adjoint also keeps directions of a chunk [C, V, L] and the slots before each of its tokens [C, V, M, L], which it makes
+again from the saved ones, and their cotangent.
 
 VMEM: with s = 4·V·M·L bytes (at most 2 MiB, `lattice_layout.STATE_BYTES`) 6·s forward and (C + 7)·s backward, and
 tiles. All sums are fp32, on the vector unit; nothing is rounded to bf16 on the way.
+
+Registers: 64 of 8 × 128. A loop over values takes a strip of slots at a time, few enough that what it needs of them in
+every turn stays in registers; a sum over all slots is therefore a loop of its own, before those that use it.
 
 Lengths: the squared length of a slot is summed while it is written, and divided by when it is read at the next token,
 so that slots have their true length of one at every token without a pass of their own; the length of a·ŝ + b·h in
@@ -27,8 +30,10 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.lattice_layout import LANES, Layout
 
 TINY = 1e-12
-_UNROLL = 4
-_OTHER_BYTES = 2 << 20  # gates, and what the compiler spills
+_UNROLL = 8, 4, 2, 1
+# Slots of a strip, forward and adjoint.
+_STRIP, _ADJOINT_STRIP = 64, 32
+_OTHER_BYTES = 2 << 20  # gates, and what the compiler keeps
 
 Packed = tuple[jax.Array, ...]
 
@@ -39,7 +44,7 @@ def forward(
 ) -> Packed:
   """Packed out and last slots, and with `keeps_boundary` the slots before each chunk [groups, N, V, M, L]."""
   groups, chunks = layout.groups, layout.chunks
-  state, tile = (layout.values, layout.slots, LANES), (layout.chunk, layout.values, LANES)
+  state = layout.values, layout.slots, LANES
   num = 2 + keeps_boundary
   out_shape = [
     jax.ShapeDtypeStruct(v.shape, jnp.float32), jax.ShapeDtypeStruct(slots.shape, jnp.float32),
@@ -52,9 +57,9 @@ def forward(
     out_specs=out_specs[:num],
     out_shape=out_shape[:num],
     scratch_shapes=[
-      pltpu.VMEM(state, jnp.float32), pltpu.VMEM(state[1:], jnp.float32), pltpu.VMEM(tile, jnp.float32),
-      pltpu.VMEM(tile[1:], jnp.float32)],
-    compiler_params=_compiler_params(layout, states=6, code_tiles=4, value_tiles=5),
+      pltpu.VMEM(state, jnp.float32), pltpu.VMEM(state[1:], jnp.float32),
+      pltpu.VMEM((layout.values, LANES), jnp.float32)],
+    compiler_params=_compiler_params(layout, states=6, code_tiles=4, value_tiles=4),
     cost_estimate=_cost(layout, 9),
     interpret=interpret,
     name="lattice_forward",
@@ -67,7 +72,7 @@ def backward(
 ) -> Packed:
   """Cotangents of q, k, v, rate, start and slots, packed, fp32."""
   groups, chunks = layout.groups, layout.chunks
-  state, tile = (layout.values, layout.slots, LANES), (layout.chunk, layout.values, LANES)
+  state = layout.values, layout.slots, LANES
 
   def back(n):
     return chunks - 1 - n
@@ -85,10 +90,11 @@ def backward(
       _gates(layout, back), _resident(state), _resident(state)],
     out_shape=[like(q), like(k), like(v), like(rate), like(start), like(start)],
     scratch_shapes=[
-      pltpu.VMEM(state, jnp.float32), pltpu.VMEM(state[1:], jnp.float32), pltpu.VMEM(tile, jnp.float32),
-      pltpu.VMEM(tile, jnp.float32), pltpu.VMEM((layout.chunk, *state), jnp.float32),
-      pltpu.VMEM((layout.chunk, *state[1:]), jnp.float32), pltpu.VMEM((layout.chunk, LANES), jnp.float32)],
-    compiler_params=_compiler_params(layout, states=7 + layout.chunk, code_tiles=9, value_tiles=8),
+      pltpu.VMEM(state, jnp.float32), pltpu.VMEM(state[1:], jnp.float32),
+      pltpu.VMEM((layout.chunk, layout.values, LANES), jnp.float32), pltpu.VMEM((layout.chunk, *state), jnp.float32),
+      pltpu.VMEM((layout.chunk, *state[1:]), jnp.float32), pltpu.VMEM((layout.chunk, LANES), jnp.float32),
+      pltpu.VMEM((3, *state[1:]), jnp.float32)],
+    compiler_params=_compiler_params(layout, states=7 + layout.chunk, code_tiles=9, value_tiles=7),
     cost_estimate=_cost(layout, 30),
     interpret=interpret,
     name="lattice_backward",
@@ -144,7 +150,7 @@ def _cost(layout, flops):
 
 def _forward_kernel(layout, objective, q_ref, k_ref, v_ref, rate_ref, is_start_ref, any_start_ref, start_ref, slots_ref,
                     out_ref, last_ref, *rest):
-  *boundary_ref, s_ref, squared_ref, value_ref, h_ref = rest
+  *boundary_ref, s_ref, squared_ref, h_ref = rest
 
   @pl.when(pl.program_id(1) == 0)
   def _():
@@ -153,23 +159,23 @@ def _forward_kernel(layout, objective, q_ref, k_ref, v_ref, rate_ref, is_start_r
   if boundary_ref:
     boundary_ref[0][0, 0] = s_ref[...]
   squared_ref[...] = jnp.ones_like(squared_ref)
-  value_ref[...] = v_ref[0].astype(jnp.float32)
 
   def one_token(t, _):
     _restart(any_start_ref, is_start_ref, start_ref, s_ref, squared_ref, t)
-    k_ML, q_ML, rate_1L = _code(k_ref, t), _code(q_ref, t), rate_ref[0, pl.ds(t, 1)]
-    scale_ML = jax.lax.rsqrt(jnp.maximum(squared_ref[...], TINY**2))
-    along_ML, energy_1L = _measure(layout, objective, s_ref, value_ref.at[t], h_ref, k_ML, scale_ML)
-    keep_ML, write_ML = _gate(objective, k_ML, rate_1L, along_ML, energy_1L)[:2]
-    keep_ML = keep_ML * scale_ML
+    rate_1L = rate_ref[0, pl.ds(t, 1)]
+    energy_1L = _direct(layout, objective, s_ref, squared_ref, k_ref, v_ref, h_ref, t)
+    for rows in _strips(layout, _STRIP):
+      along_ML, scale_ML = _measure(layout, s_ref, squared_ref, h_ref, rows)
+      keep_ML, write_ML = _gate(objective, _code(k_ref, t, rows), rate_1L, along_ML, energy_1L)[:2]
+      keep_ML, q_ML = keep_ML * scale_ML, _code(q_ref, t, rows)
 
-    def write(j, squared_ML):
-      s_ML = keep_ML * s_ref[j] + write_ML * h_ref[pl.ds(j, 1)]
-      s_ref[j] = s_ML
-      out_ref[0, t, pl.ds(j, 1)] = jnp.sum(q_ML * s_ML, 0, keepdims=True)
-      return squared_ML + s_ML * s_ML
+      def write(j, squared_ML, rows=rows, keep_ML=keep_ML, write_ML=write_ML, q_ML=q_ML):
+        s_ML = keep_ML * s_ref[j, rows] + write_ML * h_ref[pl.ds(j, 1)]
+        s_ref[j, rows] = s_ML
+        _sum_strip(out_ref.at[0, t], j, rows, q_ML * s_ML)
+        return squared_ML + s_ML * s_ML
 
-    squared_ref[...] = _over_parts(layout, _loop(layout.values, write, jnp.zeros_like(q_ML)))
+      squared_ref[rows] = _over_parts(layout, _loop(layout.values, write, jnp.zeros_like(q_ML)))
     return 0
 
   jax.lax.fori_loop(0, layout.chunk, one_token, 0)
@@ -182,7 +188,7 @@ def _forward_kernel(layout, objective, q_ref, k_ref, v_ref, rate_ref, is_start_r
 
 def _backward_kernel(layout, objective, q_ref, k_ref, v_ref, rate_ref, is_start_ref, any_start_ref, start_ref,
                      boundary_ref, d_out_ref, d_last_ref, d_q_ref, d_k_ref, d_v_ref, d_rate_ref, d_start_ref, d_s_ref,
-                     s_ref, squared_ref, value_ref, h_ref, before_ref, along_ref, energy_ref):
+                     s_ref, squared_ref, h_ref, before_ref, along_ref, energy_ref, gate_ref):
   @pl.when(pl.program_id(1) == 0)
   def _():
     d_s_ref[...] = d_last_ref[...]
@@ -190,31 +196,32 @@ def _backward_kernel(layout, objective, q_ref, k_ref, v_ref, rate_ref, is_start_
 
   s_ref[...] = boundary_ref[0, 0]
   squared_ref[...] = jnp.ones_like(squared_ref)
-  value_ref[...] = v_ref[0].astype(jnp.float32)
 
   def replay(t, _):
     _restart(any_start_ref, is_start_ref, start_ref, s_ref, squared_ref, t)
-    k_ML, rate_1L = _code(k_ref, t), rate_ref[0, pl.ds(t, 1)]
-    scale_ML = jax.lax.rsqrt(jnp.maximum(squared_ref[...], TINY**2))
-    along_ML, energy_1L = _measure(layout, objective, s_ref, value_ref.at[t], h_ref.at[t], k_ML, scale_ML)
-    keep_ML, write_ML = _gate(objective, k_ML, rate_1L, along_ML, energy_1L)[:2]
-    along_ref[t], energy_ref[pl.ds(t, 1)] = along_ML, energy_1L
-    keep_ML = keep_ML * scale_ML
+    rate_1L = rate_ref[0, pl.ds(t, 1)]
+    energy_1L = _direct(layout, objective, s_ref, squared_ref, k_ref, v_ref, h_ref.at[t], t)
+    energy_ref[pl.ds(t, 1)] = energy_1L
+    for rows in _strips(layout, _ADJOINT_STRIP):
+      along_ML, scale_ML = _measure(layout, s_ref, squared_ref, h_ref.at[t], rows)
+      along_ref[t, rows] = along_ML
+      keep_ML, write_ML = _gate(objective, _code(k_ref, t, rows), rate_1L, along_ML, energy_1L)[:2]
+      keep_ML = keep_ML * scale_ML
 
-    def write(j, squared_ML):
-      before_ref[t, j] = scale_ML * s_ref[j]
-      s_ML = keep_ML * s_ref[j] + write_ML * h_ref[t, pl.ds(j, 1)]
-      s_ref[j] = s_ML
-      return squared_ML + s_ML * s_ML
+      def write(j, squared_ML, rows=rows, scale_ML=scale_ML, keep_ML=keep_ML, write_ML=write_ML):
+        before_ref[t, j, rows] = scale_ML * s_ref[j, rows]
+        s_ML = keep_ML * s_ref[j, rows] + write_ML * h_ref[t, pl.ds(j, 1)]
+        s_ref[j, rows] = s_ML
+        return squared_ML + s_ML * s_ML
 
-    squared_ref[...] = _over_parts(layout, _loop(layout.values, write, jnp.zeros_like(k_ML)))
+      squared_ref[rows] = _over_parts(layout, _loop(layout.values, write, jnp.zeros_like(keep_ML)))
     return 0
 
   def go_back(i, _):
     t = layout.chunk - 1 - i
     _token_adjoint(
-      layout, objective, t, (_code(q_ref, t), _code(k_ref, t), rate_ref[0, pl.ds(t, 1)]), before_ref.at[t], h_ref.at[t],
-      (along_ref[t], energy_ref[pl.ds(t, 1)]), d_out_ref.at[0, t], d_s_ref, (d_q_ref, d_k_ref, d_v_ref, d_rate_ref))
+      layout, objective, t, (q_ref, k_ref, rate_ref), before_ref.at[t], h_ref.at[t], (along_ref, energy_ref), d_out_ref,
+      d_s_ref, (d_q_ref, d_k_ref, d_v_ref, d_rate_ref), gate_ref)
 
     @pl.when(any_start_ref[0, 0, 0, t] != 0)
     def _():
@@ -233,50 +240,69 @@ def _backward_kernel(layout, objective, q_ref, k_ref, v_ref, rate_ref, is_start_
   jax.lax.fori_loop(0, layout.chunk, go_back, 0)
 
 
-def _token_adjoint(layout, objective, t, token, before_ref, h_ref, measured, d_out_ref, d_s_ref, d_refs):
+def _token_adjoint(layout, objective, t, token, before_ref, h_ref, measured, d_out_ref, d_s_ref, d_refs, gate_ref):
   """The equations of ops/lattice/README.md (exact scan) for one token; d_s_ref goes from after it to before it."""
-  (q_ML, k_ML, rate_1L), (along_ML, energy_1L) = token, measured
-  d_q_ref, d_k_ref, d_v_ref, d_rate_ref = d_refs
-  keep_ML, write_ML, b_ML, shrink_ML, code_ML = _gate(objective, k_ML, rate_1L, along_ML, energy_1L)
-
-  def dots(j, sums):
-    s_ML, h_1L, d_1L = before_ref[j], h_ref[pl.ds(j, 1)], d_out_ref[pl.ds(j, 1)]
-    x_ML = d_s_ref[0, j] + q_ML * d_1L
-    d_s_ref[0, j] = x_ML
-    x_s_ML, x_h_ML, s_d_ML, h_d_1L = sums
-    return x_s_ML + x_ML * s_ML, x_h_ML + x_ML * h_1L, s_d_ML + s_ML * d_1L, h_d_1L + h_1L * d_1L
-
-  zero_ML = jnp.zeros_like(q_ML)
-  x_s_ML, x_h_ML, s_d_ML, h_d_1L = _loop(
-    layout.values, dots, (zero_ML, zero_ML, zero_ML, jnp.zeros_like(rate_1L)))
+  (q_ref, k_ref, rate_ref), (along_ref, energy_ref), (d_q_ref, d_k_ref, d_v_ref, d_rate_ref) = token, measured, d_refs
+  row = pl.ds(t, 1)
+  h_d_1L = jnp.sum(h_ref[...] * d_out_ref[0, t], 0, keepdims=True)
+  d_rate_ref[0, row] = own_1L = jnp.zeros_like(h_d_1L)
   # Parts of one row come as they are, whatever is the same in all of them in equal shares: they are summed outside.
   share = 1.0 / layout.parts
-  d_q_ref[0, t] = keep_ML * s_d_ML + write_ML * h_d_1L
-  x_s_ML, x_h_ML = _over_parts(layout, x_s_ML), _over_parts(layout, x_h_ML)
-  radial_ML = keep_ML * x_s_ML + write_ML * x_h_ML
-  d_a_ML = (x_s_ML - radial_ML * (keep_ML + write_ML * along_ML)) * shrink_ML
-  d_b_ML = (x_h_ML - radial_ML * (keep_ML * along_ML + write_ML * energy_1L)) * shrink_ML
-  d_b_ML = d_b_ML - d_a_ML * along_ML
-  d_code_ML = d_b_ML * rate_1L
-  d_along_ML = -d_a_ML * b_ML
-  if objective == "encoding":
-    d_along_ML = d_along_ML - d_code_ML
-  d_rate_ref[0, pl.ds(t, 1)] = share * jnp.sum(d_b_ML * code_ML, 0, keepdims=True)
-  mixed_ML = d_along_ML - write_ML * radial_ML * keep_ML
-  own_1L = jnp.sum(write_ML * write_ML * radial_ML, 0, keepdims=True)
-  back_ML = keep_ML * keep_ML * radial_ML
+  for rows in _strips(layout, _ADJOINT_STRIP):
+    x_s_ML, x_h_ML, s_d_ML = _dots(layout, _code(q_ref, t, rows), before_ref, h_ref, d_out_ref.at[0, t], d_s_ref, rows)
+    along_ML, rate_1L, energy_1L = along_ref[t, rows], rate_ref[0, row], energy_ref[row]
+    keep_ML, write_ML, b_ML, shrink_ML, code_ML = _gate(
+      objective, _code(k_ref, t, rows), rate_1L, along_ML, energy_1L)
+    d_q_ref[0, t, rows] = keep_ML * s_d_ML + write_ML * h_d_1L
+    radial_ML = keep_ML * x_s_ML + write_ML * x_h_ML
+    d_a_ML = (x_s_ML - radial_ML * (keep_ML + write_ML * along_ML)) * shrink_ML
+    d_b_ML = (x_h_ML - radial_ML * (keep_ML * along_ML + write_ML * energy_1L)) * shrink_ML
+    d_b_ML = d_b_ML - d_a_ML * along_ML
+    d_code_ML = d_b_ML * rate_1L
+    d_along_ML = -d_a_ML * b_ML
+    if objective == "encoding":
+      d_along_ML = d_along_ML - d_code_ML
+    d_rate_ref[0, row] += share * jnp.sum(d_b_ML * code_ML, 0, keepdims=True)
+    d_k_ref[0, t, rows] = share * d_code_ML
+    mixed_ML = d_along_ML - write_ML * radial_ML * keep_ML
+    own_1L += jnp.sum(write_ML * write_ML * radial_ML, 0, keepdims=True)
+    for i, x_ML in enumerate((keep_ML, keep_ML * keep_ML * radial_ML, mixed_ML)):
+      gate_ref[i, rows] = x_ML
 
-  def spread(j, d_k_ML):
-    s_ML, h_1L, x_ML = before_ref[j], h_ref[pl.ds(j, 1)], d_s_ref[0, j]
-    d_h_1L = jnp.sum(write_ML * x_ML + mixed_ML * s_ML, 0, keepdims=True) - own_1L * h_1L
-    d_v_ref[0, t, pl.ds(j, 1)] = d_h_1L
-    d_s_ML = keep_ML * x_ML - back_ML * s_ML + mixed_ML * h_1L
-    if objective == "decoding":
-      d_s_ML, d_k_ML = d_s_ML - k_ML * d_h_1L, d_k_ML - s_ML * d_h_1L
-    d_s_ref[0, j] = d_s_ML
-    return d_k_ML
+    def gather(j, _, rows=rows, write_ML=write_ML, mixed_ML=mixed_ML):
+      _sum_strip(d_v_ref.at[0, t], j, rows, write_ML * d_s_ref[0, j, rows] + mixed_ML * before_ref[j, rows])
+      return 0
 
-  d_k_ref[0, t] = _loop(layout.values, spread, share * d_code_ML)
+    _loop(layout.values, gather, 0)
+
+  d_v_ref[0, t] -= own_1L * h_ref[...]
+  for rows in _strips(layout, _ADJOINT_STRIP):
+    keep_ML, back_ML, mixed_ML = (gate_ref[i, rows] for i in range(3))
+    k_ML = _code(k_ref, t, rows)
+
+    def spread(j, d_k_ML, rows=rows, k_ML=k_ML, keep_ML=keep_ML, back_ML=back_ML, mixed_ML=mixed_ML):
+      s_ML, d_h_1L = before_ref[j, rows], d_v_ref[0, t, pl.ds(j, 1)]
+      d_s_ML = keep_ML * d_s_ref[0, j, rows] - back_ML * s_ML + mixed_ML * h_ref[pl.ds(j, 1)]
+      if objective == "decoding":
+        d_s_ML, d_k_ML = d_s_ML - k_ML * d_h_1L, d_k_ML - s_ML * d_h_1L
+      d_s_ref[0, j, rows] = d_s_ML
+      return d_k_ML
+
+    d_k_ref[0, t, rows] = _loop(layout.values, spread, d_k_ref[0, t, rows])
+
+
+def _dots(layout, q_ML, before_ref, h_ref, d_out_ref, d_s_ref, rows):
+  """Adds what the read gives to d_s_ref; inner products of that with slots and direction, and of slots with d_out."""
+
+  def dots(j, sums):
+    x_s_ML, x_h_ML, s_d_ML = sums
+    s_ML, h_1L, d_1L = before_ref[j, rows], h_ref[pl.ds(j, 1)], d_out_ref[pl.ds(j, 1)]
+    x_ML = d_s_ref[0, j, rows] + q_ML * d_1L
+    d_s_ref[0, j, rows] = x_ML
+    return x_s_ML + x_ML * s_ML, x_h_ML + x_ML * h_1L, s_d_ML + s_ML * d_1L
+
+  x_s_ML, x_h_ML, s_d_ML = _loop(layout.values, dots, (jnp.zeros_like(q_ML),) * 3)
+  return _over_parts(layout, x_s_ML), _over_parts(layout, x_h_ML), s_d_ML
 
 
 def _restart(any_start_ref, is_start_ref, start_ref, s_ref, squared_ref, t):
@@ -294,20 +320,33 @@ def _restart(any_start_ref, is_start_ref, start_ref, s_ref, squared_ref, t):
     squared_ref[...] = jnp.where(is_start_1L, 1.0, squared_ref[...])
 
 
-def _measure(layout, objective, s_ref, value_ref, h_ref, k_ML, scale_ML):
-  """Writes a token's direction to h_ref; its inner products with the slots of length one, and its energy."""
-  code_ML = k_ML * scale_ML
+def _direct(layout, objective, s_ref, squared_ref, k_ref, v_ref, h_ref, t):
+  """Writes a token's direction to h_ref; its energy."""
+  h_ref[...] = v_ref[0, t].astype(jnp.float32)
+  if objective == "decoding":
+    for rows in _strips(layout, _STRIP):
+      code_ML = _code(k_ref, t, rows) * _scale(squared_ref, rows)
 
-  def measure(j, sums):
-    along_ML, energy_1L = sums
-    s_ML, h_1L = s_ref[j], value_ref[pl.ds(j, 1)]
-    if objective == "decoding":
-      h_1L = h_1L - jnp.sum(code_ML * s_ML, 0, keepdims=True)
-    h_ref[pl.ds(j, 1)] = h_1L
-    return along_ML + s_ML * h_1L, energy_1L + h_1L * h_1L
+      def subtract(j, _, rows=rows, code_ML=code_ML):
+        h_ref[pl.ds(j, 1)] -= jnp.sum(code_ML * s_ref[j, rows], 0, keepdims=True)
+        return 0
 
-  along_ML, energy_1L = _loop(layout.values, measure, (jnp.zeros_like(k_ML), jnp.zeros((1, LANES), jnp.float32)))
-  return _over_parts(layout, along_ML) * scale_ML, _over_parts(layout, energy_1L)
+      _loop(layout.values, subtract, 0)
+  return _over_parts(layout, jnp.sum(h_ref[...] * h_ref[...], 0, keepdims=True))
+
+
+def _measure(layout, s_ref, squared_ref, h_ref, rows):
+  """Inner products of the direction with slots of length one, and what makes the length of the slots held one."""
+
+  def measure(j, along_ML):
+    return along_ML + s_ref[j, rows] * h_ref[pl.ds(j, 1)]
+
+  scale_ML = _scale(squared_ref, rows)
+  return _over_parts(layout, _loop(layout.values, measure, jnp.zeros_like(scale_ML))) * scale_ML, scale_ML
+
+
+def _scale(squared_ref, rows):
+  return jax.lax.rsqrt(jnp.maximum(squared_ref[rows], TINY**2))
 
 
 def _gate(objective, k_ML, rate_1L, along_ML, energy_1L):
@@ -319,13 +358,14 @@ def _gate(objective, k_ML, rate_1L, along_ML, energy_1L):
 
 
 def _normalise(layout, s_ref, squared_ref):
-  scale_ML = jax.lax.rsqrt(jnp.maximum(squared_ref[...], TINY**2))
+  for rows in _strips(layout, _STRIP):
+    scale_ML = _scale(squared_ref, rows)
 
-  def divide(j, _):
-    s_ref[j] = s_ref[j] * scale_ML
-    return 0
+    def divide(j, _, rows=rows, scale_ML=scale_ML):
+      s_ref[j, rows] = s_ref[j, rows] * scale_ML
+      return 0
 
-  _loop(layout.values, divide, 0)
+    _loop(layout.values, divide, 0)
 
 
 def _over_parts(layout, x):
@@ -337,9 +377,21 @@ def _over_parts(layout, x):
   return x
 
 
-def _code(ref, t):
-  return ref[0, t].astype(jnp.float32)
+def _strips(layout, most):
+  return [pl.ds(first, min(most, layout.slots - first)) for first in range(0, layout.slots, most)]
+
+
+def _sum_strip(ref, j, rows, x_ML):
+  """Adds the sum over a strip to a row, which the first strip begins."""
+  x_1L = jnp.sum(x_ML, 0, keepdims=True)
+  ref[pl.ds(j, 1)] = x_1L if rows.start == 0 else ref[pl.ds(j, 1)] + x_1L
+
+
+def _code(ref, t, rows):
+  return ref[0, t, rows].astype(jnp.float32)
 
 
 def _loop(count, body, init):
-  return jax.lax.fori_loop(0, count, body, init, unroll=min(count, _UNROLL))
+  """Never whole in one piece, in which the compiler keeps more than there are registers."""
+  unroll = next(turns for turns in _UNROLL if (count % turns == 0 and count > turns) or turns == 1)
+  return jax.lax.fori_loop(0, count, body, init, unroll=unroll)
