@@ -27,7 +27,7 @@ of tokens in memory. Nothing here was run, and nothing is a time of a kernel. VM
 there for the largest kernel of a program, beside what the kernel asked for; temporary memory is what XLA holds around
 the kernels. Bundles of a TPU kernel are its instructions, each of several operations; spills and fills are stores of
 vector registers that had no room and loads that bring them back, counted once where they stand, in a loop or not, from
-what libtpu dumps with `--xla_jf_dump_to`. They fail nothing.
+what libtpu dumps with `--xla_jf_dump_to`. They fail Lattice's recurrence alone.
 """
 
 

@@ -52,6 +52,9 @@ def test_each_thing_that_is_wrong_fails():
   assert "no Pallas kernel" in cases._failures({"kernels": 0}, v5e, [])[0]
   assert "f32[9,9]" in cases._failures({"kernels": 1}, v5e, ["f32[9,9]"])[0]
   assert "spilled: 8 bytes" in cases._failures({"kernels": 1, "spill_bytes": 8}, targets.H100, [])[0]
+  spilled = {"kernels": 1, "spills": 8}
+  assert "spilled: 8 times" in cases._failures(spilled | {"case": "lattice_odd_m40_d96"}, v5e, [])[0]
+  assert not cases._failures(spilled | {"case": "lattice_step_m64_d64"}, v5e, [])
 
 
 def test_what_does_not_compile_is_a_line_and_does_not_end_the_suite(monkeypatch):
