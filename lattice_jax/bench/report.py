@@ -69,7 +69,7 @@ def scaling(results: Sequence[Measured]) -> str:
 
 
 def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
-  """Milliseconds a token over the length, one line a case."""
+  """Microseconds a token over the length, one line a case."""
   figure, (axes,) = new_figure(title)
   names = list(dict.fromkeys(record["case"] for record in records))
   for index, name in enumerate(names):

@@ -16,6 +16,7 @@ from lattice_jax.metrics import read_jsonl
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
 _START_SHARE = 0.05  # of the longest run: updates that stand far above what is worth reading, and may leave the plot
 _TITLE_WIDTH = 60  # letters of names over a plot
+_MOST_INSIDE = 12  # names of a legend inside its plot
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 
@@ -187,7 +188,12 @@ def _common_unit(units: Iterable[str]) -> str:
 
 
 def save_with_legend(figure: Figure, axes: Any, out: Path) -> None:
-  """One plot with a grid and its legend."""
+  """One plot with a grid and its legend, a long one beside it."""
   axes.grid(True, alpha=0.25)
-  axes.legend(frameon=False, fontsize="small")
+  handles, names = axes.get_legend_handles_labels()
+  if len(names) > _MOST_INSIDE:
+    figure.set_size_inches(figure.get_figwidth() + 3, figure.get_figheight())
+    figure.legend(handles, names, loc="outside right upper", frameon=False, fontsize="small")
+  else:
+    axes.legend(frameon=False, fontsize="small")
   save_figure(figure, out)
