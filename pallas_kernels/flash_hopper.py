@@ -22,7 +22,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import flash_hopper_kernels as kernels
 from pallas_kernels.flash import Arrays, Plan, reach
 from pallas_kernels.flash_hopper_kernels import COMPUTING, LOG2E, NUM_KNOWN, NUM_PLACE, PLACES
-from pallas_kernels.hopper import PARAMS, ROWS, WARPGROUP, matrices, reason_against_device
+from pallas_kernels.hopper import ROWS, launch, matrices, reason_against_device, ring
 
 TILE = COMPUTING * ROWS  # queries or near keys of a block
 UNIT = 64  # of widths and of extra keys
@@ -135,22 +135,12 @@ def _extra_key_gradients(plan, scale, floats, operands):
 
 def _launch(body, name, plan, grid, operands, results, room, *, kept, passing, computing=COMPUTING):
   """Results in order. kept, passing: copies that a warpgroup waits for at the start, and for a place of the ring."""
-  names = (*operands, *results)
-
-  def run(*refs, **room):
-    body(dict(zip(names, refs, strict=True)) | room)
-
-  run.__name__ = name
-  return plgpu.kernel(
-    run, out_type=tuple(results.values()), grid=tuple(grid.values()), grid_names=tuple(grid),
-    num_threads=computing + 1, thread_name=WARPGROUP, compiler_params=PARAMS, interpret=plan.interpret,
-    scratch_types=room | {
+  return launch(
+    body, name, grid, operands, results, room | ring(PLACES, passing, computing) | {
       "place": plgpu.SMEM((PLACES, NUM_PLACE, ROWS), jnp.int32),
       "known": plgpu.SMEM((PLACES, NUM_KNOWN, ROWS), jnp.float32),
-      "ready": plgpu.Barrier(num_arrivals=kept, num_barriers=computing),
-      "full": plgpu.Barrier(num_arrivals=passing, num_barriers=PLACES),
-      "free": plgpu.Barrier(num_arrivals=computing, num_barriers=PLACES)},
-  )(*operands.values())
+      "ready": plgpu.Barrier(num_arrivals=kept, num_barriers=computing)},
+    computing=computing, interpret=plan.interpret)
 
 
 def _room(floats, num, *names):

@@ -40,6 +40,30 @@ def reason_against_device() -> str | None:
   return f"its GPU kernel is for Hopper, compute capability {CAPABILITY}, not {capability}"
 
 
+def launch(
+  body: Callable[[dict[str, jax.Ref]], None], name: str, grid: dict[str, int], operands: dict[str, jax.Array],
+  results: dict[str, jax.ShapeDtypeStruct], room: dict[str, object], *, computing: int, interpret: object,
+) -> tuple[jax.Array, ...]:
+  """Results of `body`, which sees arrays and room in shared memory by name, in `computing` warpgroups and one more."""
+  names = (*operands, *results)
+
+  def run(*refs, **room):
+    body(dict(zip(names, refs, strict=True)) | room)
+
+  run.__name__ = name
+  return plgpu.kernel(
+    run, out_type=tuple(results.values()), grid=tuple(grid.values()), grid_names=tuple(grid),
+    num_threads=computing + 1, thread_name=WARPGROUP, compiler_params=PARAMS, interpret=interpret,
+    scratch_types=room)(*operands.values())
+
+
+def ring(places: int, copies: int, computing: int) -> dict[str, plgpu.Barrier]:
+  """The barriers of so many places, into each of which so many copies go."""
+  return {
+    "full": plgpu.Barrier(num_arrivals=copies, num_barriers=places),
+    "free": plgpu.Barrier(num_arrivals=computing, num_barriers=places)}
+
+
 def matrices(num: int, width: int, dtype: jnp.dtype) -> plgpu.SMEM:
   """Room for `num` matrices of `ROWS` rows, stored as tensor cores read them."""
   return plgpu.SMEM((num, ROWS, width), dtype, transforms=TRANSFORMS)
@@ -47,10 +71,17 @@ def matrices(num: int, width: int, dtype: jnp.dtype) -> plgpu.SMEM:
 
 def product(a: jax.Array | jax.Ref, b: jax.Ref) -> jax.Array:
   """a · bᵀ in fp32; b, and perhaps a, in shared memory."""
+  return products((a, b))
+
+
+def products(*pairs: tuple[jax.Array | jax.Ref, jax.Ref]) -> jax.Array:
+  """Σ a · bᵀ over pairs, in their order."""
   def run(sum_ref):
-    plgpu.wgmma(sum_ref, a, b.transpose((1, 0)))
+    for a, b in pairs:
+      plgpu.wgmma(sum_ref, a, b.transpose((1, 0)))
     return sum_ref[...]
 
+  (a, b), *_ = pairs
   return pl.run_scoped(run, plgpu.ACC((a.shape[0], b.shape[0]), jnp.float32))
 
 

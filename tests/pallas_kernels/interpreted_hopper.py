@@ -20,7 +20,7 @@ from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import flash_hopper, flash_hopper_kernels, hopper
+from pallas_kernels import flash_hopper, flash_hopper_kernels, hopper, search_hopper
 
 PARAMS = InterpretGPUParams(detect_races=True)
 
@@ -29,10 +29,10 @@ PARAMS = InterpretGPUParams(detect_races=True)
 def interpreted(rows: int) -> Iterator[None]:
   """Inside, kernels with `PARAMS` can be traced and run, in tiles of so many tokens; fails where warpgroups raced."""
   replaced = [
-    *((module, "ROWS", rows) for module in (hopper, flash_hopper, flash_hopper_kernels)),
+    *((module, "ROWS", rows) for module in (hopper, flash_hopper, flash_hopper_kernels, search_hopper)),
     (flash_hopper, "TILE", rows * flash_hopper_kernels.COMPUTING), (flash_hopper, "UNIT", rows),
     (hopper, "TRANSFORMS", ()),
-    (hopper, "product", lambda a, b: _matrix(a) @ _matrix(b).T),
+    (hopper, "products", lambda *pairs: sum(_matrix(a) @ _matrix(b).T for a, b in pairs)),
     (hopper, "add_product", lambda total, a, b: total + _matrix(a) @ _matrix(b)),
     (plgpu, "load", lambda ref, index=..., **_: ref[index]), (plgpu, "layout_cast", lambda x, _: x),
     (thread_map, "_run_jaxpr", _compiled_once())]
