@@ -3,8 +3,8 @@
 The kernels are those of flash.py on a TPU, of flash_hopper.py on a Hopper GPU: near keys are the tokens since W before
 a query block, extra keys the codebook with the log of each code's count as bias and the means of their values, which
 XLA has ready before every block. A GPU's kernels take scores of positions ready-made, fp32 [B, Q, T, W + a block or
-two], from XLA, which also goes back through them. Also here, for TPUs: the search of the nearest code, product and
-argmin in one kernel. Its grid is (batch, heads, tiles of C tokens), its
+two], from XLA, which also goes back through them. Also here: the search of the nearest code, product and argmin in one
+kernel, that of search_hopper.py on a Hopper GPU. On a TPU its grid is (batch, heads, tiles of C tokens), its
 blocks k [C, K], the codebook [M, K] and codes [1, C]; VMEM 8CK + 8MK + 12MC bytes, all fp32.
 """
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from pallas_kernels import flash_hopper
+from pallas_kernels import flash_hopper, search_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, Plan, attend, position_blocks
 from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, eight_rows, launch, mesh_axis, pad_to, round_up
 
@@ -177,14 +177,16 @@ def _extra_tile(codes):
   return LANES if codes <= LANES else 2 * LANES
 
 
-def nearest_code(k: jax.Array, rows: jax.Array, *, interpret: object = False) -> jax.Array:
+def nearest_code(
+  k: jax.Array, rows: jax.Array, *, backend: str = "tpu", interpret: object = False,
+) -> jax.Array:
   """Int32 [B, T, H]: the row of [H, M, K] nearest to each key [B, T, H, K] in squared distance; the lower of equals.
 
-  In fp32, not differentiated. Under a mesh as `vq_attention`.
+  In fp32, not differentiated. Under a mesh, and with backend and interpret, as `vq_attention`.
   """
   k, rows = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (k, rows))
   batch, heads = mesh_axis("data", k.shape[0]), mesh_axis("model", k.shape[2])
-  run = functools.partial(_nearest, interpret=interpret)
+  run = functools.partial(search_hopper.nearest if backend == "gpu" else _nearest, interpret=interpret)
   if batch or heads:
     token = PartitionSpec(batch, None, heads)
     run = jax.shard_map(run, in_specs=(token, PartitionSpec(heads)), out_specs=token, check_vma=False)
