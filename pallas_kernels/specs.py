@@ -105,10 +105,21 @@ def _append_vq() -> None:
   add("no_cache", 1, 1024, 1, 1, 128, 256, cached=False)
   add("d128", 1, 2048, 4, 4, 128, 128, window=128, backend="gpu")
   add("grouped_d64_window_200", 2, 1000, 4, 2, 64, 64, codes=100, window=200, backend="gpu")
-  append("nearest_code", nearest_code, _shape(2, 2048, 1, 128), _shape(1, 512, 128, dtype=jnp.float32))
-  append("nearest_code_4096", nearest_code, _shape(1, 77, 4, 64), _shape(4, 4096, 64, dtype=jnp.float32))
+
+
+def _append_search() -> None:
+  def add(name, batch, length, heads, codes, key_dim, *, dtype=jnp.bfloat16, backend="tpu"):
+    case = (name, functools.partial(nearest_code, backend=backend), (
+      _shape(batch, length, heads, key_dim, dtype=dtype), _shape(heads, codes, key_dim, dtype=jnp.float32)))
+    (HOPPER_CASES if backend == "gpu" else TPU_CASES).append(case)
+
+  add("nearest_code", 2, 2048, 1, 512, 128)
+  add("nearest_code_4096", 1, 77, 4, 4096, 64)
+  add("nearest_code", 8, 8192, 16, 512, 128, dtype=jnp.float32, backend="gpu")
+  add("nearest_code_1000_d40", 1, 77, 4, 1000, 40, backend="gpu")
 
 
 _append_window()
 _append_hopper_window()
 _append_vq()
+_append_search()

@@ -9,7 +9,6 @@ import numpy as np
 import pallas_kernels.vq
 from lattice_jax.dispatch import BACKEND
 from lattice_jax.ops.attention import Order, attend
-from lattice_jax.ops.vq import quantize
 from pallas_kernels import flash_hopper, specs
 from pallas_kernels.flash_backends import supports_backend
 from pallas_kernels.window import window_attention
@@ -74,12 +73,6 @@ def test_runs_by_name_only(monkeypatch):
 
   assert "flash_forward" not in window("auto")
   assert all("flash_forward" in program("pallas") for program in (window, vq))
-
-
-def test_the_search_of_codes_is_xla_s_where_kernels_are_asked_for(monkeypatch):
-  monkeypatch.setenv(BACKEND, "gpu")
-  keys, rows = jnp.zeros((1, 2, 1, 8)), jnp.ones((1, 3, 8))
-  assert "argmin" in str(jax.make_jaxpr(lambda *args: quantize(*args, impl="pallas"))(keys, rows))
 
 
 def test_what_no_hopper_kernel_does_is_said():

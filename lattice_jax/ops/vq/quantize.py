@@ -23,10 +23,7 @@ class Quantized:
 
 
 def quantize(k: Float[Array, "B T H K"], rows: Float[Array, "H M K"], *, impl: str = "auto") -> Quantized:
-  """Nearest row of each key in squared distance, in fp32; the lower code wins a tie.
-
-  On a GPU `impl="pallas"` names the kernels of attention; the search has none there and is XLA's.
-  """
+  """Nearest row of each key in squared distance, in fp32; the lower code wins a tie."""
   k_BTHK = k.astype(jnp.float32)
   code_BTH = _nearest_code(k_BTHK, rows, impl)
   row_BTHK = rows_of(rows, code_BTH)
@@ -40,11 +37,11 @@ def quantize(k: Float[Array, "B T H K"], rows: Float[Array, "H M K"], *, impl: s
 def _nearest_code(k_BTHK: jax.Array, rows_HMK: jax.Array, impl: str) -> jax.Array:
   backend = target_backend()
   chosen = choose_impl(
-    "vq_codes", "xla" if (impl, backend) == ("pallas", "gpu") else impl,
-    pallas_reason=vq.supports_search(key_dim=rows_HMK.shape[2], codes=rows_HMK.shape[1]),
-    backend_reason=None if backend == "tpu" else f"its kernel runs on tpu, not on {backend}",
+    "vq_codes", impl, pallas_reason=vq.supports_search(key_dim=rows_HMK.shape[2], codes=rows_HMK.shape[1]),
+    backend_reason=flash_backends.supports_search(backend, key_dim=rows_HMK.shape[2]),
     auto_reason=flash_backends.prefers_xla(backend, k_BTHK.shape[1]))
   if chosen in ("pallas", "interpret"):
-    return vq.nearest_code(k_BTHK, rows_HMK, interpret=chosen == "interpret")
+    interpret = chosen == "interpret"  # the TPU's, anywhere
+    return vq.nearest_code(k_BTHK, rows_HMK, backend="tpu" if interpret else backend, interpret=interpret)
   dot_BTHM = jnp.einsum("BTHK,HMK->BTHM", jax.lax.stop_gradient(k_BTHK), rows_HMK, precision="highest")
   return jnp.argmin((rows_HMK**2).sum(-1) - 2 * dot_BTHM, axis=-1).astype(jnp.int32)
