@@ -127,6 +127,7 @@ class CacheConfig:
   ratio: float = 0.0  # keep as a part of lag
   tokens: int = 0  # all that is kept: of "window" at any time, else of a document of text_len tokens
   text_len: int = 0
+  skip_layers: int = 0  # first layers (of each block of the pattern) that keep every token; all have room for as many
   budget: str = "fixed"  # fixed | memory | drift: of every partition alike, or as it needs to hold one or the other
   drift: float = 0.0  # of the budget "drift": part of a partition's deviation that may be dropped at most
   call_len: int = 0  # tokens of a call at most, for which the cache then has room; 0 = room for whole documents

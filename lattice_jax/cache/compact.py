@@ -26,7 +26,10 @@ def compact(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> dic
 
   def is_due(stack):
     is_stale_LB = stack.filled_B > stack.length_B
-    return (is_stale_LB | (num_due(policy, stack) > 0)).any() if drops else is_stale_LB.any()
+    if not drops:
+      return is_stale_LB.any()
+    layer_L1 = jnp.arange(stack.length_B.shape[0])[:, None]
+    return (is_stale_LB | (num_due(policy, stack, layer_L1) > 0)).any()
 
   def change(stack):
     # Layer by layer, so that what is computed on the way has the size of one. Fused into one loop the two would read
@@ -41,9 +44,10 @@ def compact(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> dic
   return jax.lax.cond(jnp.stack([is_due(stack) for stack in stacks.values()]).any(), change_all, dict, stacks)
 
 
-def num_due(policy: Policy, cache: KVCache) -> jax.Array:
-  """Partitions to compress now: complete ones whose successor is complete."""
-  return jnp.maximum(0, (cache.length_B - cache.base_B) // policy.lag - 1)
+def num_due(policy: Policy, cache: KVCache, layer: jax.Array) -> jax.Array:
+  """Partitions to compress now: complete ones whose successor is complete; none of a layer that is skipped."""
+  num_B = jnp.maximum(0, (cache.length_B - cache.base_B) // policy.lag - 1)
+  return jnp.where(layer < policy.config.skip_layers, 0, num_B) if policy.config.skip_layers else num_B
 
 
 def _span(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> int:
@@ -75,7 +79,7 @@ def _clear(layer: jax.Array, stack: KVCache) -> KVCache:
 def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KVCache:
   """Compresses what is due in one layer. Only the slots behind the base are touched, where the policy allows."""
   base_B, length_B = stack.base_B[layer], stack.length_B[layer]
-  due_B = num_due(policy, stack.replace(base_B=base_B, length_B=length_B))
+  due_B = num_due(policy, stack.replace(base_B=base_B, length_B=length_B), layer)
   start_B = jnp.zeros_like(base_B) if policy.is_global else base_B
   span = stack.num_slots if policy.is_global else _span(policy, {"": stack}, call_len)
   row_B1, slot_BR = jnp.arange(start_B.shape[0])[:, None], start_B[:, None] + jnp.arange(span)

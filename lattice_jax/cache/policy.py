@@ -46,7 +46,10 @@ class Policy:
     return self.config.budget != "fixed"
 
   def kept_length(self, num_tokens: int) -> int:
-    """Slots in use after so many tokens of a document, however they arrived; of an online budget, at most."""
+    """Slots in use after so many tokens of a document, however they arrived; of an online budget, at most.
+
+    Of the layers that drop tokens.
+    """
     if self.window:
       return min(num_tokens, self.sinks + self.window)
     if self.lag:
@@ -57,7 +60,8 @@ class Policy:
     """Slots of a cache for documents of at most `max_len` tokens; 0 tokens need none."""
     if self.window:
       return min(max_len, self.sinks + self.window)
-    if self.lag and self.config.call_len:
+    # layers are one array, and those that are skipped hold every token
+    if self.lag and self.config.call_len and not self.config.skip_layers:
       return most_slots(
         max_len, sinks=self.sinks, lag=self.lag, keep=self.keep, call_len=self.config.call_len)
     return max_len
@@ -86,7 +90,7 @@ def check_cache(config: CacheConfig) -> None:
   for name in config.records:
     if name not in RECORDS:
       raise ValueError(f"model.cache.records names {name!r}; what can be recorded is {' and '.join(RECORDS)}.")
-  for name in ("sinks", "window", "keep", "tokens", "text_len", "call_len", "value_weight", "seed"):
+  for name in ("sinks", "window", "keep", "tokens", "text_len", "skip_layers", "call_len", "value_weight", "seed"):
     if getattr(config, name) < 0:
       raise ValueError(f"model.cache.{name}={getattr(config, name)} must be 0 or more.")
   if not 0 <= config.ratio <= 1:
@@ -94,6 +98,10 @@ def check_cache(config: CacheConfig) -> None:
   if config.pool % 2 == 0:
     raise ValueError(f"model.cache.pool={config.pool} must be odd, so that a slot is in the middle; "
                      f"use {config.pool + 1}, or 1 for no pooling.")
+  if config.skip_layers and config.policy in ("full", "window"):
+    raise ValueError(
+      f"model.cache.skip_layers={config.skip_layers} leaves layers out of compression, and model.cache.policy="
+      f"{config.policy!r} compresses none; use {', '.join(POLICIES[2:])}, or model.cache.skip_layers=0.")
   _check_online(config)
   make_policy(config)
 

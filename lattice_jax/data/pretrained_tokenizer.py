@@ -81,7 +81,7 @@ class PretrainedTokenizer:
         messages=messages, add_generation_prompt=True, bos_token=self._special.bos or "",
         eos_token=self._special.eos or "")
     except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as error:
-      raise ValueError(f"the chat template of {self.name} failed: {error}.") from error
+      raise ValueError(f"the chat template of {self.name} failed: {str(error).rstrip('.')}.") from error
 
   def save(self, folder: Path) -> list[str]:
     """Writes the pieces and tokenizer_config.json as `transformers` reads them; the names of the files."""

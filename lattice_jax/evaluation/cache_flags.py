@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from lattice_jax.data.sources import load_source
-from lattice_jax.data.tokenizers import get_tokenizer
 from lattice_jax.evaluation.caches import cache_overrides, parse_caches, with_peers
 from lattice_jax.evaluation.command import Task
 from lattice_jax.evaluation.compare import compare, write_comparisons
@@ -43,6 +41,9 @@ def overrides() -> list[str]:
     return []
   if len(_CACHE.value) > 1:
     raise ValueError("--cache was given several times; only a --task judges more than one cache.")
+  if _PEERS.value:
+    raise ValueError(
+      f"--peers={','.join(_PEERS.value)} are judged beside a --cache by a --task; give one, such as --task=text.")
   return [override for text in _CACHE.value for override in cache_overrides(text)]
 
 
@@ -55,11 +56,13 @@ def judge(task: Task, split: str, *, report: Callable[[str], None]) -> list[Path
   texts = list(dict.fromkeys([FULL, *_CACHE.value]))
   caches = parse_caches(task.config, texts)
   lengths, folder = _numbers("lengths", _LENGTHS.value, int), task.workdir / str(_TASK.value)
+  if _TRIALS.value < 1:
+    raise ValueError(f"--trials={_TRIALS.value} must be at least 1.")
   longest = max(lengths)
   if task.context_len is not None and longest > task.context_len:
     raise ValueError(
       f"--lengths={longest} is more than the {task.context_len:,} tokens that {task.config.name} was made for.")
-  source, tokenizer = load_source(task.config.data, split), get_tokenizer(task.config.data)
+  source, tokenizer = task.read(split)
   variables = {"params": task.params, "buffers": task.buffers}
   if _TASK.value == "text":
     paths = []
@@ -93,6 +96,8 @@ def _stretches(tokens: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarr
 
 
 def _numbers(name: str, texts: list[str], kind: type) -> tuple:
+  if not texts:
+    raise ValueError(f"--{name} is empty; give numbers with commas between them.")
   try:
     return tuple(kind(text) for text in texts)
   except ValueError as error:

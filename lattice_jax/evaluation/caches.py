@@ -32,8 +32,13 @@ def with_peers(caches: dict[str, CacheConfig], peers: Sequence[str], length: int
   """The caches, and beside each that drops tokens by partitions its peers, which keep as many of `length` tokens.
 
   Raises:
-    ValueError: a peer is no policy, or a cache's length is not known beforehand.
+    ValueError: a peer is no policy, no cache drops tokens by partitions, or the length of one is not known beforehand.
   """
+  for peer in peers:
+    if peer not in POLICIES or peer == "full":
+      raise ValueError(
+        f"--peers names {peer!r}; policies that drop tokens are {', '.join(POLICIES[1:])}."
+        f"{did_you_mean(peer, POLICIES[1:])}")
   result = dict(caches)
   for name, cache in caches.items():
     policy = make_policy(cache)
@@ -43,12 +48,18 @@ def with_peers(caches: dict[str, CacheConfig], peers: Sequence[str], length: int
       raise ValueError(
         f"--peers keep as many tokens as a cache, and how many --cache={name} leaves is known only once it has read; "
         "leave out --peers, and give fixed budgets around it as further --cache.")
+    if "window" in peers and policy.config.skip_layers:
+      raise ValueError(
+        f"--peers=window drops in every layer, and --cache={name} skips {policy.config.skip_layers}; leave out window, "
+        "or skip_layers.")
     for peer in peers:
-      if peer not in POLICIES or peer == "full":
-        raise ValueError(f"--peers names {peer!r}; policies that drop tokens are {', '.join(POLICIES[1:])}.")
       kept = policy.kept_length(length)
       like = {"tokens": kept, "keep": 0} if peer == "window" else {"tokens": 0, "keep": policy.keep}
       result[f"{peer} like {name}"] = dataclasses.replace(cache, policy=peer, ratio=0.0, text_len=0, **like)
+  if peers and len(result) == len(caches):
+    raise ValueError(
+      f"--peers={','.join(peers)} keep as many tokens as a --cache that compresses partitions, and none was given; add "
+      "one, such as --cache=lagkv:ratio=0.25.")
   return result
 
 

@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lattice_jax.cache import make_policy
 from lattice_jax.checkpoint import load_for_eval, read_config
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source
 from lattice_jax.data.sources import load_source, read_raw
-from lattice_jax.data.tokenizers import PRETRAINED, ByteTokenizer, get_tokenizer
+from lattice_jax.data.tokenizers import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
 from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
@@ -67,18 +68,41 @@ class Task:
     for name in ("seq_len", "batch"):
       if name in changes and changes[name] < 1:
         raise ValueError(f"{name}={changes[name]} must be positive.")
+    if self.context_len is not None and "seq_len" in changes and changes["seq_len"] > self.context_len:
+      raise ValueError(
+        f"windows of {changes['seq_len']:,} tokens are more than the {self.context_len:,} that {self.config.name} was "
+        "made for; use a smaller --seq_len.")
     if "chunk_len" in changes and changes["chunk_len"] < 0:
       raise ValueError(f"chunk_len={changes['chunk_len']} must be at least 0; 0 reads a window in one call.")
     config = dataclasses.replace(self.config, eval=dataclasses.replace(self.config.eval, **changes))
     check_config(config)
     return dataclasses.replace(self, config=config)
 
+  def read(self, split: str) -> tuple[Source, Tokenizer]:
+    """The split and its tokenizer. Raises ValueError where it holds tokens that the model has not."""
+    source, tokenizer = load_source(self.config.data, split), get_tokenizer(self.config.data)
+    vocab = self.config.model.vocab
+    if tokenizer.vocab_size > vocab and (largest := int(source.tokens.max())) >= vocab:
+      raise ValueError(
+        f"the text holds token {largest:,}, and the model has {vocab:,}: data.tokenizer={tokenizer.name} is another "
+        "model's; get the one that belongs to the weights.")
+    return source, tokenizer
+
   def evaluate(self) -> list[EvalResult]:
-    """One result for each protocol of `config.eval`."""
-    config = self.config
+    """One result for each protocol of `config.eval`.
+
+    Raises:
+      ValueError: as `read` and `evaluator.evaluate`, or a cache that drops tokens between calls is never asked to.
+    """
+    config, eval = self.config, self.config.eval
+    is_one_call = eval.protocol != "carried" and not 0 < eval.chunk_len < (eval.seq_len or config.data.seq_len)
+    if make_policy(config.model.cache).lag and is_one_call:
+      raise ValueError(
+        f"the cache policy {config.model.cache.policy!r} drops tokens between calls, and each window is read in one "
+        "call, as if nothing were dropped; give a --chunk_len below the window's length, such as --chunk_len=128.")
+    source, tokenizer = self.read(eval.split)
     return evaluate_protocols(
-      config.model, self.params, self.buffers, load_source(config.data, config.eval.split), get_tokenizer(config.data),
-      eval=config.eval, data=config.data, mesh=self.mesh)
+      config.model, self.params, self.buffers, source, tokenizer, eval=eval, data=config.data, mesh=self.mesh)
 
   def write(self, result: EvalResult, path: Path | None) -> Path:
     """The result as JSON at `path`, or in the workdir; of two protocols each gets its own file."""
@@ -119,7 +143,8 @@ class Task:
     tokenizer = get_tokenizer(self.config.data)
     asked = [tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if is_chat else prompts
     options = Options(
-      start_ids=tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
+      # a chat template writes the start of a text itself
+      start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
       limit=limit or self.context_len, block_len=1, **sampling)
     between = "\n\n" if is_chat else ""
     if len(prompts) == 1:

@@ -22,6 +22,11 @@ VERSIONS = (2, 3)
 _MAX_AXES = 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_ADVICE = "use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant"
+
+
+class _UnknownTypeError(Exception):
+  """A tensor's type is a number that the `gguf` library does not know."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,15 @@ class GGUFFile:
   """fields: metadata by key, strings and lists as Python has them, lists of numbers as arrays. tensors: by name."""
 
   def __init__(self, path: Path):
-    """Raises ValueError where the file is not a whole GGUF file."""
+    """Raises ValueError where the file is not a whole GGUF file, or of types that are not known."""
     self.path = path
     try:
       with path.open("rb") as file:
         # pages are read when a tensor is asked for, and are not copied
         self._raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
       self.fields, self.tensors = _read_header(self._raw)
+    except _UnknownTypeError as error:
+      raise ValueError(f"{path}: {error}, so it is newer than the gguf library or damaged; {_ADVICE}.") from error
     except (OSError, ValueError, OverflowError) as error:
       raise ValueError(f"{path} is not a whole GGUF file: {error}; get it again.") from error
 
@@ -60,8 +67,8 @@ class GGUFFile:
       return dequantize(raw.reshape(-1, _row_bytes(tensor)), tensor.kind).reshape(tensor.shape)
     except RuntimeError as error:
       raise ValueError(
-        f"{self.path}: tensor {name} has type {tensor.kind.name}, which holds no weights that can be read; use a file "
-        "in F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant.") from error
+        f"{self.path}: tensor {name} has type {tensor.kind.name}, which holds no weights that can be read; {_ADVICE}."
+      ) from error
 
 
 def _row_bytes(tensor: GGUFTensor) -> int:
@@ -155,7 +162,7 @@ def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuan
   shape = tuple(cursor.number("Q") for _ in range(num_axes))[::-1]
   number = cursor.number("I")
   if number not in set(GGMLQuantizationType):
-    raise ValueError(f"tensor {name} has the unknown type {number}")
+    raise _UnknownTypeError(f"tensor {name} has the unknown type {number}")
   kind = GGMLQuantizationType(number)
   if 0 in shape or shape[-1] % GGML_QUANT_SIZES[kind][0]:
     raise ValueError(f"tensor {name} of type {kind.name} cannot have the shape {shape}")

@@ -41,8 +41,11 @@ def prompt_rows(prompts: Sequence[Any], start_ids: tuple[int, ...], vocab: int) 
     if not row.size:
       raise ValueError(
         f"the prompt of row {index} is empty, and this model starts a text with no token of its own; give a prompt.")
-    if not 0 <= row.min() <= row.max() < vocab:
-      raise ValueError(f"a prompt holds token {row.max()} or {row.min()}, outside the vocabulary of {vocab}.")
+    outside = row[(row < 0) | (row >= vocab)]
+    if outside.size:
+      raise ValueError(
+        f"the prompt of row {index} holds token {outside[0]}, outside the vocabulary of {vocab}; its tokenizer is not "
+        "the model's.")
   return [row.astype(np.int32) for row in rows]
 
 

@@ -11,7 +11,7 @@ import jax
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
-from lattice_jax.config import ModelConfig
+from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.models.decoder import init_state
 
 _FORMAT = "lattice_jax state 1"
@@ -35,13 +35,14 @@ def load_state(path: Path, model: ModelConfig) -> Any:
     with safe_open(path, framework="flax") as file:
       metadata = file.metadata() or {}
       arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  except SafetensorError as error:
+  except (SafetensorError, OSError) as error:
     raise ValueError(f"{path} cannot be read as a saved state ({error}); save it again.") from error
-  about = json.loads(metadata["about"]) if "about" in metadata else {}
-  if "format" not in about or about["format"] != _FORMAT:
+  about = _about(metadata)
+  if about is None:
     raise ValueError(f"{path} is no saved state of a decoder; save one with models.saved_state.save_state.")
-  ours = json.loads(json.dumps(dataclasses.asdict(model.cache)))
-  for name, value in about["cache"].items():
+  ours = _fields(model.cache)
+  # what an older file does not say was not there to be changed
+  for name, value in (_fields(CacheConfig()) | about["cache"]).items():
     if ours[name] != value:
       raise ValueError(
         f"{path} was saved with model.cache.{name}={value!r}, and the model has {ours[name]!r}; set it to {value!r}.")
@@ -53,6 +54,19 @@ def load_state(path: Path, model: ModelConfig) -> Any:
     raise ValueError(f"{path} is the state of another model: its {name} differs from this model's; load the model that "
                      "read the text.")
   return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[_name(path)], template)
+
+
+def _about(metadata: dict[str, str]) -> dict[str, Any] | None:
+  """What `save_state` said of the state; None of any other file."""
+  try:
+    about = json.loads(metadata["about"])
+    return about if about["format"] == _FORMAT else None
+  except (KeyError, TypeError, ValueError):
+    return None
+
+
+def _fields(cache: CacheConfig) -> dict[str, Any]:
+  return json.loads(json.dumps(dataclasses.asdict(cache)))
 
 
 def _named(state: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.cache import POLICIES, cache_bytes, compress, make_policy, uncompressed
+from lattice_jax.cache.compact import num_due
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.models.saved_state import load_state, save_state
@@ -146,6 +147,24 @@ def test_the_state_of_another_model_or_policy_is_refused(tmp_path, changes, mess
   save_state(path, MODEL, init_state(MODEL, 1, MAX_LEN), MAX_LEN)
   with pytest.raises(ValueError, match=message):
     load_state(path, replace(MODEL, **changes))
-  path.write_bytes(path.read_bytes()[:50])
+  whole = path.read_bytes()
+  for content, message in ((whole[:50], "cannot be read as"), (whole.replace(b"state 1", b"state 0"), "is no saved")):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+      load_state(path, MODEL)
   with pytest.raises(ValueError, match="cannot be read as a saved state"):
-    load_state(path, MODEL)
+    load_state(tmp_path / "nothing.safetensors", MODEL)
+
+
+def test_layers_that_are_skipped_keep_every_token_and_the_others_do_not_notice():
+  policy, state = make_policy(replace(LAGKV, skip_layers=2)), prompt_state(uncompressed(MODEL))
+  skipping = compress(model_of("lagkv", skip_layers=2, call_len=1), state, MAX_LEN)["block_0"]
+  dropping = compress(MODEL, state, MAX_LEN)["block_0"]
+  assert skipping.length_B.tolist() == [[LENGTH] * BATCH] * 2 + [[policy.kept_length(LENGTH)] * BATCH] * (LAYERS - 2)
+  for name in ("key_BHSK", "value_BHSV", "position_BHS"):
+    got, read = getattr(skipping, name), getattr(state["block_0"], name)
+    np.testing.assert_array_equal(got[:2], read[:2])
+    np.testing.assert_array_equal(got[2:], getattr(dropping, name)[2:])
+  layer_L1 = jnp.arange(LAYERS)[:, None]
+  assert (num_due(policy, skipping, layer_L1) == 0).all()
+  assert (num_due(policy, state["block_0"], layer_L1) > 0).any(1).tolist() == [False] * 2 + [True] * (LAYERS - 2)

@@ -78,6 +78,7 @@ def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkey
 
 @pytest.mark.parametrize(("values", "message"), [
   ({"lengths": ["1k"]}, "--lengths=1k must be numbers with commas between them"),
+  ({"depths": []}, "--depths is empty; give"), ({"task": "text", "trials": 0}, "--trials=0 must be at least 1"),
   ({"lengths": ["4096"]}, "--lengths=4096 is more than the 2,048 tokens that run was made for"),
   ({"cache": ["lagvk"]}, "Did you mean 'lagkv'"), ({"task": "text", "lengths": ["2047"]}, "no document of the split")],
   ids=str)
@@ -91,6 +92,9 @@ def test_outside_of_a_task_one_cache_changes_the_config():
   assert cache_flags.overrides()[:2] == ["model.cache.policy=lagkv", "model.cache.sinks=2"]
   flags.FLAGS.cache = [LAGKV, "full"]
   with pytest.raises(ValueError, match="--cache was given several times; only a --task judges more than one"):
+    cache_flags.overrides()
+  flags.FLAGS.cache, flags.FLAGS.peers = [LAGKV], ["knorm"]
+  with pytest.raises(ValueError, match="--peers=knorm are judged beside a --cache by a --task; give one"):
     cache_flags.overrides()
   flags.FLAGS.task = "passkey"
   assert cache_flags.overrides() == []

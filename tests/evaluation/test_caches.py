@@ -51,3 +51,12 @@ def test_a_peer_that_drops_nothing_is_refused():
   for peer in ("full", "h20"):
     with pytest.raises(ValueError, match=rf"--peers names '{peer}'; policies that drop tokens are window, lagkv, "):
       with_peers(caches, [peer], 1000)
+
+
+def test_peers_of_nothing_are_refused():
+  with pytest.raises(ValueError, match=r"--peers names 'h20'; .* Did you mean 'h2o'"):
+    with_peers(parse_caches(CONFIG, ["full"]), ["h20"], 1000)
+  with pytest.raises(ValueError, match=r"--peers=h2o,window keep as many tokens as a --cache .* none was given; add"):
+    with_peers(parse_caches(CONFIG, ["full", "window:window=9"]), ["h2o", "window"], 1000)
+  with pytest.raises(ValueError, match="--peers=window drops in every layer, and --cache=lagkv:keep=8,skip_layers=1"):
+    with_peers(parse_caches(CONFIG, ["lagkv:keep=8,skip_layers=1"]), ["window"], 1000)

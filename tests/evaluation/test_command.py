@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 from lattice_jax.checkpoint import Checkpoints
-from lattice_jax.config import Config, DataConfig, ModelConfig, VQConfig
+from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig, VQConfig
 from lattice_jax.config_checks import to_dict
+from lattice_jax.data.tokenizers import ByteTokenizer
 from lattice_jax.evaluation import command, report
 from lattice_jax.evaluation.answers import AnswerGroup
 from lattice_jax.evaluation.overrides import apply_overrides
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
+from lattice_jax.inference.generate import Timing
+from lattice_jax.inference.text import Written
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import unbox
 
@@ -100,6 +103,42 @@ def test_a_context_beyond_what_the_model_was_made_for_is_refused(workdir):
     task.write_texts(["abc"], length=8, limit=11)
   with pytest.raises(ValueError, match="row 0 has 11 tokens, and the context holds 10"):
     task.write_texts(["abcdefghij"], length=8)
+  with pytest.raises(ValueError, match="windows of 11 tokens are more than the 10 that tiny was made for; use"):
+    task.with_eval(seq_len=11)
+
+
+def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
+  class Chatting(ByteTokenizer):
+    def chat(self, messages):
+      return f"<s>{messages[0]['content']}"
+
+  asked = []
+
+  def write_texts(model, variables, tokenizer, prompts, *, options, **others):
+    asked.append((prompts, options.start_ids))
+    return Written(texts=("",), finishes=("stop",), num_tokens=(0,), timing=Timing())
+
+  monkeypatch.setattr(command, "get_tokenizer", lambda data: Chatting())
+  monkeypatch.setattr(command, "write_texts", write_texts)
+  task = command.load(workdir, step=None, overrides=[])
+  for is_chat in (True, False):
+    task.write_texts(["hi"], length=8, is_chat=is_chat)
+  assert asked == [(["<s>hi"], ()), (["hi"], Chatting.start_ids)]
+
+
+def test_a_text_of_another_model_and_a_cache_that_is_never_asked_to_drop_are_refused(workdir):
+  task = command.load(workdir, step=None, overrides=[]).with_eval(split="test", batch=8)
+
+  def changed(**fields):
+    return dataclasses.replace(task, config=dataclasses.replace(
+      task.config, model=dataclasses.replace(task.config.model, **fields)))
+
+  with pytest.raises(ValueError, match=r"holds token \d+, and the model has 40: data.tokenizer=bytes is another"):
+    changed(vocab=40).evaluate()
+  lagkv = changed(pattern=("attention",), cache=CacheConfig(policy="lagkv", lag=8, keep=2))
+  for chunk_len in (0, 64, 100):
+    with pytest.raises(ValueError, match=r"'lagkv' drops tokens between calls, and .* such as --chunk_len=128"):
+      lagkv.with_eval(chunk_len=chunk_len).evaluate()
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,7 @@ def without(name):
     ({"rope_scaling": {"rope_type": "yarn"}}, None, "factor=None in its rotary embedding"),
     ({"rope_scaling": ["yarn"]}, None, "must say an object or null"),
     ({"rope_theta": "big"}, None, "rope_theta='big'"),
+    (QWEN2 | {"use_sliding_window": True, "max_window_layers": "all"}, None, "max_window_layers='all'; it must"),
     ({"layer_types": ["full_attention"]}, None, "must name in layer_types as many layers as there are, 2"),
   ], ids=lambda value: "changed" if callable(value) else str(value))
 def test_a_folder_that_is_something_else_is_refused(config, change, message, tmp_path):
@@ -210,6 +211,13 @@ def gguf_bytes(tmp_path_factory):
 LONG = struct.pack("<Q", 2**61)
 
 
+def with_type(raw, number):
+  """The type of one tensor, which follows its name, the number of its axes and their lengths."""
+  name = b"blk.1.ffn_up.weight"
+  place = raw.index(name) + len(name) + 4 + 2 * 8
+  return raw[:place] + struct.pack("<I", number) + raw[place + 4:]
+
+
 @pytest.mark.parametrize(
   ("change", "message"), [
     (lambda raw: raw[:-40], "ends at byte"),
@@ -225,9 +233,11 @@ LONG = struct.pack("<Q", 2**61)
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.1.ffn_wp"), "lacks the tensor model.layers.1.mlp.up_proj"),
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.0.ffn_up"), "holds the tensor 'blk.0.ffn_up.weight' twice"),
     (lambda raw: raw.replace(b"\x00llama", b"\x00mamba", 1), "architecture 'mamba'"),
+    (lambda raw: with_type(raw, 99), r"a.gguf: tensor blk.1.ffn_up.weight has the unknown type 99, .*; use a file"),
+    (lambda raw: with_type(raw, 24), "tensor blk.1.ffn_up.weight has type I8, which holds no weights"),
   ], ids=[
     "cut", "cut-header", "empty", "magic", "big-endian", "tensors", "metadata", "long-key", "no-field", "value-type",
-    "tensor", "twice", "architecture"])
+    "tensor", "twice", "architecture", "unknown-type", "type-without-weights"])
 def test_a_damaged_or_hostile_gguf_is_refused(change, message, gguf_bytes, tmp_path):
   path = tmp_path / "a.gguf"
   path.write_bytes(change(gguf_bytes))

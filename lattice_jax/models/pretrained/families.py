@@ -87,7 +87,11 @@ def _pattern(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
         f"{path} must name in layer_types as many layers as there are, {layers}, each {' or '.join(_MEMORIES)}.")
     memories = tuple(_MEMORIES[kind] for kind in kinds)
   else:
-    first = config["max_window_layers"] if window and config["use_sliding_window"] else layers
+    first = layers
+    if window and config["use_sliding_window"]:
+      first = config["max_window_layers"]
+      if not isinstance(first, int):
+        raise ValueError(f"{path} says max_window_layers={first!r}; it must say from which layer on there are windows.")
     memories = tuple("window" if layer >= first else "attention" for layer in range(layers))
   length = next(n for n in range(1, layers + 1) if layers % n == 0 and memories == memories[:n] * (layers // n))
   return memories[:length]
