@@ -71,8 +71,13 @@ def _vq(sizes: Sizes) -> Iterator[Case]:
       impl=impl)
     return out, state.mean_BHMV
 
+  def search(inputs, impl):
+    found = vq.quantize(*inputs, rows, impl=impl)
+    return found.key_BTHK, found.error_BTH
+
   scale = sizes.width**-0.5
   yield Case("vq", "serial", run, (q * scale, k * scale, v, relative * scale))
+  yield Case("vq", "search", search, (k,))
 
 
 def _lattice(sizes: Sizes) -> Iterator[Case]:
