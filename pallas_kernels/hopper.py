@@ -28,6 +28,8 @@ Carry = tuple[jax.Array, ...]
 TRANSFORMS = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
 # Before JAX 0.11 the index of a load is an argument, and from then on a part of the reference.
 _INDEX_IS_APART = jax.__version_info__ < (0, 11)
+# From JAX 0.12 on an assignment is refused where threads would wait for each other's banks of shared memory.
+_ASSIGNMENT_IS_PICKY = jax.__version_info__ >= (0, 12)
 # Registers of a thread where three warpgroups begin with 168 each.
 _COMPUTES, _FETCHES = 240, 24
 
@@ -108,6 +110,14 @@ def load(ref: jax.Ref, index: tuple[int | jax.Array, ...], layout: object) -> ja
   if _INDEX_IS_APART:
     return plgpu.load(ref, index, layout=layout, optimized=False)
   return plgpu.load(ref.at[index], layout=layout, optimized=False)
+
+
+def store(ref: jax.Ref, index: tuple[int | jax.Array, ...], value: jax.Array) -> None:
+  """Registers of any layout to `index` in any memory."""
+  if _ASSIGNMENT_IS_PICKY:
+    plgpu.store(ref.at[index], value, optimized=False)
+  else:
+    ref[index] = value
 
 
 def by_row(x: jax.Array, width: int) -> jax.Array:

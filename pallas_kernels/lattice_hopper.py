@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import SEMANTICS, load
+from pallas_kernels.hopper import SEMANTICS, load, store
 
 TINY = 1e-12
 _TILES = (8, 4, 2)
@@ -119,12 +119,12 @@ def _forward_kernel(objective, tile, input_refs, result_refs, state_ref, fresh_r
   def one_tile(_, q_tile, k_tile, v_tile, gate_tile, out_tile, *rest):
     *boundary_tile, s_MV = rest
     if boundary_tile:
-      boundary_tile[0][0] = s_MV
+      store(boundary_tile[0], (0,), s_MV)
 
     def one_token(t, s_MV):
       s_MV = _restart(gate_tile[0, tile + t], fresh_ref, s_MV)
       s_MV = _move(objective, s_MV, _row(k_tile, t, _SLOTS), _row(v_tile, t, _VALUES), gate_tile[0, t])[0]
-      out_tile[t] = jnp.sum(_over_values(_row(q_tile, t, _SLOTS), s_MV) * s_MV, axis=0)
+      store(out_tile, (t,), jnp.sum(_over_values(_row(q_tile, t, _SLOTS), s_MV) * s_MV, axis=0))
       return s_MV
 
     return jax.lax.fori_loop(0, tile, one_token, s_MV)
@@ -136,7 +136,7 @@ def _forward_kernel(objective, tile, input_refs, result_refs, state_ref, fresh_r
   )(
     q_ref.at[batch, :, head], k_ref.at[batch, :, head], v_ref.at[batch, :, head], gate_ref.at[batch, head],
     out_ref.at[batch, :, head], *(ref.at[batch, head] for ref in boundary_ref))
-  state_ref[...] = s_MV
+  store(state_ref, (), s_MV)
   _send(state_ref, last_ref.at[batch, head])
 
 
@@ -150,13 +150,13 @@ def _backward_kernel(objective, tile, q_ref, k_ref, v_ref, gate_ref, start_ref, 
   _fetch(d_last_ref.at[batch, head], state_ref, barrier)
   _fetch(start_ref.at[head], fresh_ref, barrier)
   d_s_MV = _state(state_ref)
-  d_fresh_ref[...] = d_s_MV * 0.0
+  store(d_fresh_ref, (), d_s_MV * 0.0)
 
   def one_tile(_, q_tile, k_tile, v_tile, gate_tile, boundary_tile, d_out_tile, d_q_tile, d_k_tile, d_v_tile,
                d_rate_tile, d_s_MV):
     def replay(t, s_MV):
       s_MV = _restart(gate_tile[0, tile + t], fresh_ref, s_MV)
-      before_ref[t] = s_MV
+      store(before_ref, (t,), s_MV)
       return _move(objective, s_MV, _row(k_tile, t, _SLOTS), _row(v_tile, t, _VALUES), gate_tile[0, t])[0]
 
     jax.lax.fori_loop(0, tile, replay, _state(boundary_tile.at[0]))
@@ -164,12 +164,14 @@ def _backward_kernel(objective, tile, q_ref, k_ref, v_ref, gate_ref, start_ref, 
     def go_back(i, d_s_MV):
       t = tile - 1 - i
       token = _row(q_tile, t, _SLOTS), _row(k_tile, t, _SLOTS), _row(v_tile, t, _VALUES), gate_tile[0, t]
-      d_s_MV, d_q_tile[t], d_k_tile[t], d_v_tile[t], d_rate_tile[t] = _token_adjoint(
+      d_s_MV, *d_token = _token_adjoint(
         objective, _state(before_ref.at[t]), token, _row(d_out_tile, t, _VALUES), d_s_MV)
+      for d_tile, d_row in zip((d_q_tile, d_k_tile, d_v_tile, d_rate_tile), d_token, strict=True):
+        store(d_tile, (t,), d_row)
 
       @pl.when(gate_tile[0, tile + t] != 0)
       def _():
-        d_fresh_ref[...] = _state(d_fresh_ref) + d_s_MV
+        store(d_fresh_ref, (), _state(d_fresh_ref) + d_s_MV)
 
       return d_s_MV * (1.0 - gate_tile[0, tile + t])
 
@@ -184,7 +186,7 @@ def _backward_kernel(objective, tile, q_ref, k_ref, v_ref, gate_ref, start_ref, 
     q_ref.at[batch, :, head], k_ref.at[batch, :, head], v_ref.at[batch, :, head], gate_ref.at[batch, head],
     boundary_ref.at[batch, head], d_out_ref.at[batch, :, head], d_q_ref.at[batch, :, head], d_k_ref.at[batch, :, head],
     d_v_ref.at[batch, :, head], d_rate_ref.at[batch, :, head])
-  state_ref[...] = d_s_MV
+  store(state_ref, (), d_s_MV)
   _send(state_ref, d_slots_ref.at[batch, head])
   _send(d_fresh_ref, d_start_ref.at[batch, head])
 

@@ -74,11 +74,12 @@ def emulated() -> Iterator[None]:
 
   replaced = {
     "kernel": kernel, "emit_pipeline": _pipeline, "load": lambda ref, index=(), **_: ref[index or ...],
+    "store": lambda ref, value, **_: ref.__setitem__(..., value),
     "copy_gmem_to_smem": copy, "copy_smem_to_gmem": copy, "barrier_wait": nothing, "commit_smem": nothing,
     "wait_smem_to_gmem": nothing}
   with contextlib.ExitStack() as stack:
     for name, function in replaced.items():
-      stack.enter_context(mock.patch.object(plgpu, name, function))
+      stack.enter_context(mock.patch.object(plgpu, name, function, create=True))  # `store` is new in JAX 0.12
     stack.enter_context(mock.patch.object(jax.lax, "axis_index", place.__getitem__))
     stack.enter_context(jax.disable_jit())
     yield
