@@ -22,6 +22,7 @@ SINKS, LAG, KEEP = 3, 8, 3
 LENGTH, CALL = 75, 13  # tokens of the longest row, and of a call at most
 ROWS = (LENGTH, 41, 18, 2)  # tokens of each row: several partitions, two, none complete, fewer than the sinks
 LAGKV = CacheConfig(policy="lagkv", sinks=SINKS, lag=LAG, keep=KEEP, observe=4, pool=3)
+WITHOUT_LAWS = ("local", "keydiff", "random")  # policies that have no row in `test_laws`: they differ by a score alone
 MODEL = ModelConfig(attention=AttentionConfig(heads=QUERIES, kv_heads=HEADS, key_dim=KEY, value_dim=VALUE))
 
 

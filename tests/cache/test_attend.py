@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from lattice_jax.cache import make_policy
 from lattice_jax.config import CacheConfig
@@ -17,6 +18,7 @@ from tests.cache.streams import (
   QUERIES,
   ROWS,
   SINKS,
+  WITHOUT_LAWS,
   at_once,
   feed,
   fresh,
@@ -61,17 +63,18 @@ def test_nothing_changes_until_the_step_after_the_first_compression():
   assert (got[FIRST] != want[FIRST]).any()
 
 
-def test_a_document_that_ends_leaves_nothing_behind():
-  policy = make_policy(LAGKV)
-  cache = at_once(LAGKV)
+@pytest.mark.parametrize("name", ["lagkv", *WITHOUT_LAWS])
+def test_a_document_that_ends_leaves_nothing_behind(name):
+  config = replace(LAGKV, policy=name)
+  policy, cache = make_policy(config), at_once(config)
   ended = cache.replace(document_B=cache.document_B + 1)  # the next call's document is another
   count_B = np.array([5, 0, 9, 3])
   zero_B = np.zeros(len(ROWS), np.int64)
   _, after = feed(policy, ended, zero_B, count_B, CALL)
   _, new = feed(policy, fresh(policy), zero_B, count_B, CALL)
   for row in (0, 2, 3):
-    for name in ("key_BHSK", "value_BHSV", "position_BHS", "base_B", "length_B", "filled_B", "seen_B"):
-      np.testing.assert_array_equal(getattr(after, name)[row], getattr(new, name)[row], err_msg=name)
+    for field in ("key_BHSK", "value_BHSV", "position_BHS", "base_B", "length_B", "filled_B", "seen_B", "mass_BHS"):
+      np.testing.assert_array_equal(getattr(after, field)[row], getattr(new, field)[row], err_msg=field)
   np.testing.assert_array_equal(after.key_BHSK[1], cache.key_BHSK[1])
 
 

@@ -16,6 +16,7 @@ from tests.cache.streams import (
   QUERIES,
   ROWS,
   SINKS,
+  WITHOUT_LAWS,
   as_they_come,
   at_once,
   feed,
@@ -50,7 +51,7 @@ def test_policies_that_look_at_keys_alone_do_not_mind_how_tokens_arrive(policy):
     as_they_come(config_of(policy), seed=4).position_BHS, at_once(config_of(policy)).position_BHS)
 
 
-@pytest.mark.parametrize("policy", ["h2o", "snapkv"])
+@pytest.mark.parametrize("policy", ["h2o", "snapkv", *WITHOUT_LAWS])
 def test_a_ragged_row_is_the_row_alone(policy):
   config = config_of(policy)
   together, alone = fresh(make_policy(config)), fresh(make_policy(config))
@@ -100,6 +101,63 @@ def test_peers_that_look_at_attention_keep_the_best_of_all(policy):
       chosen = [p for p in position_HS[head] if SINKS <= p < first_of_window]
       best = SINKS + np.argsort(-score_HS[head, SINKS:first_of_window])[:len(chosen)]
       assert chosen == sorted(best.tolist())
+
+
+class OneByOne:
+  """One row under a peer that looks at attention, token by token in float64: what is dropped is never seen again."""
+
+  def __init__(self):
+    self.kept = [[] for _ in range(HEADS)]
+    self.mass = np.zeros((HEADS, LENGTH))
+    self.base = SINKS
+
+  def read(self, policy, row, place):
+    self.kept = [[*kept_S, place] for kept_S in self.kept]
+    for head, weight_GS in enumerate(self.weights(row, place)):
+      self.mass[head, self.kept[head]] += weight_GS.sum(0)
+    due = (len(self.kept[0]) - self.base) // LAGKV.lag - 1
+    if due > 0:
+      self.drop(self.scores(policy, row, place), due)
+
+  def weights(self, row, query):
+    """Of the heads that share each key, over the slots; none of what came after the query."""
+    q, k, _ = (x[row].astype(np.float64) for x in tokens())
+    for head, kept_S in enumerate(self.kept):
+      group = q[query].reshape(HEADS, -1, q.shape[-1])[head]
+      score_GS = group @ k[kept_S, head].T * q.shape[-1] ** -0.5
+      weight_GS = np.where(np.array(kept_S) <= query, np.exp(score_GS), 0.0)
+      yield weight_GS / weight_GS.sum(-1, keepdims=True)
+
+  def scores(self, policy, row, place):
+    if policy == "h2o":
+      return [self.mass[head, kept_S] for head, kept_S in enumerate(self.kept)]
+    if policy == "tova":
+      return [np.concatenate(list(self.weights(row, place))).mean(0)] * HEADS
+    last = range(place + 1 - LAGKV.observe, place + 1)
+    return pooled(sum(np.stack([weight_GS.sum(0) for weight_GS in self.weights(row, query)]) for query in last))
+
+  def drop(self, score_HS, due):
+    end, places = self.base + due * LAGKV.lag, self.base - SINKS + due * LAGKV.keep
+    for head, kept_S in enumerate(self.kept):
+      best = SINKS + np.argsort(-score_HS[head][SINKS:end], kind="stable")[:places]
+      self.kept[head] = [kept_S[slot] for slot in (*range(SINKS), *sorted(best), *range(end, len(kept_S)))]
+    self.base += due * LAGKV.keep
+
+
+@pytest.mark.parametrize("policy", WANTED)
+def test_peers_that_look_at_attention_go_on_from_what_they_kept(policy):
+  config, rows = config_of(policy), [OneByOne() for _ in ROWS]
+  cache = fresh(make_policy(config))
+  for place in range(LENGTH):
+    start_B = np.full(len(ROWS), place)
+    _, cache = feed(make_policy(config), cache, start_B, (start_B < ROWS).astype(np.int64), CALL)
+    for row, length in enumerate(ROWS):
+      if place < length:
+        rows[row].read(policy, row, place)
+  for row, one in enumerate(rows):
+    np.testing.assert_array_equal(kept(cache, row), one.kept)
+  once = at_once(config)
+  assert (kept(once, 0) != kept(cache, 0)).any()
 
 
 def test_window_keeps_sinks_and_the_last_tokens_wherever_they_lie():

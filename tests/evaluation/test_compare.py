@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -12,6 +13,7 @@ import pytest
 from lattice_jax.cache import make_policy
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
 from lattice_jax.evaluation.compare import compare, format_comparisons, write_comparisons
+from lattice_jax.evaluation.reader import Reader
 from lattice_jax.inspect.recall_plots import plot_recall
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
@@ -53,6 +55,23 @@ def test_losses_are_those_of_one_call_and_the_first_cache_is_beside_itself():
   assert full.cache_bytes / full.kept == lagkv.cache_bytes / lagkv.kept == 2 * (2 * 8 * 4 + 4)
   assert 0 < full.p50_ms <= full.p95_ms
   assert told == ["token 1 of 30"]
+
+
+def test_divergence_and_agreement_are_those_of_the_two_predictions():
+  variables, tokens_BT, (_, lagkv), _ = case()
+  caches = {name: dataclasses.replace(cache, call_len=1) for name, cache in CACHES.items()}
+  reader = Reader(MODEL, variables, list(caches.values()), batch=2, length=LENGTH)
+  prompt = reader.read(reader.start(), list(tokens_BT[:, :PROMPT_LEN]))
+  predictions = []
+  for cache in caches.values():
+    progress, logits = reader.under(cache, prompt), []
+    for token_B in tokens_BT[:, PROMPT_LEN:].T:
+      logits.append(np.asarray(progress.logits_BA, np.float64))
+      progress = reader.step(cache, progress, jax.numpy.asarray(token_B, jax.numpy.int32))
+    predictions.append(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+  full_TBA, other_TBA = predictions
+  np.testing.assert_allclose(lagkv.kl, (full_TBA * np.log(full_TBA / other_TBA)).sum(-1).mean(), rtol=1e-4)
+  assert lagkv.agreement == pytest.approx((full_TBA.argmax(-1) == other_TBA.argmax(-1)).mean()) and lagkv.agreement < 1
 
 
 def test_the_table_and_the_plot_hold_every_cache(tmp_path):

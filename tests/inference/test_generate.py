@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 
@@ -82,21 +83,28 @@ def test_seeds_decide_and_special_tokens_are_never_drawn():
   assert np.isin(text(0, banned=()), SPECIAL_IDS).any()
 
 
-def test_a_thousand_tokens_one_by_one_compile_nothing_more_and_neither_does_another_prompt():
-  def read(prompt, length):
-    stream = TokenStream(SMALL, make_variables(SMALL), [prompt, [6] * 4], length=length, options=ONE_BY_ONE)
-    return sum(len(block[0]) for block in stream), stream.timing
-
+@contextlib.contextmanager
+def compilations():
+  """The programs that are compiled within."""
   compiled = []
 
   def listen(event, *args, **kwargs):
     compiled.extend([event] * event.endswith("backend_compile_duration"))
 
-  assert read([5] * 9, 2)[1].compile_seconds > 0
   jax.monitoring.register_event_duration_secs_listener(listen)
-  count, timing = read([5] * 13, 1000)
-  read([], 3)
+  yield compiled
   jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_thousand_tokens_one_by_one_compile_nothing_more_and_neither_does_another_prompt():
+  def read(prompt, length):
+    stream = TokenStream(SMALL, make_variables(SMALL), [prompt, [6] * 4], length=length, options=ONE_BY_ONE)
+    return sum(len(block[0]) for block in stream), stream.timing
+
+  assert read([5] * 9, 2)[1].compile_seconds > 0
+  with compilations() as compiled:
+    count, timing = read([5] * 13, 1000)
+    read([], 3)
   assert (count, timing.tokens) == (1000, 2 * 999)
   assert compiled == []
 
@@ -162,6 +170,15 @@ def read(model, variables, tokens, state, segment):
   """Logits after a row's last token, and the state."""
   output = Decoder(model).apply(variables, tokens, state, segment)
   return Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits)[0, -1], output.state
+
+
+def test_a_thousand_tokens_under_it_compile_nothing_more():
+  stream = TokenStream(LAGKV, make_variables(LAGKV), [[5] * 9, [6] * 4], length=1000, options=ONE_BY_ONE)
+  blocks = iter(stream)
+  next(blocks)
+  with compilations() as compiled:
+    assert sum(len(block[0]) for block in blocks) == 999
+  assert compiled == []
 
 
 def test_a_prompt_may_be_read_in_as_little_room_as_the_calls_need():

@@ -13,6 +13,7 @@ import pytest
 from lattice_jax.cache import make_policy
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
 from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.evaluation.kept import map_path
 from lattice_jax.evaluation.recall.grid import AnswerFile, Grid
 from lattice_jax.evaluation.recall.report import summarise, write_summary
 from lattice_jax.evaluation.recall.run import Subject, run_grid
@@ -87,6 +88,18 @@ def test_every_other_cache_keeps_as_many_tokens_and_judges_otherwise(folder):
       assert [nll[0] for nll in line.nll] == [nll[0] for nll in full[line.key[:4] + line.key[5:]].nll]
       if cache == "window like lagkv":
         assert line.needle_kept == [float(line.depth > 0.5)] * len(line.trials)
+
+
+def test_maps_say_which_part_of_each_stretch_every_head_kept(folder):
+  for cache, kept in (("full", 230), ("lagkv", make_policy(LAGKV).kept_length(230)), ("window like lagkv", 74)):
+    shares_LHN = np.load(map_path(folder, cache, 230)).astype(np.float64)
+    edges = np.linspace(0, 230, shares_LHN.shape[-1] + 1)
+    assert shares_LHN.shape[:2] == (2, 1)
+    np.testing.assert_allclose(shares_LHN @ np.histogram(np.arange(230), edges)[0], kept)
+    is_kept_N = edges[1:] <= LAGKV.sinks
+    is_kept_N |= edges[:-1] > 230 - (kept - LAGKV.sinks if "window" in cache else LAGKV.lag)
+    assert (shares_LHN[..., is_kept_N] == 1).all()
+  assert (np.diff(np.load(map_path(folder, "lagkv", 230)), axis=0) != 0).any()  # layers choose for themselves
 
 
 def test_a_depth_asked_alone_gives_the_same_and_nothing_is_asked_twice(folder, tmp_path):
