@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   """A panel for each cache: depth downwards, length and size of answer to the right."""
   caches, depths = (list(dict.fromkeys(row[name] for row in rows)) for name in ("cache", "depth"))
   columns = list(dict.fromkeys((row["length"], row["answer"]) for row in rows))
-  figure, grid = _panels(len(caches), (1.1 + 0.55 * len(columns), 2.6))
+  width = 1.1 + 0.55 * len(columns)
+  figure, grid = _panels(len(caches), (width, 2.6))
   image = None
   for axes, cache in zip(grid, caches, strict=True):
     values = np.full((len(depths), len(columns)), np.nan)
@@ -77,7 +79,7 @@ def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
         values[place] = 100 * row["token_accuracy"]
         axes.text(*place[::-1], f"{values[place]:.0f}", ha="center", va="center", fontsize="x-small")
     image = axes.imshow(values, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
-    axes.set_title(cache, fontsize="small", loc="left")
+    _name_cache(axes, cache, width)
     axes.set_xticks(range(len(columns)), [f"{length}\n{answer}" for length, answer in columns], fontsize="x-small")
     axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize="x-small")
   grid[0].set_ylabel("depth")
@@ -89,7 +91,8 @@ def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
 
 def _plot_kept(files: Sequence[Path], length: int, out: Path) -> Path:
   """A panel for each cache: a line for every head of every layer, the prompt from left to right."""
-  figure, grid = _panels(len(files), (3.2, 2.6))
+  width = 3.2
+  figure, grid = _panels(len(files), (width, 2.6))
   image = None
   for axes, file in zip(grid, files, strict=True):
     shares_LHN = np.load(file, allow_pickle=False).astype(np.float32)
@@ -97,7 +100,7 @@ def _plot_kept(files: Sequence[Path], length: int, out: Path) -> Path:
     image = axes.imshow(
       shares_LHN.reshape(layers * heads, -1), vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest",
       extent=(0, length, layers, 0))
-    axes.set_title(file.stem.partition("_")[2], fontsize="small", loc="left")
+    _name_cache(axes, file.stem.partition("_")[2], width)
     axes.set_xlabel("position in the prompt", fontsize="small")
   grid[0].set_ylabel(f"layer, {heads} heads each")
   figure.colorbar(image, ax=grid, label="share kept")
@@ -131,6 +134,12 @@ def _panels(number: int, size: tuple[float, float], columns: int = 5) -> tuple[F
   for axes in plots[number:]:
     axes.set_visible(False)
   return figure, plots[:number]
+
+
+def _name_cache(axes: Any, cache: str, width: float) -> None:
+  """Above a panel of so many inches, in lines that do not run into the next."""
+  name = textwrap.fill(cache.replace(",", ", "), max(8, int(11 * width)))
+  axes.set_title(name, fontsize="small", loc="left")
 
 
 def _family(cache: str) -> str:
