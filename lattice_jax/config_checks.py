@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from typing import Any
 
@@ -88,8 +89,8 @@ def check_config(config: Config) -> None:
     if value not in allowed:
       raise ValueError(f"{path}={value!r} is not one of {', '.join(allowed)}.{_did_you_mean(str(value), allowed)}")
   for path in POSITIVE:
-    if _get(config, path) <= 0:
-      raise ValueError(f"{path}={_get(config, path)} must be positive.")
+    if not 0 < _get(config, path) < math.inf:  # which NaN is not either
+      raise ValueError(f"{path}={_get(config, path)} must be positive and finite.")
   for path in FRACTIONS:
     if not 0 <= _get(config, path) < 1:
       raise ValueError(f"{path}={_get(config, path)} must lie in [0, 1).")

@@ -160,6 +160,7 @@ def without(name):
     ({"rope_scaling": {"rope_type": "yarn"}}, None, "factor=None in its rotary embedding"),
     ({"rope_scaling": ["yarn"]}, None, "must say an object or null"),
     ({"rope_theta": "big"}, None, "rope_theta='big'"),
+    ({"rms_norm_eps": float("nan")}, None, "norm_eps=nan must be positive and finite"),
     (QWEN2 | {"use_sliding_window": True, "max_window_layers": "all"}, None, "max_window_layers='all'; it must"),
     ({"layer_types": ["full_attention"]}, None, "must name in layer_types as many layers as there are, 2"),
   ], ids=lambda value: "changed" if callable(value) else str(value))
