@@ -102,7 +102,7 @@ def read_pretrained_tokenizer(name: str, path: Path) -> PretrainedTokenizer:
   if path.is_dir():
     return PretrainedTokenizer(name, *_from_folder(path))
   file = GGUFFile(path)
-  is_sentencepiece = file.fields.get("tokenizer.ggml.model") == "llama"
+  is_sentencepiece = file.text("tokenizer.ggml.model") == "llama"
   pieces = gguf_pieces(file) if is_sentencepiece else FastPieces(gguf_tokenizer(file))
   bos, eos = (special_token(file.fields, role) for role in ("bos", "eos"))
   template = file.fields.get("tokenizer.chat_template")

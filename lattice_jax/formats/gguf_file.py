@@ -59,6 +59,13 @@ class GGUFFile:
     except (OSError, ValueError, OverflowError) as error:
       raise ValueError(f"{path} is not a whole GGUF file: {error}; get it again.") from error
 
+  def text(self, key: str) -> str | None:
+    """A field that is a text; None where there is none. Raises ValueError where it is something else."""
+    value = self.fields.get(key)
+    if value is not None and not isinstance(value, str):
+      raise ValueError(f"{self.path} says {key}={value!r}, which is no text; get it again.")
+    return value
+
   def read(self, name: str) -> np.ndarray:
     """The tensor in float32. Raises ValueError for a type that is not known how to be read."""
     tensor = self.tensors[name]

@@ -210,6 +210,9 @@ def gguf_bytes(tmp_path_factory):
 
 
 LONG = struct.pack("<Q", 2**61)
+TEXT = b"general.architecture" + struct.pack("<IQ", 8, 5) + b"llama"
+LIST = b"general.architecture" + struct.pack("<IIQB", 9, 0, 1, 7)
+THETA = b"llama.rope.freq_base" + struct.pack("<If", 6, LLAMA["rope_theta"])
 
 
 def with_type(raw, number):
@@ -234,11 +237,13 @@ def with_type(raw, number):
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.1.ffn_wp"), "lacks the tensor model.layers.1.mlp.up_proj"),
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.0.ffn_up"), "holds the tensor 'blk.0.ffn_up.weight' twice"),
     (lambda raw: raw.replace(b"\x00llama", b"\x00mamba", 1), "architecture 'mamba'"),
+    (lambda raw: raw.replace(TEXT, LIST), r"says general.architecture=array\(\[7\], dtype=uint8\), which is no text"),
+    (lambda raw: raw.replace(THETA, THETA[:-4] + struct.pack("<f", np.nan)), "says rope_theta=nan in its rotary"),
     (lambda raw: with_type(raw, 99), r"a.gguf: tensor blk.1.ffn_up.weight has the unknown type 99, .*; use a file"),
     (lambda raw: with_type(raw, 24), "tensor blk.1.ffn_up.weight has type I8, which holds no weights"),
   ], ids=[
     "cut", "cut-header", "empty", "magic", "big-endian", "tensors", "metadata", "long-key", "no-field", "value-type",
-    "tensor", "twice", "architecture", "unknown-type", "type-without-weights"])
+    "tensor", "twice", "architecture", "list", "nan", "unknown-type", "type-without-weights"])
 def test_a_damaged_or_hostile_gguf_is_refused(change, message, gguf_bytes, tmp_path):
   path = tmp_path / "a.gguf"
   path.write_bytes(change(gguf_bytes))

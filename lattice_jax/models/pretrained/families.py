@@ -102,14 +102,14 @@ def _rope(config: Mapping[str, Any], path: Path, key_dim: int, context_len: int)
   given = config["rope_parameters"] or config["rope_scaling"] or {}
   if not isinstance(given, dict):
     raise ValueError(f"{path} says rope_scaling={given!r}; it must say an object or null.")
-  theta = _number({"rope_theta": config["rope_theta"]} | given, "rope_theta", path)
+  theta = positive_number({"rope_theta": config["rope_theta"]} | given, "rope_theta", path)
   kind = given.get("rope_type") or given.get("type") or "default"
   if kind == "default":
     return {"rope_theta": theta}
   if kind not in ("linear", "dynamic", "llama3", "yarn"):
     raise ValueError(
       f"{path} has rotary scaling of type {kind!r}; default, linear, dynamic, llama3 and yarn can be read.")
-  factor, trained_len = _number(given, "factor", path), config["max_position_embeddings"]
+  factor, trained_len = positive_number(given, "factor", path), config["max_position_embeddings"]
   if kind == "dynamic":
     stretch = factor * max(context_len, trained_len) / trained_len - (factor - 1)
     return {"rope_theta": theta * stretch ** (key_dim / (key_dim - 2))}
@@ -130,13 +130,14 @@ def _yarn_gain(given: Mapping[str, Any], factor: float, path: Path) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
   if given.get("attention_factor") is not None:
-    return _number(given, "attention_factor", path)
+    return positive_number(given, "attention_factor", path)
   if given.get("mscale") and given.get("mscale_all_dim"):
-    return gain(_number(given, "mscale", path)) / gain(_number(given, "mscale_all_dim", path))
+    return gain(positive_number(given, "mscale", path)) / gain(positive_number(given, "mscale_all_dim", path))
   return gain(1.0)
 
 
-def _number(given: Mapping[str, Any], name: str, path: Path) -> float:
+def positive_number(given: Mapping[str, Any], name: str, path: Path) -> float:
+  """A number of the rotary embedding. Raises ValueError where it is missing or something else."""
   value = given.get(name)
   if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
     raise ValueError(f"{path} says {name}={value!r} in its rotary embedding; it must say a positive number.")

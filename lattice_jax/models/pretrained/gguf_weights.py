@@ -11,6 +11,7 @@ import numpy as np
 from lattice_jax.config import RopeScalingConfig
 from lattice_jax.formats.gguf_file import GGUFFile
 from lattice_jax.layers.rope import scaled_frequencies
+from lattice_jax.models.pretrained.families import positive_number
 from lattice_jax.models.pretrained.tensors import EMBEDDING, HEAD
 
 _OUTSIDE = {"token_embd.weight": EMBEDDING, "output.weight": HEAD, "output_norm.weight": "model.norm.weight"}
@@ -62,7 +63,7 @@ def _their_name(name: str) -> str:
 
 def _config(file: GGUFFile) -> dict[str, Any]:
   fields = file.fields
-  family = fields.get("general.architecture")
+  family = file.text("general.architecture")
   if family not in _ARCHITECTURES:
     raise ValueError(
       f"{file.path} holds a model of architecture {family!r}; GGUF files of architecture {', '.join(_ARCHITECTURES)} "
@@ -77,6 +78,7 @@ def _config(file: GGUFFile) -> dict[str, Any]:
       raise ValueError(f"{file.path} gives each layer its own {key}; only models whose layers are alike can be read.")
     return value
 
+  theta = positive_number({"rope_theta": field("rope.freq_base", 10_000.0)}, "rope_theta", file.path)
   embedding = file.tensors["token_embd.weight"].shape if "token_embd.weight" in file.tensors else (0,)
   heads, head_dim = field("attention.head_count"), field("attention.key_length") or field("rope.dimension_count")
   if field("attention.value_length", head_dim) != head_dim or field("rope.dimension_count", head_dim) != head_dim:
@@ -87,8 +89,8 @@ def _config(file: GGUFFile) -> dict[str, Any]:
     "intermediate_size": field("feed_forward_length"), "num_hidden_layers": field("block_count"),
     "num_attention_heads": heads, "num_key_value_heads": field("attention.head_count_kv", heads),
     "head_dim": head_dim, "rms_norm_eps": field("attention.layer_norm_rms_epsilon"),
-    "max_position_embeddings": field("context_length"), "rope_theta": field("rope.freq_base", 10_000.0),
-    "rope_scaling": _rope_scaling(file, family, field("rope.freq_base", 10_000.0)),
+    "max_position_embeddings": field("context_length"), "rope_theta": theta,
+    "rope_scaling": _rope_scaling(file, family, theta),
     "tie_word_embeddings": "output.weight" not in file.tensors,
     "attention_bias": "blk.0.attn_output.bias" in file.tensors,
     "sliding_window": field("attention.sliding_window"), "use_sliding_window": True, "max_window_layers": 0}
@@ -98,7 +100,7 @@ def _rope_scaling(file: GGUFFile, family: str, theta: float) -> dict[str, Any] |
   if _ROPE_FACTORS in file.tensors:
     return _llama3_scaling(file, theta)
   prefix, fields = f"{family}.rope.scaling.", file.fields
-  kind = fields.get(prefix + "type")
+  kind = file.text(prefix + "type")
   if kind in (None, "none"):
     return None
   scaling = {"rope_type": kind}
