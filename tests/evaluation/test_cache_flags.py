@@ -62,7 +62,7 @@ def test_a_task_gets_the_full_cache_and_all_that_were_named(tmp_path, monkeypatc
   assert (grid.trials, grid.batch, grid.examples, grid.seed) == (4, 2, 1, 3)
   assert len(subject.text_ids) > 1000
   assert folder == tmp_path / "needles"
-  assert paths == [folder / "report.md", folder / "table.jsonl"]
+  assert paths == [folder / "report.md", folder / "table.jsonl", folder / "examples.md"]
 
 
 def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -72,12 +73,27 @@ def format_table(summaries: Sequence[Summary], task: str) -> str:
 
 
 def write_summary(folder: Path, task: str, lines: Sequence[Answered]) -> list[Path]:
-  """report.md, and all cells as table.jsonl."""
+  """report.md, all cells as table.jsonl, and examples.md: what the model itself wrote in each cell."""
   overall, cells = summarise(lines, by_depth=False), summarise(lines, by_depth=True)
-  paths = [folder / "report.md", folder / "table.jsonl"]
-  write_text(paths[0], format_table(overall, task))
-  write_text(paths[1], "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [*overall, *cells]))
-  return paths
+  texts = {
+    "report.md": format_table(overall, task),
+    "table.jsonl": "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [*overall, *cells]),
+    "examples.md": format_examples(lines, task)}
+  for name, text in texts.items():
+    write_text(folder / name, text)
+  return [folder / name for name in texts]
+
+
+def format_examples(lines: Iterable[Answered], task: str) -> str:
+  """Markdown, a table for each cell: the texts that the model wrote under each cache, a column for each trial."""
+  parts = [f"# {task}: answers as the model wrote them, greedily"]
+  written = sorted((line for line in lines if line.written), key=lambda line: (line.length, line.answer, line.depth))
+  for (length, answer, depth), cell in itertools.groupby(
+    written, key=lambda line: (line.length, line.answer, line.depth)):
+    rows = [(line.cache, *(_as_code(text) for text in line.written)) for line in cell]
+    columns = ("cache", *(f"trial {trial}" for trial in range(max(map(len, rows)) - 1)))
+    parts += [f"## {length:,} tokens, {answer} to say, depth {depth:g}", markdown([columns, *rows])]
+  return "\n\n".join(parts) + "\n"
 
 
 _LEGEND = (
@@ -124,3 +140,8 @@ def _accuracies(group: Sequence[Answered]) -> tuple[np.ndarray, np.ndarray, np.n
   return (
     np.array([right.mean() for right, _ in trials]), np.array([right.all() for right, _ in trials]),
     np.array([nll.mean() for _, nll in trials]))
+
+
+def _as_code(text: str) -> str:
+  """On one line, without what would end the cell."""
+  return f"`{text.replace('|', '¦').replace('`', '´')!r}`"

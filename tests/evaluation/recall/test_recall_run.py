@@ -127,12 +127,16 @@ def test_a_line_that_was_cut_is_asked_again(folder, tmp_path):
 
 def test_tables_and_plots_are_of_all_that_was_asked(folder):
   paths = write_summary(folder, "passkey", list(AnswerFile(folder / "answers.jsonl").answered.values()))
-  assert [path.name for path in paths] == ["report.md", "table.jsonl"]
+  assert [path.name for path in paths] == ["report.md", "table.jsonl", "examples.md"]
   text = paths[0].read_text()
   assert "## 230 tokens, 4 to say" in text and "| window like lagkv | 74 |" in text
   rows = [json.loads(line) for line in paths[1].read_text().splitlines()]
   assert len(rows) == 3 * 2 + 3 * 2 * 2
   assert {row["trials"] for row in rows if row["depth"] is None} == {6}
+  told = paths[2].read_text()
+  assert told.count("## 230 tokens") == 2 * 2 and told.count("\n| cache | trial 0 |") == 2 * 2
+  texts = lines(folder, "lagkv")[0].written
+  assert texts and all(f"| `{text!r}` |" in told for text in texts)
   plots = plot_recall(folder, folder / "recall.png")
   assert [path.name for path in plots] == ["recall.png", "recall_depths.png", "recall_kept_230.png"]
   assert all(path.stat().st_size > 5000 for path in plots)
