@@ -20,11 +20,11 @@ LAWS = {
   "L4": laws.past_forgotten_after_reset, "L4 id": laws.returning_id_is_new, "L5": laws.padding_ignored,
   "L6": laws.rows_independent, "L7": laws.state_constant, "L8": laws.matches_reference,
   "L9": laws.bfloat16_accurate}
-# Peers that choose within partitions differ by a score alone, through which no gradient goes: knorm stands for them,
-# and those of `streams.WITHOUT_LAWS` are held to L4 to L6 as caches, without a layer around them.
+# Peers that choose within partitions differ by a score alone, through which no gradient goes: knorm stands for them in
+# more than L6, and those of `streams.WITHOUT_LAWS` are held to L4 and L5 as caches, without a layer around them.
 CASES = [
   *(("lagkv", law) for law in LAWS), *((peer, law) for peer in ("h2o", "tova", "knorm") for law in ("L4", "L5", "L6")),
-  ("h2o", "L9"), ("snapkv", "L5"), ("snapkv", "L6")]
+  ("h2o", "L9"), ("snapkv", "L5"), *((peer, "L6") for peer in ("snapkv", "local", "keydiff", "random"))]
 
 
 def row_of(policy: str) -> Row:
