@@ -13,9 +13,9 @@ blocks); gradient of near keys (batch, key heads, key blocks, heads of a group �
 Blocks: [C, K] of q, k and their gradients, [C, V] of v, out, d_out and d_v, [X, K] and [X, V] of extra keys, eight rows
 [8, C] of places and of what the backward pass knows (lse and d_lse − Σ out·d_out). With positions: qw [C, R], one block
 [2C, R] of the table, and in the backward pass the gradient of a head's whole table [blocks, 2C, R].
-VMEM with elements of e bytes: about 2e(2CK + 2CV + X(K + V)) + 4C(K + V) + 12C² forward, with positions 2e·3CR + 8C²
-more; backward twice that and 8·blocks·2C·R. Scores, softmax and all sums are fp32; weights meet values in the dtype of
-values.
+VMEM with elements of e bytes: about 2e(2CK + 2CV + X(K + V)) + 4C(K + V) + 3072C + 4C² forward, with positions 2e·3CR
+more; backward twice that, 12C² more and 8·blocks·2C·R. Scores, softmax and all sums are fp32; weights meet values in
+the dtype of values.
 """
 
 from __future__ import annotations
@@ -127,8 +127,10 @@ def _forward(plan, floats, fixed):
               lambda b, h, n, s, *_: (b, h, 0, n)),
     },
     scratch={
-      "place": ((tile, LANES), jnp.int32), "top": ((tile, 1), jnp.float32), "total": ((tile, 1), jnp.float32),
-      "sum": ((tile, value_dim), jnp.float32)},
+      "place": ((3, tile, LANES), jnp.int32), **dict.fromkeys(("top", "total", "shrink"), ((tile, LANES), jnp.float32)),
+      "sum": ((tile, value_dim), jnp.float32),
+      "weight": ((tile, max(tile, plan.extra_tile)), floats["v"].dtype),
+      **_position_scratch(floats, tile, "position")},
     flops=_flops(plan, grid, floats, 1), interpret=plan.interpret)
   result = checkpoint_name((out["out"], out["lse"][:, :, 0]), plan.boundary_name)
   return result, (floats, fixed, *result)
@@ -160,8 +162,9 @@ def _query_gradients(plan, floats, fixed, d_out, stats, spans):
     "stats": _rows(stats, tile, lambda b, h, n, *_: (b, h, 0, n))}
   results = {"d_q": _tokens(_like(floats["q"]), tile, _outer_token)}
   scratch = {
-    "place": ((tile, LANES), jnp.int32), "known": ((tile, LANES), jnp.float32),
-    "sum_q": ((tile, floats["q"].shape[-1]), jnp.float32)}
+    "place": ((3, tile, LANES), jnp.int32), "known": ((2, tile, LANES), jnp.float32),
+    "sum_q": ((tile, floats["q"].shape[-1]), jnp.float32),
+    "d_weight": ((tile, max(tile, plan.extra_tile)), jnp.float32), **_position_scratch(floats, tile, "position")}
   if "table" in floats:
     batch, heads = floats["q"].shape[:2]
     table = floats["table"].shape[1:]
@@ -169,6 +172,7 @@ def _query_gradients(plan, floats, fixed, d_out, stats, spans):
     results["d_table"] = (jax.ShapeDtypeStruct((batch, heads, *table), jnp.float32), (None, None, *table),
                           lambda b, h, *_: (b, h, 0, 0, 0))
     scratch["sum_qw"] = ((tile, floats["qw"].shape[-1]), jnp.float32)
+    scratch["slid"] = ((tile, tile + min(tile, LANES)), floats["qw"].dtype)
   grads = launch(
     functools.partial(flash_kernels.query_gradients, extras=grid[3] - plan.steps), name="flash_query_gradients",
     grid=grid, parallel=2, prefetch=spans, operands=operands, results=results, scratch=scratch,
@@ -211,8 +215,10 @@ def _near_key_gradients(plan, floats, fixed, d_out, stats, spans):
     name="flash_near_key_gradients", grid=grid, parallel=3, prefetch=spans, operands=operands,
     results={"d_k": _tokens(_like(floats["k"]), tile, _outer_token),
              "d_v": _tokens(_like(floats["v"]), tile, _outer_token)},
-    scratch={"place": ((tile, LANES), jnp.int32), "sum_k": ((tile, key_dim), jnp.float32),
-             "sum_v": ((tile, floats["v"].shape[-1]), jnp.float32)},
+    scratch={"place": ((3, tile, LANES), jnp.int32), "sum_k": ((tile, key_dim), jnp.float32),
+             "sum_v": ((tile, floats["v"].shape[-1]), jnp.float32),
+             "d_weight": ((tile, tile), jnp.float32), "weight": ((tile, tile), d_out.dtype),
+             **_position_scratch(floats, tile, "position", "flipped")},
     flops=_flops(plan, grid, floats, 2), interpret=plan.interpret)
   return {"k": grads["d_k"], "v": grads["d_v"]}
 
@@ -246,8 +252,9 @@ def _extra_key_gradients(plan, floats, fixed, d_out, stats):
       "stats": _rows(stats, tile, lambda b, h, x, n, g: (b, h * group + g, 0, n))},
     results={"d_k": (_like(floats["extra_key"]), key_block, key_rows),
              "d_v": (_like(floats["extra_value"]), value_block, value_rows)},
-    scratch={"place": ((extra_tile, LANES), jnp.int32), "sum_k": ((extra_tile, key_dim), jnp.float32),
-             "sum_v": ((extra_tile, value_dim), jnp.float32)},
+    scratch={"place": ((2, extra_tile, LANES), jnp.int32), "sum_k": ((extra_tile, key_dim), jnp.float32),
+             "sum_v": ((extra_tile, value_dim), jnp.float32),
+             "d_weight": ((extra_tile, tile), jnp.float32), "weight": ((extra_tile, tile), d_out.dtype)},
     flops=_flops(plan, grid, floats, 2), interpret=plan.interpret)
   return {"extra_key": grads["d_k"], "extra_value": grads["d_v"]}
 
@@ -310,6 +317,11 @@ def _table_block(table, head_and_block):
     return head, jnp.clip(block, 0, table.shape[1] - 1), 0, 0
 
   return table, (None, None, *table.shape[2:]), index_map
+
+
+def _position_scratch(floats, tile, *names):
+  """Tiles of scores of positions, if there are any."""
+  return dict.fromkeys(names, ((tile, tile), jnp.float32)) if "table" in floats else {}
 
 
 def _like(array):

@@ -2,7 +2,11 @@
 
 The block that a program keeps lies on sublanes, those that it goes through on lanes. So what belongs to a token that is
 passed by comes as a row, and what belongs to the kept block is turned into columns once. Letters: C tokens of a tile, X
-extra keys of a tile, K, V and R widths. `refs` are blocks by name: see flash.py.
+extra keys of a tile, K, V and R widths, L = 128 lanes. `refs` are blocks by name: see flash.py.
+
+Registers: 64 of 8 × 128, and a tile of scores alone has as many. So every loop takes a strip of rows, few enough that
+what it needs of them stays in registers, and loops hand tiles to one another through scratch: a loop that does a long
+product and nothing else may take more rows, and loads what it multiplies them with less often.
 """
 
 from __future__ import annotations
@@ -11,12 +15,16 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from pallas_kernels.tiles import MASKED, columns, dot, row, slide
+from pallas_kernels.tiles import LANES, MASKED, dot, slide, slide_back, write_columns
 
 # Rows of a query's place; a near key has SHOWN for LOW, an extra key BIAS for INDEX. What the backward pass knows.
 INDEX, ID, LOW = 0, 1, 2
 SHOWN, BIAS = LOW, INDEX
 LSE, SHIFT = 0, 1
+# Rows of a strip, by what is done with them: softmax and gradients of scores, long products, sliding.
+_STRIP, _PRODUCT_STRIP, _SLIDE_STRIP, _SLIDE_BACK_STRIP = 64, 128, 64, 32
+# Most numbers of a value in one product: over them, and of its result.
+_SUM_WIDTH, _RESULT_WIDTH = 512, 256
 
 
 def forward(first, count, refs, *, extras):
@@ -25,7 +33,7 @@ def forward(first, count, refs, *, extras):
 
   @pl.when(step == 0)
   def _():
-    refs["place"][...] = columns(refs["query"][...])
+    write_columns(refs["place"], refs["query"][...])
     refs["top"][...] = jnp.full(refs["top"].shape, MASKED, jnp.float32)
     refs["total"][...] = jnp.zeros(refs["total"].shape, jnp.float32)
     refs["sum"][...] = jnp.zeros(refs["sum"].shape, jnp.float32)
@@ -33,29 +41,48 @@ def forward(first, count, refs, *, extras):
   if extras:
     @pl.when(step < extras)
     def _():
-      _read(refs, *_extra_scores(refs), refs["extra_value"])
+      _read(refs, _extra_scores, refs["extra_value"])
 
   @pl.when((step >= extras) & (step - extras < num_near))
   def _():
-    _read(refs, *_near_scores(refs), refs["v"])
+    _score_positions(refs)
+    _read(refs, _near_scores, refs["v"])
 
   @pl.when(step == pl.num_programs(3) - 1)
   def _():
-    total = refs["total"][...]
-    safe = jnp.where(total > 0, total, 1.0)
-    refs["out"][...] = refs["sum"][...] / safe
-    refs["lse"][...] = row(jnp.where(total > 0, refs["top"][...] + jnp.log(safe), MASKED))
+    def divide(rows):
+      total = refs["total"][rows]
+      safe = jnp.where(total > 0, total, 1.0)
+      refs["top"][rows] = jnp.where(total > 0, refs["top"][rows] + jnp.log(safe), MASKED)
+      for part in _parts(refs["sum"], _RESULT_WIDTH):
+        refs["out"][rows, part] = refs["sum"][rows, part] / _wide(safe, part.size)
+
+    _by_strips(refs["sum"], divide)
+    refs["lse"][...] = refs["top"][...].T[:1]
 
 
-def _read(refs, score, is_seen, value):
+def _read(refs, scores, value):
   """One step of the online softmax."""
-  score = jnp.where(is_seen, score, MASKED)
-  top = jnp.maximum(refs["top"][...], score.max(-1, keepdims=True))
-  weight = jnp.where(is_seen, jnp.exp(score - top), 0.0)
-  shrink = jnp.exp(refs["top"][...] - top)
-  refs["top"][...] = top
-  refs["total"][...] = refs["total"][...] * shrink + weight.sum(-1, keepdims=True)
-  refs["sum"][...] = refs["sum"][...] * shrink + dot(weight.astype(value.dtype), value[...], 1, 0)
+  width = value.shape[0]
+
+  def weigh(rows):
+    score, is_seen = scores(refs, rows)
+    score = jnp.where(is_seen, score, MASKED)
+    before = refs["top"][rows]
+    top = jnp.maximum(before, score.max(-1, keepdims=True))
+    weight = jnp.where(is_seen, jnp.exp(score - _wide(top, width)), 0.0)
+    refs["shrink"][rows] = shrink = jnp.exp(before - top)
+    refs["top"][rows] = top
+    refs["total"][rows] = refs["total"][rows] * shrink + weight.sum(-1, keepdims=True)
+    refs["weight"][rows, :width] = weight.astype(value.dtype)
+
+  def add(rows):
+    weight, shrink = refs["weight"][rows, :width], refs["shrink"][rows]
+    for part in _parts(value, _RESULT_WIDTH):
+      refs["sum"][rows, part] = refs["sum"][rows, part] * _wide(shrink, part.size) + dot(weight, value[:, part], 1, 0)
+
+  _by_strips(refs["sum"], weigh)
+  _by_strips(refs["sum"], add, _PRODUCT_STRIP)
 
 
 def query_gradients(first, count, refs, *, extras):
@@ -66,8 +93,8 @@ def query_gradients(first, count, refs, *, extras):
 
   @pl.when(step == 0)
   def _():
-    refs["place"][...] = columns(refs["query"][...])
-    refs["known"][...] = columns(refs["stats"][...])
+    write_columns(refs["place"], refs["query"][...])
+    write_columns(refs["known"], refs["stats"][...])
     refs["sum_q"][...] = jnp.zeros(refs["sum_q"].shape, jnp.float32)
     if has_table:
       refs["sum_qw"][...] = jnp.zeros(refs["sum_qw"].shape, jnp.float32)
@@ -77,25 +104,34 @@ def query_gradients(first, count, refs, *, extras):
     def _():
       refs["d_table"][...] = jnp.zeros(refs["d_table"].shape, jnp.float32)
 
-  def step_of(scores, key, value):
+  def step_of(rows, scores, key):
     score, is_seen = scores
-    known = refs["known"]
-    weight = jnp.where(is_seen, jnp.exp(score - known[:, LSE:LSE + 1]), 0.0)
-    d_weight = dot(refs["d_out"][...], value[...], 1, 1)
-    d_score = weight * (d_weight + known[:, SHIFT:SHIFT + 1])
-    refs["sum_q"][...] += dot(d_score.astype(key.dtype), key[...], 1, 0)
+    lse, shift = (_wide(refs["known"][r, rows], score.shape[1]) for r in (LSE, SHIFT))
+    weight = jnp.where(is_seen, jnp.exp(score - lse), 0.0)
+    d_score = weight * (refs["d_weight"][rows, :score.shape[1]] + shift)
+    refs["sum_q"][rows] += dot(d_score.astype(key.dtype), key[...], 1, 0)
     return d_score
 
   if extras:
     @pl.when(step < extras)
     def _():
-      step_of(_extra_scores(refs), refs["extra_key"], refs["extra_value"])
+      _weigh_values(refs, refs["d_out"], refs["extra_value"])
+      _by_strips(refs["q"], lambda rows: step_of(rows, _extra_scores(refs, rows), refs["extra_key"]))
 
   @pl.when((step >= extras) & (step - extras < count[here]))
   def _():
-    d_score = step_of(_near_scores(refs), refs["k"], refs["v"])
+    _score_positions(refs)
+
+    _weigh_values(refs, refs["d_out"], refs["v"])
+
+    def near(rows):
+      d_score = step_of(rows, _near_scores(refs, rows), refs["k"])
+      if has_table:
+        refs["position"][rows] = d_score
+
+    _by_strips(refs["q"], near)
     if has_table:
-      _table_gradients(refs, d_score, first[here] + step - extras - block)
+      _table_gradients(refs, first[here] + step - extras - block)
 
   @pl.when(step == pl.num_programs(3) - 1)
   def _():
@@ -104,11 +140,20 @@ def query_gradients(first, count, refs, *, extras):
       refs["d_qw"][...] = refs["sum_qw"][...].astype(refs["d_qw"].dtype)
 
 
-def _table_gradients(refs, d_score, offset):
-  qw, table = refs["qw"], refs["table"]
-  d_slid = slide(jnp.concatenate([jnp.zeros_like(d_score), d_score], axis=1), back=True).astype(qw.dtype)
-  refs["sum_qw"][...] += dot(d_slid, table[...], 1, 0)
-  refs["d_table"][offset] += dot(d_slid, qw[...], 0, 0)
+def _table_gradients(refs, offset):
+  """From gradients of scores, which refs["position"] holds now."""
+  def move(rows, _, first):
+    d_score = refs["position"][rows]
+    empty = jnp.zeros((rows.size, refs["slid"].shape[1] - d_score.shape[1]), d_score.dtype)
+    refs["slid"][rows] = slide_back(jnp.concatenate([empty, d_score], axis=1), first).astype(refs["slid"].dtype)
+
+  def gather(rows, window, _):
+    slid = refs["slid"][rows]
+    refs["sum_qw"][rows] += dot(slid, refs["table"][window], 1, 0)
+    refs["d_table"][offset, window] += dot(slid, refs["qw"][rows], 0, 0)
+
+  _by_distance(refs["qw"], move, _SLIDE_BACK_STRIP)
+  _by_distance(refs["qw"], gather, LANES)
 
 
 def near_key_gradients(first, count, refs, *, steps, key_reach):
@@ -119,18 +164,24 @@ def near_key_gradients(first, count, refs, *, steps, key_reach):
   @pl.when(step == 0)
   def _():
     _clear(refs, "sum_k", "sum_v")
-    refs["place"][...] = columns(refs["key"][...])
+    write_columns(refs["place"], refs["key"][...])
 
   @pl.when(jax.lax.rem(step, steps) < num_blocks)
   def _():
-    query, place = refs["query"], refs["place"]
-    query_row = [query[r:r + 1] for r in (INDEX, ID, LOW)]
-    key_columns = [place[:, r:r + 1] for r in (INDEX, ID, SHOWN)]
-    score = dot(refs["k"][...], refs["q"][...], 1, 1)
+    query_row = [refs["query"][r:r + 1] for r in (INDEX, ID, LOW)]
+    _score_positions(refs)
     if "table" in refs:
-      score += _position_scores(refs).T
-    is_near = None if key_reach is None else key_columns[INDEX] >= query_row[INDEX] - key_reach
-    _add_key_gradients(refs, score, _is_seen(*query_row, *key_columns), is_near)
+      _flip_positions(refs)
+
+    def score_strip(rows):
+      key_columns = [_wide(refs["place"][r, rows], query_row[0].shape[1]) for r in (INDEX, ID, SHOWN)]
+      score = dot(refs["k"][rows], refs["q"][...], 1, 1)
+      if "table" in refs:
+        score += refs["flipped"][rows]
+      is_near = None if key_reach is None else key_columns[INDEX] >= query_row[INDEX] - key_reach
+      return score, _is_seen(*query_row, *key_columns), is_near
+
+    _add_key_gradients(refs, score_strip)
 
   @pl.when(step == pl.num_programs(3) - 1)
   def _():
@@ -146,15 +197,18 @@ def extra_key_gradients(refs, *, is_shared):
   @pl.when(is_first)
   def _():
     _clear(refs, "sum_v")
-    refs["place"][...] = columns(refs["extra_place"][...])
+    write_columns(refs["place"], refs["extra_place"][...])
 
   @pl.when(is_first & (block == 0) if is_shared else is_first)
   def _():
     _clear(refs, "sum_k")
 
-  query, place = refs["query"], refs["place"]
-  score = dot(refs["k"][...], refs["q"][...], 1, 1) + _bias(place[:, BIAS:BIAS + 1])
-  _add_key_gradients(refs, score, query[ID:ID + 1] == place[:, ID:ID + 1], None)
+  def score_strip(rows):
+    bias, document = (_wide(refs["place"][r, rows], refs["q"].shape[0]) for r in (BIAS, ID))
+    score = dot(refs["k"][rows], refs["q"][...], 1, 1) + _bias(bias)
+    return score, refs["query"][ID:ID + 1] == document, None
+
+  _add_key_gradients(refs, score_strip)
 
   @pl.when(is_last)
   def _():
@@ -170,35 +224,107 @@ def _clear(refs, *names):
     refs[name][...] = jnp.zeros(refs[name].shape, refs[name].dtype)
 
 
-def _add_key_gradients(refs, score, is_seen, is_near):
-  """Scores are keys × queries here."""
+def _add_key_gradients(refs, score_strip):
+  """d_k and d_v of scores, keys × queries here; score_strip(rows) gives (score, is_seen, is_near or None)."""
   q, d_out, stats = refs["q"], refs["d_out"], refs["stats"]
-  weight = jnp.where(is_seen, jnp.exp(score - stats[LSE:LSE + 1]), 0.0)
-  refs["sum_v"][...] += dot(weight.astype(d_out.dtype), d_out[...], 1, 0)
-  d_score = weight * (dot(refs["v"][...], d_out[...], 1, 1) + stats[SHIFT:SHIFT + 1])
-  if is_near is not None:
-    d_score = jnp.where(is_near, d_score, 0.0)
-  refs["sum_k"][...] += dot(d_score.astype(q.dtype), q[...], 1, 0)
+
+  def strip(rows):
+    score, is_seen, is_near = score_strip(rows)
+    weight = jnp.where(is_seen, jnp.exp(score - stats[LSE:LSE + 1]), 0.0)
+    refs["weight"][rows] = weight.astype(refs["weight"].dtype)
+    d_score = weight * (refs["d_weight"][rows] + stats[SHIFT:SHIFT + 1])
+    if is_near is not None:
+      d_score = jnp.where(is_near, d_score, 0.0)
+    refs["sum_k"][rows] += dot(d_score.astype(q.dtype), q[...], 1, 0)
+
+  _weigh_values(refs, refs["v"], d_out)
+  _by_strips(refs["k"], strip)
+  for part in _parts(d_out, _RESULT_WIDTH):
+    refs["sum_v"][:, part] += dot(refs["weight"][...], d_out[:, part], 1, 0)
 
 
-def _near_scores(refs):
-  place, key = refs["place"], refs["key"]
-  score = dot(refs["q"][...], refs["k"][...], 1, 1)
+def _weigh_values(refs, kept, passed):
+  """Gradients of weights: products over the numbers of a value, some at a time."""
+  for part in _parts(kept, _SUM_WIDTH):
+    def strip(rows, part=part):
+      here = rows, pl.ds(0, passed.shape[0])
+      product = dot(kept[rows, part], passed[:, part], 1, 1)
+      refs["d_weight"][here] = product if part.start == 0 else refs["d_weight"][here] + product
+
+    _by_strips(kept, strip, _PRODUCT_STRIP)
+
+
+def _score_positions(refs):
+  """Writes products of queries with the row of the table that belongs to their distance from each key, if any."""
   if "table" in refs:
-    score += _position_scores(refs)
-  query_columns = (place[:, r:r + 1] for r in (INDEX, ID, LOW))
+    def score(rows, window, first):
+      product = dot(refs["qw"][rows], refs["table"][window], 1, 1)
+      refs["position"][rows] = slide(product, refs["position"].shape[1], first)
+
+    _by_distance(refs["qw"], score, _SLIDE_STRIP)
+
+
+def _flip_positions(refs):
+  """Keys × queries, as many keys at a time as there are lanes."""
+  position, flipped = refs["position"], refs["flipped"]
+  for first in range(0, position.shape[1], LANES):
+    keys = pl.ds(first, min(LANES, position.shape[1]))
+    flipped[keys] = position[:, keys].T
+
+
+def _near_scores(refs, rows):
+  place, key = refs["place"], refs["key"]
+  score = dot(refs["q"][rows], refs["k"][...], 1, 1)
+  if "table" in refs:
+    score += refs["position"][rows]
+  query_columns = (_wide(place[r, rows], score.shape[1]) for r in (INDEX, ID, LOW))
   return score, _is_seen(*query_columns, *(key[r:r + 1] for r in (INDEX, ID, SHOWN)))
 
 
-def _position_scores(refs):
-  """[C, C] products of queries with the row of the table that belongs to their distance from each key."""
-  return slide(dot(refs["qw"][...], refs["table"][...], 1, 1))[:, refs["qw"].shape[0]:]
+def _extra_scores(refs, rows):
+  extra = refs["extra_place"]
+  score = dot(refs["q"][rows], refs["extra_key"][...], 1, 1) + _bias(extra[BIAS:BIAS + 1])
+  return score, _wide(refs["place"][ID, rows], score.shape[1]) == extra[ID:ID + 1]
 
 
-def _extra_scores(refs):
-  place, extra = refs["place"], refs["extra_place"]
-  score = dot(refs["q"][...], refs["extra_key"][...], 1, 1) + _bias(extra[BIAS:BIAS + 1])
-  return score, place[:, ID:ID + 1] == extra[ID:ID + 1]
+def _wide(column_RL, width):
+  """What is the same in every lane, in as many."""
+  return jnp.concatenate([column_RL] * -(-width // LANES), axis=1)[:, :width]
+
+
+def _by_strips(ref, body, most=_STRIP):
+  """Calls body(rows) for all rows of ref, few at a time."""
+  size = min(most, ref.shape[0])
+
+  def strip(i, _):
+    body(pl.ds(pl.multiple_of(i * size, size), size))
+    return 0
+
+  jax.lax.fori_loop(0, ref.shape[0] // size, strip, 0)
+
+
+def _by_distance(ref, body, most):
+  """Calls body(rows, window, first) for all rows of ref, few at a time.
+
+  Rows are cut into groups of L, whose distances from all keys are C + L rows of the table, `window`: the strip's row a
+  meets key x at row L + x − first − a of it.
+  """
+  tile = ref.shape[0]
+  group = min(LANES, tile)
+  size = min(most, group)
+  for first in range(0, group, size):
+    def strip(i, _, first=first):
+      begin = pl.multiple_of(i * group, group)
+      rows = pl.ds(pl.multiple_of(begin + first, size), size)
+      body(rows, pl.ds(pl.multiple_of(tile - group - begin, group), tile + group), first)
+      return 0
+
+    jax.lax.fori_loop(0, tile // group, strip, 0)
+
+
+def _parts(ref, most):
+  width = ref.shape[1]
+  return [pl.ds(first, min(most, width - first)) for first in range(0, width, most)]
 
 
 def _bias(bits):

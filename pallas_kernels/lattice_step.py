@@ -3,6 +3,9 @@
 Grid: blocks of R rows, where a row is one head of one sequence, in the layout the state has anyway, so that a step
 reads and writes each slot once. A block holds slots [R, M, V] and codes and values of its rows; VMEM 6·R·M·V·4 bytes.
 Everything is fp32 on the vector unit.
+
+Registers: 64 of 8 × 128. A row at a time, and of it a strip of slots, stay in them. Codes lie along lanes and slots
+along sublanes: those of the whole block are turned once, a row to a lane.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pallas_kernels.tiles import LANES
+
 TINY = 1e-12
 _BLOCK_BYTES = 1 << 20
+_STRIP = 64  # slots
 
 
 def step(
@@ -26,7 +32,7 @@ def step(
   batch, heads, num_slots, value_dim = slots.shape
   num_rows = batch * heads
   rows = 8
-  while rows < num_rows and 2 * rows * num_slots * value_dim * 4 <= _BLOCK_BYTES:
+  while rows < min(num_rows, LANES) and 2 * rows * num_slots * value_dim * 4 <= _BLOCK_BYTES:
     rows *= 2
   padding = -num_rows % rows
 
@@ -46,6 +52,7 @@ def step(
     in_specs=[block(num_slots), block(num_slots), block(value_dim), block(1), block(num_slots, value_dim)],
     out_specs=[block(value_dim), block(num_slots, value_dim)],
     out_shape=[jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (inputs[2], inputs[4])],
+    scratch_shapes=[pltpu.VMEM((num_slots, LANES), jnp.float32)] * 2,
     input_output_aliases={4: 1},
     compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=32 << 20),
     cost_estimate=pl.CostEstimate(
@@ -56,16 +63,42 @@ def step(
   return out[:num_rows].reshape(v.shape), after[:num_rows].reshape(slots.shape)
 
 
-def _step_kernel(objective, q_ref, k_ref, v_ref, rate_ref, s_ref, out_ref, after_ref):
-  s_RMV, q_RM1, k_RM1 = s_ref[...], q_ref[...][:, :, None], k_ref[...][:, :, None]
-  h_R1V, rate_R11 = v_ref[...][:, None, :], rate_ref[...][:, :, None]
+def _step_kernel(objective, q_ref, k_ref, v_ref, rate_ref, s_ref, out_ref, after_ref, read_ref, code_ref):
+  num_rows = s_ref.shape[0]
+  for turned_ref, ref in ((read_ref, q_ref), (code_ref, k_ref)):
+    turned_ref[...] = jnp.concatenate([ref[...]] * (LANES // num_rows), axis=0).T
+
+  def one_row(row, _):
+    _step_row(objective, row, code_ref, v_ref, rate_ref, s_ref, after_ref, out_ref, read_ref)
+    return 0
+
+  jax.lax.fori_loop(0, num_rows, one_row, 0)
+
+
+def _step_row(objective, row, code_ref, v_ref, rate_ref, s_ref, after_ref, out_ref, read_ref):
+  here, num_slots = pl.ds(row, 1), s_ref.shape[1]
+  strips = [pl.ds(first, min(_STRIP, num_slots - first)) for first in range(0, num_slots, _STRIP)]
+  h_1V = v_ref[here]
+  rate_1V = jnp.broadcast_to(rate_ref[here], h_1V.shape)
   if objective == "decoding":
-    h_R1V = h_R1V - jnp.sum(k_RM1 * s_RMV, 1, keepdims=True)
-  along_RM1 = jnp.sum(s_RMV * h_R1V, 2, keepdims=True)
-  code_RM1 = k_RM1 - along_RM1 if objective == "encoding" else k_RM1
-  b_RM1 = code_RM1 * rate_R11
-  moved_RMV = (1.0 - b_RM1 * along_RM1) * s_RMV + b_RM1 * h_R1V
-  squared_RM1 = jnp.sum(moved_RMV * moved_RMV, 2, keepdims=True)
-  after_RMV = moved_RMV * jax.lax.rsqrt(jnp.maximum(squared_RM1, TINY**2))
-  after_ref[...] = after_RMV
-  out_ref[...] = jnp.sum(q_RM1 * after_RMV, 1)
+    for slots in strips:
+      h_1V = h_1V - jnp.sum(_column(code_ref, row, slots) * s_ref[row, slots], 0, keepdims=True)
+  out_1V = jnp.zeros_like(h_1V)
+  for slots in strips:
+    s_MV, code_M1 = s_ref[row, slots], _column(code_ref, row, slots)
+    along_M1 = jnp.sum(s_MV * h_1V, 1, keepdims=True)
+    if objective == "encoding":
+      code_M1 = code_M1 - along_M1
+    b_MV = code_M1 * rate_1V
+    moved_MV = (1.0 - b_MV * along_M1) * s_MV + b_MV * h_1V
+    squared_M1 = jnp.sum(moved_MV * moved_MV, 1, keepdims=True)
+    after_MV = moved_MV * jax.lax.rsqrt(jnp.maximum(squared_M1, TINY**2))
+    after_ref[row, slots] = after_MV
+    out_1V += jnp.sum(_column(read_ref, row, slots) * after_MV, 0, keepdims=True)
+  out_ref[here] = out_1V
+
+
+def _column(ref, row, slots):
+  """The row's codes; a sum, for its result is in all lanes, and a slice would have to be spread over them."""
+  lane_ML = jax.lax.broadcasted_iota(jnp.int32, (slots.size, LANES), 1)
+  return jnp.sum(jnp.where(lane_ML == row, ref[slots], 0.0), 1, keepdims=True)

@@ -44,25 +44,29 @@ def dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
   return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def columns(rows_8C: jax.Array) -> jax.Array:
-  """[8, C] → [C, 128], whose lane r is row r."""
-  return jnp.concatenate([rows_8C] * (LANES // SUBLANES), axis=0).T
+def write_columns(ref, rows_8C: jax.Array) -> None:
+  """Writes row r of [8, C] to ref [rows, C, 128] as a column, in every lane."""
+  column_CL = jnp.concatenate([rows_8C] * (LANES // SUBLANES), axis=0).T
+  for r in range(ref.shape[0]):
+    ref[r] = jnp.broadcast_to(column_CL[:, r:r + 1], ref.shape[1:])
 
 
-def row(column_C1: jax.Array) -> jax.Array:
-  """[C, 1] → [1, C]."""
-  return jnp.broadcast_to(column_C1, (column_C1.shape[0], LANES)).T[:1]
+def slide(x_CS: jax.Array, width: int, first: int) -> jax.Array:
+  """[C, width]: row a moved to the right by first + a − (S − width) lanes, and cut."""
+  return pltpu.roll(x_CS, (width + first) % x_CS.shape[1], 1, stride=1, stride_axis=0)[:, :width]
 
 
-def slide(x_CS: jax.Array, *, back: bool = False) -> jax.Array:
-  """Moves row a to the right by a lanes, or back; what leaves on one side comes in on the other.
+def slide_back(x_CS: jax.Array, first: int) -> jax.Array:
+  """Moves row a to the left by first + a lanes; what leaves comes in on the right.
 
-  In log₂ C steps, for a rotation by a negative stride does not exist.
+  Registers have eight rows: these in three steps, for a rotation by a negative stride does not exist.
   """
+  lanes = x_CS.shape[1]
+  x_CS = jnp.concatenate(
+    [pltpu.roll(x_CS[row:row + SUBLANES], (-first - row) % lanes, 1) for row in range(0, x_CS.shape[0], SUBLANES)])
   row_CS = jax.lax.broadcasted_iota(jnp.int32, x_CS.shape, 0)
-  for step in (1 << bit for bit in range((x_CS.shape[0] - 1).bit_length())):
-    moved_CS = pltpu.roll(x_CS, x_CS.shape[1] - step if back else step, 1)
-    x_CS = jnp.where(row_CS & step != 0, moved_CS, x_CS)
+  for step in (1, 2, 4):
+    x_CS = jnp.where(row_CS & step != 0, pltpu.roll(x_CS, lanes - step, 1), x_CS)
   return x_CS
 
 

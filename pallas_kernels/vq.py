@@ -5,7 +5,8 @@ a query block, extra keys the codebook with the log of each code's count as bias
 XLA has ready before every block. A GPU's kernels take scores of positions ready-made, fp32 [B, Q, T, W + a block or
 two], from XLA, which also goes back through them. Also here: the search of the nearest code, product and argmin in one
 kernel, that of search_hopper.py on a Hopper GPU. On a TPU its grid is (batch, heads, tiles of C tokens), its
-blocks k [C, K], the codebook [M, K] and codes [1, C]; VMEM 8CK + 8MK + 12MC bytes, all fp32.
+blocks k [C, K], the codebook [M, K] and codes [1, C]; VMEM 14CK + 8MK bytes. Products are fp32, of three bf16 parts
+each, whose six greatest products are summed; a strip of codes at a time, so that distances stay in registers.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
 from pallas_kernels import flash_hopper, search_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, Plan, attend, position_blocks
-from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, eight_rows, launch, mesh_axis, pad_to, round_up
+from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, dot, eight_rows, launch, mesh_axis, pad_to, round_up
 
 TILES = (256, 128)
 
@@ -59,7 +61,7 @@ def vmem_bytes(tile: int, itemsize: int, key_dim: int, value_dim: int, codes: in
   extra, blocks = _extra_tile(codes), -(-window // tile) + 1
   tokens = 2 * itemsize * tile * (6 * key_dim + 3 * value_dim) + 4 * tile * (2 * key_dim + value_dim)
   table = 8 * blocks * 2 * tile * key_dim
-  return tokens + 2 * itemsize * extra * (key_dim + value_dim) + 4 * extra * value_dim + table + 32 * tile**2
+  return tokens + 2 * itemsize * extra * (key_dim + value_dim) + 4 * extra * value_dim + table + 40 * tile**2
 
 
 def vq_attention(
@@ -201,7 +203,7 @@ def _nearest(k_BTHK, rows_HMK, *, interpret):
   padded = round_up(length, tile)
   k_BHTK = pad_to(jnp.swapaxes(k_BTHK, 1, 2), {2: padded, 3: width})
   rows_HMK = pad_to(rows_HMK, {2: width})
-  num_rows = round_up(num_codes, SUBLANES)
+  num_rows = round_up(num_codes, _codes_of_strip(tile))
   code = launch(
     functools.partial(_search, num_codes=num_codes), name="nearest_code", grid=(batch, heads, padded // tile),
     parallel=3, prefetch=(),
@@ -210,21 +212,53 @@ def _nearest(k_BTHK, rows_HMK, *, interpret):
       "rows": (pad_to(rows_HMK, {1: num_rows}), (None, num_rows, width), lambda b, h, n: (h, 0, 0))},
     results={"code": (jax.ShapeDtypeStruct((batch, heads, 1, padded), jnp.int32), (None, None, 1, tile),
                       lambda b, h, n: (b, h, 0, n))},
-    scratch={}, flops=2 * batch * heads * padded * num_rows * width, interpret=interpret)["code"]
+    scratch={"parts": ((3, width, tile), jnp.bfloat16)},
+    flops=2 * batch * heads * padded * num_rows * width, interpret=interpret)["code"]
   return jnp.swapaxes(code[:, :, 0, :length], 1, 2)
 
 
 def _search(refs, *, num_codes):
-  rows = refs["rows"][...]
-  dot = jax.lax.dot_general(
-    rows, refs["k"][...], (((1,), (1,)), ((), ())), precision="highest", preferred_element_type=jnp.float32)
-  distance = (rows * rows).sum(1, keepdims=True) - 2 * dot
-  place = jax.lax.broadcasted_iota(jnp.int32, distance.shape, 0)
-  distance = jnp.where(place < num_codes, distance, jnp.inf)
-  is_least = distance == distance.min(0, keepdims=True)
-  refs["code"][...] = jnp.where(is_least, place, num_codes - 1).min(0, keepdims=True)
+  """A strip of codes at a time: the nearest so far in each of a register's eight rows, and its place."""
+  for part, k in enumerate(_bf16_parts(refs["k"][...].T)):
+    refs["parts"][part] = k
+  tile = refs["k"].shape[0]
+  shape, size = (SUBLANES, tile), _codes_of_strip(tile)
+
+  def strip(s, best):
+    first = pl.multiple_of(s * size, size)
+    rows = refs["rows"][pl.ds(first, size)]
+    parts = _bf16_parts(rows)
+    # the smallest first
+    product = sum(dot(parts[i], refs["parts"][total - i], 1, 0) for total in (2, 1, 0) for i in range(total + 1))
+    is_code = first + jax.lax.broadcasted_iota(jnp.int32, (size, 1), 0) < num_codes
+    distance = jnp.where(is_code, 0.5 * (rows * rows).sum(1, keepdims=True), jnp.inf) - product
+    for row in range(0, size, SUBLANES):
+      least, place = best
+      here = distance[row:row + SUBLANES]
+      best = jnp.minimum(here, least), jnp.where(here < least, first + row, place)
+    return best
+
+  start = jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32)
+  least, place = jax.lax.fori_loop(0, refs["rows"].shape[0] // size, strip, start)
+  place += jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+  refs["code"][...] = jnp.where(least == least.min(0, keepdims=True), place, num_codes - 1).min(0, keepdims=True)
+
+
+def _bf16_parts(x):
+  """Three whose sum is x: eight bits of it each."""
+  parts = []
+  for _ in range(3):
+    high = jax.lax.bitcast_convert_type(jax.lax.bitcast_convert_type(x, jnp.int32) & -(1 << 16), jnp.float32)
+    parts.append(high.astype(jnp.bfloat16))
+    x = x - high
+  return parts
+
+
+def _codes_of_strip(tile):
+  """Whose distances fill a quarter of the registers."""
+  return 2**14 // tile
 
 
 def _search_bytes(tile, key_dim, codes):
   width = round_up(key_dim, LANES)
-  return 8 * tile * width + 8 * codes * width + 12 * codes * tile
+  return 14 * tile * width + 8 * codes * width

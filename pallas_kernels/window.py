@@ -38,7 +38,7 @@ def vmem_bytes(tile: int, itemsize: int, key_dim: int, value_dim: int, extra: in
   """Of the backward pass, which needs most."""
   key_dim, value_dim, extra = (round_up(size, LANES) for size in (key_dim, value_dim, extra))
   tokens = 2 * itemsize * tile * (3 * key_dim + 3 * value_dim) + 4 * tile * (key_dim + value_dim)
-  return tokens + 2 * itemsize * extra * (key_dim + value_dim) + 24 * tile * max(tile, extra)
+  return tokens + 2 * itemsize * extra * (key_dim + value_dim) + 28 * tile * max(tile, extra)
 
 
 def choose_tile(length: int, itemsize: int, key_dim: int, value_dim: int, extra: int) -> int:

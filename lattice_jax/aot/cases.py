@@ -20,8 +20,9 @@ from lattice_jax.aot.targets import Target, one_device
 # (name, function, arguments as shapes)
 Case = tuple[str, Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
 
-# Kernels for TPUs that still spill: they hold whole tiles of scores, or the slots of many rows, as one value.
-_SPILLING = ("lattice_step", "window", "vq", "nearest")
+# Spilled vector registers that (case, target) may have: the code search splits more bf16 parts at a time than there
+# is room for on this target, and strips of half as many codes would take half as long again.
+_SPILLS_ALLOWED = {("nearest_code", "v6e"): 20, ("nearest_code_4096", "v6e"): 35}
 
 # Sequences shorter than this have arrays with two axes as long for other reasons.
 _LONG = 1024
@@ -79,8 +80,11 @@ def _failures(record: dict[str, Any], target: Target, squares: list[str]) -> lis
     failures.append(f"a kernel asks for {record['vmem_limit_bytes']:,} bytes of VMEM, a core has {target.fast_bytes:,}")
   if record.get("spill_bytes"):
     failures.append(f"registers are spilled: {record['spill_bytes']} bytes")
-  if record.get("spills") and not record["case"].startswith(_SPILLING):
-    failures.append(f"vector registers are spilled: {record['spills']} times")
+  if record.get("spills"):
+    key = record["case"], target.name
+    allowed = _SPILLS_ALLOWED[key] if key in _SPILLS_ALLOWED else 0
+    if record["spills"] > allowed:
+      failures.append(f"vector registers are spilled: {record['spills']} times, {allowed} are allowed")
   return failures
 
 

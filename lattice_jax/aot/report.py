@@ -22,12 +22,13 @@ _MEBIBYTES = ("vmem_bytes", "vmem_limit_bytes", "temp_bytes", "argument_bytes", 
 _INTRODUCTION = """# Compiled without the hardware
 
 `bash scripts/test.sh --aot` compiles every kernel with the real compilers of the targets, on a CPU, and fails where
-one does not compile, asks for more VMEM or shared memory than there is, spills registers (Hopper), or holds all pairs
-of tokens in memory. Nothing here was run, and nothing is a time of a kernel. VMEM used counts arrays that XLA keeps
-there for the largest kernel of a program, beside what the kernel asked for; temporary memory is what XLA holds around
-the kernels. Bundles of a TPU kernel are its instructions, each of several operations; spills and fills are stores of
-vector registers that had no room and loads that bring them back, counted once where they stand, in a loop or not, from
-what libtpu dumps with `--xla_jf_dump_to`. They fail Lattice's recurrence alone.
+one does not compile, asks for more VMEM or shared memory than there is, spills registers, or holds all pairs of tokens
+in memory. Nothing here was run, and nothing is a time of a kernel. VMEM used counts arrays that XLA keeps there for the
+largest kernel of a program, beside what the kernel asked for; temporary memory is what XLA holds around the kernels.
+Bundles of a TPU kernel are its instructions, each of several operations; spills and fills are stores of vector
+registers that had no room and loads that bring them back. All three are counted once where they stand, in a loop or
+not, from what libtpu dumps with `--xla_jf_dump_to`. The code search alone may spill, on a v6e, as little as
+lattice_jax/aot/cases.py says.
 """
 
 

@@ -45,7 +45,7 @@ def test_what_the_compiler_of_nvidia_says_is_read():
 
 
 def test_each_thing_that_is_wrong_fails():
-  (v5e, v5p, _), record = targets.TPUS, {"kernels": 1, "vmem_limit_bytes": 100 << 20}
+  (v5e, v5p, v6e), record = targets.TPUS, {"kernels": 1, "vmem_limit_bytes": 100 << 20}
   assert not cases._failures(record, v5e, [])
   assert "100" in report._show("vmem_limit_bytes", record["vmem_limit_bytes"])
   assert "a core has 67,108,864" in cases._failures(record, v5p, [])[0]
@@ -54,7 +54,9 @@ def test_each_thing_that_is_wrong_fails():
   assert "spilled: 8 bytes" in cases._failures({"kernels": 1, "spill_bytes": 8}, targets.H100, [])[0]
   spilled = {"kernels": 1, "spills": 8}
   assert "spilled: 8 times" in cases._failures(spilled | {"case": "lattice_odd_m40_d96"}, v5e, [])[0]
-  assert not cases._failures(spilled | {"case": "lattice_step_m64_d64"}, v5e, [])
+  searched = spilled | {"case": "nearest_code"}
+  assert not cases._failures(searched, v6e, [])
+  assert "8 times, 0 are allowed" in cases._failures(searched, v5e, [])[0]
 
 
 def test_what_does_not_compile_is_a_line_and_does_not_end_the_suite(monkeypatch):

@@ -105,6 +105,18 @@ def test_more_heads_than_lanes():
     assert rms_ratio(a, b) <= LIMIT
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_token_of_two_blocks_of_rows_and_two_strips_of_slots(objective):
+  (q, k, v, rate, is_start, start, slots), _ = inputs(43, 1, 3, 70, 5)
+  is_start = jnp.zeros_like(is_start)
+  got = jax.jit(functools.partial(recurrence, objective=objective, interpret=True))(
+    q, k, v, rate, is_start, start, slots)
+  out, after = quick_jit(lambda *token: lattice_reference(
+    Rule(objective), Tokens(*token, jnp.ones_like(rate)), is_start, Slots(start, None), Slots(slots, None)))(
+      q, k, v, rate)
+  assert rms_ratio(got[0], out) <= LIMIT and rms_ratio(got[1], after.unit_BHMV) <= LIMIT
+
+
 def test_two_runs_are_equal_to_the_last_bit():
   here = scene(Rule(), length=LENGTH, dtype="float32")
   first, second = (run(Rule(), here, "interpret") for _ in range(2))

@@ -49,7 +49,10 @@ def run(arrays, window, dtype, impl, use_cache):
   place = np.arange(arrays["q"].shape[1])
   ids = jnp.asarray(np.stack([place >= len(place) // 3, 0 * place]), jnp.int32)
   valid = jnp.asarray(np.stack([place < len(place), place < len(place) - 3]))
+  return value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache)
 
+
+def value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache):
   def loss(arrays):
     out, state = vq_attention(
       arrays["q"], quantize(arrays["k"], arrays["rows"], impl="xla"), arrays["v"], arrays["rows"], arrays["relative"],
@@ -79,6 +82,22 @@ def test_equals_the_xla_form_with_all_gradients(length, heads, kv_heads, codes, 
   arrays = inputs(length, heads, kv_heads, codes, window, dtype)
   got = compiled(window, dtype, "interpret", use_cache)(arrays)
   assert_close(got, compiled(window, "float32", "xla", use_cache)(arrays), dtype)
+
+
+def test_tiles_of_several_strips_and_values_of_several_parts_with_all_gradients(monkeypatch):
+  """256 tokens, two groups of as many rows as there are lanes; values longer than a product takes at a time."""
+  monkeypatch.setattr(pallas_kernels.vq, "TILES", (256,))
+  for name, size in (("TILE", 256), ("VALUE", 520), ("BATCH", 1)):
+    monkeypatch.setattr(f"{__name__}.{name}", size)
+  length, window, codes = 300, 200, 5
+  arrays = inputs.__wrapped__(length, 1, 1, codes, window, "float32")
+  ids, valid = jnp.asarray([[0] * 150 + [1] * 150], jnp.int32), jnp.ones((1, length), bool)
+
+  def results(impl):
+    return jax.jit(functools.partial(
+      value_and_gradients, ids=ids, valid=valid, window=window, dtype="float32", impl=impl, use_cache=True))(arrays)
+
+  assert_close(results("interpret"), results("xla"), "float32")
 
 
 def smallest_call(interpret):
