@@ -21,8 +21,9 @@ from pallas_kernels.tiles import LANES, MASKED, dot, slide, slide_back, write_co
 INDEX, ID, LOW = 0, 1, 2
 SHOWN, BIAS = LOW, INDEX
 LSE, SHIFT = 0, 1
-# Rows of a strip, by what is done with them: softmax and gradients of scores, long products, sliding.
-_STRIP, _PRODUCT_STRIP, _SLIDE_STRIP, _SLIDE_BACK_STRIP = 64, 128, 64, 32
+# Rows of a strip, by what is done with them: the softmax and what needs as much, gradients of scores and long products,
+# sliding.
+_STRIP, _LONG_STRIP, _SLIDE_STRIP, _SLIDE_BACK_STRIP = 64, 128, 64, 32
 # Most numbers of a value in one product: over them, and of its result.
 _SUM_WIDTH, _RESULT_WIDTH = 512, 256
 
@@ -82,7 +83,7 @@ def _read(refs, scores, value):
       refs["sum"][rows, part] = refs["sum"][rows, part] * _wide(shrink, part.size) + dot(weight, value[:, part], 1, 0)
 
   _by_strips(refs["sum"], weigh)
-  _by_strips(refs["sum"], add, _PRODUCT_STRIP)
+  _by_strips(refs["sum"], add, _LONG_STRIP)
 
 
 def query_gradients(first, count, refs, *, extras):
@@ -116,7 +117,7 @@ def query_gradients(first, count, refs, *, extras):
     @pl.when(step < extras)
     def _():
       _weigh_values(refs, refs["d_out"], refs["extra_value"])
-      _by_strips(refs["q"], lambda rows: step_of(rows, _extra_scores(refs, rows), refs["extra_key"]))
+      _by_strips(refs["q"], lambda rows: step_of(rows, _extra_scores(refs, rows), refs["extra_key"]), _LONG_STRIP)
 
   @pl.when((step >= extras) & (step - extras < count[here]))
   def _():
@@ -129,7 +130,7 @@ def query_gradients(first, count, refs, *, extras):
       if has_table:
         refs["position"][rows] = d_score
 
-    _by_strips(refs["q"], near)
+    _by_strips(refs["q"], near, _LONG_STRIP)
     if has_table:
       _table_gradients(refs, first[here] + step - extras - block)
 
@@ -238,7 +239,7 @@ def _add_key_gradients(refs, score_strip):
     refs["sum_k"][rows] += dot(d_score.astype(q.dtype), q[...], 1, 0)
 
   _weigh_values(refs, refs["v"], d_out)
-  _by_strips(refs["k"], strip)
+  _by_strips(refs["k"], strip, _STRIP if "table" in refs else _LONG_STRIP)
   for part in _parts(d_out, _RESULT_WIDTH):
     refs["sum_v"][:, part] += dot(refs["weight"][...], d_out[:, part], 1, 0)
 
@@ -251,7 +252,7 @@ def _weigh_values(refs, kept, passed):
       product = dot(kept[rows, part], passed[:, part], 1, 1)
       refs["d_weight"][here] = product if part.start == 0 else refs["d_weight"][here] + product
 
-    _by_strips(kept, strip, _PRODUCT_STRIP)
+    _by_strips(kept, strip, _LONG_STRIP)
 
 
 def _score_positions(refs):
