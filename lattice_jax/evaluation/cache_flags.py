@@ -77,7 +77,8 @@ def judge(task: Task, split: str, *, report: Callable[[str], None]) -> list[Path
     depths=_numbers("depths", _DEPTHS.value, float), trials=_TRIALS.value, seed=_TASK_SEED.value, batch=_ROWS.value,
     examples=_EXAMPLES.value, caches=caches, peers=tuple(_PEERS.value))
   subject = Subject(
-    model=task.config.model, variables=variables, tokenizer=tokenizer, text_ids=np.asarray(source.tokens))
+    model=task.config.model, variables=variables, tokenizer=tokenizer, text_ids=np.asarray(source.tokens),
+    context_len=task.context_len)
   answers = run_grid(grid, subject, folder, report=report)
   return write_summary(folder, grid.task, list(answers.answered.values()))
 

@@ -25,12 +25,13 @@ Cells = dict[Sizes, list[str]]  # what is asked of some trials → the caches th
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-  """What is asked. text_ids: the tokens that haystacks are cut from."""
+  """What is asked. text_ids: what haystacks are cut from. context_len: tokens that the model was made for, if known."""
 
   model: ModelConfig
   variables: Any
   tokenizer: Tokenizer
   text_ids: np.ndarray
+  context_len: int | None
 
 
 def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[str], None]) -> AnswerFile:
@@ -38,6 +39,9 @@ def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[st
 
   `report` is told of each cell of a batch that is done. What the first trial's first prompt keeps under each cache,
   head by head, goes to `folder`/kept.
+
+  Raises:
+    ValueError: a prompt and its answer are longer than the model's context.
   """
   answers = AnswerFile(folder / "answers.jsonl")
   for length in grid.lengths:
@@ -49,6 +53,10 @@ def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[st
       (sizes, trial): _prompt(grid, subject, sizes, trial)
       for trials, cells in todo.items() for sizes in cells for trial in trials}
     answer_len = max(len(prompt.answer) for prompt in prompts.values())
+    if subject.context_len is not None and length + answer_len > subject.context_len:
+      raise ValueError(
+        f"prompts of {length:,} tokens with answers of {answer_len} are more than the {subject.context_len:,} that the "
+        f"model was made for; use --lengths of at most {subject.context_len - answer_len:,}.")
     # answers come in one call, so caches that drop tokens need room for no more
     caches = {name: replace(cache, call_len=answer_len) for name, cache in caches.items()}
     reader = Reader(

@@ -37,7 +37,8 @@ TEXT = b"It was a dark and stormy night; the rain fell in torrents. " * 9
 def subject():
   variables = jax.jit(lambda: unbox(init_variables(MODEL, jax.random.key(0))))()
   return Subject(
-    model=MODEL, variables=variables, tokenizer=ByteTokenizer(), text_ids=ByteTokenizer().encode(TEXT))
+    model=MODEL, variables=variables, tokenizer=ByteTokenizer(), text_ids=ByteTokenizer().encode(TEXT),
+    context_len=235)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,12 @@ def test_a_depth_asked_alone_gives_the_same_and_nothing_is_asked_twice(folder, t
   before = file.read_text()
   run_grid(GRID, subject(), folder, report=pytest.fail)
   assert file.read_text() == before
+
+
+def test_an_answer_beyond_the_context_is_refused(tmp_path):
+  tight = dataclasses.replace(subject(), context_len=234)
+  with pytest.raises(ValueError, match=r"tokens with answers of 5 are more than the 234 .* at most 229"):
+    run_grid(GRID, tight, tmp_path, report=pytest.fail)
 
 
 def test_a_line_that_was_cut_is_asked_again(folder, tmp_path):
