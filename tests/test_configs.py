@@ -113,7 +113,7 @@ def test_misspelt_field_is_refused_with_a_suggestion():
   ("model", {"tied_embeddings": 1}, r"model\.tied_embeddings=1 must be of type bool"),
   ("model", {"layers": True}, r"model\.layers=True must be of type int, not bool"),
   ("model", {"pattern": "vq"}, r"model\.pattern='vq' must be a list"),
-  ("model", {"pattern": ("vqq",)}, r"model\.pattern names 'vqq'.*Did you mean 'vq'"),
+  ("model", {"pattern": ("vqq",)}, r"model\.pattern=\('vqq',\) names 'vqq'.*Did you mean 'vq'"),
   ("model", {"pattern": ("vq", "attention"), "layers": 3}, r"model\.layers=3 is not a multiple of the 2 entries"),
   ("model", {"dropout": 1.0}, r"model\.dropout=1\.0 must lie in \[0, 1\)"),
   ("model", {"dtype": "bfloat"}, r"model\.dtype='bfloat' is not one of float32, bfloat16.*Did you mean 'bfloat16'"),

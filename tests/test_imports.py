@@ -12,6 +12,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
   ("pallas_kernels",),
+  ("lattice_jax.domains",),
+  ("lattice_jax.fields",),
+  ("lattice_jax.config_memories",),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.runtime",
    "lattice_jax.interrupt", "lattice_jax.arguments"),
   ("lattice_jax.together", "lattice_jax.formats"),
