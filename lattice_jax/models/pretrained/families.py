@@ -55,14 +55,14 @@ def read_family(given: Mapping[str, Any], path: Path, *, dtype: str, context_len
     for name, default in (("head_dim", size["hidden_size"] // heads), ("num_key_value_heads", heads)))
   layer_types = _layer_types(config, source)
   rope, context_len = read_rope(config, set(layer_types), source, key_dim=key_dim, context_len=context_len)
-  biases = {"qwen2": "qkv", "mistral": "none", "llama": "all" if flag(config, "attention_bias", source) else "none"}
+  bias = "qkv" if family == "qwen2" else "all" if flag(config, "attention_bias", source) else "none"
   model = {
     "vocab": size["vocab_size"], "dim": size["hidden_size"], "layers": size["num_hidden_layers"],
     "pattern": _pattern(layer_types), "block": "mlp", "mlp": "swiglu", "mlp_dim": size["intermediate_size"],
     "norm_eps": positive_number(config, "rms_norm_eps", source, below=1),
     "tied_embeddings": flag(config, "tie_word_embeddings", source), "head_bias": False, "dtype": dtype,
     "attention": {
-      "heads": heads, "kv_heads": kv_heads, "key_dim": key_dim, "value_dim": key_dim, "bias": biases[family],
+      "heads": heads, "kv_heads": kv_heads, "key_dim": key_dim, "value_dim": key_dim, "bias": bias,
       # a window longer than all texts sees what the longest text holds
       "window": min(config["sliding_window"], context_len) if "sliding_attention" in layer_types else 0, **rope}}
   try:

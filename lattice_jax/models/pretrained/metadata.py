@@ -56,12 +56,12 @@ _CONFIG = {
     mlp_bias bias qkv_bias qk_norm use_qk_norm use_mrope rope_interleaved alibi is_encoder_decoder
     tie_encoder_decoder add_cross_attention"""),
   **_all(only(1), """
-    partial_rotary_factor attention_multiplier embedding_multiplier residual_multiplier logits_scaling logit_scale"""),
+    partial_rotary_factor embedding_multiplier residual_multiplier logits_scaling logit_scale"""),
   **_all(only(0), "num_experts num_local_experts num_experts_per_tok num_nextn_predict_layers"),
   **_all(only({}), "pruned_heads"),
   **_all(only(), """
-    original_max_position_embeddings per_layer_config quantization_config auto_map attn_logit_softcapping
-    final_logit_softcapping query_pre_attn_scalar clip_qkv cross_attention_hidden_size"""),
+    original_max_position_embeddings per_layer_config quantization_config auto_map attention_multiplier
+    attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar clip_qkv cross_attention_hidden_size"""),
   # the data type of the file, training, sampling, the tokenizer, and notes about where the file comes from
   **_all(HARMLESS, """
     architectures dtype torch_dtype transformers_version _name_or_path name_or_path _commit_hash use_cache
