@@ -43,6 +43,7 @@ class RopeScalingConfig:
   high_freq_factor: float = positive(4.0, "llama3: wavelengths below original_len / high_freq_factor are fast")
   beta_fast: float = positive(32.0, "yarn: more turns over original_len than this are fast")
   beta_slow: float = positive(1.0, "yarn: fewer turns are slow")
+  truncate: bool = switch(True, "yarn: both ends of the rise are whole pairs, rounded outwards")
   gain: float = positive(1.0, "yarn: of rotated queries and keys")
 
 

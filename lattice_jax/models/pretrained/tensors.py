@@ -79,6 +79,20 @@ def to_file(leaf: str, array: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(array.reshape(columns[0], rows).T)
 
 
+def outline(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Name → shape of tensors that together show every size of the model.
+
+  It costs nothing however large the sizes are, unlike `wanted_tensors`, so a file is compared with it first.
+  """
+  attention, dim = model.attention, (model.dim,)
+  rows = {"q": attention.heads * attention.key_dim, "k": attention.kv_heads * attention.key_dim}
+  return {
+    EMBEDDING: (model.vocab, *dim), "model.norm.weight": dim,
+    **{f"model.layers.{layer}.input_layernorm.weight": dim for layer in range(model.layers)},
+    **{f"model.layers.0.self_attn.{name}_proj.weight": (size, *dim) for name, size in rows.items()},
+    "model.layers.0.mlp.gate_proj.weight": (model.mlp_dim, *dim)}
+
+
 def wanted_tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Name → shape of every tensor that a file of this model holds."""
   wanted = {}
