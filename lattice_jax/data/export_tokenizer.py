@@ -28,15 +28,15 @@ def export_tokenizer(tokenizer: Tokenizer, data: DataConfig, folder: Path) -> li
     ValueError: the tokenizer is of a kind that `transformers` does not know.
   """
   if isinstance(tokenizer, ByteTokenizer):
-    tokenizer = PretrainedTokenizer("bytes", _bytes_as_pieces(), SpecialTokens(_roles(*_SPECIAL)))
+    tokenizer = PretrainedTokenizer("bytes", _bytes_as_pieces(), _roles(*_SPECIAL[:2]))
   if isinstance(tokenizer, PretrainedTokenizer):
     return tokenizer.save(folder)
   if not data.tokenizer.startswith("bpe_"):
     raise ValueError(f"data.tokenizer={data.tokenizer} cannot be exported; bytes, bpe_* and pretrained ones can.")
   model = proto.ModelProto.FromString(model_path(data).read_bytes())
-  roles = _roles(*(piece.piece for piece in model.pieces[:len(_SPECIAL)]))
-  pieces = SentencePieces(model, start_ids=tokenizer.start_ids)
-  return PretrainedTokenizer(data.tokenizer, pieces, SpecialTokens(roles)).save(folder)
+  pad, eos = (model.pieces[id].piece for id in (tokenizer.pad_id, tokenizer.eos_id))
+  pieces = SentencePieces(model, tokenizer.start_ids, finds_special=False)
+  return PretrainedTokenizer(data.tokenizer, pieces, _roles(pad, eos)).save(folder)
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -49,9 +49,9 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     "pad_token_id": tokenizer.pad_id}
 
 
-def _roles(pad: str, eos: str, unknown: str) -> dict[str, str]:
-  """What ids 0, 1 and 2 are for. Ours read eos before a text, so it is their bos too."""
-  return {"pad_token": pad, "bos_token": eos, "eos_token": eos, "unk_token": unknown}
+def _roles(pad: str, eos: str) -> SpecialTokens:
+  """Ours read eos before a text, so it is their bos too; what is unknown is part of a text."""
+  return SpecialTokens({"pad_token": pad, "bos_token": eos, "eos_token": eos})
 
 
 def _bytes_as_pieces() -> FastPieces:
@@ -62,6 +62,7 @@ def _bytes_as_pieces() -> FastPieces:
   tokenizer.decoder = decoders.ByteLevel()
   tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in _SPECIAL])
   tokenizer.post_processor = starts_with(_SPECIAL[1], 1)
+  tokenizer.encode_special_tokens = True  # a text that spells one out is text
   return FastPieces(tokenizer)
 
 

@@ -21,7 +21,7 @@ class Pieces(Protocol):
   start_ids: tuple[int, ...]
 
   def encode(self, text: str) -> list[int]:
-    """Special tokens that the text spells out become their ids; nothing is added."""
+    """Special tokens that the text spells out become their ids, where the model has it so; nothing is added."""
 
   def decode(self, ids: Sequence[int]) -> str:
     """Special tokens give nothing, and so do ids that no piece has: embeddings may have more rows than there are."""
@@ -57,9 +57,9 @@ class FastPieces:
   def save(self, folder: Path) -> tuple[list[str], dict[str, Any]]:
     self.tokenizer.save(str(folder / "tokenizer.json"))
     cutting = json.loads(self.tokenizer.to_str())["pre_tokenizer"] or {}
-    flags = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    # where nothing is said, the reader turns it off
-    return ["tokenizer.json"], flags | {name: cutting[name] for name in ("add_prefix_space",) if name in cutting}
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": self.tokenizer.encode_special_tokens}
+    # where nothing is said, version 4 turns it off
+    return ["tokenizer.json"], facts | {name: cutting[name] for name in ("add_prefix_space",) if name in cutting}
 
 
 def starts_with(token: str, id: int) -> processors.PostProcessor:

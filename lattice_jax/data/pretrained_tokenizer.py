@@ -17,6 +17,8 @@ from lattice_jax.data.special_tokens import EXTRA, SpecialTokens, folder_special
 from lattice_jax.formats.gguf_file import GGUFFile
 
 _SEPARATOR = "<|endoftext|>"  # between documents, in models that put nothing at the start of a text
+# Of tokenizer_config.json where a model does not say otherwise: text as it is, and prompts padded where they start.
+_USUAL = {"clean_up_tokenization_spaces": False, "padding_side": "left"}
 
 
 class PretrainedTokenizer:
@@ -35,8 +37,7 @@ class PretrainedTokenizer:
     self._special = special
     self.vocab_size = pieces.vocab_size
     self.bos_id, eos_id, pad_id = (self._id(role) for role in ("bos_token", "eos_token", "pad_token"))
-    adds_bos = self.bos_id in pieces.start_ids if special.adds_bos is None else special.adds_bos
-    self.start_ids = (self.bos_id,) if adds_bos and self.bos_id is not None else ()
+    self.start_ids = (self.bos_id,) if self.bos_id in pieces.start_ids else ()
     self.stop_ids = tuple(dict.fromkeys([*special.stops, *([] if eos_id is None else [eos_id])]))
     starts = [*self.start_ids, pieces.id_of(_SEPARATOR), *self.stop_ids, 0]
     self.eos_id = next(id for id in starts if id is not None)
@@ -68,11 +69,11 @@ class PretrainedTokenizer:
 
   def save(self, folder: Path) -> list[str]:
     """Writes the pieces and tokenizer_config.json as `transformers` reads them; the names of the files."""
-    files, flags = self.pieces.save(folder)
-    special = self._special
-    config = flags | dict(special.config) | dict(special.roles) | {
-      EXTRA: list(special.extra) or None, "add_bos_token": bool(self.start_ids), "chat_template": special.template}
-    config = {name: value for name, value in config.items() if value is not None}
+    files, facts = self.pieces.save(folder)
+    roles = {role: token for role, token in self._special.roles.items() if self._id(role) is not None}
+    config = _USUAL | dict(self._special.config) | facts | roles | {
+      EXTRA: list(self._special.extra), "add_bos_token": bool(self.start_ids), "chat_template": self._special.template}
+    config = {name: value for name, value in config.items() if value not in (None, [])}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
     return [*files, "tokenizer_config.json"]
 
@@ -100,8 +101,9 @@ def read_pretrained_tokenizer(name: str, path: Path) -> PretrainedTokenizer:
     tokenizer = load_tokenizer(path / "tokenizer.json", added)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    tokenizer.encode_special_tokens = special.splits_special
     return PretrainedTokenizer(name, FastPieces(tokenizer), special)
   if (path / "tokenizer.model").is_file():
-    return PretrainedTokenizer(name, folder_pieces(path / "tokenizer.model", added, special.adds_bos), special)
+    return PretrainedTokenizer(name, folder_pieces(path / "tokenizer.model", added, special.config), special)
   raise ValueError(
     f"{path} holds no tokenizer.json and no tokenizer.model; the model cannot read or write text without: get one too.")

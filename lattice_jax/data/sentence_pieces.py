@@ -28,8 +28,11 @@ class SentencePieces:
   Each part between them is a text of its own, with a space in front where the model adds one, as in llama.cpp.
   """
 
-  def __init__(self, model: proto.ModelProto, start_ids: tuple[int, ...]):
-    """Raises ValueError where the library finds the model contradictory; the message is the reason."""
+  def __init__(self, model: proto.ModelProto, start_ids: tuple[int, ...], *, finds_special: bool = True):
+    """finds_special: whether a text can spell out special tokens.
+
+    Raises ValueError where the library finds the model contradictory; the message is the reason.
+    """
     self.model = model
     raw = model.SerializeToString()
     try:
@@ -39,7 +42,8 @@ class SentencePieces:
       raise ValueError(f"sentencepiece cannot read it ({reason_of(error)})") from error
     self.vocab_size = len(model.pieces)
     self.start_ids = start_ids
-    control = [piece.piece for piece in model.pieces if piece.type in (CONTROL, UNKNOWN)]
+    self._finds_special = finds_special
+    control = [piece.piece for piece in model.pieces if finds_special and piece.type in (CONTROL, UNKNOWN)]
     longest_first = sorted(filter(None, control), key=len, reverse=True)
     self._control = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
@@ -59,15 +63,16 @@ class SentencePieces:
 
   def save(self, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Both as it is and as a tokenizer.json, because `transformers` is not of one mind about what the former means."""
-    files, flags = as_fast_tokenizer(self.model, self.start_ids).save(folder)
+    files, facts = as_fast_tokenizer(
+      self.model, self.start_ids, finds_special=self._finds_special).save(folder)
     (folder / "tokenizer.model").write_bytes(self.model.SerializeToString())
-    return ["tokenizer.model", *files], flags
+    return ["tokenizer.model", *files], facts
 
 
-def folder_pieces(file: Path, added: Sequence[Mapping[str, Any]], adds_bos: bool | None) -> SentencePieces:
+def folder_pieces(file: Path, added: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> SentencePieces:
   """A tokenizer.model with the tokens that other files of its folder add behind its own.
 
-  A text starts with bos where the folder does not say otherwise.
+  A text starts with bos where tokenizer_config.json does not say otherwise.
 
   Raises:
     ValueError: the file is damaged, or does not fit what is added.
@@ -86,7 +91,7 @@ def folder_pieces(file: Path, added: Sequence[Mapping[str, Any]], adds_bos: bool
         f"added before has {num_pieces:,} tokens, each its own; correct the id.")
     model.pieces.add(piece=content, score=0.0, type=CONTROL if token["special"] else USER_DEFINED)
   try:
-    return SentencePieces(model, _start_ids(model, adds_bos is not False))
+    return SentencePieces(model, _start_ids(model, config.get("add_bos_token") is not False))
   except ValueError as error:
     raise ValueError(f"{file} cannot be used: {error}; get it again.") from error
 

@@ -18,8 +18,10 @@ _NORMAL = 1
 _UNKNOWN_TEXT = " \u2047 "  # what sentencepiece reads an unknown piece as
 
 
-def as_fast_tokenizer(model: proto.ModelProto, start_ids: Sequence[int]) -> FastPieces:
+def as_fast_tokenizer(model: proto.ModelProto, start_ids: Sequence[int], *, finds_special: bool) -> FastPieces:
   """The pieces for the `tokenizers` library, with `start_ids`, one or none, before a text.
+
+  finds_special: whether a text can spell out special tokens.
 
   Two kinds of text differ: one that is nothing but a user-defined piece, which gets no space in front; and, where the
   model has rules of normalisation, a letter that is replaced and bears combining marks, which are lost.
@@ -43,7 +45,8 @@ def as_fast_tokenizer(model: proto.ModelProto, start_ids: Sequence[int]) -> Fast
   # a text is cut at control tokens before it is normalised, and at user-defined ones after
   control = [piece.piece for piece in model.pieces if piece.type == CONTROL and piece.piece]
   tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
-  tokenizer.add_tokens([AddedToken(unknown, normalized=False)] if unknown else [])
+  tokenizer.add_tokens([AddedToken(unknown, normalized=False)] if unknown and finds_special else [])
+  tokenizer.encode_special_tokens = not finds_special
   tokenizer.add_tokens([AddedToken(token, normalized=True) for token in whole])
   if start_ids:
     tokenizer.post_processor = starts_with(model.pieces[start_ids[0]].piece, start_ids[0])

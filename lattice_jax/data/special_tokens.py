@@ -30,16 +30,20 @@ UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of a piece that are found in a
 class SpecialTokens:
   """roles: the token of bos_token, eos_token and so on, of those that there are. extra: special ones without a role.
 
-  stops: ids that end an answer, besides eos. template: Jinja, or None. adds_bos: whether a text starts with bos; None
-  where the pieces say it. config: what else `transformers` reads in tokenizer_config.json.
+  stops: ids that end an answer, besides eos. template: Jinja, or None. config: what else `transformers` reads in
+  tokenizer_config.json.
   """
 
   roles: Mapping[str, str] = field(default_factory=dict)
   extra: tuple[str, ...] = ()
   stops: tuple[int, ...] = ()
   template: str | None = None
-  adds_bos: bool | None = None
   config: Mapping[str, Any] = field(default_factory=dict)
+
+  @property
+  def splits_special(self) -> bool:
+    """Whether a special token that a text spells out is text."""
+    return self.config.get("split_special_tokens") is True
 
   def for_template(self) -> dict[str, Any]:
     return dict(self.roles) | ({EXTRA: list(self.extra)} if self.extra else {})
@@ -53,8 +57,7 @@ def folder_special_tokens(path: Path) -> tuple[SpecialTokens, list[dict[str, Any
   Raises:
     ValueError: a file is damaged, or two files contradict each other.
   """
-  file = path / "tokenizer_config.json"
-  config, tokens_map = optional_json(file), optional_json(path / "special_tokens_map.json")
+  config, tokens_map = optional_json(path / "tokenizer_config.json"), optional_json(path / "special_tokens_map.json")
   roles = {}
   for role in ROLES:
     said = [_text(source.get(role), role, path) for source in (config, tokens_map)]
@@ -65,11 +68,11 @@ def folder_special_tokens(path: Path) -> tuple[SpecialTokens, list[dict[str, Any
         "the one that is wrong.")
     roles |= dict.fromkeys([role] if texts else [], *texts)
   extra = _extra(config, path) or _extra(tokens_map, path)
-  adds_bos = config.get("add_bos_token")
-  if adds_bos is not None and not isinstance(adds_bos, bool):
-    raise ValueError(f"{file} says add_bos_token={short(adds_bos)}; it must be true or false.")
+  for flag in ("add_bos_token", "split_special_tokens"):
+    if config.get(flag) is not None and not isinstance(config[flag], bool):
+      raise ValueError(f"{path} says {flag}={short(config[flag])}; it must be true or false.")
   rest = {name: value for name, value in config.items() if name not in _NOT_HANDED_ON}
-  special = SpecialTokens(roles, extra, _folder_stops(path), _template(path, config), adds_bos, rest)
+  special = SpecialTokens(roles, extra, _folder_stops(path), _template(path, config), rest)
   return special, stated_tokens(path, config, {*roles.values(), *extra})
 
 
@@ -82,8 +85,7 @@ def header_special_tokens(file: GGUFFile) -> SpecialTokens:
   ends = [ids[name] for name in _ENDS_IN_HEADER]
   ends += [id for id in whole if id < len(tokens) and tokens[id] in _WELL_KNOWN_ENDS]
   stops = tuple(dict.fromkeys(id for id in ends if id is not None))
-  return SpecialTokens(
-    roles, (), stops, file.text("tokenizer.chat_template"), header_flag(file, "add_bos_token"))
+  return SpecialTokens(roles, (), stops, file.text("tokenizer.chat_template"))
 
 
 def header_tokens(file: GGUFFile) -> list[str]:
