@@ -3,7 +3,7 @@
 python train.py --config=configs/recall.py --workdir=runs/recall
 python train.py --config=configs/recall.py:attention --workdir=runs/recall_attention
 python eval.py --workdir=runs/recall                                                  # accuracy by pairs and distance
-python scripts/plot.py --what=answers runs/recall*/eval_test_cold.json --out=recall.png
+python scripts/plot.py --what=answers runs/recall*/eval_test_cold_*.json --out=recall.png
 
 The variant names the memory, any of the registry; lattice without one. Recurrent memories have equal states: 2 heads of
 64 × 64 numbers. As in Zoology documents of few pairs are among those of many, from which it is learned.

@@ -1,11 +1,14 @@
-"""Counting: parameters, and floating-point operations a token, by formula."""
+"""Parameters: how many there are, what they hold, and floating-point operations a token, by formula."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig, RecurrentConfig
 
@@ -17,6 +20,35 @@ _STATE_PASSES = {
 def count_parameters(tree: Any) -> int:
   """Number of array elements of a tree of arrays or shapes."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def content_digest(tree: Any) -> str:
+  """32 hex digits of what the arrays hold, by name: the same wherever they were read, however they are sharded."""
+  sums = jax.tree_util.tree_leaves_with_path(jax.device_get(_hash_sums(tree)))
+  named = {jax.tree_util.keystr(path, simple=True, separator="/"): total.tolist() for path, total in sums}
+  return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@jax.jit
+def _hash_sums(tree: Any) -> Any:
+  """Two sums of hashes for each array, of every element's bits and place: any order of summing gives the same."""
+  def mixed(word: jax.Array) -> jax.Array:  # a bijection of 32 bits, so that no change of many elements cancels out
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+      word = (word ^ (word >> shift)) * jnp.uint32(factor)
+    return word ^ (word >> 16)
+
+  def sums(leaf: jax.Array) -> jax.Array:
+    bits = leaf.astype(jnp.uint32)
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+      bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+      stride = math.prod(leaf.shape[axis + 1:]) % 2**32
+      place += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return jnp.stack([
+      jnp.sum(mixed(bits ^ mixed(place + jnp.uint32(seed))), dtype=jnp.uint32) for seed in (1, 2**31 + 1)])
+
+  return jax.tree.map(sums, tree)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:
