@@ -33,7 +33,7 @@ _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Context: tokens of a window; t
 _CHUNK_LEN = flags.DEFINE_integer("chunk_len", None, "Tokens of one call, memory carried between; 0 = the window.")
 _BATCH = flags.DEFINE_integer("batch", None, "Rows; the result does not depend on it.")
 _SET = flags.DEFINE_multi_string("set", [], "Change of the run's config, as in --set=model.vq.cache=False.")
-_OUTPUT = flags.DEFINE_string("output", None, "JSON file; eval_<split>_<protocol>.json in the workdir when not given.")
+_OUTPUT = flags.DEFINE_string("output", None, "JSON file; by default eval_<split>_…_<key>.json in the workdir.")
 _COMPRESSORS = flags.DEFINE_bool(
   "compressors", False,
   "Compare texts with gzip, bz2, xz and order-0, given the train split; images with PNG, WebP and two entropies.")
@@ -67,9 +67,9 @@ def main(argv: list[str]) -> None:
       print(piece, end="", flush=True)
 
     print(flush=True)
-    written = task.write_texts(length=flags_of_text.text_length(), show=show, **flags_of_text.text_options())
+    written, path = task.write_texts(length=flags_of_text.text_length(), show=show, **flags_of_text.text_options())
     texts = written.texts if len(written.texts) > 1 else ()
-    print("\n\n".join(["", *texts, report.format_written(written), f"wrote {task.workdir / 'sample.txt'}"]))
+    print("\n\n".join(["", *texts, report.format_written(written), f"wrote {path}"]))
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
 
 
 def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-  """The same experiment with softmax attention instead of Transformer-VQ: equal width, parameters and tokens seen.
+  """The same experiment with softmax attention instead of Transformer-VQ: width, tokens, and parameters to 0.3 %.
 
   Keys are half again as wide: q and k then hold the parameters that VQ spends on its position projection.
   Softmax attention remembers nothing between the updates of a sequence, so an update is a whole sequence, of as many

@@ -1,10 +1,10 @@
 """Plots of runs as PNG.
 
 python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte over updates
-python scripts/plot.py runs/a/eval_test_cold.json --out=pos.png  # bits per byte by position
-python scripts/plot.py --what=answers runs/*/eval_test_cold.json # of a task: accuracy by pairs and by distance
+python scripts/plot.py runs/a/eval_test_*.json --out=pos.png     # bits per byte by position
+python scripts/plot.py --what=answers runs/*/eval_test_*.json   # of a task: accuracy by pairs and by distance
 python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
-python scripts/plot.py --what=recall runs/smollm2/passkey        # of caches: quality against bytes, depths, kept tokens
+python scripts/plot.py --what=recall runs/smollm2/passkey_*      # of caches: quality against bytes, depths, kept tokens
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_smoothing_averages_the_last_values():
 def test_what_eval_did_not_write_is_refused(tmp_path):
   run = write_run(tmp_path / "a")
   for path in (run, run / "run.json", run / "metrics.jsonl"):
-    with pytest.raises(ValueError, match=r"is not a file that eval\.py wrote; give one, such as RUN/eval_test_cold"):
+    with pytest.raises(ValueError, match=r"is not a file that eval\.py wrote; give one, such as RUN/eval_test_cold_"):
       plot_buckets([path], tmp_path / "position.png")
 
 

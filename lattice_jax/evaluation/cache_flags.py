@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
 
+from lattice_jax.config import CacheConfig
+from lattice_jax.data.source import Source
+from lattice_jax.data.tokenizers import Tokenizer
 from lattice_jax.evaluation.caches import cache_overrides, parse_caches, with_peers
 from lattice_jax.evaluation.command import Task
 from lattice_jax.evaluation.compare import compare, write_comparisons
+from lattice_jax.evaluation.origin import code_fingerprint, origin_key
 from lattice_jax.evaluation.recall.grid import Grid
 from lattice_jax.evaluation.recall.report import FULL, write_summary
 from lattice_jax.evaluation.recall.run import Subject, run_grid
 from lattice_jax.evaluation.recall.tasks import TASKS
+from lattice_jax.evaluation.report import write_text
 
 _CACHE = flags.DEFINE_multi_string(
   "cache", [], "What attention keeps, as in lagkv:lag=128,ratio=0.25; of a --task several, beside the full cache.")
@@ -48,14 +56,13 @@ def overrides() -> list[str]:
 
 
 def judge(task: Task, split: str, *, report: Callable[[str], None]) -> list[Path]:
-  """Does the --task and writes tables into its folder in the workdir; the same command goes on where it stopped.
+  """Does the --task and writes tables into a folder of its own; the same command goes on where it stopped.
 
   Raises:
     ValueError: a flag is out of range, or a cache is none.
   """
   texts = list(dict.fromkeys([FULL, *_CACHE.value]))
-  caches = parse_caches(task.config, texts)
-  lengths, folder = _numbers("lengths", _LENGTHS.value, int), task.workdir / str(_TASK.value)
+  caches, lengths = parse_caches(task.config, texts), _numbers("lengths", _LENGTHS.value, int)
   if _TRIALS.value < 1:
     raise ValueError(f"--trials={_TRIALS.value} must be at least 1.")
   longest = max(lengths)
@@ -63,24 +70,52 @@ def judge(task: Task, split: str, *, report: Callable[[str], None]) -> list[Path
     raise ValueError(
       f"--lengths={longest} is more than the {task.context_len:,} tokens that {task.config.name} was made for.")
   source, tokenizer = task.read(split)
-  variables = {"params": task.params, "buffers": task.buffers}
-  if _TASK.value == "text":
-    paths = []
-    for length in lengths:
-      rows_BT = _stretches(source.tokens, source.offsets, length)
-      result = compare(
-        task.config.model, variables, with_peers(caches, _PEERS.value, length), rows_BT, length // 2, report=report)
-      paths += write_comparisons(folder / str(length), result)
-    return paths
+  return (_compare if _TASK.value == "text" else _ask)(task, source, tokenizer, caches, lengths, report)
+
+
+def _compare(
+  task: Task, source: Source, tokenizer: Tokenizer, caches: dict[str, CacheConfig], lengths: tuple[int, ...],
+  report: Callable[[str], None],
+) -> list[Path]:
+  """--task=text: a folder for each length."""
+  del tokenizer
+  compared = {length: with_peers(caches, _PEERS.value, length) for length in lengths}
+  folder, _ = _folder(task, source, trials=_TRIALS.value, caches={
+    str(length): {name: dataclasses.asdict(cache) for name, cache in these.items()}
+    for length, these in compared.items()})
+  paths = []
+  for length, these in compared.items():
+    rows_BT = _stretches(source.tokens, source.offsets, length)
+    result = compare(
+      task.config.model, {"params": task.params, "buffers": task.buffers}, these, rows_BT, length // 2, report=report)
+    paths += write_comparisons(folder / str(length), result)
+  return paths
+
+
+def _ask(
+  task: Task, source: Source, tokenizer: Tokenizer, caches: dict[str, CacheConfig], lengths: tuple[int, ...],
+  report: Callable[[str], None],
+) -> list[Path]:
+  """The other tasks: all that was ever asked of the same model about the same text with the same seed, in a folder."""
   grid = Grid(
     task=_TASK.value, lengths=lengths, answers=_numbers("answers", _ANSWERS.value, int),
     depths=_numbers("depths", _DEPTHS.value, float), trials=_TRIALS.value, seed=_TASK_SEED.value, batch=_ROWS.value,
     examples=_EXAMPLES.value, caches=caches, peers=tuple(_PEERS.value))
+  folder, key = _folder(task, source)
   subject = Subject(
-    model=task.config.model, variables=variables, tokenizer=tokenizer, text_ids=np.asarray(source.tokens),
-    context_len=task.context_len)
+    model=task.config.model, variables={"params": task.params, "buffers": task.buffers}, tokenizer=tokenizer,
+    text_ids=np.asarray(source.tokens), context_len=task.context_len, key=key)
   answers = run_grid(grid, subject, folder, report=report)
-  return write_summary(folder, grid.task, list(answers.answered.values()))
+  return write_summary(folder, grid.task, answers.lines())
+
+
+def _folder(task: Task, source: Source, **facts: Any) -> tuple[Path, str]:
+  """(where the --task's results go, the key of all that decides them), which origin.json there spells out."""
+  name, origin = task.name_of(
+    str(_TASK.value), task=_TASK.value, text=source.fingerprint, seed=_TASK_SEED.value, code=code_fingerprint(),
+    **facts)
+  write_text(task.workdir / name / "origin.json", json.dumps(origin, indent=1) + "\n")
+  return task.workdir / name, origin_key(origin)
 
 
 def _stretches(tokens: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:

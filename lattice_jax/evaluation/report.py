@@ -61,15 +61,6 @@ def write_text(path: Path, text: str) -> None:
     raise ValueError(f"{path} cannot be written: {error.strerror}; choose another --output.") from error
 
 
-def result_name(result: EvalResult, default_seq_len: int, overrides: Sequence[str]) -> str:
-  """The JSON's file name; another context length or an override never replaces the plain result."""
-  parts = [f"eval_{result.split}_{result.protocol}"]
-  if result.seq_len != default_seq_len:
-    parts.append(f"T{result.seq_len}")
-  parts.extend("".join(c if c.isalnum() or c in ".=-" else "-" for c in override) for override in overrides)
-  return "_".join(parts) + ".json"
-
-
 def align(rows: Sequence[Sequence[str]]) -> str:
   """Columns of equal width, the first to the left and the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -9,7 +9,7 @@ from absl import flags
 _DEFAULT_LENGTH = 200
 
 _GENERATE = flags.DEFINE_integer(
-  "generate", None, f"Tokens to write after --prompt, to sample.txt too; {_DEFAULT_LENGTH} of a prompt, else none.",
+  "generate", None, f"Tokens to write after --prompt, to a file too; {_DEFAULT_LENGTH} of a prompt, else none.",
   lower_bound=0)
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Start of the text; several are written as one batch.")
 _CHAT = flags.DEFINE_bool("chat", False, "--prompt is a question, put by the pretrained model's chat template.")

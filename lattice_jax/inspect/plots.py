@@ -32,7 +32,7 @@ def read_result(path: Path) -> dict[str, Any]:
   """What eval.py wrote into a JSON file."""
   result = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else {}
   if "buckets" not in result:
-    raise ValueError(f"{path} is not a file that eval.py wrote; give one, such as RUN/eval_test_cold.json.")
+    raise ValueError(f"{path} is not a file that eval.py wrote; give one, such as RUN/eval_test_cold_*.json.")
   return result
 
 
