@@ -51,6 +51,9 @@ class VQConfig:
   window: int = 0  # uncompressed tokens and reach of the position bias; 0 = block_len, as in the paper
   reduction: str = "auto"  # auto | serial | matmul | associative | input_scan: how blocks get their caches; cost only
   gated: bool = True  # SHGA: value SiLU and output gate
+  joined: bool = False  # keys, values and gate are one projection: one tensor to Adafactor, the same to others
+  key_gradient: str = "window"  # window: from queries in reach | blocks: of its own block and while in a block's window
+  stale_rows: bool = False  # keys of the window stay the codebook rows that they were when read
   cache: bool = True  # False masks the compressive cache; the window stays
   commit_weight: float = 1e-4
   ema_rate: float = 0.99
@@ -151,11 +154,16 @@ class ModelConfig:
   mlp_dim: int = 512
   mlp: str = "swiglu"
   norm_gain: bool = True
+  norm_bias: bool = False
   norm_eps: float = 1e-6  # of the blocks' norms and the final one
-  tied_embeddings: bool = False  # the head is the embedding and has no bias
-  head_bias: bool = True
+  position_wavelength: float = 0.0  # longest of sinusoids of the position that a learned scalar, 0 at first, adds to
+  # the embeddings; 0 = none
+  tied_embeddings: bool = False  # the head is the embedding
+  head_bias: bool = True  # of a head of its own
+  tied_bias: bool = False  # of a head that is the embedding
+  float32_head: bool = False  # logits are products of float32, whatever dtype says
   final_norm: bool = True
-  logit_scale: float = 1.0
+  logit_scale: float = 1.0  # of logits, bias included
   dropout: float = 0.0  # on each residual branch
   layer_drop: float = 0.0  # a whole branch, per sequence
   dtype: str = "float32"  # of activations; parameters, states' accumulators and the loss are float32
@@ -203,6 +211,7 @@ class OptimizerConfig:
   learning_rate: float = 1e-3
   warmup_steps: int = 100
   schedule: str = "cosine"  # cosine | linear | constant, after linear warm-up from 0
+  zero_start: bool = False  # the first update has rate 0; else it has the first above 0, and the last the final one
   final_fraction: float = 0.1  # of the peak, at the last step
   b1: float = 0.9  # as b2, of AdamW and Lion
   b2: float = 0.98

@@ -28,6 +28,7 @@ CHOICES = {
   "model.cache.budget": BUDGETS,
   "model.attention.rope_scaling.kind": ("none", "linear", "llama3", "yarn"),
   "model.vq.reduction": ("auto", *vq.FORMS),
+  "model.vq.key_gradient": vq.KEY_GRADIENTS,
   "model.lattice.objective": lattice.OBJECTIVES,
   "model.lattice.state": lattice.STATES,
   "model.lattice.form": lattice.FORMS,
@@ -94,6 +95,8 @@ def check_config(config: Config) -> None:
   for path in FRACTIONS:
     if not 0 <= _get(config, path) < 1:
       raise ValueError(f"{path}={_get(config, path)} must lie in [0, 1).")
+  if not 0 <= config.model.position_wavelength < math.inf:
+    raise ValueError(f"model.position_wavelength={config.model.position_wavelength} must be positive, or 0 for none.")
   _check_model(config.model)
   _check_cache(config.model)
   _check_lengths(config)
@@ -105,6 +108,10 @@ def _check_model(model: ModelConfig) -> None:
       raise ValueError(
         f"model.pattern names {name!r}; known memories: {', '.join(sorted(MEMORIES))}.{_did_you_mean(name, MEMORIES)}")
     MEMORIES[name].check(model)
+  if model.position_wavelength and model.dim % 2:
+    raise ValueError(
+      f"model.dim={model.dim} must be even for model.position_wavelength={model.position_wavelength}, whose sinusoids "
+      f"have model.dim columns; use {model.dim + 1}, or model.position_wavelength=0.")
   if not model.pattern or model.layers % len(model.pattern):
     raise ValueError(
       f"model.layers={model.layers} is not a multiple of the {len(model.pattern)} entries of model.pattern; "
