@@ -23,6 +23,7 @@ from lattice_jax.fields import (
 POLICIES = ("full", "window", "lagkv", "local", "knorm", "keydiff", "random", "h2o", "snapkv", "tova")
 BUDGETS = ("fixed", "memory", "drift")
 RECORDS = ("mass", "queries")
+KEY_GRADIENTS = ("window", "blocks")
 REDUCTIONS = ("auto", "serial", "matmul", "associative", "input_scan")
 OBJECTIVES = ("decoding", "encoding", "similarity")
 STATES = ("retracted", "accumulated")
@@ -79,6 +80,12 @@ class VQConfig:
     0, 0, "uncompressed tokens and reach of the position bias; 0 = block_len, as in the paper")
   reduction: str = choice("auto", REDUCTIONS, "how blocks get their caches; changes cost only")
   gated: bool = switch(True, "SHGA: value SiLU and output gate")
+  joined: bool = switch(
+    False, "keys, values and gate are one projection: one tensor to Adafactor, the same to other optimizers")
+  key_gradient: str = choice(
+    "window", KEY_GRADIENTS,
+    "window: from all queries in reach; blocks: from those of its own block and while in a block's window")
+  stale_rows: bool = switch(False, "keys of the window stay the codebook rows that they were when read")
   cache: bool = switch(True, "False masks the compressive cache; the window stays")
   commit_weight: float = at_least(0, 1e-4, "of the commitment loss")
   ema_rate: float = fraction(0.99, "of the codebook's moving averages: share of the old one that stays")

@@ -154,6 +154,7 @@ ROWS = (
       ("multi-query", _vq(GROUPED_VQ, kv_heads=1)),
       ("multi-head", _vq(GROUPED_VQ, kv_heads=4)),
       ("window-and-block-differ", _vq(block_len=3, window=7)),
+      ("as-published", _vq(joined=True, key_gradient="blocks", stale_rows=True)),
     ),
     forms=tuple(
       (f"{variant or 'gated'}-{reduction}", variant, _vq(base, reduction=reduction))

@@ -10,6 +10,7 @@ from lattice_jax.layers.vq import update_codebook
 from lattice_jax.ops.vq import (
   COUNT_FLOOR,
   FORMS,
+  KEY_GRADIENTS,
   Quantized,
   choose_reduction,
   code_statistics,
@@ -65,14 +66,15 @@ def test_codebook_moving_average_equals_a_numpy_transcription():
     np.testing.assert_allclose(buffers["codebook_sum"], total, rtol=1e-6, atol=1e-6)
 
 
-def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto"):
+def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto", key_gradient="window"):
   batch, length = k.shape[:2]
   state = empty_state(batch, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
   relative = 0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY))
   bias = jnp.full((HEADS, KEY), 0.1)
   return vq_attention(
     q, quantize(k, rows), v, rows, relative, bias, -bias, state, jnp.zeros((batch, length), jnp.int32),
-    jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction, impl=impl)[0]
+    jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction,
+    key_gradient=key_gradient, impl=impl)[0]
 
 
 BOTH = ("serial", "input_scan")
@@ -108,6 +110,52 @@ def test_a_key_gets_its_gradient_from_queries_at_most_a_window_away():
     grad = jax.jit(jax.grad(lambda k, impl=impl: attend(k, v, q, rows, window, impl)[0, asked].sum()))(k)
     has_gradient = np.abs(np.asarray(grad)).sum((0, 2, 3)) > 0
     np.testing.assert_array_equal(has_gradient, [asked - window <= t <= asked for t in range(length)])
+
+
+def key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved_TS):
+  """Through the scores of the pairs (query, key) that move keys; all others see the same keys as constants."""
+  k, v, q, rows, d_out = (np.float64(x) for x in (k, v, q, rows, d_out))
+  length = k.shape[1]
+  relative = np.float64(0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY)))
+  d_k = np.zeros_like(k)
+  for b, h in np.ndindex(k.shape[0], HEADS):
+    code_T = ((k[b, :, h, None] - rows[h]) ** 2).sum(-1).argmin(-1)
+    key_TK, u = rows[h][code_T], 0.1
+    distance_TS = np.arange(length)[:, None] - np.arange(length)
+    bias_TS = np.einsum("TK,TSK->TS", q[b, :, h] - u, relative[h][np.clip(distance_TS, 0, window)])
+    score_TS = (q[b, :, h] + u) @ key_TK.T + np.where(distance_TS <= window, bias_TS, 0)
+    weight_TS = np.where(distance_TS >= 0, np.exp(score_TS), 0)
+    weight_TS /= weight_TS.sum(-1, keepdims=True)
+    out_TV = weight_TS @ v[b, :, h]
+    d_score_TS = weight_TS * (d_out[b, :, h] @ v[b, :, h].T - (d_out[b, :, h] * out_TV).sum(-1, keepdims=True))
+    d_k[b, :, h] = np.where(is_moved_TS, d_score_TS, 0).T @ (q[b, :, h] + u)
+  return d_k
+
+
+@pytest.mark.parametrize(("window", "block_len"), [(4, 4), (3, 5), (7, 2), (4, 30)])
+@pytest.mark.parametrize("key_gradient", KEY_GRADIENTS)
+def test_key_gradient_is_that_of_a_float64_transcription(key_gradient, window, block_len):
+  """By blocks, as published: from queries of a key's own block and of blocks that have it in their window."""
+  length = 23
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+  d_out = np.random.default_rng(0).normal(size=v.shape).astype(np.float32)
+  i, j = np.arange(length)[:, None], np.arange(length)
+  is_moved = (i - j <= window) if key_gradient == "window" else (j >= i // block_len * block_len - window)
+  want = key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved & (i >= j))
+  if window == block_len:
+    by_blocks = (i // block_len - j // block_len <= 1) & (i >= j)
+    assert key_gradient == "window" or (by_blocks == (is_moved & (i >= j))).all(), "its own block and the next"
+  for impl, reduction in (("reference", "auto"), ("xla", "serial"), ("xla", "input_scan")):
+    got = jax.jit(jax.grad(lambda k, impl=impl, reduction=reduction: (d_out * attend(
+      k, v, q, rows, window, impl, block_len, reduction, key_gradient)).sum()))(k)
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+def test_kernels_have_no_gradient_by_blocks():
+  k, rows = random_keys(1, 8), random_rows()
+  with pytest.raises(ValueError, match="not of their own block and the next"):
+    attend(k, k[..., :VALUE], k, rows, 4, "interpret", key_gradient="blocks")
 
 
 def test_auto_takes_a_form_that_exists_and_other_names_are_refused():

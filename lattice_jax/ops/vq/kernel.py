@@ -14,13 +14,15 @@ from pallas_kernels import flash_backends, vq
 
 
 def reasons_against(
-  state: VQState, key_dim: int, codes: int, length: int, reduction: str
+  state: VQState, key_dim: int, codes: int, length: int, reduction: str, *, by_blocks: bool
 ) -> dict[str, str | None]:
   """The arguments of `choose_impl` that say where and when no kernel runs."""
   sizes = {"dtype": state.value_BWHV.dtype, "value_dim": state.value_BWHV.shape[-1]}
   pallas_reason = vq.supports(key_dim=key_dim, codes=codes, window=state.id_BW.shape[1], **sizes)
   if reduction == INPUT_SCAN:
     pallas_reason = f"its kernels read caches that are all made before, and reduction={INPUT_SCAN!r} has one at a time"
+  if by_blocks:
+    pallas_reason = "its kernels give keys the gradient of all queries in reach, not of their own block and the next"
   backend = target_backend()
   return {
     "pallas_reason": pallas_reason,
