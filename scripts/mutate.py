@@ -65,6 +65,11 @@ class Mutation:
     old, new = (" ".join(text.split()) for text in (self.old, self.new))
     return f"{self.file}: {old} → {new or 'nothing'}"
 
+  @property
+  def selects(self) -> bool:
+    """Whether its tests are given with options of pytest, such as -k, which hold for it alone."""
+    return any(test.startswith("-") for test in self.tests)
+
   def problem(self, root: Path) -> str | None:
     """Why it cannot be made in the tree, or None."""
     path = root / self.file
@@ -170,13 +175,11 @@ def copy_tree(target: Path) -> Path:
 
 def check_unbroken(mutations: list[Mutation], tree: Path) -> None:
   """Raises ValueError where a test fails without a mutation: it could not show anything."""
-  for tests in dict.fromkeys(mutation.tests for mutation in mutations if any(t.startswith("-") for t in mutation.tests)):
+  together = dict.fromkeys(test for mutation in mutations for test in mutation.tests if not mutation.selects)
+  apart = dict.fromkeys(mutation.tests for mutation in mutations if mutation.selects)
+  for tests in filter(None, (tuple(together), *apart)):
     if pytest(tests, tree) != _PASSED:
-      raise ValueError(f"the tests fail already without a mutation: pytest {shlex.join(tests)}.")
-  plain = dict.fromkeys(
-    test for mutation in mutations if not any(t.startswith("-") for t in mutation.tests) for test in mutation.tests)
-  if plain and pytest(tuple(plain), tree) != _PASSED:
-    raise ValueError(f"the tests fail already without a mutation: pytest {shlex.join(plain)}.")
+      raise ValueError(f"without any mutation this fails already: pytest {shlex.join(tests)}.")
 
 
 def run_one(mutation: Mutation, tree: Path) -> str:

@@ -31,8 +31,9 @@ STEP, SCALAR, CHANNELS, SHARES = gates(), gates(), gates(KEY), gates(SLOTS)
 MATRIX = functools.partial(gated_linear.empty_state, BATCH, HEADS, KEY, VALUE, dtype=FLOAT64)
 SQUARE = [0.02 * numbers(VALUE), 0.02 * numbers(VALUE), numbers(VALUE)]
 # Weights so small that what is added to a variance counts.
-LEARNER = [0.02 * RNG.normal(size=(HEADS, VALUE, VALUE)), 1e-4 * RNG.normal(size=(HEADS, VALUE)),
-           1 + 0.2 * RNG.normal(size=(HEADS, VALUE)), 0.2 * RNG.normal(size=(HEADS, VALUE)), 1 / np.arange(1, CHUNK + 1)]
+LEARNER = [
+  0.02 * RNG.normal(size=(HEADS, VALUE, VALUE)), 1e-4 * RNG.normal(size=(HEADS, VALUE)),
+  1 + 0.2 * RNG.normal(size=(HEADS, VALUE)), 0.2 * RNG.normal(size=(HEADS, VALUE)), 1 / np.arange(1, CHUNK + 1)]
 CODES, START = [numbers(SLOTS), 0.5 * numbers(SLOTS), numbers(VALUE)], RNG.normal(size=(HEADS, SLOTS, VALUE))
 
 
