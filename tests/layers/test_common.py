@@ -37,7 +37,8 @@ def test_the_mlp_is_its_formula(kind):
   if kind == "swiglu":
     gate = x @ params["gate"]
     hidden = gate / (1 + np.exp(-gate)) * up
-  np.testing.assert_allclose(mlp.apply({"params": params}, jnp.asarray(x)), hidden @ params["down"], rtol=1e-5, atol=1e-6)
+  got = mlp.apply({"params": params}, jnp.asarray(x))
+  np.testing.assert_allclose(got, hidden @ params["down"], rtol=1e-5, atol=1e-6)
 
 
 def test_the_norm_divides_by_the_root_mean_square_and_multiplies_with_its_gain():

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.config import AttentionConfig, ModelConfig
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import load_source
 from lattice_jax.models import decoder
@@ -39,9 +38,13 @@ class Kinked(tiny.TinyDecoder):
     return nll_BT, output.replace(losses={"size": (jnp.sqrt(size - jax.lax.stop_gradient(size)), count)})
 
 
+def start_of(config):
+  return create_state(config, make_mesh(config.mesh, jax.devices()[:1]))
+
+
 def one_update(config, batch, state=None):
   """(state before, state after, metrics) of one update."""
-  state = create_state(config, make_mesh(config.mesh, jax.devices()[:1])) if state is None else state
+  state = start_of(config) if state is None else state
   return state, *compiled_update(config, decoder.Decoder)(state, batch)
 
 
@@ -137,6 +140,24 @@ def test_the_seed_decides_the_keys(monkeypatch):
   assert not (keys_of_updates(monkeypatch, 2) == keys_of_updates(monkeypatch, 2, train__seed=4)).any()
 
 
+def test_the_seed_decides_the_start(monkeypatch):
+  tiny.use_tiny_decoder(monkeypatch)
+  one, other = (start_of(tiny.make_config(train__seed=seed)).params["embedding"] for seed in (0, 4))
+  assert (one != other).all()
+
+
+def test_every_update_revives_codes_with_a_key_of_its_own(monkeypatch):
+  tiny.use_tiny_decoder(monkeypatch)
+  monkeypatch.setattr(decoder, "update_buffers", lambda config, buffers, statistics, rng: jax.tree.map(
+    lambda buffer: jnp.full_like(buffer, jax.random.uniform(rng)), buffers))
+  config, drawn = tiny.make_config(), set()
+  state, update = start_of(config), quick_jit(make_update(config, make_optimizer(config)))
+  for step in range(3):
+    state = update(state, first_batch(config, step))[0]
+    drawn.add(float(state.buffers["usage_A"][0]))
+  assert len(drawn) == 3
+
+
 def test_a_gradient_that_is_not_finite_skips_the_update_though_the_loss_is(monkeypatch):
   tiny.use_tiny_decoder(monkeypatch)
   monkeypatch.setattr(decoder, "Decoder", Kinked)
@@ -147,11 +168,9 @@ def test_a_gradient_that_is_not_finite_skips_the_update_though_the_loss_is(monke
   tiny.assert_same_bits(after.replace(step=0, skipped=0), before.replace(step=0, skipped=0))
 
 
-def test_an_update_is_in_training_mode():
-  model = ModelConfig(
-    dim=16, layers=1, pattern=("attention",), xent_chunk=256, dropout=0.5, layer_drop=0.5,
-    attention=AttentionConfig(heads=2, kv_heads=1, key_dim=4, value_dim=4))
-  config = dataclasses.replace(tiny.make_config(data__update_len=32), model=model)
+def test_an_update_is_in_training_mode(monkeypatch):
+  tiny.use_tiny_decoder(monkeypatch)
+  config = tiny.make_config(data__update_len=32, model__dropout=0.5)
   before, _, metrics = one_update(config, first_batch(config))
   loss, _ = gradient_of(config, first_batch(config), before)
-  assert abs(loss - metrics["loss"]) > 1e-3
+  assert abs(loss - metrics["loss"] - metrics["aux_size"]) > 1e-3
