@@ -45,6 +45,18 @@ def test_quantize_finds_the_nearest_row_and_passes_the_gradient_straight_through
   assert not np.asarray(jax.jit(jax.grad(lambda rows: quantize(k, rows).key_BTHK.sum()))(rows)).any()
 
 
+def test_the_commitment_error_pulls_keys_to_their_rows_and_leaves_the_rows():
+  k, rows = random_keys(2, 7), random_rows()
+
+  def error(k, rows):
+    return quantize(k, rows).error_BTH.sum()
+
+  d_k, d_rows = jax.jit(jax.grad(error, argnums=(0, 1)))(k, rows)
+  picked = np.asarray(rows)[np.arange(HEADS), np.asarray(quantize(k, rows).code_BTH)]
+  np.testing.assert_allclose(d_k, 2 * (np.asarray(k) - picked), rtol=1e-5, atol=1e-6)
+  assert not np.asarray(d_rows).any()
+
+
 def test_codebook_moving_average_equals_a_numpy_transcription():
   model = ModelConfig(vq=VQConfig(ema_rate=0.99))
   count, total = np.ones((HEADS, CODES), np.float32), np.asarray(random_rows())
