@@ -183,7 +183,7 @@ class RecallConfig:
 class DataConfig:
   """Which tokens, in which rows. A sequence is `seq_len` tokens, an update `update_len` of them."""
 
-  source: str = "enwiki_sample"
+  source: str = "enwiki_sample"  # a name of lattice_jax/data/sources.py, or text:PATH, one's own file or folder
   path: str = "data"  # folder of prepared data sets; samples and synthetic need none
   tokenizer: str = "bytes"
   seq_len: int = 512

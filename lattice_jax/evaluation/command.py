@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.cache import make_policy
-from lattice_jax.checkpoint import load_for_eval, read_config
+from lattice_jax.checkpoint import check_tokenizer, load_for_eval, read_config
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.data.photos import SIZE
@@ -177,6 +177,7 @@ def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
     ValueError: there is no such run or step, or an override does not fit it.
   """
   config = apply_overrides(read_config(workdir), overrides)
+  check_tokenizer(workdir, config.data)
   # the devices of this machine, not those of the training run
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
