@@ -163,6 +163,8 @@ class ModelConfig:
   scan_layers: bool = True
   xent_chunk: int = 4096  # tokens whose logits exist at one time
   impl: str = "auto"
+  context_len: int = 0  # tokens that a pretrained model was made to read; 0 = no bound of its own
+  origin: str = "config"  # config: the model is this section | init_from: it is that of --init_from, as in finetune.py
   attention: AttentionConfig = field(default_factory=AttentionConfig)
   cache: CacheConfig = field(default_factory=CacheConfig)
   vq: VQConfig = field(default_factory=VQConfig)

@@ -20,6 +20,7 @@ from lattice_jax.layers.registry import MEMORIES
 from lattice_jax.ops import lattice, vq
 
 CHOICES = {
+  "model.origin": ("config", "init_from"),
   "model.block": ("gau", "mlp"),
   "model.mlp": ("swiglu", "squared_relu"),
   "model.dtype": ("float32", "bfloat16"),
@@ -120,7 +121,14 @@ def _check_cache(model: ModelConfig) -> None:
 
 
 def _check_lengths(config: Config) -> None:
-  data, train = config.data, config.train
+  data, train, context_len = config.data, config.train, config.model.context_len
+  if context_len < 0:
+    raise ValueError(f"model.context_len={context_len} must be at least 0; 0 means no bound.")
+  if context_len and max(data.seq_len, config.eval.seq_len) > context_len:
+    field = "data" if data.seq_len > context_len else "eval"
+    raise ValueError(
+      f"{field}.seq_len={max(data.seq_len, config.eval.seq_len)} is more than the {context_len} tokens that the model "
+      "was made for; use at most as many.")
   if data.seq_len % data.update_len:
     raise ValueError(
       f"data.update_len={data.update_len} does not divide data.seq_len={data.seq_len}; "

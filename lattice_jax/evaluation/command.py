@@ -42,8 +42,8 @@ _PRETRAINED_LEN = 1024  # tokens of a window that a pretrained model is judged o
 class Task:
   """A run's config, with overrides, and the parameters of one of its checkpoints.
 
-  Or of a pretrained model, which has no `step`; `workdir` is then where results go, and `context_len` is how many
-  tokens it was made to read.
+  Or of a pretrained model, which has no `step`; `workdir` is then where results go. context_len: tokens that it, or a
+  run that started from it, was made to read.
   """
 
   workdir: Path
@@ -184,7 +184,8 @@ def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
   if overrides:
     check_variables_fit(config.model, {"params": params, "buffers": buffers})
   return Task(
-    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh)
+    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh,
+    context_len=config.model.context_len or None)
 
 
 def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Sequence[str]) -> Task:
