@@ -25,7 +25,8 @@ from lattice_jax.config_checks import parse_config
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as in configs/vq_enwik8.py:sample.")
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; the same folder resumes it. {run_id} in it stands for WANDB_RUN_ID.")
-INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of another run to take parameters and buffers from.")
+INIT_FROM = flags.DEFINE_string(
+  "init_from", None, "Start from the parameters of smollm2, a folder of safetensors, a .gguf file, or a run's workdir.")
 PROFILE = flags.DEFINE_string("profile", None, "START:STOP, updates to trace with jax.profiler.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
 
@@ -45,8 +46,7 @@ def main(arguments: list[str]) -> None:
   runtime.initialize_distributed(DISTRIBUTED.value)
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
-  loop.train(config, Path(workdir), loop.Options(
-    init_from=Path(INIT_FROM.value) if INIT_FROM.value else None, profile=profile))
+  loop.train(config, Path(workdir), loop.Options(init_from=INIT_FROM.value, profile=profile))
 
 
 def fill_run_id(workdir: str) -> str:

@@ -128,6 +128,7 @@ def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   """Shrinks any experiment to seconds on a CPU, on the shipped sample, with the same features switched on."""
   updates_per_sequence = min(2, config.data.seq_len // config.data.update_len)
   config.name += "_smoke"
+  config.model.origin = "config"  # runs without the files of a pretrained model
   _shrink_model(config.model)
   if config.data.source in SAMPLES:
     config.data.source = SAMPLES[config.data.source]

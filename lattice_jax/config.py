@@ -75,6 +75,9 @@ class ModelConfig:
   xent_chunk: int = positive(4096, "tokens whose logits exist at one time")
   impl: str = choice(
     "auto", ("auto", "reference", "xla", "pallas", "interpret"), "of all ops; auto: by backend and shape")
+  context_len: int = at_least(0, 0, "tokens that a pretrained model was made to read; 0 = no bound of its own")
+  origin: str = choice(
+    "config", ("config", "init_from"), "config: the model is this section; init_from: it is that of --init_from")
   attention: AttentionConfig = section(AttentionConfig, "the memories \"attention\" and \"window\"")
   cache: CacheConfig = section(CacheConfig, "what \"attention\" keeps of the tokens it has read")
   vq: VQConfig = section(VQConfig, "the memory \"vq\"")
@@ -96,7 +99,7 @@ class RecallConfig:
 class DataConfig:
   """Which tokens, in which rows. A sequence is `seq_len` tokens, an update `update_len` of them."""
 
-  source: str = text("enwiki_sample", "the data set")
+  source: str = text("enwiki_sample", "the data set, or text:PATH for one's own file or folder of texts")
   path: str = place("data", "folder of prepared data sets; samples and synthetic need none")
   tokenizer: str = text("bytes", "bytes, bpe_lossless:VOCAB, bpe_paper:VOCAB, symbols:VOCAB or pretrained:MODEL")
   seq_len: int = positive(512, "tokens of a sequence, over which memory is carried")

@@ -20,7 +20,7 @@ from lattice_jax.config import DataConfig
 from lattice_jax.data.files import IMAGENET64, prepare_command, sha256_once
 from lattice_jax.data.progress import Report
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
-from lattice_jax.data.tokenizers import folder_name, get_tokenizer, model_path
+from lattice_jax.data.tokenizers import folder_name, get_tokenizer, model_path, model_sha256
 
 FORMAT = 1
 TOKENS, DOCUMENTS, INFO = "tokens.bin", "documents.npz", "corpus.json"
@@ -92,11 +92,6 @@ def corpus_command(data: DataConfig) -> str:
   """What a user types to make the corpus."""
   command = prepare_command(data.path, data.source)
   return command if data.source == IMAGENET64.name else f"{command} --tokenizer={data.tokenizer}"
-
-
-def model_sha256(data: DataConfig) -> str:
-  """Of the tokenizer's model; "" for bytes, which have none."""
-  return "" if data.tokenizer == "bytes" else sha256_once(model_path(data))
 
 
 def read_corpus(data: DataConfig, split: str) -> Source:

@@ -26,12 +26,11 @@ from lattice_jax.data.corpus import (
   TOKENS,
   CorpusInfo,
   corpus_folder,
-  model_sha256,
 )
 from lattice_jax.data.files import sha256_of_file
 from lattice_jax.data.progress import Progress, Report, as_gigabytes
 from lattice_jax.data.source import SPLITS
-from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
 
 _JOURNAL = "journal.jsonl"
 _BATCH_BYTES = 16 << 20

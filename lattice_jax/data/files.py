@@ -113,6 +113,16 @@ def check_original(original: Original, size: int, sha256: str, where: str | Path
     raise ValueError(f"{where} is not {original.name}: expected sha256 {original.sha256}, found {sha256}.")
 
 
+def decode_text(raw: bytes, path: Path) -> str:
+  """The content of a file as text. Raises ValueError where it is not UTF-8."""
+  try:
+    return raw.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start:,}; fetch the file again, or convert "
+      "it with `iconv -t UTF-8`.") from error
+
+
 def sha256_of_file(path: Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import PG19, BookSet
+from lattice_jax.data.files import PG19, BookSet, decode_text
 from lattice_jax.data.progress import Progress
 
 _BOOKS_A_SHARD = 128  # about 50 MB of text, all of it in memory at once
@@ -105,10 +105,4 @@ def _read_books(
 
 
 def _read_text(path: Path) -> str:
-  raw = path.read_bytes()
-  try:
-    return raw.decode("utf-8")
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f"{path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start:,}; fetch the file again, or convert "
-      "it with `iconv -t UTF-8`.") from error
+  return decode_text(path.read_bytes(), path)
