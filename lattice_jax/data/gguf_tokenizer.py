@@ -27,7 +27,7 @@ def gguf_tokenizer(file: GGUFFile) -> tokenizers.Tokenizer:
   fields = file.fields
   if "tokenizer.ggml.model" not in fields:
     raise ValueError(f"{file.path} holds no tokenizer, so the model cannot read or write text; use a file that does.")
-  kind, cut = fields["tokenizer.ggml.model"], str(fields.get("tokenizer.ggml.pre"))
+  kind, cut = file.text("tokenizer.ggml.model"), file.text("tokenizer.ggml.pre")
   if kind != "gpt2" or cut not in CUTS:
     raise ValueError(
       f"{file.path} has a tokenizer of kind {kind!r} that cuts text as {cut!r}; kind 'gpt2' with {', '.join(CUTS)} can "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -35,7 +36,7 @@ def call_limited(module: str, request: Any) -> Any:
       env=os.environ | {"PYTHONPATH": path})
   except subprocess.TimeoutExpired as error:
     raise ValueError(too_long) from error
-  if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
+  if -done.returncode == signal.SIGXCPU:
     raise ValueError(too_long)
   if done.returncode:
     raise ValueError(f"it makes the library that reads it break down (exit status {done.returncode})")
@@ -54,9 +55,8 @@ def _serve(module: str, seconds: int, memory_bytes: int) -> None:
   """The child's side: one request from standard input, one answer to standard output."""
   request = json.load(sys.stdin.buffer)
   answer = importlib.import_module(f"lattice_jax.data.{module}").answer
-  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-  resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-  resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+  for kind, amount in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory_bytes)):
+    _limit(kind, amount)
   try:
     value = answer(request)
     is_long = isinstance(value, str) and len(value) > _LONGEST_ANSWER
@@ -69,6 +69,13 @@ def _serve(module: str, seconds: int, memory_bytes: int) -> None:
   except BaseException as error:
     outcome = {"reason": reason_of(error)}
   json.dump(outcome, sys.stdout)
+
+
+def _limit(kind: int, amount: int) -> None:
+  """At most the amount, or less where less is allowed already."""
+  _, most = resource.getrlimit(kind)
+  with contextlib.suppress(ValueError):  # macOS has no limit of memory
+    resource.setrlimit(kind, (amount if most == resource.RLIM_INFINITY else min(amount, most), most))
 
 
 if __name__ == "__main__":

@@ -76,5 +76,5 @@ def _call(function: Callable[..., Any], *arguments: Any, **options: bool) -> Any
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
       raise
     raise ValueError(
-      f"the tokenizer cannot cut this text ({reason_of(error)}); shorten its longest words, or get the tokenizer again."
+      f"the tokenizer fails at this text ({reason_of(error)}); shorten its longest words, or get the tokenizer again."
     ) from error

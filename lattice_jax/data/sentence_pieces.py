@@ -80,7 +80,7 @@ def folder_pieces(file: Path, added: Sequence[Mapping[str, Any]], config: Mappin
   try:
     model = proto.ModelProto.FromString(file.read_bytes())
   except (OSError, DecodeError) as error:
-    raise ValueError(f"{file} is not a sentencepiece model; get its tokenizer.json, or the file again.") from error
+    raise ValueError(f"{file} is not a sentencepiece model; get its tokenizer.json, or it again.") from error
   for token in added:
     id, content, num_pieces = token["id"], token["content"], len(model.pieces)
     if id < num_pieces and model.pieces[id].piece == content:
@@ -90,10 +90,11 @@ def folder_pieces(file: Path, added: Sequence[Mapping[str, Any]], config: Mappin
         f"{file.parent} gives the added token {short(content)} the id {id}, which cannot be: {file.name} with what is "
         f"added before has {num_pieces:,} tokens, each its own; correct the id.")
     model.pieces.add(piece=content, score=0.0, type=CONTROL if token["special"] else USER_DEFINED)
+  start_ids = _start_ids(model, config.get("add_bos_token") is not False)
   try:
-    return SentencePieces(model, _start_ids(model, config.get("add_bos_token") is not False))
+    return SentencePieces(model, start_ids)
   except ValueError as error:
-    raise ValueError(f"{file} cannot be used: {error}; get it again.") from error
+    raise ValueError(f"{file} is not a tokenizer: {error}; get its tokenizer.json, or it again.") from error
 
 
 def gguf_pieces(file: GGUFFile) -> SentencePieces:
@@ -123,8 +124,9 @@ def gguf_pieces(file: GGUFFile) -> SentencePieces:
   rules = file.fields.get("tokenizer.ggml.precompiled_charsmap")
   if isinstance(rules, np.ndarray):
     normalizer.precompiled_charsmap = rules.tobytes()
+  start_ids = _start_ids(model, _flag(file, "add_bos_token", True))
   try:
-    return SentencePieces(model, _start_ids(model, _flag(file, "add_bos_token", True)))
+    return SentencePieces(model, start_ids)
   except ValueError as error:
     raise ValueError(f"{file.path} holds a tokenizer that cannot be: {error}; get the file again.") from error
 

@@ -14,6 +14,7 @@ from lattice_jax.formats.gguf_file import GGUFFile
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = "additional_special_tokens"
+_EXTRA_5 = "extra_special_tokens"  # its name in version 5; in version 4 an object of tokens with roles of their own
 # Of tokenizer_config.json: said in other words by an export, or naming code that is not read.
 _NOT_HANDED_ON = (*ROLES, EXTRA, "added_tokens_decoder", "chat_template", "auto_map")
 _ENDS_IN_HEADER = ("eos", "eot", "eom")
@@ -67,11 +68,13 @@ def folder_special_tokens(path: Path) -> tuple[SpecialTokens, list[dict[str, Any
         f"{path} says {role}={said[0]!r} in tokenizer_config.json and {said[1]!r} in special_tokens_map.json; correct "
         "the one that is wrong.")
     roles |= dict.fromkeys([role] if texts else [], *texts)
-  extra = _extra(config, path) or _extra(tokens_map, path)
+  extra = next(filter(None, (_extra(source, path) for source in (config, tokens_map))), ())
   for flag in ("add_bos_token", "split_special_tokens"):
     if config.get(flag) is not None and not isinstance(config[flag], bool):
       raise ValueError(f"{path} says {flag}={short(config[flag])}; it must be true or false.")
   rest = {name: value for name, value in config.items() if name not in _NOT_HANDED_ON}
+  if isinstance(rest.get(_EXTRA_5), list):
+    del rest[_EXTRA_5]
   special = SpecialTokens(roles, extra, _folder_stops(path), _template(path, config), rest)
   return special, stated_tokens(path, config, {*roles.values(), *extra})
 
@@ -123,7 +126,8 @@ def _text(token: Any, name: str, path: Path) -> str | None:
 
 
 def _extra(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-  tokens = config.get(EXTRA) or []
+  renamed = config.get(_EXTRA_5)
+  tokens = config.get(EXTRA) or (renamed if isinstance(renamed, list) else [])
   if not isinstance(tokens, list):
     raise ValueError(f"{path} says {EXTRA}={short(tokens)}; it must be a list of tokens.")
   return tuple(filter(None, (_text(token, EXTRA, path) for token in tokens)))

@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
     """Token ids of the smallest unsigned type that holds the vocabulary; no eos is added."""
 
   def decode(self, ids: np.ndarray) -> bytes:
-    """The raw bytes; special ids give none."""
+    """The raw bytes; special ids give none, nor do ids that no token has: a model may have more rows than tokens."""
 
   def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
     """The text by which a model is asked to answer messages of {"role", "content"}."""
@@ -51,6 +51,7 @@ class OwnTokenizer:
   """What tokenizers of models that are trained here share: ids 0 pad, 1 eos, 2 unknown."""
 
   name: str
+  vocab_size: int
   pad_id = 0
   eos_id = 1
   start_ids = (1,)
@@ -60,6 +61,11 @@ class OwnTokenizer:
   def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
     del messages
     raise ValueError(f"a model with data.tokenizer={self.name} has no chat template; give a plain prompt.")
+
+  def _known(self, ids: np.ndarray, first: int = 0) -> np.ndarray:
+    """Those that are ids of tokens from `first` on."""
+    ids = np.asarray(ids)
+    return ids[(ids >= first) & (ids < self.vocab_size)]
 
 
 class ByteTokenizer(OwnTokenizer):
@@ -73,8 +79,7 @@ class ByteTokenizer(OwnTokenizer):
     return np.frombuffer(raw, np.uint8) + np.uint16(self.shift)
 
   def decode(self, ids: np.ndarray) -> bytes:
-    ids = np.asarray(ids)
-    return (ids[ids >= self.shift] - self.shift).astype(np.uint8).tobytes()
+    return (self._known(ids, self.shift) - self.shift).astype(np.uint8).tobytes()
 
 
 class SymbolTokenizer(OwnTokenizer):
@@ -98,8 +103,7 @@ class SymbolTokenizer(OwnTokenizer):
     return np.array([int(word) + self.shift for word in words], np.int32)
 
   def decode(self, ids: np.ndarray) -> bytes:
-    ids = np.asarray(ids)
-    return b"".join(b"%d " % symbol for symbol in (ids[ids >= self.shift] - self.shift).tolist())
+    return b"".join(b"%d " % symbol for symbol in (self._known(ids, self.shift) - self.shift).tolist())
 
 
 class BPETokenizer(OwnTokenizer):
@@ -135,7 +139,7 @@ class BPETokenizer(OwnTokenizer):
     return np.array(ids[len(self._newline):], np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
   def decode(self, ids: np.ndarray) -> bytes:
-    return self._model.decode(np.asarray(ids).tolist()).encode("utf-8")
+    return self._model.decode(self._known(ids).tolist()).encode("utf-8")
 
 
 def get_tokenizer(data: DataConfig) -> Tokenizer:

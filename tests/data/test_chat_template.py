@@ -32,7 +32,7 @@ def test_the_date_is_todays_and_further_special_tokens_can_be_seen():
     ("{{ 9 ** (9 ** 9) }}", "it takes more than 1 seconds"),
     ("{{ 'a' * 10 ** 10 }}", "it takes more than 2,147,483,648 bytes"),
     ("{% for a in range(99999) %}{{ 'x' * 99999 }}{% endfor %}", "it takes more than"),
-    ("{{ 'a' * 10 ** 8 }}", "its answer has 100,000,000 characters"),
+    ("{{ 'a' * 2 * 10 ** 7 }}", "its answer has 20,000,000 characters"),
     ("{% for x in range(10**9) %}{% endfor %}", "Range too big"), ("{{ messages.append(1) }}", "'append' .*unsafe"),
     ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "'__class__' .*unsafe"),
     ("{% include '/etc/passwd' %}", "no loader"), ("{% if %}", "Expected an expression"),
@@ -41,7 +41,8 @@ def test_the_date_is_todays_and_further_special_tokens_can_be_seen():
   ids=["zero", "refusal", "recursion", "brackets", "loops", "power", "memory", "output", "answer", "range", "change",
        "classes", "file", "syntax", "undefined", "generation", "types"])
 def test_a_template_cannot_do_harm(template, reason, monkeypatch):
-  monkeypatch.setattr(limited, "SECONDS", 1)
+  if "1 seconds" in reason:
+    monkeypatch.setattr(limited, "SECONDS", 1)
   with pytest.raises(ValueError, match=reason) as caught:
     render(template, QUESTION, TOKENS)
   assert "\n" not in str(caught.value)

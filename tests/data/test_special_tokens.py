@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from lattice_jax.data.pretrained_tokenizer import read_pretrained_tokenizer
 from tests.data import test_pieces
-from tests.data.test_pretrained_tokenizer import read, trained, write_header, write_json
+from tests.data.test_pretrained_tokenizer import SPECIAL, read, trained, write_header, write_json
 
 FIRST = len(trained("gpt-2")[0])  # the first id behind the tokenizer's own
 START = {"content": "<|im_start|>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
@@ -122,6 +122,18 @@ def test_tokens_are_added_to_a_sentencepiece_model(tmp_path):
     write(json.dumps(wrong))
     with pytest.raises(ValueError, match=r"the id \d+, which cannot be: tokenizer\.model with what is added before"):
       read(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "special_tokens_map.json", "version-5"])
+def test_templates_see_special_tokens_without_a_role(where, tmp_path):
+  template, tokens = "{{ additional_special_tokens | join }} {{ pad_token }}", ["<|im_start|>", {"content": "<e>"}]
+  config = {"added_tokens_decoder": {FIRST: START, FIRST + 1: {"content": "<e>"}}, "chat_template": template}
+  name = "extra_special_tokens" if where == "version-5" else "additional_special_tokens"
+  roles = {"pad_token": SPECIAL[0], name: tokens}
+  files = {where: roles} if where == "special_tokens_map.json" else {}
+  tokenizer = read(write_files(tmp_path, files, **config, **({} if files else roles)))
+  assert tokenizer.chat([]) == "<|im_start|><e> <|endoftext|>"
+  assert tokenizer.pad_id == 0
 
 
 @pytest.mark.parametrize(
