@@ -66,7 +66,8 @@ def _weight_map(path: Path) -> dict[str, str]:
   if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
     raise ValueError(f"{path / INDEX} has no weight_map from tensors to files; get it again.")
   for file in files.values():
-    if file != Path(file).name or "\\" in file or not file.endswith(".safetensors"):
+    is_name = file == Path(file).name and "\\" not in file and file.isprintable() and len(file) < 256
+    if not is_name or not file.endswith(".safetensors"):
       raise ValueError(
         f"{path / INDEX} names {shown(file)}, which is no .safetensors file of the folder; it is not opened.")
   return files

@@ -232,7 +232,7 @@ def with_type(raw, number):
     (lambda raw: raw[:8] + LONG + raw[16:], "announces 2,305,843,009,213,693,952 tensors"),
     (lambda raw: raw[:16] + LONG + raw[24:], "metadata in"),
     (lambda raw: raw[:24] + LONG + raw[32:], "bytes are announced"),
-    (lambda raw: raw.replace(b"llama.block_count", b"general.blockcoun"), "num_hidden_layers=None"),
+    (lambda raw: raw.replace(b"llama.block_count", b"general.blockcoun"), "says block_count=None; it must"),
     (lambda raw: raw.replace(b"llama.block_count\x04", b"llama.block_count\x0e"), "unknown type 14"),
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.1.ffn_wp"), "lacks the tensor model.layers.1.mlp.up_proj"),
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.0.ffn_up"), "holds the tensor 'blk.0.ffn_up.weight' twice"),

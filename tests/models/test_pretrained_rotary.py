@@ -57,7 +57,7 @@ def test_theta(config, theta):
 
 @pytest.mark.parametrize(
   ("config", "message"), [
-    ({"rope_theta": 50.0, "rope_parameters": {"rope_theta": 60.0}}, "rope_theta=50.0 and, within .*, 60.0; keep the"),
+    ({"rope_theta": 50.0, "rope_parameters": {"rope_theta": 60.0}}, "rope_theta=50 and, within .*, 60; keep the"),
     ({"rope_parameters": LINEAR, "rope_scaling": YARN}, "rope_parameters and rope_scaling that differ"),
     ({"rope_scaling": LINEAR | {"type": "yarn"}}, "rope_type='linear' and type='yarn'"),
     ({"rope_parameters": NESTED, "layer_types": ["full_attention", "sliding_attention"], "model_type": "mistral",

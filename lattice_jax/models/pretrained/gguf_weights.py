@@ -13,7 +13,7 @@ from lattice_jax.config import RopeScalingConfig
 from lattice_jax.formats.gguf_file import GGUFFile
 from lattice_jax.formats.shown import shown
 from lattice_jax.layers.rope import scaled_frequencies
-from lattice_jax.models.pretrained.metadata import GGUF_BY_ARCHITECTURE, check_keys, positive_number
+from lattice_jax.models.pretrained.metadata import GGUF_BY_ARCHITECTURE, check_keys, positive_number, whole_number
 from lattice_jax.models.pretrained.tensors import EMBEDDING, HEAD
 
 _OUTSIDE = {"token_embd.weight": EMBEDDING, "output.weight": HEAD, "output_norm.weight": "model.norm.weight"}
@@ -74,24 +74,28 @@ def _config(file: GGUFFile) -> dict[str, Any]:
     if isinstance(value, (list, np.ndarray)):
       raise ValueError(
         f"{source} gives each layer its own {prefix}{name}; only models whose layers are alike can be read.")
-  fields = {"rope.freq_base": 10_000.0, "attention.head_count_kv": fields.get("attention.head_count")} | fields
-  theta = positive_number(fields, "rope.freq_base", source, above=1)
+  size = {
+    name: whole_number(fields, name, source)
+    for name in ("context_length", "embedding_length", "feed_forward_length", "block_count", "attention.head_count")}
+  fields = {"rope.freq_base": 10_000.0, "attention.head_count_kv": size["attention.head_count"]} | fields
+  theta = positive_number(fields, "rope.freq_base", source, above=1, below=1e12)
   eps = positive_number(fields, "attention.layer_norm_rms_epsilon", source)
   _check_same(fields, "attention.layer_norm_epsilon", eps, source)
-  window = fields.get("attention.sliding_window") or None  # 0 is none
+  has_window = fields.get("attention.sliding_window") not in (None, 0)
   config = {
     # a Llama with windows is a Mistral, which has no architecture of its own
-    "model_type": "mistral" if window and family == "llama" else family,
-    "vocab_size": _vocab(file, fields, source), "hidden_size": fields.get("embedding_length"),
-    "intermediate_size": fields.get("feed_forward_length"), "num_hidden_layers": fields.get("block_count"),
-    "num_attention_heads": fields.get("attention.head_count"),
-    "num_key_value_heads": fields["attention.head_count_kv"], "head_dim": _head_dim(fields, source),
-    "rms_norm_eps": eps,
-    "max_position_embeddings": fields.get("context_length"), "rope_theta": theta,
+    "model_type": "mistral" if has_window and family == "llama" else family,
+    "vocab_size": _vocab(file, fields, source), "hidden_size": size["embedding_length"],
+    "intermediate_size": size["feed_forward_length"], "num_hidden_layers": size["block_count"],
+    "num_attention_heads": size["attention.head_count"],
+    "num_key_value_heads": whole_number(fields, "attention.head_count_kv", source),
+    "head_dim": _head_dim(fields, source), "rms_norm_eps": eps,
+    "max_position_embeddings": size["context_length"], "rope_theta": theta,
     "rope_scaling": _rope_scaling(file, fields, source),
     "tie_word_embeddings": "output.weight" not in file.tensors,
-    "attention_bias": "blk.0.attn_output.bias" in file.tensors, "sliding_window": window}
-  return config | ({"use_sliding_window": window is not None, "max_window_layers": 0} if family == "qwen2" else {})
+    "attention_bias": "blk.0.attn_output.bias" in file.tensors,
+    "sliding_window": whole_number(fields, "attention.sliding_window", source) if has_window else None}
+  return config | ({"use_sliding_window": has_window, "max_window_layers": 0} if family == "qwen2" else {})
 
 
 def _architecture(file: GGUFFile) -> str:
@@ -119,10 +123,10 @@ def _vocab(file: GGUFFile, fields: dict[str, Any], source: str) -> int:
 def _head_dim(fields: dict[str, Any], source: str) -> int | None:
   """The width of keys, values and the rotary part of each head, which must be one; None where none is said."""
   names = ("attention.key_length", "rope.dimension_count", "attention.value_length")
-  said = [name for name in names if name in fields]
-  for name in said:
-    _check_same(fields, name, fields[said[0]], source)
-  return fields[said[0]] if said else None
+  said = [whole_number(fields, name, source) for name in names if name in fields]
+  for name in names:
+    _check_same(fields, name, said[0] if said else None, source)
+  return said[0] if said else None
 
 
 def _check_same(fields: dict[str, Any], name: str, wanted: Any, source: str) -> None:

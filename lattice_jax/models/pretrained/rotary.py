@@ -85,15 +85,13 @@ def _one(given: Mapping[str, Any], names: tuple[str, str], source: str) -> Any:
 
 def _theta(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> float:
   """The base of the frequencies, which may stand within the rotary embedding, outside, or at both places alike."""
-  places = [place for place in (given, config) if place.get("rope_theta") is not None]
-  if not places:
-    return _THETA
-  if places[0]["rope_theta"] != places[-1]["rope_theta"]:
+  said = [
+    positive_number(place, "rope_theta", source, above=1, below=1e12)  # 1 would turn all pairs alike
+    for place in (given, config) if place.get("rope_theta") is not None]
+  if len(said) == 2 and said[0] != said[1]:
     raise ValueError(
-      f"{source} says rope_theta={shown(config['rope_theta'])} and, within the rotary embedding, "
-      f"{shown(given['rope_theta'])}; keep the right one.")
-  # 1 would turn all pairs alike
-  return positive_number(places[0], "rope_theta", source, above=1)
+      f"{source} says rope_theta={said[1]:g} and, within the rotary embedding, {said[0]:g}; keep the right one.")
+  return said[0] if said else _THETA
 
 
 def _stretched(original: int, factor: float, source: str) -> int:
