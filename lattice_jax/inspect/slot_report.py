@@ -23,8 +23,8 @@ _INTRODUCTION = (
    "one text: which tokens wrote to which slot, how much of what was there they left, and what the slots hold at the "
    "end."),
   ("A write is counted where a token turns a slot by {threshold:g} radians or more; π/2 would replace it. Of a value, "
-   "what lies along the slots it is offered to was known already (redundant), the rest is novel. In the heat maps a row "
-   "is a slot and a column a token, or several where there are more than the figure has room for; heads stand below one "
+   "what lies along the slots it is offered to was known already (redundant), the rest is novel. In heat maps a row "
+   "is a slot and a column a token, or several where there are more than there is room for; heads stand below one "
    "another."))
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
