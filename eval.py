@@ -18,6 +18,7 @@ from absl import flags
 
 from lattice_jax import runtime
 from lattice_jax.evaluation import cache_flags, command, report
+from lattice_jax.evaluation.flag_rules import Asked, check_flags
 from lattice_jax.inference import flags as flags_of_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; of a pretrained model, where results go.")
@@ -42,13 +43,18 @@ _COMPRESSORS = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
   if argv:
     raise ValueError(f"{argv[0]!r} is not a flag; flags are written --name=value.")
+  is_plain = not cache_flags.task_name() and not (_PRETRAINED.value and flags_of_text.has_prompt())
+  protocol = _PROTOCOL.value or ("cold" if is_plain else "none")
+  asked = Asked(
+    pretrained=_PRETRAINED.value is not None, evaluation=protocol != "none", comparison=_COMPRESSORS.value,
+    task=cache_flags.task_name(), prompt=flags_of_text.has_prompt(), text=flags_of_text.text_length() > 0,
+    draws=flags_of_text.draws())
+  check_flags(asked, [name for name in flags.FLAGS if not flags.FLAGS[name].using_default_value], _SET.value)
   task = command.choose(
     _WORKDIR.value, _PRETRAINED.value, step=_STEP.value, dtype=_DTYPE.value,
     overrides=[*_SET.value, *cache_flags.overrides()])
   print(task.describe(), flush=True)
   results = []
-  is_plain = not cache_flags.is_asked() and not (_PRETRAINED.value and flags_of_text.has_prompt())
-  protocol = _PROTOCOL.value or ("cold" if is_plain else "none")
   if protocol != "none":
     given = {"seq_len": _SEQ_LEN.value, "chunk_len": _CHUNK_LEN.value, "batch": _BATCH.value}
     given = {name: value for name, value in given.items() if value is not None}
@@ -59,7 +65,7 @@ def main(argv: list[str]) -> None:
       results.append(result)
   if _COMPRESSORS.value:
     print(f"\n{report.format_comparison(results, *task.baselines(_SPLIT.value))}", flush=True)
-  if cache_flags.is_asked():
+  if cache_flags.task_name():
     for path in cache_flags.judge(task, _SPLIT.value, report=lambda line: print(line, flush=True)):
       print(f"wrote {path}")
   if flags_of_text.text_length():

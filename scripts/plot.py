@@ -22,11 +22,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("paths", nargs="+", type=Path, help="workdirs, or JSON files written by eval.py")
   parser.add_argument("--what", choices=_PLOTS, help="by default the loss of workdirs, the position of JSON files")
-  parser.add_argument("--out", type=Path, help="the PNG to write; by default named by what it shows")
+  parser.add_argument("--out", type=Path, help="the PNG to write; by default a new one, named by what it shows")
   arguments = parser.parse_args()
   try:
     what = arguments.what or default_plot(arguments.paths)
-    out = arguments.out or Path(f"{what}.png")
+    out = arguments.out or default_out(what)
     written = draw(what, arguments.paths, out)
   except (ValueError, OSError) as error:
     print(f"plot.py: {error}", file=sys.stderr)
@@ -39,6 +39,14 @@ def default_plot(paths: list[Path]) -> str:
   if len(are_files) > 1:
     raise ValueError("workdirs and eval files make different plots; give only the one or the other.")
   return "position" if are_files.pop() else "loss"
+
+
+def default_out(what: str) -> Path:
+  """A name that nobody chose replaces nothing: of recall, which draws several files, none that begins with it."""
+  taken = sorted(Path().glob(f"{what}*.png" if what == "recall" else f"{what}.png"))
+  if taken:
+    raise ValueError(f"{taken[0]} is there already; name the file to write with --out, which may replace one.")
+  return Path(f"{what}.png")
 
 
 def draw(what: str, paths: list[Path], out: Path) -> list[Path]:

@@ -39,19 +39,17 @@ _ROWS = flags.DEFINE_integer("rows", 5, "Of a --task: prompts that are read toge
 _TASK_SEED = flags.DEFINE_integer("task_seed", 0, "Of what is asked, and where.")
 
 
-def is_asked() -> bool:
-  return _TASK.value is not None
+def task_name() -> str:
+  """The --task; "" where none is asked for."""
+  return _TASK.value or ""
 
 
 def overrides() -> list[str]:
   """What --cache changes of the config where no --task judges several of them."""
-  if is_asked():
+  if task_name():
     return []
   if len(_CACHE.value) > 1:
     raise ValueError("--cache was given several times; only a --task judges more than one cache.")
-  if _PEERS.value:
-    raise ValueError(
-      f"--peers={','.join(_PEERS.value)} are judged beside a --cache by a --task; give one, such as --task=text.")
   return [override for text in _CACHE.value for override in cache_overrides(text)]
 
 

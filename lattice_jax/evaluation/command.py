@@ -188,10 +188,12 @@ class Task:
 
 def choose(
   workdir: str | None, pretrained: str | None, *, step: int | None, dtype: str, overrides: Sequence[str]) -> Task:
-  """The run of `workdir`, or the model `pretrained`. Raises ValueError where neither is named, and as they do."""
+  """The run of `workdir` at `step`, or the model `pretrained` in `dtype`.
+
+  Raises:
+    ValueError: neither is named, or as they do.
+  """
   if pretrained is not None:
-    if step is not None:
-      raise ValueError(f"--step={step} names a checkpoint of a run; a pretrained model has none.")
     results = Path(workdir or f"runs/{model_name(pretrained)}")
     return load_pretrained_task(pretrained, workdir=results, dtype=dtype, overrides=overrides)
   if workdir is None:

@@ -137,9 +137,8 @@ def _documents(result: EvalResult) -> str:
 def _buckets(result: EvalResult) -> str:
   return align([
     ("position", "tokens", f"bits per {result.unit}"),
-    *((
-      f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}",
-      "" if bucket.bits_per_byte is None else f"{bucket.bits_per_byte:.4f}") for bucket in result.buckets)])
+    *((f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}", f"{bucket.bits_per_byte:.4f}")
+      for bucket in result.buckets)])
 
 
 def _perplexity(value: float | None) -> str:

@@ -43,6 +43,11 @@ def text_length() -> int:
   return _DEFAULT_LENGTH if has_prompt() else 0
 
 
+def draws() -> bool:
+  """Whether chance decides the text."""
+  return text_length() > 0 and _TEMPERATURE.value > 0
+
+
 def text_options() -> dict[str, Any]:
   """The arguments of `Task.write_texts` but the length."""
   return {

@@ -26,13 +26,15 @@ Setting = tuple[tuple[str, Value], ...]
 class Result:
   """What a trial that is done found. beyond: bits per byte or dim at positions from the key on.
 
-  state: numbers that the memory of a layer holds; "" of a program that is not ours.
+  memory: its name, as in lattice or window+lattice; state: numbers that it holds in a layer. Both "" of a program that
+  is not ours.
   """
 
   seeds: Setting
   metric: float
   beyond: dict[int, float]
   parameters: int
+  memory: str
   state: str
   tokens_per_second: float
   commit: str | None
@@ -107,6 +109,16 @@ class Table:
     """Of the code that trained."""
     return sorted({str(result.commit) for row in self.rows for result in row.results})
 
+  @property
+  def shown(self) -> dict[str, dict[Value, str]]:
+    """`varying` for readers, who are told which memory a value called base has."""
+    return {name: {value: self._with_memory(name, value, text) for value, text in texts.items()}
+            for name, texts in self.varying.items()}
+
+  def _with_memory(self, name: str, value: Value, text: str) -> str:
+    memories = {row.results[0].memory for row in self.rows if dict(row.setting)[name] == value}
+    return f"{memories.pop()} (base)" if text == "base" and len(memories) == 1 and "" not in memories else text
+
   def label(self, row: Row) -> str:
     """As in codes=256,window=64."""
     names = short_names(list(self.varying))
@@ -159,18 +171,19 @@ def _find(table: Table, against: str) -> Row:
 def _read_result(record: TrialRecord, folder: Path, sweep: Sweep, beyond: Sequence[int]) -> Result:
   metric, line = read_evaluation(folder, sweep.metric)
   run = read_run(folder)
+  memory, state = _memory_of(run)
   speeds = [line["tokens_per_second"] for line in read_jsonl(folder / "metrics.jsonl") if "split" not in line]
   return Result(
     seeds=tuple(item for item in record.values.items() if is_seed(item[0])), metric=metric,
     beyond={start: bits_beyond(line, start, folder) for start in beyond}, parameters=run["parameters"],
-    state=_state_of(run), tokens_per_second=statistics.median(speeds), commit=run["git_commit"])
+    memory=memory, state=state, tokens_per_second=statistics.median(speeds), commit=run["git_commit"])
 
 
-def _state_of(run: dict[str, Any]) -> str:
+def _memory_of(run: dict[str, Any]) -> tuple[str, str]:
   if "config" not in run:
-    return ""
+    return "", ""
   config = parse_config(run["config"])
-  return describe_state(config.model, config.data.seq_len)
+  return "+".join(config.model.pattern), describe_state(config.model, config.data.seq_len)
 
 
 def bits_beyond(line: Record, start: int, folder: Path) -> float:
@@ -219,7 +232,7 @@ def markdown(table: Table) -> str:
   head += ["parameters", *["state of a layer"] * has_state, "tokens/s"]
   lines = [head, ["---"] * len(names) + ["---:"] * (len(head) - len(names))]
   for row in table.rows:
-    cells = [shown[dict(row.setting)[name]] for name, shown in table.varying.items()] + [str(len(row.results))]
+    cells = [shown[dict(row.setting)[name]] for name, shown in table.shown.items()] + [str(len(row.results))]
     for of in table.columns.values():
       cells.append(spread(list(row.values(of).values())).text())
       if table.reference is not None:

@@ -97,8 +97,5 @@ def test_outside_of_a_task_one_cache_changes_the_config():
   flags.FLAGS.cache = [LAGKV, "full"]
   with pytest.raises(ValueError, match="--cache was given several times; only a --task judges more than one"):
     cache_flags.overrides()
-  flags.FLAGS.cache, flags.FLAGS.peers = [LAGKV], ["knorm"]
-  with pytest.raises(ValueError, match="--peers=knorm are judged beside a --cache by a --task; give one"):
-    cache_flags.overrides()
   flags.FLAGS.task = "passkey"
   assert cache_flags.overrides() == []

@@ -10,6 +10,7 @@ import pytest
 
 from configs import ablation_lattice
 from lattice_jax.config_checks import parse_config, to_dict
+from lattice_jax.sweep.labels import metric_label
 from lattice_jax.sweep.plot import numbers_of, plot_table
 from lattice_jax.sweep.search import GridSearch
 from lattice_jax.sweep.table import markdown, spread, write_table
@@ -85,8 +86,21 @@ def test_the_state_of_every_memory_is_printed(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
   text = markdown(sweeps.table(sweep, tmp_path / "runs"))
   assert "| parameters | state of a layer | tokens/s |" in text
+  assert metric_label(sweeps.METRIC) == "bits per byte on validation (cold)" and metric_label("loss") == "loss"
   assert "| 3 | 1 | 2.0000 | 1,000 | unit 4,096 + tail 960 | 100 |" in text
   assert "| 1 | 1 | 4.0000 | 1,000 | weight 2,112 + total 2,112 + tail 576 | 100 |" in text
+
+
+def test_a_base_is_shown_with_its_memory_and_still_found_by_its_name(tmp_path):
+  sweep = sweeps.read(tmp_path, parameters={"config": {"values": ["x:base", "x:linear"]}, "seed": {"values": [0]}})
+  finish(sweep, tmp_path / "runs")
+  for folder, name in (("config=base", "base"), ("config=linear", "linear")):
+    path = tmp_path / "runs" / folder / "run.json"
+    path.write_text(json.dumps(
+      json.loads(path.read_text()) | {"config": to_dict(parse_config(ablation_lattice.get_config(name)))}))
+  table = sweeps.table(sweep, tmp_path / "runs", against="config=base")
+  assert table.shown == {"config": {"x:base": "lattice (base)", "x:linear": "linear"}}
+  assert "| lattice (base) | 1 |" in markdown(table) and "Δ to config=base" in markdown(table)
 
 
 def test_what_is_missing_is_said(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from lattice_jax.cache import make_policy
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
 from lattice_jax.data.tokenizers import ByteTokenizer
-from lattice_jax.evaluation.kept import map_path
+from lattice_jax.evaluation.kept import cache_of_map, map_path
 from lattice_jax.evaluation.recall.grid import AnswerFile, Grid
 from lattice_jax.evaluation.recall.report import summarise, write_summary
 from lattice_jax.evaluation.recall.run import Subject, run_grid
@@ -166,6 +166,9 @@ def test_tables_and_plots_are_of_all_that_was_asked(folder):
   plots = plot_recall(folder, folder / "recall.png")
   assert [path.name for path in plots] == ["recall.png", "recall_depths.png", "recall_kept_230.png"]
   assert all(path.stat().st_size > 5000 for path in plots)
+  assert {cache_of_map(path) for path in (folder / "kept").iterdir()} == {"full", "lagkv", "window like lagkv"}
+  names = ["full", "lagkv:epsilon=1e-6", "lagkv:epsilon=1e+6", "window like lagkv:ratio=0.5,sinks=4"]
+  assert [cache_of_map(map_path(folder, name, 64)) for name in names] == names
   with pytest.raises(FileNotFoundError, match=r"table\.jsonl does not exist"):
     plot_recall(folder / "nothing", folder / "x.png")
 
