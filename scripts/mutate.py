@@ -4,11 +4,11 @@ python scripts/mutate.py [--only=ops/vq] [--jobs=1] [--results=runs/mutations.js
 python scripts/mutate.py --list
 
 scripts/mutations/*.yaml holds the mutations, by file. Each is one change of meaning (`old` is replaced by `new`; `old`
-stands once in the file) and the arguments of pytest for the narrowest tests that must then fail. The tree is copied to
+stands once in the file) and the narrowest tests that must then fail, as pytest names them. The tree is copied to
 a temporary folder, in which the tests have to pass as it is; then each mutation is made there alone. One line a
 mutation, and a summary:
 
-  killed      a test failed, or ran ten times as long as it may
+  killed      a test failed, or did not end
   survived    all passed: write the test that is missing
   equivalent  all passed, and the entry says under `equivalent` why nothing can notice
   broken      nothing was tested: `old` is not there once, or the mutated program cannot even be imported
@@ -27,6 +27,7 @@ import itertools
 import json
 import os
 import queue
+import select
 import shlex
 import shutil
 import signal
@@ -43,7 +44,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "mutations"
 MOST_UNEXPLAINED = 0.02
 _TIMEOUT = 300  # seconds of one mutation's tests, which take less than thirty
-_PYTEST = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", "--no-header", "--tb=no")
+_PYTEST = (
+  sys.executable, "-m", "pytest", "-qq", "-x", "-p", "no:cacheprovider", "-p", "scripts.mutate_fork", "-n", "0",
+  "--no-header", "--tb=no", "--capture=no", "tests")
 _PASSED, _FAILED = 0, 1  # exit statuses of pytest
 # Python takes compiled code from its cache where size and whole second of the source are the same.
 _seconds = itertools.count(1_000_000_000)
@@ -51,7 +54,7 @@ _seconds = itertools.count(1_000_000_000)
 
 @dataclass(frozen=True)
 class Mutation:
-  """file: from the root. tests: arguments of pytest. equivalent: why no test can notice; "" where one must."""
+  """file: from the root. tests: as pytest names them. equivalent: why none can notice; "" where one must."""
 
   file: str
   old: str
@@ -65,11 +68,6 @@ class Mutation:
     old, new = (" ".join(text.split()) for text in (self.old, self.new))
     return f"{self.file}: {old} → {new or 'nothing'}"
 
-  @property
-  def selects(self) -> bool:
-    """Whether its tests are given with options of pytest, such as -k, which hold for it alone."""
-    return any(test.startswith("-") for test in self.tests)
-
   def problem(self, root: Path) -> str | None:
     """Why it cannot be made in the tree, or None."""
     path = root / self.file
@@ -81,7 +79,7 @@ class Mutation:
   def key(self, root: Path) -> str:
     """Changes with all that decides the result, as far as one can see."""
     digest = hashlib.sha256(repr(self).encode())
-    for name in sorted({self.file, *(test.split("::")[0] for test in self.tests if not test.startswith("-"))}):
+    for name in sorted({self.file, *(test.split("::")[0] for test in self.tests)}):
       path = root / name
       digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
@@ -128,18 +126,18 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
   waiting = [i for i, key in enumerate(keys) if key not in known]
   results_file.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-    trees: queue.Queue[Path] = queue.Queue()
+    testers: queue.Queue[Tester] = queue.Queue()
     for job in range(min(jobs, len(waiting))):
-      trees.put(copy_tree(Path(folder) / str(job)))
+      testers.put(Tester(copy_tree(Path(folder) / str(job))))
     if waiting:
-      check_unbroken([mutations[i] for i in waiting], trees.queue[0])
+      check_unbroken([mutations[i] for i in waiting], testers.queue[0])
 
     def one(i: int) -> tuple[int, str]:
-      tree = trees.get()
+      tester = testers.get()
       try:
-        return i, run_one(mutations[i], tree)
+        return i, run_one(mutations[i], tester)
       finally:
-        trees.put(tree)
+        testers.put(tester)
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool, results_file.open("a", encoding="utf-8") as file:
       for done, future in enumerate(concurrent.futures.as_completed([pool.submit(one, i) for i in waiting]), start=1):
@@ -147,6 +145,8 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
         file.write(json.dumps({"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}) + "\n")
         file.flush()
         print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
+    for tester in testers.queue:
+      tester.stop()
   return [known[key] for key in keys]
 
 
@@ -173,24 +173,22 @@ def copy_tree(target: Path) -> Path:
   return target
 
 
-def check_unbroken(mutations: list[Mutation], tree: Path) -> None:
+def check_unbroken(mutations: list[Mutation], tester: Tester) -> None:
   """Raises ValueError where a test fails without a mutation: it could not show anything."""
-  together = dict.fromkeys(test for mutation in mutations for test in mutation.tests if not mutation.selects)
-  apart = dict.fromkeys(mutation.tests for mutation in mutations if mutation.selects)
-  for tests in filter(None, (tuple(together), *apart)):
-    if pytest(tests, tree) != _PASSED:
-      raise ValueError(f"without any mutation this fails already: pytest {shlex.join(tests)}.")
+  tests = tuple(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+  if tester.run(tests, timeout=len(tests) * _TIMEOUT) != _PASSED:
+    raise ValueError(f"without any mutation this fails already: pytest -x {shlex.join(tests)}.")
 
 
-def run_one(mutation: Mutation, tree: Path) -> str:
-  """Makes the mutation in the tree, tests, and takes it back."""
-  if mutation.problem(tree):
+def run_one(mutation: Mutation, tester: Tester) -> str:
+  """Makes the mutation in the tester's tree, tests, and takes it back."""
+  if mutation.problem(tester.tree):
     return "broken"
-  path = tree / mutation.file
+  path = tester.tree / mutation.file
   unbroken = path.read_text(encoding="utf-8")
   write(path, unbroken.replace(mutation.old, mutation.new))
   try:
-    status = pytest(mutation.tests, tree)
+    status = tester.run(mutation.tests)
   finally:
     write(path, unbroken)
   if status == _PASSED:
@@ -203,18 +201,34 @@ def write(path: Path, text: str) -> None:
   os.utime(path, (second := next(_seconds), second))
 
 
-def pytest(tests: tuple[str, ...], tree: Path) -> int | None:
-  """Its exit status; None where it did not end."""
-  process = subprocess.Popen(
-    [*_PYTEST, *tests], cwd=tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-  try:
-    return process.wait(_TIMEOUT if len(tests) < 20 else None)
-  except subprocess.TimeoutExpired:
-    return None
-  finally:
-    if process.poll() is None:
-      os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
+class Tester:
+  """Runs tests of a tree as its files are at that moment, each time in a new process."""
+
+  def __init__(self, tree: Path):
+    self.tree = tree
+    self._parent = self._start()
+
+  def _start(self) -> subprocess.Popen:
+    return subprocess.Popen(
+      _PYTEST, cwd=self.tree, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+      start_new_session=True)
+
+  def run(self, tests: tuple[str, ...], timeout: float = _TIMEOUT) -> int | None:
+    """pytest's exit status; None where it did not end."""
+    self._parent.stdin.write(json.dumps(tests) + "\n")
+    self._parent.stdin.flush()
+    if not select.select([self._parent.stdout], [], [], timeout)[0]:
+      self.stop()
+      self._parent = self._start()
+      return None
+    answer = self._parent.stdout.readline()
+    if not answer:
+      raise OSError(f"pytest does not start in {self.tree}; run the suite to see why.")
+    return int(answer)
+
+  def stop(self) -> None:
+    os.killpg(self._parent.pid, signal.SIGKILL)
+    self._parent.wait()
 
 
 def summarize(mutations: list[Mutation], results: list[str]) -> int:
