@@ -13,7 +13,7 @@ from typing import Any
 
 from lattice_jax.metrics import Record, read_jsonl
 from lattice_jax.sweep.labels import is_seed, short_names, short_values
-from lattice_jax.sweep.parameters import Value
+from lattice_jax.sweep.parameters import Choice, Value
 from lattice_jax.sweep.spec import Sweep
 from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records, read_run
 
@@ -87,8 +87,9 @@ class Table:
     for parameter in self.sweep.parameters:
       found = {dict(row.setting)[parameter.name] for row in self.rows if not is_seed(parameter.name)}
       if len(found) > 1:
-        ordered = parameter.choices() or sorted(found)
-        shown[parameter.name] = short_values([value for value in ordered if value in found])
+        ordered = [value for value in parameter.values if value in found] if isinstance(parameter, Choice) \
+          else sorted(found)
+        shown[parameter.name] = short_values(ordered)
     return shown
 
   @property
