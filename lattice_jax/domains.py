@@ -123,7 +123,25 @@ class Text:
     return self.convert(text)
 
   def describe(self) -> str:
-    return " | ".join(self.allowed) if self.allowed else "any text"
+    return " | ".join(self.allowed) if self.allowed else "text of one line"
+
+
+@dataclass(frozen=True)
+class AnyText:
+  """Text of any number of lines, such as a prompt."""
+
+  kind: type = str
+
+  def convert(self, value: Any) -> str:
+    if not isinstance(value, str):
+      raise ValueError(f"must be of type str, not {type(value).__name__}.")
+    return value
+
+  def parse(self, text: str) -> str:
+    return text
+
+  def describe(self) -> str:
+    return "any text"
 
 
 @dataclass(frozen=True)
