@@ -12,9 +12,10 @@ from lattice_jax import interrupt
 interrupt.exit_on_signals()
 
 import sys
+from pathlib import Path
 
 from lattice_jax import runtime
-from lattice_jax.arguments import COUNT, POSITIVE, define, local_path
+from lattice_jax.arguments import COUNT, POSITIVE, define
 from lattice_jax.config_flags import define_set
 from lattice_jax.domains import Place, Switch, Text
 from lattice_jax.evaluation import flags as flags_of_caches
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     task = task.with_eval(split=_SPLIT.value, protocol=protocol, **given)
     for result in task.evaluate():
-      path = task.write(result, local_path(_OUTPUT.value) if _OUTPUT.value else None)
+      path = task.write(result, Path(_OUTPUT.value) if _OUTPUT.value else None)
       print(f"\n{report.format_result(result)}\n\nwrote {path}", flush=True)
       results.append(result)
   if _COMPRESSORS.value:

@@ -14,9 +14,10 @@ interrupt.exit_on_signals()
 
 import os
 import sys
+from pathlib import Path
 
 from lattice_jax import runtime
-from lattice_jax.arguments import COUNT, define, local_path
+from lattice_jax.arguments import COUNT, define
 from lattice_jax.config_flags import define_config, define_set
 from lattice_jax.domains import Place, Switch, Text
 
@@ -46,8 +47,8 @@ def main(arguments: list[str]) -> None:
   runtime.initialize_distributed(DISTRIBUTED.value)
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
-  loop.train(config, local_path(workdir), loop.Options(
-    init_from=local_path(INIT_FROM.value) if INIT_FROM.value else None, profile=profile))
+  loop.train(config, Path(workdir), loop.Options(
+    init_from=Path(INIT_FROM.value) if INIT_FROM.value else None, profile=profile))
 
 
 def fill_run_id(workdir: str) -> str:

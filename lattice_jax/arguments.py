@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from lattice_jax.domains import Domain, Names, Number, Place, Switch, did_you_mean
+from lattice_jax.domains import SEED, Domain, Names, Number, Place, Switch, Text, did_you_mean, short
 
 POSITIVE, COUNT = Number(int, 1), Number(int, 0)
 
@@ -75,17 +76,20 @@ class Parser(argparse.ArgumentParser):
       prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
   def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+    # looked for before argparse can miss what was meant by a misspelt name
+    for argument in sys.argv[1:] if args is None else args:
+      name = argument.partition("=")[0]
+      if re.fullmatch(r"--[a-z]\w*", name) and name not in self._option_string_actions:
+        raise ValueError(f"unknown flag {name}.{did_you_mean(name, self._option_string_actions)}")
     arguments, unknown = self.parse_known_args(args, namespace)
     if unknown:
-      name = unknown[0].split("=")[0]
-      known = [option for action in self._actions for option in action.option_strings]
-      raise ValueError(
-        f"unknown {'flag' if name.startswith('-') else 'argument'} {name}.{did_you_mean(name, known)}")
+      raise ValueError(f"unexpected argument {unknown[0]!r}; flags are written as --name=value.")
     return arguments
 
   def error(self, message: str) -> NoReturn:
-    raise ValueError(re.sub(r"^argument (\S+): =", r"\1=", message).rstrip(".") + (
-      "" if message.endswith("?") else "."))
+    sentence = re.sub(r"^argument (\S+): expected .*", r"\1 has no value; write \1=VALUE", message)
+    sentence = re.sub(r"^argument (\S+): (=?)", r"\1\2", sentence) if "=" in sentence else sentence
+    raise ValueError(sentence if sentence.endswith((".", "?")) else f"{sentence}.")
 
 
 def of(domain: Domain) -> Callable[[str], Any]:
@@ -94,13 +98,20 @@ def of(domain: Domain) -> Callable[[str], Any]:
     try:
       return domain.parse(text)
     except ValueError as error:
-      raise argparse.ArgumentTypeError(f"={text} {error}") from error
+      raise argparse.ArgumentTypeError(f"={short(text)} {error}") from error
 
+  parse.domain = domain
   return parse
 
 
-positive = of(POSITIVE)
-count = of(COUNT)
+positive, count, seed = of(POSITIVE), of(COUNT), of(SEED)
+positives = of(Several(POSITIVE))
+positive_number = of(Number(float, 0, is_low_open=True))
+place = of(Place())
+
+
+def one_of(*allowed: str) -> Callable[[str], str]:
+  return of(Text(allowed))
 
 
 def some_of(*allowed: str) -> Callable[[str], tuple[str, ...]]:
@@ -109,10 +120,8 @@ def some_of(*allowed: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def path(text: str) -> Path:
-  """A file or folder of this machine, as the type of a script's argument; ~ is the home."""
-  return local_path(of(Place())(text))
+  """A file or folder of this machine, as the type of a script's argument."""
+  return Path(place(text))
 
 
-def local_path(text: str | Path) -> Path:
-  """The place that a user names; ~ is the home."""
-  return Path(text).expanduser()
+path.domain = place.domain

@@ -9,12 +9,12 @@ from absl import flags
 
 from lattice_jax.arguments import define, define_several
 from lattice_jax.config import Config
-from lattice_jax.domains import Text
+from lattice_jax.domains import Place, Text
 from lattice_jax.fields import find
 
 
 def define_config() -> flags.FlagHolder:
-  return define("config", Text(), None, "Experiment: FILE[:VARIANT,…], as in configs/vq_enwik8.py:sample.")
+  return define("config", Place(), None, "Experiment: FILE[:VARIANT,…], as in configs/vq_enwik8.py:sample.")
 
 
 def define_set() -> flags.FlagHolder:

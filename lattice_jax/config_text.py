@@ -11,10 +11,9 @@ from typing import Any
 
 import ml_collections
 
-from lattice_jax.arguments import local_path
 from lattice_jax.config import Config
 from lattice_jax.config_checks import parse_config, to_dict
-from lattice_jax.domains import Names, Pairs, did_you_mean, literal
+from lattice_jax.domains import Names, Pairs, did_you_mean, literal, short
 from lattice_jax.fields import find
 
 _EXAMPLE = "--config=configs/quickstart.py"
@@ -58,7 +57,7 @@ def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
       if domain is None and not isinstance(value, dict):
         raise ValueError("must be a section of fields, as in {'codes': 128}.")
     except ValueError as error:
-      raise ValueError(f"{path}={text} {error}") from error
+      raise ValueError(f"{path}={short(text)} {error}") from error
     result.append((path, value))
   return result
 
@@ -81,7 +80,7 @@ def change(raw: dict[str, Any], path: str, value: Any) -> None:
 def load_file(where: str) -> ml_collections.ConfigDict:
   """What get_config of FILE[:VARIANTS] returns. Raises ValueError, one sentence, where it returns no config."""
   name, _, variants = where.partition(":")
-  path = local_path(name)
+  path = Path(name)
   _check_file(name, path)
   try:
     spec = importlib.util.spec_from_file_location("lattice_jax_config_file", path)

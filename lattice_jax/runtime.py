@@ -23,6 +23,7 @@ from absl import logging as absl_logging
 from lattice_jax import usage
 from lattice_jax.arguments import COUNT, POSITIVE, define
 from lattice_jax.config_flags import as_flags
+from lattice_jax.domains import short
 
 _CPU_DEVICES = define(
   "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
@@ -102,7 +103,8 @@ def parse_flags(argv: list[str]) -> list[str]:
   except flags.UnrecognizedFlagError as error:
     raise ValueError(f"unknown flag --{error.flagname}.{_like_flag(error.flagname)}") from error
   except flags.Error as error:
-    text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", r"\1 \2 ", " ".join(str(error).split()), flags=re.DOTALL)
+    text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", lambda said: f"{short(said[1])} {said[2]} ",
+                  " ".join(str(error).split()))
     missing = re.fullmatch(r"Missing value for flag (--\w+)", text)
     raise ValueError(f"{missing[1]} has no value; write {missing[1]}=VALUE." if missing else text) from error
 

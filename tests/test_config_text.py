@@ -8,6 +8,7 @@ from configs import common, quickstart
 from lattice_jax.config_checks import parse_config
 from lattice_jax.config_flags import as_flags
 from lattice_jax.config_text import apply_overrides, load_file, read_config
+from lattice_jax.domains import Place
 
 BEGIN = "from configs import common\ndef get_config():\n  config = common.default()\n"
 QUICKSTART = "configs/quickstart.py"
@@ -134,4 +135,5 @@ def test_a_place_that_is_no_config_file_is_one_sentence(tmp_path):
 def test_home_is_found(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   write(tmp_path, f"{BEGIN}  return config\n")
-  assert load_file("~/mine.py").name == "run"
+  assert read_config(Place().parse("~/mine.py"), ["data.path=~/data"]).data.path == f"{tmp_path}/data"
+  assert parse_config({"data": {"path": "~/data"}}).data.path == f"{tmp_path}/data"
