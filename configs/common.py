@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Mapping
 
 import ml_collections
 
-from lattice_jax import config_checks
+from lattice_jax import config_dict
+from lattice_jax.domains import did_you_mean
 
 # Real data sets and the shipped samples that stand in for them.
 SAMPLES = {"enwik8": "enwiki_sample", "pg19": "books_sample", "imagenet64": "photos_sample"}
@@ -18,7 +18,7 @@ BOOKS_TOKENIZER = f"bpe_lossless:{BOOKS_VOCAB}"
 
 def default() -> ml_collections.ConfigDict:
   """Every field with its default; assigning to a misspelt field raises."""
-  return config_checks.default_config()
+  return config_dict.default_config()
 
 
 def make_config(
@@ -56,9 +56,7 @@ def parse_arg(arg: str, *variants: str) -> frozenset[str]:
   asked = [name for name in arg.split(",") if name]
   for name in asked:
     if name not in variants:
-      close = difflib.get_close_matches(name, variants, n=1)
-      hint = f" Did you mean {close[0]!r}?" if close else ""
-      raise ValueError(f"this config has no variant {name!r}; it has {', '.join(variants)}.{hint}")
+      raise UnknownVariant(name, variants)
   return frozenset(asked)
 
 
@@ -67,6 +65,24 @@ def use_published_details(config: ml_collections.ConfigDict) -> None:
   config.model.update({"norm_bias": True, "tied_bias": True, "float32_head": True})
   config.model.vq.update({"joined": True, "key_gradient": "blocks", "stale_rows": True})
   config.optimizer.zero_start = True
+
+
+class UnknownVariant(ValueError):
+  """`variants` are those that the experiment has."""
+
+  def __init__(self, name: str, variants: tuple[str, ...]):
+    super().__init__(
+      f"this config has no variant {name!r}; it has {', '.join(variants)}.{did_you_mean(name, variants)}")
+    self.variants = variants
+
+
+def variants(get_config: Callable[[str], ml_collections.ConfigDict]) -> tuple[str, ...]:
+  """The variants of an experiment, which says them when it is asked for one that none has."""
+  try:
+    get_config("?")
+  except UnknownVariant as error:
+    return error.variants
+  return ()
 
 
 def use_paper_adafactor(config: ml_collections.ConfigDict) -> None:

@@ -150,8 +150,7 @@ class TrainConfig:
   keep_last: int = positive(2, "newest checkpoints that stay")
   keep_best: int = at_least(0, 1, "best checkpoints that stay, by bits per byte")
   nan_skips: int = at_least(0, 0, "updates with a non-finite loss that may be skipped before the run stops")
-  writers: tuple[str, ...] = names(
-    ("stdout", "jsonl"), "where metrics go", allowed=("stdout", "jsonl", "tensorboard", "wandb"))
+  writers: tuple[str, ...] = names(("stdout", "jsonl"), "where metrics go: stdout, jsonl, tensorboard, wandb")
 
 
 @dataclass(frozen=True)

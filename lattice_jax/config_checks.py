@@ -14,14 +14,12 @@ import ml_collections
 
 from lattice_jax.cache.policy import check_cache
 from lattice_jax.config import Config, ModelConfig, OptimizerConfig
-from lattice_jax.domains import checked, did_you_mean, shown
-from lattice_jax.fields import check_fields, domain_of
+from lattice_jax.config_dict import default_config
+from lattice_jax.domains import checked, shown
+from lattice_jax.fields import check_fields, check_known, domain_of
 from lattice_jax.layers.registry import MEMORIES
 
-
-def default_config() -> ml_collections.ConfigDict:
-  """Every field with its default, as a ConfigDict whose fields cannot be misspelt."""
-  return _as_config_dict(Config()).lock()
+__all__ = ["check_config", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]
 
 
 def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -108,11 +106,10 @@ def _check_block(config: Config, name: str) -> None:
 
 
 def _check_decay(optimizer: OptimizerConfig) -> None:
-  share = optimizer.weight_decay * (optimizer.learning_rate if optimizer.decay == "scaled" else 1.0)
-  if share >= 1:
+  if optimizer.decay == "independent" and optimizer.weight_decay >= 1:
     raise ValueError(
-      f"optimizer.weight_decay={optimizer.weight_decay} with optimizer.decay={optimizer.decay!r} takes {share:g} times "
-      "a parameter off it in one update, which must be less than 1; use a smaller weight_decay.")
+      f"optimizer.weight_decay={optimizer.weight_decay} is the part of a parameter that optimizer.decay='independent' "
+      "takes off it in every update, and must be less than 1; use a smaller one, or optimizer.decay='scaled'.")
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:
@@ -126,20 +123,9 @@ def largest_multiple(unit: int, at_most: int) -> int:
   return max(unit, at_most // max(unit, 1) * unit)
 
 
-def _as_config_dict(value: Any) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-    f.name: _as_config_dict(getattr(value, f.name)) if dataclasses.is_dataclass(getattr(value, f.name))
-    else getattr(value, f.name)
-    for f in dataclasses.fields(value)})
-
-
 def _build(cls: type, raw: dict[str, Any], path: str) -> Any:
   fields = {field.name: field for field in dataclasses.fields(cls)}
-  unknown = [str(name) for name in raw if name not in fields]
-  if unknown:
-    raise ValueError(
-      f"unknown config field {path}{unknown[0]}; this section has {', '.join(fields)}."
-      f"{did_you_mean(unknown[0], fields)}")
+  check_known(raw, fields, path)
   return cls(**{name: _convert(fields[name], value, path + name) for name, value in raw.items()})
 
 

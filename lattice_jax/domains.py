@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import math
+import os
 import re
 import typing
 from collections.abc import Collection
@@ -123,16 +124,37 @@ class Text:
     return self.convert(text)
 
   def describe(self) -> str:
-    return " | ".join(self.allowed) if self.allowed else "any text"
+    return " | ".join(self.allowed) if self.allowed else "text of one line"
+
+
+@dataclass(frozen=True)
+class AnyText:
+  """Text of any number of lines, such as a prompt."""
+
+  kind: type = str
+
+  def convert(self, value: Any) -> str:
+    if not isinstance(value, str):
+      raise ValueError(f"must be of type str, not {type(value).__name__}.")
+    return value
+
+  def parse(self, text: str) -> str:
+    return text
+
+  def describe(self) -> str:
+    return "any text"
 
 
 @dataclass(frozen=True)
 class Place(Text):
-  """A file or folder of this machine."""
+  """A file or folder of this machine; ~ is the home."""
 
   def convert(self, value: Any) -> str:
-    check_local(super().convert(value))
-    return value
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", super().convert(value))
+    if scheme:
+      raise ValueError(f"is no place of this machine: {scheme[1]}:// is not supported; give a folder of a file system, "
+                       "into which a bucket may be mounted.")
+    return os.path.expanduser(value)
 
   def describe(self) -> str:
     return "file or folder of this machine"
@@ -215,14 +237,6 @@ def literal(text: str, otherwise: str) -> Any:
     raise ValueError(otherwise) from error
 
 
-def check_local(path: str) -> None:
-  """Raises ValueError, without the path, where it is none of this machine."""
-  scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", path)
-  if scheme:
-    raise ValueError(f"is no place of this machine: {scheme[1]}:// is not supported; give a folder of a file system, "
-                     "into which a bucket may be mounted.")
-
-
 def did_you_mean(given: str, allowed: Collection[str]) -> str:
   close = difflib.get_close_matches(given, list(allowed), n=1)
   return f" Did you mean {close[0]!r}?" if close else ""
@@ -243,4 +257,8 @@ def shown(value: Any) -> str:
   """A value inside a sentence: short, on one line, without the addresses of objects."""
   text = " ".join(repr(value).split())
   text = text if not re.search(r"<[^<>]* at 0x[0-9a-f]+>", text) else f"({type(value).__name__})"
-  return text if len(text) <= 80 else text[:80] + "…"
+  return short(text)
+
+
+def short(text: str, length: int = 80) -> str:
+  return text if len(text) <= length else text[:length] + "…"

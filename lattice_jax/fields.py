@@ -6,10 +6,10 @@ The meaning is what --help prints. `check_fields` is the one check of all domain
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from lattice_jax.domains import SEED, Domain, Names, Number, Pairs, Place, Switch, Text, checked
+from lattice_jax.domains import SEED, Domain, Names, Number, Pairs, Place, Switch, Text, checked, did_you_mean
 
 
 def positive(default: float, doc: str, *, also: tuple[int, ...] = ()) -> Any:
@@ -80,6 +80,32 @@ def domain_of(field: dataclasses.Field) -> Domain | None:
   if dataclasses.is_dataclass(field.default_factory):
     return None
   raise TypeError(f"the config field {field.name!r} has no domain; declare it by a constructor of lattice_jax.fields.")
+
+
+def find(cls: type, path: str) -> Domain | None:
+  """The domain of the field that "section.field" names; None of a section.
+
+  Raises:
+    ValueError: there is no such field; the message says which there are.
+  """
+  section, domain = "", None
+  for name in path.split("."):
+    if cls is None:
+      raise ValueError(f"{path} goes below {section.rstrip('.')!r}, which is a field and not a section.")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    check_known([name], list(fields), section)
+    domain = domain_of(fields[name])
+    cls = fields[name].default_factory if domain is None else None
+    section += name + "."
+  return domain
+
+
+def check_known(given: Iterable[Any], known: Collection[str], section: str) -> None:
+  """Raises ValueError for a name that is no field of the section."""
+  for name in given:
+    if name not in known:
+      raise ValueError(
+        f"unknown config field {section}{name}; this section has {', '.join(known)}.{did_you_mean(str(name), known)}")
 
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:

@@ -8,7 +8,6 @@ The first command's own docstring says how to make its environment. Exits with 1
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import Parser, path, place
 from lattice_jax.config import DataConfig, ModelConfig
 from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
 from lattice_jax.inference.generate import generate
@@ -66,12 +66,13 @@ def compare_tokenizer(tokenizer, texts: dict) -> tuple[bool, str]:
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--pretrained", required=True, help="smollm2, a folder of safetensors, or a .gguf file")
-  parser.add_argument("--figures", type=Path, required=True, help="what pretrained_reference.py wrote")
+  parser = Parser(__doc__)
+  parser.add_argument("--pretrained", type=place, required=True,
+                      help="smollm2, a folder of safetensors, or a .gguf file")
+  parser.add_argument("--figures", type=path, required=True, help="what pretrained_reference.py wrote")
   arguments = parser.parse_args()
   if not arguments.figures.is_file():
-    parser.error(f"--figures={arguments.figures} is no file; scripts/pretrained_reference.py writes it.")
+    raise ValueError(f"--figures={arguments.figures} is no file; scripts/pretrained_reference.py writes it.")
   with np.load(arguments.figures, allow_pickle=False) as file:
     figures = dict(file)
   texts = json.loads(str(figures["texts"]))

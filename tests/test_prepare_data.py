@@ -186,8 +186,8 @@ def test_script_refuses_a_wrong_file_in_one_line_without_traceback(tmp_path):
   origin = tmp_path / "enwik8"
   origin.write_bytes(RAW)
   done = run_script("enwik8", "--from", str(origin), "--path", str(tmp_path / "data"))
-  assert done.returncode == 1 and done.stdout == ""
-  assert done.stderr == f"{origin} is not enwik8: expected 100,000,000 bytes, found 10,240.\n"
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr == f"prepare_data.py: {origin} is not enwik8: expected 100,000,000 bytes, found 10,240.\n"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -200,7 +200,7 @@ def test_script_refuses_a_wrong_file_in_one_line_without_traceback(tmp_path):
 ], ids=["pg19", "imagenet64", "tokenizer", "sample"])
 def test_script_refuses_what_cannot_be(tmp_path, arguments, message):
   done = run_script(*arguments, "--path", str(tmp_path))
-  assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and message in done.stderr
+  assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and message in done.stderr
   assert files_under(tmp_path) == []
 
 

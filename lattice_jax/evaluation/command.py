@@ -19,6 +19,7 @@ from lattice_jax.cache import make_policy
 from lattice_jax.checkpoint import check_tokenizer, load_for_eval, read_config
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
+from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
@@ -27,7 +28,7 @@ from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
 from lattice_jax.evaluation.origin import keyed_name, origin_key
-from lattice_jax.evaluation.overrides import apply_overrides, check_variables_fit
+from lattice_jax.evaluation.overrides import check_variables_fit
 from lattice_jax.evaluation.report import write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.inference.generate import Options

@@ -4,48 +4,55 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from absl import flags
+from lattice_jax.domains import AnyText, Place
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"'}
 _LONGEST = 16 << 20  # bytes of a prompt; a device file has no end
 
 
-class EscapedText(flags.ArgumentParser):
+@dataclass(frozen=True)
+class EscapedText(AnyText):
   """A text in which a shell leaves escapes as they are."""
 
-  syntactic_help = "a text with escapes"
-
-  def parse(self, argument: str) -> str:
+  def parse(self, text: str) -> str:
     """Raises ValueError for an escape that is not known."""
-    return re.sub(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|(.?))", _character, _checked(argument), flags=re.DOTALL)
+    return re.sub(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|(.?))", _character, _checked(text), flags=re.DOTALL)
+
+  def describe(self) -> str:
+    return "text with escapes"
 
 
-class PromptText(flags.ArgumentParser):
+@dataclass(frozen=True)
+class PromptText(AnyText):
   """A prompt as it is, or - for what standard input holds."""
 
-  syntactic_help = "a text, or -"
-
-  def parse(self, argument: str) -> str:
+  def parse(self, text: str) -> str:
     """Raises ValueError where standard input holds no text."""
-    if argument != "-":
-      return _checked(argument)
+    if text != "-":
+      return _checked(text)
     return _prompt(sys.stdin.buffer.read(_LONGEST + 1) if sys.stdin else b"", "standard input")
 
+  def describe(self) -> str:
+    return "text, or -"
 
-class PromptFile(flags.ArgumentParser):
+
+@dataclass(frozen=True)
+class PromptFile(AnyText):
   """What a file holds."""
 
-  syntactic_help = "a file in UTF-8"
-
-  def parse(self, argument: str) -> str:
+  def parse(self, text: str) -> str:
     """Raises ValueError where the file holds no text."""
     try:
-      with Path(argument).expanduser().open("rb") as file:
+      with Path(Place().parse(text)).open("rb") as file:
         return _prompt(file.read(_LONGEST + 1), "it")
     except OSError as error:
       raise ValueError(f"it cannot be read ({error.strerror}); give a file of text in UTF-8.") from error
+
+  def describe(self) -> str:
+    return "file in UTF-8"
 
 
 def _character(escape: re.Match[str]) -> str:
