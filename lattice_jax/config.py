@@ -99,7 +99,9 @@ class RecallConfig:
 class DataConfig:
   """Which tokens, in which rows. A sequence is `seq_len` tokens, an update `update_len` of them."""
 
-  source: str = text("enwiki_sample", "the data set, or text:PATH for one's own file or folder of texts")
+  source: str = text(
+    "enwiki_sample", "enwik8, pg19, imagenet64; their shipped samples enwiki_sample, books_sample, photos_sample; "
+    "synthetic, recall; text:PATH for one's own file or folder of texts")
   path: str = place("data", "folder of prepared data sets; samples and synthetic need none")
   tokenizer: str = text("bytes", "bytes, bpe_lossless:VOCAB, bpe_paper:VOCAB, symbols:VOCAB or pretrained:MODEL")
   seq_len: int = positive(512, "tokens of a sequence, over which memory is carried")

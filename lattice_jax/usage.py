@@ -34,7 +34,7 @@ class Entry:
 
 def of_command(description: str) -> str:
   """All that a command which defines --set can be given; of others their flags alone."""
-  parts = [description.strip(), *_block("Flags", flag_entries())]
+  parts = [*map(_reflow, description.strip().split("\n\n")), *_block("Flags", flag_entries())]
   if "config" in flags.FLAGS:
     parts += _block("Experiments: --config=configs/NAME.py or --config=configs/NAME.py:VARIANT,VARIANT",
                     list(experiments()))
@@ -43,6 +43,11 @@ def of_command(description: str) -> str:
     for title, entries in sections():
       parts += _block(title, entries)
   return "\n\n".join(parts) + "\n"
+
+
+def _reflow(paragraph: str) -> str:
+  """Prose at the width of the rest; commands as they are."""
+  return paragraph if paragraph.startswith("python ") else textwrap.fill(" ".join(paragraph.split()), WIDTH)
 
 
 def _block(title: str, entries: list[Entry]) -> list[str]:
