@@ -17,8 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from lattice_jax import runtime
-from lattice_jax.evaluation import cache_flags, command, report
-from lattice_jax.evaluation.flag_rules import Asked, check_flags
+from lattice_jax.evaluation import cache_flags, command, flag_rules, report
 from lattice_jax.inference import flags as flags_of_text
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; of a pretrained model, where results go.")
@@ -43,32 +42,27 @@ _COMPRESSORS = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
   if argv:
     raise ValueError(f"{argv[0]!r} is not a flag; flags are written --name=value.")
-  is_plain = not cache_flags.task_name() and not (_PRETRAINED.value and flags_of_text.has_prompt())
-  protocol = _PROTOCOL.value or ("cold" if is_plain else "none")
-  asked = Asked(
-    pretrained=_PRETRAINED.value is not None, evaluation=protocol != "none", comparison=_COMPRESSORS.value,
-    task=cache_flags.task_name(), prompt=flags_of_text.has_prompt(), text=flags_of_text.text_length() > 0,
-    draws=flags_of_text.draws())
-  check_flags(asked, [name for name in flags.FLAGS if not flags.FLAGS[name].using_default_value], _SET.value)
+  asked = flag_rules.read_asked(_PRETRAINED.value, _PROTOCOL.value, comparison=_COMPRESSORS.value)
+  flag_rules.check_flags(asked, flag_rules.given_flags(), _SET.value)
   task = command.choose(
     _WORKDIR.value, _PRETRAINED.value, step=_STEP.value, dtype=_DTYPE.value,
     overrides=[*_SET.value, *cache_flags.overrides()])
   print(task.describe(), flush=True)
   results = []
-  if protocol != "none":
+  if asked.evaluation:
     given = {"seq_len": _SEQ_LEN.value, "chunk_len": _CHUNK_LEN.value, "batch": _BATCH.value}
     given = {name: value for name, value in given.items() if value is not None}
-    task = task.with_eval(split=_SPLIT.value, protocol=protocol, **given)
+    task = task.with_eval(split=_SPLIT.value, protocol=asked.protocol, **given)
     for result in task.evaluate():
       path = task.write(result, Path(_OUTPUT.value) if _OUTPUT.value else None)
       print(f"\n{report.format_result(result)}\n\nwrote {path}", flush=True)
       results.append(result)
   if _COMPRESSORS.value:
     print(f"\n{report.format_comparison(results, *task.baselines(_SPLIT.value))}", flush=True)
-  if cache_flags.task_name():
+  if asked.task:
     for path in cache_flags.judge(task, _SPLIT.value, report=lambda line: print(line, flush=True)):
       print(f"wrote {path}")
-  if flags_of_text.text_length():
+  if asked.text:
     def show(piece: str) -> None:
       print(piece, end="", flush=True)
 
