@@ -29,7 +29,8 @@ _CACHE = flags.DEFINE_multi_string(
 _TASK = flags.DEFINE_enum(
   "task", None, [*TASKS, "text"],
   "Judge caches: passkey, needles, copy, pairs ask for what a prompt said; text goes on with a text.")
-_PEERS = flags.DEFINE_list("peers", [], "Policies that are judged too, keeping as many tokens as each --cache.")
+_PEERS = flags.DEFINE_list(
+  "peers", [], "Policies that are judged too, by their scores in the frame of each --cache, keeping as many tokens.")
 _LENGTHS = flags.DEFINE_list("lengths", ["1024"], "Of a --task: tokens of the prompts, or of the texts.")
 _ANSWERS = flags.DEFINE_list("answers", ["7"], "Of a --task: digits, or words, to be said.")
 _DEPTHS = flags.DEFINE_list("depths", ["0", "0.25", "0.5", "0.75", "1"], "Of a --task: where they are, 0 to 1.")
