@@ -14,14 +14,11 @@ interrupt.exit_on_signals()
 import sys
 from pathlib import Path
 
-from absl import flags
-
 from lattice_jax import runtime
 from lattice_jax.arguments import COUNT, POSITIVE, define
 from lattice_jax.config_flags import define_set
 from lattice_jax.domains import Place, Switch, Text
-from lattice_jax.evaluation import flags as flags_of_caches
-from lattice_jax.evaluation.flag_rules import Asked, check_flags
+from lattice_jax.evaluation import flag_rules
 from lattice_jax.inference import flags as flags_of_text
 
 _WORKDIR = define("workdir", Place(), None, "Folder of the run; of a pretrained model, where results go.")
@@ -46,13 +43,8 @@ _COMPRESSORS = define(
 def main(argv: list[str]) -> None:
   if argv:
     raise ValueError(f"unexpected argument {argv[0]!r}; flags are written as --name=value.")
-  protocol = _protocol()
-  check_flags(
-    Asked(
-      pretrained=_PRETRAINED.value is not None, evaluation=protocol != "none", comparison=_COMPRESSORS.value,
-      task=flags_of_caches.TASK.value or "", prompt=flags_of_text.has_prompt(), text=flags_of_text.text_length() > 0,
-      draws=flags_of_text.draws()),
-    [name for name in flags.FLAGS if not flags.FLAGS[name].using_default_value], _SET.value)
+  asked = flag_rules.read_asked(_PRETRAINED.value, _PROTOCOL.value, comparison=_COMPRESSORS.value)
+  flag_rules.check_flags(asked, flag_rules.given_flags(), _SET.value)
   runtime.enable_compilation_cache()
   from lattice_jax.evaluation import cache_flags, command, report  # --help and misspelt flags need not wait for JAX
 
@@ -61,20 +53,20 @@ def main(argv: list[str]) -> None:
     overrides=[*_SET.value, *cache_flags.overrides()])
   print(task.describe(), flush=True)
   results = []
-  if protocol != "none":
+  if asked.evaluation:
     given = {"seq_len": _SEQ_LEN.value, "chunk_len": _CHUNK_LEN.value, "batch": _BATCH.value}
     given = {name: value for name, value in given.items() if value is not None}
-    task = task.with_eval(split=_SPLIT.value, protocol=protocol, **given)
+    task = task.with_eval(split=_SPLIT.value, protocol=asked.protocol, **given)
     for result in task.evaluate():
       path = task.write(result, Path(_OUTPUT.value) if _OUTPUT.value else None)
       print(f"\n{report.format_result(result)}\n\nwrote {path}", flush=True)
       results.append(result)
   if _COMPRESSORS.value:
     print(f"\n{report.format_comparison(results, *task.baselines(_SPLIT.value))}", flush=True)
-  if flags_of_caches.TASK.value:
+  if asked.task:
     for path in cache_flags.judge(task, _SPLIT.value, report=lambda line: print(line, flush=True)):
       print(f"wrote {path}")
-  if flags_of_text.text_length():
+  if asked.text:
     def show(piece: str) -> None:
       print(piece, end="", flush=True)
 
@@ -82,11 +74,6 @@ def main(argv: list[str]) -> None:
     written, path = task.write_texts(length=flags_of_text.text_length(), show=show, **flags_of_text.text_options())
     texts = written.texts if len(written.texts) > 1 else ()
     print("\n\n".join(["", *texts, report.format_written(written), f"wrote {path}"]))
-
-
-def _protocol() -> str:
-  is_plain = not flags_of_caches.TASK.value and not (_PRETRAINED.value and flags_of_text.has_prompt())
-  return _PROTOCOL.value or ("cold" if is_plain else "none")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,8 @@ class CacheConfig:
   """What the memory "attention" keeps of the tokens it has read (lattice_jax/cache).
 
   Policies other than full and window keep the first `sinks` tokens, `keep` of every partition of `lag` tokens once the
-  next partition is complete, and all later tokens. Their budget is one of `keep`, `ratio` and `tokens`; with `budget`
+  next partition is complete, and all later tokens; h2o, snapkv and tova as many, chosen from all such partitions
+  together (docs/cache_policies.md). Their budget is one of `keep`, `ratio` and `tokens`; with `budget`
   "memory" it is what partitions keep on average at most, with "drift" it may be left out (lattice_jax/cache/online.py).
   """
 

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from absl import flags
+
+from lattice_jax.evaluation import flags as flags_of_caches
+from lattice_jax.inference import flags as flags_of_text
+
 
 @dataclass(frozen=True)
 class Asked:
-  """What a command line asks for. task: of caches, or "". draws: whether the text's tokens are drawn by chance."""
+  """What a command line asks for. task: of caches, or "". draws: whether chance decides the text."""
 
   pretrained: bool
-  evaluation: bool
+  protocol: str
   comparison: bool
   task: str
   prompt: bool
   text: bool
   draws: bool
+
+  @property
+  def evaluation(self) -> bool:
+    return self.protocol != "none"
 
 
 # (flags, whether they have an effect, what they need)
@@ -39,6 +48,19 @@ _RULES = (
 # Fields of the config that have a flag, which is what is read; and sections that only training reads.
 _FLAG_OF = {f"eval.{name}": name for name in ("split", "protocol", "seq_len", "chunk_len", "batch")}
 _OF_TRAINING = ("train", "optimizer")
+
+
+def read_asked(pretrained: str | None, protocol: str | None, *, comparison: bool) -> Asked:
+  """What the flags of caches and texts, and these three of eval.py, ask for."""
+  has_prompt, task = flags_of_text.has_prompt(), flags_of_caches.TASK.value or ""
+  return Asked(
+    pretrained=pretrained is not None, comparison=comparison, task=task, prompt=has_prompt,
+    protocol=protocol or ("none" if task or (pretrained and has_prompt) else "cold"),
+    text=flags_of_text.text_length() > 0, draws=flags_of_text.draws())
+
+
+def given_flags() -> list[str]:
+  return [name for name in flags.FLAGS if not flags.FLAGS[name].using_default_value]
 
 
 def check_flags(asked: Asked, given: Collection[str], overrides: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ _TITLE_WIDTH = 60  # letters of names over a plot
 _MOST_INSIDE = 12  # names of a legend inside its plot
 # Told apart without seeing red or green as such; so is what lies around a middle, from blue to orange.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-DIVERGING = LinearSegmentedColormap.from_list("blue_orange", ["#003a5c", "#0072b2", "#f7f7f7", "#e69f00", "#7f3f00"])
+DIVERGING = LinearSegmentedColormap.from_list("blue_orange", ["#0b3c5d", "#0072b2", "#f7f7f7", "#e69f00", "#a64b00"])
 _ANSWER_AXES = {"pairs": "pairs in the document", "distance": "distance from what was told (tokens)"}
 _LINES = ("-", "--", ":", "-.")  # of names beyond those that have a colour of their own
 

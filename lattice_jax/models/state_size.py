@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 
 import jax
@@ -17,15 +18,15 @@ def state_numbers(model: ModelConfig, max_len: int) -> dict[str, dict[str, int]]
   max_len: tokens that a cache of all tokens has room for. «tail» is what the convolutions wait for.
   """
   state = jax.eval_shape(lambda: init_state(model, 1, max_len))
-  found: dict[str, dict[str, int]] = {}
+  found: dict[str, collections.Counter[str]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     block, *parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-    memory = found.setdefault(model.pattern[int(block.removeprefix("block_"))], {})
+    memory = found.setdefault(model.pattern[int(block.removeprefix("block_"))], collections.Counter())
     if np.issubdtype(leaf.dtype, np.integer) or not leaf.size:
       continue
     part = "tail" if "tail" in parts else parts[-1].rpartition("_")[0]
-    memory[part] = memory.get(part, 0) + math.prod(leaf.shape[1:])  # the first axis stacks layers
-  return found
+    memory[part] += math.prod(leaf.shape[1:])  # the first axis stacks layers
+  return {memory: dict(parts) for memory, parts in found.items()}
 
 
 def describe_state(model: ModelConfig, max_len: int) -> str:

@@ -99,7 +99,7 @@ def _plot_categories(table: Table, name: str, axes: Any) -> None:
 def _metric_of(table: Table) -> str:
   """The axis, and what its bars are."""
   has_spread = any(len(row.results) > 1 for row in table.rows)
-  return metric_label(table.sweep.metric) + ("; bars: standard deviation over seeds" if has_spread else "")
+  return metric_label(table.sweep.metric) + ("\nbars: standard deviation over seeds" if has_spread else "")
 
 
 def _color(index: int, groups: dict[str, Any]) -> str:

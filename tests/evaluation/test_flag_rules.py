@@ -8,14 +8,14 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from lattice_jax.evaluation.flag_rules import Asked, check_flags
+from lattice_jax.evaluation.flag_rules import Asked, check_flags, given_flags, read_asked
 from lattice_jax.inference import flags as flags_of_text
 
 EVALUATION = Asked(
-  pretrained=False, evaluation=True, comparison=False, task="", prompt=False, text=False, draws=False)
-MODEL_TEXT = dataclasses.replace(EVALUATION, pretrained=True, evaluation=False, prompt=True, text=True, draws=True)
+  pretrained=False, protocol="cold", comparison=False, task="", prompt=False, text=False, draws=False)
+MODEL_TEXT = dataclasses.replace(EVALUATION, pretrained=True, protocol="none", prompt=True, text=True, draws=True)
 GREEDY = dataclasses.replace(MODEL_TEXT, draws=False)
-PASSKEY = dataclasses.replace(EVALUATION, evaluation=False, task="passkey")
+PASSKEY = dataclasses.replace(EVALUATION, protocol="none", task="passkey")
 COMPARING = dataclasses.replace(PASSKEY, task="text")
 
 
@@ -61,7 +61,18 @@ def test_a_change_of_the_config_that_nothing_reads_is_refused(asked, override, m
 
 def test_a_command_that_asks_for_nothing_is_refused():
   with pytest.raises(ValueError, match="nothing is asked for"):
-    check_flags(dataclasses.replace(EVALUATION, evaluation=False), [], [])
+    check_flags(dataclasses.replace(EVALUATION, protocol="none"), [], [])
+
+
+@pytest.mark.parametrize(("arguments", "pretrained", "protocol", "expected"), [
+  ([], None, None, "cold"), (["--task=text"], None, None, "none"), (["--prompt=a"], None, None, "cold"),
+  (["--prompt=a"], "m", None, "none"), (["--prompt=a"], "m", "both", "both"), (["--generate=3"], "m", None, "cold")],
+  ids=str)
+def test_an_evaluation_is_made_unless_something_else_is_asked_for(arguments, pretrained, protocol, expected):
+  with flagsaver.flagsaver():
+    flags.FLAGS(["eval.py", *arguments])
+    assert read_asked(pretrained, protocol, comparison=False).protocol == expected
+    assert {argument.removeprefix("--").partition("=")[0] for argument in arguments} <= set(given_flags())
 
 
 def test_chance_decides_a_text_but_at_temperature_zero():

@@ -135,7 +135,8 @@ class AnswerFile:
 
   def has(self, grid: Grid, sizes: Sizes, cache: str, trials: tuple[int, ...]) -> bool:
     """Whether all the trials were answered, and as many examples written as the grid wants of them."""
-    lines = self._lines.get((grid.task, sizes.length, sizes.answer, sizes.depth, cache, grid.seed), [])
+    cell = grid.task, sizes.length, sizes.answer, sizes.depth, cache, grid.seed
+    lines = self._lines[cell] if cell in self._lines else []
     wanted = min(grid.examples, len(trials)) if 0 in trials else 0
     return set(trials) <= {trial for line in lines for trial in line.trials} and wanted <= max(
       (len(line.written) for line in lines), default=0)
