@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 import struct
 
 import gguf
@@ -14,8 +15,10 @@ import pytest
 
 from lattice_jax.formats import locate
 from lattice_jax.formats.locate import find_pretrained
-from lattice_jax.models.decoder import Decoder, init_state
-from lattice_jax.models.pretrained import load_pretrained, open_pretrained
+from lattice_jax.models.decoder import Decoder, init_state, init_variables
+from lattice_jax.models.pretrained import load_pretrained, open_pretrained, tensors
+from lattice_jax.models.pretrained.families import read_family
+from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment
 from tests.models import numpy_llama
 from tests.models.tiny_files import LLAMA, LLAMA3, QWEN2, WINDOW, make_tensors, write_folder, write_gguf
@@ -115,6 +118,21 @@ def test_files_of_both_ages_say_the_same(tmp_path):
   new = LLAMA | {"rope_parameters": parameters, "layer_types": ["full_attention"] * 2}
   del new["rope_theta"]
   assert open_pretrained(old).model == open_pretrained(write_folder(tmp_path / "new", new, tensors)).model
+
+
+def test_shapes_of_a_long_pattern_are_found_from_one_block_of_each_memory(monkeypatch):
+  config = LLAMA | WINDOW | {
+    "model_type": "mistral", "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
+  model, _ = read_family(config, pathlib.Path("config.json"), dtype="bfloat16")
+  whole = jax.eval_shape(lambda: unbox(init_variables(model, jax.random.key(0))["params"]))
+  traced = []
+  monkeypatch.setattr(
+    tensors, "init_variables", lambda model, key: traced.append(model.pattern) or init_variables(model, key))
+  tensors.parameter_shapes.cache_clear()
+  ours = tensors.parameter_shapes(model)
+  assert str(ours) == str(whole)
+  assert sorted(traced) == [("attention",), ("window",)]
 
 
 def test_several_files_and_bfloat16(tmp_path):

@@ -150,7 +150,7 @@ def whole_number(given: Mapping[str, Any], name: str, source: Any, *, least: int
   value = given[name] if name in given else None
   if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
     raise ValueError(
-      f"{source} says {name}={shown(value)}; it must say a whole number of at least {least} and below 2**31.")
+      f"{source} says {name}={shown(value)}; it must say a whole number from {least} to {2**31 - 1:,}.")
   return value
 
 

@@ -6,6 +6,7 @@ repetitions of the pattern.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -37,7 +38,18 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(model: ModelConfig) -> Any:
-  """The tree of our parameters' shapes; blocks are stacked."""
+  """The tree of our parameters' shapes; blocks are stacked.
+
+  One block of each memory is traced, however many different ones follow each other before the pattern repeats.
+  """
+  repeats = model.layers // len(model.pattern)
+  tree_of = {
+    memory: _traced(dataclasses.replace(model, pattern=(memory,), layers=repeats)) for memory in set(model.pattern)}
+  blocks = {f"block_{n}": tree_of[memory]["groups"]["block_0"] for n, memory in enumerate(model.pattern)}
+  return tree_of[model.pattern[0]] | {"groups": blocks}
+
+
+def _traced(model: ModelConfig) -> Any:
   return jax.eval_shape(lambda: nn.unbox(init_variables(model, jax.random.key(0))["params"]))
 
 
