@@ -71,9 +71,8 @@ class VQAttention(nn.Module):
       offset(self, "content_bias", bias_shape, bias_axes) * scale,
       offset(self, "position_bias", bias_shape, bias_axes) * scale,
       state, segment.ids_BT, segment.valid_BT, block_len=config.block_len, near_bias=self._near_bias(),
-      reduction=config.reduction, use_cache=config.cache, stale_rows=config.stale_rows, impl=self.config.impl,
-      # nothing but training asks for gradients, and kernels have those of "window" only
-      key_gradient=config.key_gradient if train else "window")
+      reduction=config.reduction, use_cache=config.cache, key_gradient=config.key_gradient,
+      stale_rows=config.stale_rows, impl=self.config.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))

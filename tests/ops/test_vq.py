@@ -79,14 +79,18 @@ def test_codebook_moving_average_equals_a_numpy_transcription():
 
 
 def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto", key_gradient="window"):
+  state = empty_state(len(k), window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+  return attend_on(state, k, v, q, rows, window, impl, block_len, reduction, key_gradient)[0]
+
+
+def attend_on(state, k, v, q, rows, window, impl, block_len, reduction, key_gradient):
   batch, length = k.shape[:2]
-  state = empty_state(batch, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
   relative = 0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY))
   bias = jnp.full((HEADS, KEY), 0.1)
   return vq_attention(
     q, quantize(k, rows), v, rows, relative, bias, -bias, state, jnp.zeros((batch, length), jnp.int32),
     jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction,
-    key_gradient=key_gradient, impl=impl)[0]
+    key_gradient=key_gradient, impl=impl)
 
 
 BOTH = ("serial", "input_scan")
@@ -164,9 +168,33 @@ def test_key_gradient_is_that_of_a_float64_transcription(key_gradient, window, b
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
 
-def test_kernels_have_no_gradient_by_blocks():
+@pytest.mark.parametrize("impl", ["xla", "reference"])
+def test_key_gradient_by_blocks_passes_from_call_to_call(impl):
+  """Cut where a block begins; elsewhere blocks are others."""
+  window, block_len, length = 4, 4, 20
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+  empty = empty_state(1, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+
+  def gradient(cuts):
+    def loss(k):
+      state, total = empty, 0.0
+      for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
+        part = slice(start, stop)
+        out, state = attend_on(
+          state, k[:, part], v[:, part], q[:, part], rows, window, impl, block_len, "serial", "blocks")
+        total += jnp.sin(3 * out).sum()
+      return total
+    return jax.jit(jax.grad(loss))(k)
+
+  whole = gradient(())
+  np.testing.assert_allclose(gradient((8, 12)), whole, atol=1e-5 * np.abs(whole).max())
+  assert np.abs(gradient((7, 12)) - whole).max() > 1e-2 * np.abs(whole).max()
+
+
+def test_kernels_take_blocks_of_whole_tiles_only():
   k, rows = random_keys(1, 8), random_rows()
-  with pytest.raises(ValueError, match="not of their own block and the next"):
+  with pytest.raises(ValueError, match="need blocks of whole tiles of 128 tokens"):
     attend(k, k[..., :VALUE], k, rows, 4, "interpret", key_gradient="blocks")
 
 

@@ -105,13 +105,13 @@ def vq_attention(
 def _choose_form(impl, reduction, block_len, by_blocks, query_shape, num_codes, state):
   """What computes a call: the definition, the kernel, or the linear form."""
   batch, length, kv_heads, group, key_dim = query_shape
-  reasons = reasons_against(state, key_dim, num_codes, length, reduction, by_blocks=by_blocks)
-  chosen = choose_impl("vq", impl, **reasons)
+  span = block_len if by_blocks else 0
+  chosen = choose_impl("vq", impl, **reasons_against(state, key_dim, num_codes, length, reduction, span=span))
   if chosen == "reference":
-    return functools.partial(attend_quadratic, key_block=block_len if by_blocks else 0)
+    return functools.partial(attend_quadratic, key_block=span)
   if chosen == "xla":
     seen = min(block_len, length) + state.id_BW.shape[1] + num_codes
     form = choose_reduction(reduction, batch * length * kv_heads * group * seen)
     return functools.partial(attend_linear, block_len=block_len, reduction=form, by_blocks=by_blocks)
   form = "serial" if reduction == "auto" else reduction
-  return functools.partial(attend_in_kernel, reduction=form, interpret=chosen == "interpret")
+  return functools.partial(attend_in_kernel, reduction=form, span=span, interpret=chosen == "interpret")
