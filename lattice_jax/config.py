@@ -1,0 +1,194 @@
+"""The config as frozen dataclasses. A field's default, domain and meaning stand here and nowhere else.
+
+`config_checks.py` turns these into the locked ConfigDict that files under `configs/` edit, and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lattice_jax.config_memories import (
+  AttentionConfig,
+  BaselineConfig,
+  CacheConfig,
+  LatticeConfig,
+  RecurrentConfig,
+  RopeScalingConfig,
+  VQConfig,
+)
+from lattice_jax.fields import (
+  at_least,
+  choice,
+  fraction,
+  names,
+  pairs,
+  place,
+  positive,
+  section,
+  seed,
+  switch,
+  text,
+  within,
+)
+
+__all__ = [
+  "MEMORY_NAMES", "AttentionConfig", "BaselineConfig", "CacheConfig", "Config", "DataConfig", "EvalConfig",
+  "LatticeConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "RecallConfig", "RecurrentConfig",
+  "RopeScalingConfig", "TrainConfig", "VQConfig"]
+
+MEMORY_NAMES = (
+  "attention", "window", "vq", "lattice", "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "gated_slots",
+  "ttt_linear")  # the rows of layers/registry.py
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """The decoder: `layers` blocks that repeat `pattern`, each entry the name of a memory in the registry."""
+
+  vocab: int = positive(259, "tokens that the model knows")
+  dim: int = positive(128, "width of the residual stream")
+  layers: int = positive(4, "blocks; a multiple of the pattern's length")
+  pattern: tuple[str, ...] = names(("vq",), "the memory of each block, repeated", allowed=MEMORY_NAMES, fewest=1)
+  block: str = choice("gau", ("gau", "mlp"), "gau: memory with gate, no MLP; mlp: memory then MLP")
+  mlp_dim: int = positive(512, "of the block \"mlp\"")
+  mlp: str = choice("swiglu", ("swiglu", "squared_relu"), "of the block \"mlp\"")
+  norm_gain: bool = switch(True, "whether norms have a learned scale")
+  norm_bias: bool = switch(False, "whether norms have a learned bias")
+  norm_eps: float = positive(1e-6, "of the blocks' norms and the final one")
+  position_wavelength: float = at_least(
+    0, 0.0, "longest of the sinusoids of the position that are added to embeddings by a learned factor, 0 at first; "
+    "0 = none")
+  tied_embeddings: bool = switch(False, "the head is the embedding")
+  head_bias: bool = switch(True, "of a head of its own")
+  tied_bias: bool = switch(False, "of a head that is the embedding")
+  float32_head: bool = switch(False, "logits are products of float32, whatever dtype says")
+  final_norm: bool = switch(True, "before the head")
+  logit_scale: float = positive(1.0, "factor of the logits, bias included")
+  dropout: float = fraction(0.0, "on each residual branch")
+  layer_drop: float = fraction(0.0, "a whole branch, per sequence")
+  dtype: str = choice(
+    "float32", ("float32", "bfloat16"), "of activations; parameters, states' accumulators and the loss are float32")
+  remat: str = choice(
+    "none", ("none", "full", "boundary"),
+    "full: recompute all; boundary: all but what softmax attention's backward needs")
+  scan_layers: bool = switch(True, "layers as one array and one compiled body")
+  xent_chunk: int = positive(4096, "tokens whose logits exist at one time")
+  impl: str = choice(
+    "auto", ("auto", "reference", "xla", "pallas", "interpret"), "of all ops; auto: by backend and shape")
+  context_len: int = at_least(0, 0, "tokens that a pretrained model was made to read; 0 = no bound of its own")
+  origin: str = choice(
+    "config", ("config", "init_from"), "config: the model is this section; init_from: it is that of --init_from")
+  attention: AttentionConfig = section(AttentionConfig, "the memories \"attention\" and \"window\"")
+  cache: CacheConfig = section(CacheConfig, "what \"attention\" keeps of the tokens it has read")
+  vq: VQConfig = section(VQConfig, "the memory \"vq\"")
+  lattice: LatticeConfig = section(LatticeConfig, "the memory \"lattice\"")
+  baseline: BaselineConfig = section(BaselineConfig, "the other recurrent memories")
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+  """Associative recall: documents of data.seq_len tokens, pairs of key and value first, then queries."""
+
+  pairs: int = positive(64, "at most, in a document")
+  fewest_pairs: int = positive(4, "documents have pairs, pairs/2, pairs/4 … of them, down to so many")
+  power: float = positive(
+    0.01, "a query is g places behind the pairs with odds (g + 1)^(power − 1), as in Zoology; 1 = anywhere")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+  """Which tokens, in which rows. A sequence is `seq_len` tokens, an update `update_len` of them."""
+
+  source: str = text(
+    "enwiki_sample", "enwik8, pg19, imagenet64; their shipped samples enwiki_sample, books_sample, photos_sample; "
+    "synthetic, recall; text:PATH for one's own file or folder of texts")
+  path: str = place("data", "folder of prepared data sets; samples and synthetic need none")
+  tokenizer: str = text("bytes", "bytes, bpe_lossless:VOCAB, bpe_paper:VOCAB, symbols:VOCAB or pretrained:MODEL")
+  seq_len: int = positive(512, "tokens of a sequence, over which memory is carried")
+  update_len: int = positive(512, "tokens of a row that an update takes; a divisor of seq_len")
+  batch: int = positive(16, "rows of one update over all devices")
+  rows: str = choice(
+    "sequences", ("sequences", "documents", "packed"),
+    "sequences: pieces of seq_len tokens; documents: rows follow documents; packed: documents one behind another")
+  seed: int = seed(0, "of the order of the data")
+  workers: int = at_least(0, 0, "Grain reader processes; threads in this process when 0")
+  recall: RecallConfig = section(RecallConfig, "the source \"recall\"")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+  """The update rule; `learning_rate` is the peak of the schedule."""
+
+  name: str = choice(
+    "adamw", ("adamw", "lion", "adafactor"),
+    "adafactor: no momentum, clips by itself, its rate is relative to the parameter")
+  learning_rate: float = positive(1e-3, "at the schedule's peak")
+  warmup_steps: int = at_least(0, 100, "updates of the linear rise from 0")
+  schedule: str = choice("cosine", ("cosine", "linear", "constant"), "after the warm-up")
+  zero_start: bool = switch(
+    False, "the first update has rate 0; else it has the first above 0, and the last the final one")
+  final_fraction: float = within(0, 1, 0.1, "of the peak, at the last step")
+  b1: float = fraction(0.9, "as b2, of AdamW and Lion")
+  b2: float = fraction(0.98, "of the slower average")
+  eps: float = positive(1e-9, "of AdamW")
+  weight_decay: float = at_least(0, 0.0, "of matrices")
+  decay: str = choice(
+    "scaled", ("scaled", "independent"),
+    "scaled: times the learning rate; independent: p ← p − weight_decay·p, as in Transformer-VQ")
+  clip_norm: float = at_least(0, 1.0, "of the whole gradient; 0 = off")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+  """How long, how often, and what is kept."""
+
+  steps: int = positive(1000, "optimizer updates")
+  seed: int = seed(0, "of parameters, dropout and codebooks")
+  accumulate: int = positive(1, "micro-batches per update; a divisor of data.batch")
+  steps_per_dispatch: int = positive(1, "updates inside one compiled call; changes speed only")
+  log_every: int = positive(10, "updates between progress lines; metrics.jsonl has every update")
+  eval_every: int = at_least(0, 0, "updates between evaluations; 0 = only at the end")
+  save_every: int = positive(500, "updates between checkpoints")
+  keep_last: int = positive(2, "newest checkpoints that stay")
+  keep_best: int = at_least(0, 1, "best checkpoints that stay, by bits per byte")
+  nan_skips: int = at_least(0, 0, "updates with a non-finite loss that may be skipped before the run stops")
+  writers: tuple[str, ...] = names(("stdout", "jsonl"), "where metrics go: stdout, jsonl, tensorboard, wandb")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+  """What evaluation reads, and how."""
+
+  split: str = choice("validation", ("train", "validation", "test"), "what is read")
+  protocol: str = choice(
+    "cold", ("cold", "carried", "both"),
+    "cold: windows, each from an empty memory; carried: whole documents, memory running on")
+  batch: int = positive(16, "rows; the result does not depend on it")
+  seq_len: int = at_least(0, 0, "tokens of a window; 0 = data.seq_len")
+  chunk_len: int = at_least(0, 0, "tokens per call, memory carried between; 0 = the whole window")
+  max_batches: int = at_least(0, 0, "0 = the whole split")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+  """Devices: `data` × `model`."""
+
+  data: int = positive(-1, "devices that share the rows; -1 = what is left", also=(-1,))
+  model: int = positive(1, "devices that share each layer")
+  fsdp: bool = switch(True, "shard each parameter's `embed` axis over `data`")
+  rules: tuple[tuple[str, str], ...] = pairs(
+    (("heads", "model"), ("value", "model"), ("mlp", "model"), ("vocab", "model")),
+    "logical axes of parameters and the mesh axis of each")
+
+
+@dataclass(frozen=True)
+class Config:
+  """An experiment."""
+
+  name: str = text("run", "of the experiment, in logs and plots")
+  model: ModelConfig = section(ModelConfig, "the decoder")
+  data: DataConfig = section(DataConfig, "which tokens, in which rows")
+  optimizer: OptimizerConfig = section(OptimizerConfig, "the update rule")
+  train: TrainConfig = section(TrainConfig, "how long, how often, and what is kept")
+  eval: EvalConfig = section(EvalConfig, "what evaluation reads, and how")
+  mesh: MeshConfig = section(MeshConfig, "devices")
