@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lattice_jax.arguments import COUNT, POSITIVE, define, define_several
-from lattice_jax.domains import SEED, AnyText, Number, Switch
+from lattice_jax.domains import SEED, TEMPERATURE, TOP_K, TOP_P, AnyText, Switch
 
 _DEFAULT_LENGTH = 200
 
@@ -14,10 +14,9 @@ _GENERATE = define(
   f"Tokens to write after --prompt, to sample.txt too; {_DEFAULT_LENGTH} of a prompt, else none.")
 _PROMPT = define_several("prompt", AnyText(), "Start of the text; several are written as one batch.")
 _CHAT = define("chat", Switch(), False, "--prompt is a question, put by the pretrained model's chat template.")
-_TEMPERATURE = define("temperature", Number(float, 0), 0.8, "0 takes the most likely token.")
-_TOP_K = define("top_k", COUNT, 0, "Draw among the k most likely tokens; 0 = all.")
-_TOP_P = define(
-  "top_p", Number(float, 0, 1, is_low_open=True), 1.0, "Draw among the most likely tokens that hold this probability.")
+_TEMPERATURE = define("temperature", TEMPERATURE, 0.8, "0 takes the most likely token.")
+_TOP_K = define("top_k", TOP_K, 0, "Draw among the k most likely tokens; 0 = all.")
+_TOP_P = define("top_p", TOP_P, 1.0, "Draw among the most likely tokens that hold this probability.")
 _SEED = define("seed", SEED, 0, "Of the draws; prompt number r takes seed + r.")
 _STOP = define_several("stop", AnyText(), "A text ends before this string.")
 _CONTEXT = define(

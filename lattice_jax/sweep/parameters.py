@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Protocol, runtime_checkable
 
+from lattice_jax.domains import Number, checked
+
 Value = bool | int | float | str
 
 _TAIL = 1e-6  # probability that is cut off each end of a normal distribution
@@ -35,6 +37,10 @@ class Choice:
     """All values in order; None where they cannot be counted."""
     return self.values
 
+  def bounds(self) -> tuple[Value, ...]:
+    """Values that say of all whether they may be."""
+    return self.values
+
   def draw(self, drawing: Drawing) -> Value:
     """A value by the sampler, or the one that was drawn before."""
     return self.values[0] if len(self.values) == 1 else drawing.suggest_categorical(self.name, self.values)
@@ -52,6 +58,9 @@ class Interval:
   def choices(self) -> None:
     return None
 
+  def bounds(self) -> tuple[Value, ...]:
+    return self.low, self.high
+
   def draw(self, drawing: Drawing) -> Value:
     return drawing.suggest_float(self.name, self.low, self.high, log=self.log)
 
@@ -68,6 +77,9 @@ class Steps:
   def choices(self) -> tuple[Value, ...]:
     low, high = self._bounds()
     return tuple(self._multiple(count) for count in range(low, high + 1))
+
+  def bounds(self) -> tuple[Value, ...]:
+    return tuple(self._multiple(count) for count in self._bounds())
 
   def draw(self, drawing: Drawing) -> Value:
     return self._multiple(drawing.suggest_int(self.name, *self._bounds()))
@@ -89,6 +101,9 @@ class Normal:
 
   def choices(self) -> None:
     return None
+
+  def bounds(self) -> tuple[Value, ...]:
+    return tuple(NormalDist(self.mu, self.sigma).inv_cdf(part) for part in (_TAIL, 1 - _TAIL))
 
   def draw(self, drawing: Drawing) -> Value:
     return NormalDist(self.mu, self.sigma).inv_cdf(drawing.suggest_float(self.name, _TAIL, 1 - _TAIL))
@@ -177,7 +192,7 @@ def _steps(name: str, low: float, high: float, q: float) -> Steps:
 def _number(name: str, field: str, value: Any) -> int | float:
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise ValueError(f"parameter {name}: {field}={value!r} must be a number.{_yaml_hint(value)}")
-  return value
+  return checked(Number(type(value)), f"parameter {name}: {field}", value)
 
 
 def _scalar(name: str, value: Any) -> Value:
@@ -185,6 +200,8 @@ def _scalar(name: str, value: Any) -> Value:
     raise ValueError(f"parameter {name}: {value!r} must be a number, a text, true or false.")
   if _yaml_hint(value):
     raise ValueError(f"parameter {name}: {value!r} is a text.{_yaml_hint(value)}")
+  if isinstance(value, float):
+    checked(Number(float), f"parameter {name}: value", value)
   return value
 
 

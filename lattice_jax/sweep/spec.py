@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from lattice_jax.config import Config
+from lattice_jax.domains import Text
+from lattice_jax.fields import find
 from lattice_jax.sweep.parameters import Choice, Parameter, Value, parse_parameter
 
 METHODS = ("grid", "random", "bayes")
@@ -106,12 +109,25 @@ def _metric(raw: Any) -> tuple[str, bool]:
 
 def _checked(parameters: tuple[Parameter, ...], method: str) -> tuple[Parameter, ...]:
   for parameter in parameters:
+    _check_field(parameter)
     if method == "grid" and parameter.choices() is None:
       raise ValueError(f"parameter {parameter.name}: a grid cannot go through a continuous distribution; use values, "
                        "q_uniform, or method random.")
   if all(isinstance(parameter, Choice) and len(parameter.values) == 1 for parameter in parameters):
     raise ValueError("every parameter is a constant; give one of them several values.")
   return parameters
+
+
+def _check_field(parameter: Parameter) -> None:
+  """What a field of the config may not be is known before any trial."""
+  if not parameter.name.startswith("config."):
+    return
+  domain = find(Config, parameter.name.removeprefix("config."))
+  for value in parameter.bounds():
+    try:
+      (Text() if domain is None else domain).parse(str(value))
+    except ValueError as error:
+      raise ValueError(f"parameter {parameter.name}: {value} {error}") from error
 
 
 def _command(raw: Any) -> tuple[str, ...]:
