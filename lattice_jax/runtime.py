@@ -99,7 +99,11 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 def parse_flags(argv: list[str]) -> list[str]:
   """The arguments that are no flags, after all flags are set; raises ValueError for flags that cannot be."""
   try:
+    argv = [*argv[:1], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
     return flags.FLAGS(as_flags(argv) if "set" in flags.FLAGS else argv)
+  except flags.CantOpenFlagFileError as error:
+    reason = str(error).rpartition("] ")[2]
+    raise ValueError(f"--flagfile cannot be read ({reason}).") from error
   except flags.UnrecognizedFlagError as error:
     raise ValueError(f"unknown flag --{error.flagname}.{_like_flag(error.flagname)}") from error
   except flags.Error as error:
