@@ -180,6 +180,12 @@ def test_key_gradient_by_blocks_passes_from_call_to_call(impl):
   assert np.abs(gradient((7, 12)) - whole).max() > 1e-2 * np.abs(whole).max()
 
 
+def test_other_key_gradients_are_refused():
+  k, rows = random_keys(1, 8), random_rows()
+  with pytest.raises(ValueError, match="key_gradient='block' of op 'vq' is not one of window, blocks"):
+    attend(k, k[..., :VALUE], k, rows, 4, "xla", key_gradient="block")
+
+
 def test_kernels_take_blocks_of_whole_tiles_only():
   k, rows = random_keys(1, 8), random_rows()
   with pytest.raises(ValueError, match="need blocks of whole tiles of 128 tokens"):
