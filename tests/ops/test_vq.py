@@ -14,6 +14,7 @@ from lattice_jax.ops.vq import (
   choose_reduction,
   code_statistics,
   codebook,
+  dead_codes,
   empty_state,
   quantize,
   revive,
@@ -54,6 +55,17 @@ def test_the_commitment_error_pulls_keys_to_their_rows_and_leaves_the_rows():
   picked = np.asarray(rows)[np.arange(HEADS), np.asarray(quantize(k, rows).code_BTH)]
   np.testing.assert_allclose(d_k, 2 * (np.asarray(k) - picked), rtol=1e-5, atol=1e-6)
   assert not np.asarray(d_rows).any()
+
+
+def test_rows_are_mean_keys_and_a_code_that_is_hardly_used_goes_to_the_origin():
+  count, total = jnp.array([[4.0, 1.0, 0.5, 0.01, 0.002]] * HEADS), random_rows()
+  want = np.asarray(total) / np.array([4.0, 1.0, 0.5, 0.01, 0.01])[:, None]
+  np.testing.assert_allclose(codebook(count, total), want, rtol=1e-6)
+
+
+def test_dead_codes_are_those_below_a_share_of_the_average_of_their_head():
+  count = jnp.array([[8.0, 0.2, 4.0, 0.01, 2.0], [0.05] * 5])
+  assert dead_codes(count, 0.1).tolist() == [[False, True, False, True, False], [False] * 5]
 
 
 def test_codebook_moving_average_equals_a_numpy_transcription():
@@ -201,6 +213,18 @@ def test_kernels_take_blocks_of_whole_tiles_only():
   k, rows = random_keys(1, 8), random_rows()
   with pytest.raises(ValueError, match="need blocks of whole tiles of 128 tokens"):
     attend(k, k[..., :VALUE], k, rows, 4, "interpret", key_gradient="blocks")
+
+
+@pytest.mark.parametrize("impl", ["xla", "reference"])
+def test_invalid_tokens_read_zeros(impl):
+  k, rows = random_keys(1, 5), random_rows()
+  state = empty_state(1, 2, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+  zeros = jnp.zeros((HEADS, KEY))
+  out, _ = vq_attention(
+    k, quantize(k, rows), jnp.ones((1, 5, HEADS, VALUE)), rows, jnp.zeros((HEADS, 3, KEY)), zeros, zeros, state,
+    jnp.zeros((1, 5), jnp.int32), jnp.arange(5)[None] < 3, block_len=2, impl=impl)
+  np.testing.assert_allclose(out[0, :3], 1, rtol=1e-6)
+  assert not np.asarray(out[0, 3:]).any()
 
 
 def test_auto_takes_a_form_that_exists_and_other_names_are_refused():
