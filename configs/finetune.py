@@ -12,7 +12,7 @@ To put another memory in the place of attention, write a config whose model sect
 trains from random parameters, for --init_from takes over all of a model or nothing.
 
 Cost: SmolLM2-135M, 40 updates of 2 × 128 tokens (--config.data.batch=2, seq_len and update_len 128) took 429 s on two
-busy cores of an AMD EPYC, 4.1 GB of memory and 1.6 GB of disk a checkpoint; an update here is four times as many tokens.
+busy cores of an AMD EPYC, 4.1 GB of memory and 1.6 GB of disk a checkpoint; an update here has four times the tokens.
 Expected: in these 40 updates on the first 200 kB of Sherlock Holmes, 1.273 → 1.117 bits per byte of validation (2,048
 tokens in windows of 128).
 """
