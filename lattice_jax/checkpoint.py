@@ -106,7 +106,7 @@ class Checkpoints:
     except _FAILURES as error:
       folder = self._workdir / FOLDER
       # Orbax itself already counts the failed one
-      kept = [int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+      kept = [int(path.name) for path in folder.glob("*/") if path.name.isdigit()]
       resumes = f"resumes from step {max(kept)}" if kept else "starts anew"
       raise ValueError(
         f"the checkpoint of step {self._saving} could not be written under {folder} ({_reason(error)}); make room or "
@@ -177,7 +177,7 @@ def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.C
   try:
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, handler_registry=registry)
   except OSError as error:
-    raise ValueError(f"{workdir / FOLDER} cannot be used for checkpoints: {first_line(error)}.") from error
+    raise ValueError(f"{workdir / FOLDER} cannot be used for checkpoints: {_reason(error)}.") from error
 
 
 def _newest_readable(
@@ -269,7 +269,8 @@ def _path_name(path: tuple[Any, ...]) -> str:
 def _reason(error: BaseException) -> str:
   """The system's own word for what went wrong, where TensorStore's long message holds one."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
-  return os.strerror(int(code[1])) if code else first_line(error)
+  number = int(code[1]) if code else getattr(error, "errno", None)
+  return os.strerror(number) if number else first_line(error).rstrip(".")
 
 
 def _listed(steps: Any) -> str:

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels",),
+  ("pallas_kernels", "lattice_jax.peers"),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.runtime",
    "lattice_jax.interrupt", "lattice_jax.arguments"),
   ("lattice_jax.together", "lattice_jax.formats"),

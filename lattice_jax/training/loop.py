@@ -24,7 +24,7 @@ from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate_protocols
 from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters, flops_per_token
-from lattice_jax.runtime import Stop
+from lattice_jax.runtime import CLOSING_TIMEOUT, Stop, within
 from lattice_jax.sharding import check_batch, make_mesh, tree_bytes
 from lattice_jax.together import check_agreement, failing_together
 from lattice_jax.training.feed import Feed, dispatch_size, fetch
@@ -80,9 +80,12 @@ def train(config: Config, workdir: Path, options: Options | None = None) -> Trai
     try:
       # a signal before this has nothing to save and ends the program as it always does
       with stop_request() as request:
-        return run.loop(request)
-    finally:
-      run.close()
+        state = run.loop(request)
+    except BaseException:
+      within(CLOSING_TIMEOUT, run.close)
+      raise
+    run.close()
+    return state
 
 
 class Run:

@@ -3,7 +3,7 @@
 python -m tests.faults.faulty_run WORKDIR MOMENT FAULT
 
 MOMENT: import, data, compile, update, evaluate, last_evaluate, save.
-FAULT: SIGINT, SIGTERM, both_SIGINT, full_disk, full_metrics, read_only.
+FAULT: SIGINT, SIGTERM, both_SIGINT, full_disk, full_metrics, read_only, file_for_folder.
 
 Without arguments it trains, left alone, in each workdir that a line of its input names, and says so when it has ended.
 """
@@ -47,6 +47,8 @@ def make_fault(name, workdir):
     "full_disk": lambda: limit_files(ROOM),
     "full_metrics": lambda: limit_files((workdir / "metrics.jsonl").stat().st_size),
     "read_only": lambda: (workdir / "checkpoints").chmod(0o555),
+    "file_for_folder": lambda: [(workdir / "checkpoints").rename(workdir / "moved"),
+                                (workdir / "checkpoints").write_text("")],
     "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "both_SIGINT": lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)],

@@ -98,6 +98,14 @@ def test_signal_ends_the_run_with_one_sentence_and_loses_nothing(
   assert_goes_on_to_the_same_end(workdir)
 
 
+def test_file_in_the_place_of_the_checkpoints_ends_the_run_at_once(workdir, assert_goes_on_to_the_same_end):
+  """The library that writes checkpoints waits minutes for a folder that never comes."""
+  assert_one_sentence(run(workdir, "update", "file_for_folder"), 2, "could not be written under")
+  (workdir / "checkpoints").unlink()
+  (workdir / "moved").rename(workdir / "checkpoints")
+  assert_goes_on_to_the_same_end(workdir)
+
+
 @pytest.mark.parametrize(("moment", "fault", "sentence"), [
   ("update", "full_disk", "could not be written under"),
   ("save", "full_disk", "the checkpoint of step 5 could not be written under"),
