@@ -137,7 +137,7 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
       jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
     main(arguments)
   except (Exception, KeyboardInterrupt) as error:
-    _leave(error)
+    leave(error)
 
 
 def run_script(main: Callable[[], int | None]) -> None:
@@ -145,9 +145,9 @@ def run_script(main: Callable[[], int | None]) -> None:
   try:
     status = main()
   except OSError as error:
-    _leave(ValueError(str(error)))
+    leave(ValueError(str(error)))
   except (Exception, KeyboardInterrupt) as error:
-    _leave(error)
+    leave(error)
   if status:
     sys.exit(status)
 
@@ -196,7 +196,7 @@ def git_commit() -> str | None:
     return None
 
 
-def _leave(error: BaseException) -> NoReturn:
+def leave(error: BaseException) -> NoReturn:
   """Says why, and ends the process whatever threads are alive: at its own end Python would wait for them."""
   if jax.distributed.is_initialized():
     peers.wait_for_news(error)

@@ -24,6 +24,7 @@ LAYERS = (
   ("lattice_jax.training.adafactor",),
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),
+  ("lattice_jax.run_file",),
   ("lattice_jax.checkpoint",),
   ("lattice_jax.inference",),
   ("lattice_jax.evaluation",),
