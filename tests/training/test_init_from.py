@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import finetune
-from lattice_jax.checkpoint import load_for_eval, read_run
+from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import parse_config
 from lattice_jax.data.export_tokenizer import export_tokenizer
@@ -20,6 +20,7 @@ from lattice_jax.data.tokenizers import ByteTokenizer
 from lattice_jax.evaluation import command
 from lattice_jax.metrics import read_jsonl
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
+from lattice_jax.run_file import read_run
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training import loop
 from lattice_jax.training.init_from import complete, load_start

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lattice_jax.checkpoint import load_for_eval, read_run
+from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.evaluation import command
+from lattice_jax.run_file import read_run
 from lattice_jax.training import loop
 from tests.training import tiny
 
