@@ -116,7 +116,7 @@ def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, fol
     task.with_eval(seq_len=65)
   (result,) = task.with_eval(split="test", protocol="cold").evaluate()
   assert result.tokenizer == f"pretrained:{folder}" and np.isfinite(result.bits_per_byte)
-  assert task.write_texts(["Line "], length=100, temperature=0.0).finishes == ("context",)
+  assert task.write_texts(["Line "], length=100, temperature=0.0)[0].finishes == ("context",)
   monkeypatch.setattr(sys, "argv", ["export.py", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
   runpy.run_path("scripts/export.py", run_name="__main__")
   assert "tokenizer.json" in capsys.readouterr().out
@@ -146,10 +146,3 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, folder, fields, message):
 def test_a_start_that_is_not_there_is_one_sentence(tmp_path, name, message):
   with pytest.raises(ValueError, match=message):
     loop.train(finetuning(tmp_path), tmp_path / "run", loop.Options(init_from=name))
-
-
-def test_a_context_below_zero_is_refused():
-  raw = {"model": {"context_len": -1}}
-  with pytest.raises(ValueError, match=r"^model.context_len=-1 must be at least 0; 0 means no bound\.$"):
-    parse_config(raw)
-  assert Config().model.context_len == 0
