@@ -13,7 +13,7 @@ import pytest
 
 from configs import finetune
 from lattice_jax.checkpoint import load_for_eval
-from lattice_jax.config import Config, DataConfig
+from lattice_jax.config import DataConfig
 from lattice_jax.config_checks import parse_config
 from lattice_jax.data.export_tokenizer import export_tokenizer
 from lattice_jax.data.tokenizers import ByteTokenizer
