@@ -25,7 +25,8 @@ CONFIG = define_config()
 SET = define_set()
 WORKDIR = define(
   "workdir", Place(), None, "Folder of the run; the same folder resumes it. {run_id} in it stands for WANDB_RUN_ID.")
-INIT_FROM = define("init_from", Place(), None, "Workdir of another run to take parameters and buffers from.")
+INIT_FROM = define(
+  "init_from", Place(), None, "Start from smollm2, a folder of safetensors, a .gguf file, or a run's workdir.")
 PROFILE = define("profile", Text(), None, "START:STOP, updates to trace with jax.profiler.")
 DISTRIBUTED = define("distributed", Switch(), False, "Join the processes of several hosts.")
 
@@ -47,8 +48,7 @@ def main(arguments: list[str]) -> None:
   runtime.initialize_distributed(DISTRIBUTED.value)
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
-  loop.train(config, Path(workdir), loop.Options(
-    init_from=Path(INIT_FROM.value) if INIT_FROM.value else None, profile=profile))
+  loop.train(config, Path(workdir), loop.Options(init_from=INIT_FROM.value, profile=profile))
 
 
 def fill_run_id(workdir: str) -> str:

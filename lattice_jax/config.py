@@ -53,11 +53,17 @@ class ModelConfig:
   mlp_dim: int = positive(512, "of the block \"mlp\"")
   mlp: str = choice("swiglu", ("swiglu", "squared_relu"), "of the block \"mlp\"")
   norm_gain: bool = switch(True, "whether norms have a learned scale")
+  norm_bias: bool = switch(False, "whether norms have a learned bias")
   norm_eps: float = positive(1e-6, "of the blocks' norms and the final one")
-  tied_embeddings: bool = switch(False, "the head is the embedding and has no bias")
-  head_bias: bool = switch(True, "of the head")
+  position_wavelength: float = at_least(
+    0, 0.0, "longest of the sinusoids of the position that are added to embeddings by a learned factor, 0 at first; "
+    "0 = none")
+  tied_embeddings: bool = switch(False, "the head is the embedding")
+  head_bias: bool = switch(True, "of a head of its own")
+  tied_bias: bool = switch(False, "of a head that is the embedding")
+  float32_head: bool = switch(False, "logits are products of float32, whatever dtype says")
   final_norm: bool = switch(True, "before the head")
-  logit_scale: float = positive(1.0, "factor of the logits")
+  logit_scale: float = positive(1.0, "factor of the logits, bias included")
   dropout: float = fraction(0.0, "on each residual branch")
   layer_drop: float = fraction(0.0, "a whole branch, per sequence")
   dtype: str = choice(
@@ -69,6 +75,9 @@ class ModelConfig:
   xent_chunk: int = positive(4096, "tokens whose logits exist at one time")
   impl: str = choice(
     "auto", ("auto", "reference", "xla", "pallas", "interpret"), "of all ops; auto: by backend and shape")
+  context_len: int = at_least(0, 0, "tokens that a pretrained model was made to read; 0 = no bound of its own")
+  origin: str = choice(
+    "config", ("config", "init_from"), "config: the model is this section; init_from: it is that of --init_from")
   attention: AttentionConfig = section(AttentionConfig, "the memories \"attention\" and \"window\"")
   cache: CacheConfig = section(CacheConfig, "what \"attention\" keeps of the tokens it has read")
   vq: VQConfig = section(VQConfig, "the memory \"vq\"")
@@ -92,7 +101,7 @@ class DataConfig:
 
   source: str = text(
     "enwiki_sample", "enwik8, pg19, imagenet64; their shipped samples enwiki_sample, books_sample, photos_sample; "
-    "synthetic, recall")
+    "synthetic, recall; text:PATH for one's own file or folder of texts")
   path: str = place("data", "folder of prepared data sets; samples and synthetic need none")
   tokenizer: str = text("bytes", "bytes, bpe_lossless:VOCAB, bpe_paper:VOCAB, symbols:VOCAB or pretrained:MODEL")
   seq_len: int = positive(512, "tokens of a sequence, over which memory is carried")
@@ -116,6 +125,8 @@ class OptimizerConfig:
   learning_rate: float = positive(1e-3, "at the schedule's peak")
   warmup_steps: int = at_least(0, 100, "updates of the linear rise from 0")
   schedule: str = choice("cosine", ("cosine", "linear", "constant"), "after the warm-up")
+  zero_start: bool = switch(
+    False, "the first update has rate 0; else it has the first above 0, and the last the final one")
   final_fraction: float = within(0, 1, 0.1, "of the peak, at the last step")
   b1: float = fraction(0.9, "as b2, of AdamW and Lion")
   b2: float = fraction(0.98, "of the slower average")

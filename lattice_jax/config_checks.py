@@ -66,7 +66,12 @@ def _check_cache(model: ModelConfig) -> None:
 
 
 def _check_lengths(config: Config) -> None:
-  data, train = config.data, config.train
+  data, train, context_len = config.data, config.train, config.model.context_len
+  if context_len and max(data.seq_len, config.eval.seq_len) > context_len:
+    field = "data" if data.seq_len > context_len else "eval"
+    raise ValueError(
+      f"{field}.seq_len={max(data.seq_len, config.eval.seq_len)} is more than the {context_len} tokens that the model "
+      "was made for; use at most as many.")
   if data.seq_len % data.update_len:
     raise ValueError(
       f"data.update_len={data.update_len} does not divide data.seq_len={data.seq_len}; "

@@ -23,6 +23,7 @@ from lattice_jax.fields import (
 POLICIES = ("full", "window", "lagkv", "local", "knorm", "keydiff", "random", "h2o", "snapkv", "tova")
 BUDGETS = ("fixed", "memory", "drift")
 RECORDS = ("mass", "queries")
+KEY_GRADIENTS = ("window", "blocks")
 REDUCTIONS = ("auto", "serial", "matmul", "associative", "input_scan")
 OBJECTIVES = ("decoding", "encoding", "similarity")
 STATES = ("retracted", "accumulated")
@@ -43,6 +44,7 @@ class RopeScalingConfig:
   high_freq_factor: float = positive(4.0, "llama3: wavelengths below original_len / high_freq_factor are fast")
   beta_fast: float = positive(32.0, "yarn: more turns over original_len than this are fast")
   beta_slow: float = positive(1.0, "yarn: fewer turns are slow")
+  truncate: bool = switch(True, "yarn: both ends of the rise are whole pairs, rounded outwards")
   gain: float = positive(1.0, "yarn: of rotated queries and keys")
 
 
@@ -78,6 +80,12 @@ class VQConfig:
     0, 0, "uncompressed tokens and reach of the position bias; 0 = block_len, as in the paper")
   reduction: str = choice("auto", REDUCTIONS, "how blocks get their caches; changes cost only")
   gated: bool = switch(True, "SHGA: value SiLU and output gate")
+  joined: bool = switch(
+    False, "keys, values and gate are one projection: one tensor to Adafactor, the same to other optimizers")
+  key_gradient: str = choice(
+    "window", KEY_GRADIENTS,
+    "window: from all queries in reach; blocks: from those of its own block and while in a block's window")
+  stale_rows: bool = switch(False, "keys of the window stay the codebook rows that they were when read")
   cache: bool = switch(True, "False masks the compressive cache; the window stays")
   commit_weight: float = at_least(0, 1e-4, "of the commitment loss")
   ema_rate: float = fraction(0.99, "of the codebook's moving averages: share of the old one that stays")
@@ -149,7 +157,8 @@ class CacheConfig:
   """What the memory "attention" keeps of the tokens it has read (lattice_jax/cache).
 
   Policies other than full and window keep the first `sinks` tokens, `keep` of every partition of `lag` tokens once the
-  next partition is complete, and all later tokens. Their budget is one of `keep`, `ratio` and `tokens`; with `budget`
+  next partition is complete, and all later tokens; h2o, snapkv and tova as many, chosen from all such partitions
+  together (docs/cache_policies.md). Their budget is one of `keep`, `ratio` and `tokens`; with `budget`
   "memory" it is what partitions keep on average at most, with "drift" it may be left out (lattice_jax/cache/online.py).
   """
 

@@ -36,7 +36,7 @@ def main() -> None:
     model, params, context_len = pretrained.model, pretrained.params(), pretrained.context_len
   else:
     config, params, _, _ = load_for_eval(arguments.workdir, arguments.step)
-    model, data, context_len = config.model, config.data, config.data.seq_len
+    model, data, context_len = config.model, config.data, config.model.context_len or config.data.seq_len
   tokenizer = get_tokenizer(data)
   export_model(
     model, params, arguments.output, context_len=context_len, dtype=arguments.dtype, special_ids=special_ids(tokenizer))

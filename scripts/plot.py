@@ -1,10 +1,10 @@
 """Plots of runs as PNG.
 
 python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte over updates
-python scripts/plot.py runs/a/eval_test_cold.json --out=pos.png  # bits per byte by position
-python scripts/plot.py --what=answers runs/*/eval_test_cold.json # of a task: accuracy by pairs and by distance
+python scripts/plot.py runs/a/eval_test_*.json --out=pos.png     # bits per byte by position
+python scripts/plot.py --what=answers runs/*/eval_test_*.json   # of a task: accuracy by pairs and by distance
 python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
-python scripts/plot.py --what=recall runs/smollm2/passkey        # of caches: quality against bytes, depths, kept tokens
+python scripts/plot.py --what=recall runs/smollm2/passkey_*      # of caches: quality against bytes, depths, kept tokens
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def main() -> None:
   parser.add_argument("paths", nargs="+", type=path, help="workdirs, or JSON files written by eval.py")
   parser.add_argument("--what", type=one_of(*_PLOTS),
                       help="by default the loss of workdirs, the position of JSON files")
-  parser.add_argument("--out", type=path, help="the PNG to write; by default named by what it shows")
+  parser.add_argument("--out", type=path, help="the PNG to write; by default a new one, named by what it shows")
   arguments = parser.parse_args()
   what = arguments.what or default_plot(arguments.paths)
-  out = arguments.out or Path(f"{what}.png")
+  out = arguments.out or default_out(what)
   written = draw(what, arguments.paths, out)
   print("\n".join(f"wrote {path}" for path in written))
 
@@ -38,6 +38,14 @@ def default_plot(paths: list[Path]) -> str:
   if len(are_files) > 1:
     raise ValueError("workdirs and eval files make different plots; give only the one or the other.")
   return "position" if are_files.pop() else "loss"
+
+
+def default_out(what: str) -> Path:
+  """A name that nobody chose replaces nothing: of recall, which draws several files, none that begins with it."""
+  taken = sorted(Path().glob(f"{what}*.png" if what == "recall" else f"{what}.png"))
+  if taken:
+    raise ValueError(f"{taken[0]} is there already; name the file to write with --out, which may replace one.")
+  return Path(f"{what}.png")
 
 
 def draw(what: str, paths: list[Path], out: Path) -> list[Path]:

@@ -13,18 +13,20 @@ SECONDS=0
 trained_in=$SECONDS
 
 echo; echo "== The test split, beside general compressors, and a text that the model writes"
-"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=both --compressors --generate=600 --prompt="The "
+"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=both --compressors --generate=600 --prompt="The " \
+  --output="$run/eval_test.json"
 echo; echo "== The same checkpoint with its compressive memory masked: each block sees itself and the block before it"
-"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=cold --set=model.vq.cache=False
+"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=cold --set=model.vq.cache=False \
+  --output="$run/eval_test_cold_masked.json"
 "$venv_python" scripts/plot.py "$run" --out="$run/loss.png"
-"$venv_python" scripts/plot.py "$run"/eval_test_cold*.json --out="$run/position.png"
+"$venv_python" scripts/plot.py "$run"/eval_test_cold.json "$run"/eval_test_cold_masked.json --out="$run/position.png"
 
 cat <<END
 
 Done: $trained_in s of training, $SECONDS s in all. In $run:
   loss.png             bits per byte over updates
   position.png         bits per byte by position, with and without the compressive memory
-  sample.txt           what the model wrote
+  sample_*.txt         what the model wrote
   eval_test_*.json     the results on test
   metrics.jsonl        every update, one line each
   run.json             the config, versions and data that made it

@@ -132,6 +132,7 @@ def test_a_field_without_domain_is_an_error():
 
 @pytest.mark.parametrize(("stated", "owned"), [
   (config.MEMORY_NAMES, MEMORIES), (config_memories.REDUCTIONS, ("auto", *vq.FORMS)),
+  (config_memories.KEY_GRADIENTS, vq.KEY_GRADIENTS),
   (config_memories.OBJECTIVES, lattice.OBJECTIVES), (config_memories.STATES, lattice.STATES),
   (config_memories.FORMS, lattice.FORMS), (policy.POLICIES, config_memories.POLICIES),
   (FIELDS["model.impl"].metadata["domain"].allowed, dispatch.IMPLEMENTATIONS),

@@ -90,7 +90,7 @@ def test_a_local_copy_is_verified_and_installed_once(tmp_path, packed):
   (zip_of("tiny", RAW[::-1]), r"given is not tiny: expected sha256 \w{64}, found \w{64}\.$"),
   (zip_of("tiny", RAW + b"x"), r"given is not tiny: expected 10,240 bytes, found 10,241\.$"),
   (zip_of("enormous", RAW), r"given holds no file named tiny; it holds enormous\.$"),
-  (zip_of("tiny", RAW).replace(RAW[:99], RAW[1:100]), r"given is a damaged zip \(.*\); fetch it again\.$"),
+  (zip_of("tiny", RAW).replace(RAW[:99], RAW[1:100]), r"given is damaged \(.*\); fetch it again\.$"),
 ], ids=["short", "other-bytes", "zip-other-bytes", "zip-long", "zip-other-name", "zip-damaged"])
 def test_anything_else_is_refused_in_one_sentence_and_leaves_nothing(tmp_path, given, message):
   origin = tmp_path / "given"

@@ -79,8 +79,8 @@ def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
                 color=COLORS[index % len(COLORS)], linestyle="-" if index < len(COLORS) else "--")
   axes.set_xscale("log", base=2)
   axes.set_yscale("log")
-  axes.set_xlabel("tokens")
-  axes.set_ylabel("microseconds a token")
+  axes.set_xlabel("length of a row (tokens)")
+  axes.set_ylabel("time per token (µs)")
   save_with_legend(figure, axes, out)
 
 

@@ -12,7 +12,9 @@ CACHE = define_several(
 TASK = define(
   "task", Text(TASKS), None,
   "Judge caches: passkey, needles, copy, pairs ask for what a prompt said; text goes on with a text.")
-PEERS = define("peers", Names(), (), "Policies that are judged too, keeping as many tokens as each --cache.")
+PEERS = define(
+  "peers", Names(), (),
+  "Policies that are judged too, by their scores in the frame of each --cache, keeping as many tokens.")
 LENGTHS = define("lengths", Several(POSITIVE), (1024,), "Of a --task: tokens of the prompts, or of the texts.")
 ANSWERS = define("answers", Several(POSITIVE), (7,), "Of a --task: digits, or words, to be said.")
 DEPTHS = define(

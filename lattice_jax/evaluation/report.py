@@ -63,15 +63,6 @@ def write_text(path: Path, text: str, *, instead: str = "") -> None:
       f"{path} cannot be written: {error.strerror}; make room or give the right to write there{instead}.") from error
 
 
-def result_name(result: EvalResult, default_seq_len: int, overrides: Sequence[str]) -> str:
-  """The JSON's file name; another context length or an override never replaces the plain result."""
-  parts = [f"eval_{result.split}_{result.protocol}"]
-  if result.seq_len != default_seq_len:
-    parts.append(f"T{result.seq_len}")
-  parts.extend("".join(c if c.isalnum() or c in ".=-" else "-" for c in override) for override in overrides)
-  return "_".join(parts) + ".json"
-
-
 def align(rows: Sequence[Sequence[str]]) -> str:
   """Columns of equal width, the first to the left and the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -148,9 +139,8 @@ def _documents(result: EvalResult) -> str:
 def _buckets(result: EvalResult) -> str:
   return align([
     ("position", "tokens", f"bits per {result.unit}"),
-    *((
-      f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}",
-      "" if bucket.bits_per_byte is None else f"{bucket.bits_per_byte:.4f}") for bucket in result.buckets)])
+    *((f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}", f"{bucket.bits_per_byte:.4f}")
+      for bucket in result.buckets)])
 
 
 def _perplexity(value: float | None) -> str:

@@ -59,7 +59,7 @@ def test_result_is_written_with_all_that_makes_it_again(workdir):
   task, result = evaluate(workdir)
   path = task.write(result, None)
   written = json.loads(path.read_text())
-  assert path == workdir / "eval_test_cold.json"
+  assert path == workdir / f"eval_test_cold_step7_{written['key']}.json"
   assert (written["step"], written["overrides"], written["seq_len"]) == (7, [], 64)
   assert (written["source"], written["fingerprint"]) == ("synthetic", result.fingerprint)
   assert (written["tokenizer"], written["unit"], written["documents"]) == ("bytes", "byte", [])
@@ -68,12 +68,10 @@ def test_result_is_written_with_all_that_makes_it_again(workdir):
   assert sum(bucket["tokens"] for bucket in written["buckets"]) == written["tokens"] == result.tokens
 
 
-def test_an_override_changes_the_model_and_the_file_name_only_of_its_own_result(workdir):
+def test_an_override_changes_the_model_and_the_file_is_called_by_it(workdir):
   plain, masked = evaluate(workdir), evaluate(workdir, overrides=["model.vq.cache=False"])
   assert plain[1].bits_per_byte != masked[1].bits_per_byte
-  assert masked[0].write(masked[1], None).name == "eval_test_cold_model.vq.cache=False.json"
-  shorter = dataclasses.replace(plain[1], seq_len=32)
-  assert plain[0].write(shorter, None).name == "eval_test_cold_T32.json"
+  assert masked[0].write(masked[1], None).name.startswith("eval_test_cold_step7_model.vq.cache=False_")
   assert plain[0].write(plain[1], workdir / "new" / "x.json") == workdir / "new" / "x.json"
 
 
@@ -87,11 +85,11 @@ def test_a_named_step_is_the_one_that_is_read(workdir):
 def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
   shown = []
   task = command.load(workdir, step=None, overrides=[])
-  written = task.write_texts(["abc"], length=8, seed=1, show=shown.append)
+  written, path = task.write_texts(["abc"], length=8, seed=1, show=shown.append)
   (text,) = written.texts
   assert text.startswith("abc") and len(text) > 3
   assert "".join(shown) == text
-  assert (workdir / "sample.txt").read_text() == text + "\n"
+  assert path.parent == workdir and path.read_text() == text + "\n"
   lines = report.format_written(written).splitlines()
   assert lines[0].endswith("8 tokens: as long as asked")
   assert [line.split("  ")[0] for line in lines[1:]] == ["time to first token", "tokens per second", "memory"]
