@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import math
 import os
@@ -14,13 +14,17 @@ import sys
 import pytest
 
 from lattice_jax import arguments, runtime
+from lattice_jax.config import DataConfig
+from lattice_jax.data.sources import load_source
+from lattice_jax.data.tokenizers import get_tokenizer
 from lattice_jax.domains import Number
+from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.self_check import __main__ as self_check
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted(
-  path.stem for path in (ROOT / "scripts").glob("*.py")
-  if path.stem not in ("check_overhead", "pretrained_reference"))  # a command; a stranger to this environment
+  path.stem for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()
+  and path.stem not in ("check_overhead", "pretrained_reference"))  # a command; a stranger to this environment
 NUMBERS = ("-1", "0", "1", "nan", "inf", "-inf", "1e300", str(10**15), str(2**70), "9" * 5000, "x", "")
 # Commands in an interpreter each, for flags are global: name, lowest, highest, whether whole, whether low is left out.
 WHOLE, LARGEST, SEEDS = True, 2**31 - 1, 2**32 - 1
@@ -126,14 +130,9 @@ def run(monkeypatch):
   """(status, stderr) of a script that is called so, in this process."""
   environment = dict(os.environ)
 
-  def load(name):
-    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
-
   def call(name, *words):
-    main = (lambda: self_check.main(list(words))) if name == "self_check" else load(name)
+    main = (lambda: self_check.main(list(words))) if name == "self_check" else \
+      importlib.import_module(f"scripts.{name}").main
     called = f"lattice_jax/{name}/__main__.py" if name == "self_check" else f"scripts/{name}.py"
     monkeypatch.setattr(sys, "argv", [called, *words])
     runtime.run_script(main)
@@ -204,6 +203,15 @@ def test_a_mistake_in_a_script_is_one_sentence(run, capsys, name, words, sentenc
   said = capsys.readouterr().err
   assert left.value.code == 2
   assert said.startswith(sentence) and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("open_it", [
+  lambda: load_source(DataConfig(source="text:gs://bucket/book.txt"), "train"),
+  lambda: get_tokenizer(DataConfig(tokenizer="pretrained:gs://bucket/book.txt")),
+  lambda: find_pretrained("gs://bucket/book.txt")], ids=["text", "tokenizer", "model"])
+def test_a_place_inside_another_value_is_of_this_machine_too(open_it):
+  with pytest.raises(ValueError, match=r"gs://bucket/book\.txt'? is no place of this machine: gs:// is not supported"):
+    open_it()
 
 
 def test_home_is_found_by_every_flag_that_names_a_place(monkeypatch, run, tmp_path):

@@ -24,6 +24,7 @@ from lattice_jax.config import DataConfig
 from lattice_jax.data.files import decode_text, sha256_of_file
 from lattice_jax.data.hashing import permutation
 from lattice_jax.data.source import SPLITS, fingerprint
+from lattice_jax.domains import Place
 
 PREFIX = "text:"
 SUFFIXES = (".txt", ".md")
@@ -88,7 +89,10 @@ def _find(source: str) -> tuple[Path, list[Path]]:
     raise ValueError(f"data.source={source} names no text; give a file or a folder, as in data.source=text:book.txt.")
   if os.fsencode(name).decode(errors="ignore") != name:
     raise ValueError(f"data.source={os.fsencode(source)} is not UTF-8, so it cannot be written down; rename the file.")
-  path = Path(name).expanduser()
+  try:
+    path = Path(Place().parse(name))
+  except ValueError as error:
+    raise ValueError(f"data.source={source} {error}") from error
   try:
     if path.is_dir():
       files = _in_folder(path)

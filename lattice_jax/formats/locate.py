@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from lattice_jax.domains import Place
 from lattice_jax.formats.shown import shown
 
 # name → (Python package whose folder holds one .gguf file, what pip calls it)
@@ -18,11 +19,12 @@ def find_pretrained(name: str) -> Path:
     ValueError: there is none, the package that ships it is not installed, or the name stands for several.
   """
   try:
-    path = Path(name).expanduser()
+    path = Path(Place().parse(name))
     is_folder, is_file = (path / "config.json").is_file(), path.is_file()
-  except (OSError, RuntimeError) as error:  # too long, not allowed to be looked at, or ~ of nobody
-    reason = error.strerror if isinstance(error, OSError) else error
-    raise ValueError(f"pretrained model {shown(name)} cannot be looked for: {str(reason).rstrip('.')}.") from error
+  except ValueError as error:
+    raise ValueError(f"pretrained model {shown(name)} {error}") from error
+  except OSError as error:  # too long, or not allowed to be looked at
+    raise ValueError(f"pretrained model {shown(name)} cannot be looked for: {error.strerror}.") from error
   if name in PACKAGES:
     if is_folder:
       raise ValueError(

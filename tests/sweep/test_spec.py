@@ -66,8 +66,8 @@ def test_multiples_have_no_rounding_errors_and_stay_inside():
   ({"min": 0, "max": 10**400}, "max must be a number that is finite"),
   ({"min": 0, "max": 2**60}, r"min=0 or max=\d+ lie more than 9,007,199,254,740,992 multiples of 1; use smaller"),
   ({"distribution": "q_uniform", "min": 1, "max": 2, "q": 1e-300}, "lie more than 9,007,199,254,740,992 multiples of"),
-  ({"distribution": "normal", "mu": float("nan")}, "mu must be a number that is finite"),
-  ({"values": [1, float("nan")]}, "finite"),
+  ({"distribution": "normal", "mu": float("nan")}, "mu.* must be a number that is finite"),
+  ({"values": [1, float("nan")]}, "value=nan must be finite"),
 ], ids=str)
 def test_bad_parameter_is_refused_in_one_sentence(entry, message):
   with pytest.raises(ValueError, match=message) as caught:
