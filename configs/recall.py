@@ -22,12 +22,12 @@ import functools
 import ml_collections
 
 from configs import common
-from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.config import MEMORY_NAMES
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  memories = {name: functools.partial(use_memory, name) for name in MEMORIES}
-  arg = common.with_one_of(arg, MEMORIES, "lattice")
+  memories = {name: functools.partial(use_memory, name) for name in MEMORY_NAMES}
+  arg = common.with_one_of(arg, MEMORY_NAMES, "lattice")
   return common.make_config(arg, without_memory, {**memories, "sample": common.is_sample_size})
 
 

@@ -18,8 +18,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lattice_jax.config import Config
+from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import parse_config
+from lattice_jax.data.tokenizers import get_tokenizer, model_sha256
 from lattice_jax.metrics import warn
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.runtime import first_line
@@ -130,8 +131,22 @@ def load_for_eval(
     shardings = param_shardings(boxed, mesh, config.mesh)
   abstract = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unbox(boxed), shardings)
+  check_tokenizer(workdir, config.data)
   found, variables = load_variables(workdir, abstract, step=step)
   return config, variables["params"], variables["buffers"], found
+
+
+def check_tokenizer(workdir: Path, data: DataConfig) -> None:
+  """Raises ValueError where the run learned the tokens of another trained tokenizer than the one that `data` has."""
+  trained_with = read_run(workdir).get("tokenizer_sha256")  # of an older run it is not known
+  if not trained_with:
+    return
+  get_tokenizer(data)  # says so where its model is missing or damaged
+  if model_sha256(data) != trained_with:
+    raise ValueError(
+      f"the tokenizer {data.tokenizer} of data.source={data.source} is not the one that {workdir} was trained with: "
+      "it was made of other texts, or those have changed; restore them, or train with data.tokenizer=bytes to read "
+      "others.")
 
 
 def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> tuple[int, Any]:

@@ -9,28 +9,27 @@ python scripts/plot.py --what=recall runs/smollm2/passkey_*      # of caches: qu
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import Parser, one_of, path
+from lattice_jax.runtime import quieten_checkpoints, run_script
+
 _PLOTS = ("loss", "position", "codebook", "answers", "recall")
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("paths", nargs="+", type=Path, help="workdirs, or JSON files written by eval.py")
-  parser.add_argument("--what", choices=_PLOTS, help="by default the loss of workdirs, the position of JSON files")
-  parser.add_argument("--out", type=Path, help="the PNG to write; by default a new one, named by what it shows")
+  parser = Parser(__doc__)
+  parser.add_argument("paths", nargs="+", type=path, help="workdirs, or JSON files written by eval.py")
+  parser.add_argument("--what", type=one_of(*_PLOTS),
+                      help="by default the loss of workdirs, the position of JSON files")
+  parser.add_argument("--out", type=path, help="the PNG to write; by default a new one, named by what it shows")
   arguments = parser.parse_args()
-  try:
-    what = arguments.what or default_plot(arguments.paths)
-    out = arguments.out or default_out(what)
-    written = draw(what, arguments.paths, out)
-  except (ValueError, OSError) as error:
-    print(f"plot.py: {error}", file=sys.stderr)
-    sys.exit(2)
+  what = arguments.what or default_plot(arguments.paths)
+  out = arguments.out or default_out(what)
+  written = draw(what, arguments.paths, out)
   print("\n".join(f"wrote {path}" for path in written))
 
 
@@ -58,7 +57,6 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
     return plot_recall(paths[0], out)
   if what == "codebook":
     from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
-    from lattice_jax.runtime import quieten_checkpoints
 
     quieten_checkpoints()
     plot_codebook(paths[0], out)
@@ -71,4 +69,4 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

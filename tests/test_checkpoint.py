@@ -250,6 +250,14 @@ def test_checkpoint_of_another_model_is_refused_and_nothing_changed(workdir, tmp
   assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3", "9"]
 
 
+def test_a_state_of_fewer_arrays_than_the_checkpoints_does_not_fit(workdir):
+  checkpoints = Checkpoints(workdir, keep_last=5)
+  fewer = abstract().replace(params={"weight": abstract().params["weight"]})
+  with pytest.raises(ValueError, match="does not fit this config: it also has the array params/count"):
+    checkpoints.restore_latest(fewer)
+  checkpoints.close()
+
+
 def test_file_in_the_place_of_the_folder_is_one_sentence(tmp_path):
   (tmp_path / "checkpoints").write_text("")
   with pytest.raises(ValueError, match="is a file, so no checkpoints can lie there"):

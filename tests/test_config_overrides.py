@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lattice_jax.config import Config
 from lattice_jax.config_checks import default_config, parse_config, to_dict
-from lattice_jax.evaluation.overrides import apply_overrides
+from lattice_jax.config_text import apply_overrides
 
 MANY = settings(max_examples=200)
 BASE = parse_config(default_config())

@@ -90,6 +90,15 @@ def test_batch_that_is_not_divisible_names_one_that_is(batch, accumulate, sugges
   check_batch(fitting, make_mesh(fitting.mesh))
 
 
+def test_batch_must_be_divisible_among_processes_too(monkeypatch):
+  config = tiny.make_config(data__batch=4)
+  mesh = make_mesh(config.mesh, jax.devices()[:2])
+  check_batch(config, mesh)
+  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  with pytest.raises(ValueError, match=r"such as data\.batch=6"):
+    check_batch(config, mesh)
+
+
 def test_state_is_born_sharded_and_the_same_on_any_mesh(monkeypatch):
   tiny.use_tiny_decoder(monkeypatch)
   config = tiny.make_config()

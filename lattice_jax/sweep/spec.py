@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lattice_jax.sweep.parameters import Choice, Parameter, Value, parse_parameter
+from lattice_jax.sweep.strict_yaml import read_yaml
 
 METHODS = ("grid", "random", "bayes")
+MAX_GRID = 100_000
+_QUOTED = 200  # characters of either end of a long sentence
 _KEYS = ("program", "method", "metric", "parameters", "command", "run_cap", "name", "description", "project", "entity")
 _REFUSED = {
   "early_terminate": "trials are not cut short offline; remove it, or run the sweep online with `wandb sweep`"}
@@ -53,16 +55,21 @@ class Sweep:
 def read_sweep(path: Path) -> Sweep:
   """Raises ValueError, one sentence, where the file is not a sweep that can be run offline."""
   try:
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}.") from error
+    raw = read_yaml(path.read_text(encoding="utf-8"))
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error.strerror}); give a file such as configs/sweeps/NAME.yaml.") \
       from error
+  except ValueError as error:
+    raise ValueError(f"{path} is not readable YAML: {_shortened(' '.join(str(error).split())).rstrip('.')}.") from error
   try:
     return _parse(path, raw)
   except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise ValueError(f"{path}: {_shortened(str(error))}") from error
+
+
+def _shortened(text: str) -> str:
+  """A sentence that quotes what the file says, which may be long; what to do stands at its end."""
+  return text if len(text) <= 2 * _QUOTED else f"{text[:_QUOTED]} … {text[-_QUOTED:]}"
 
 
 def _parse(path: Path, raw: Any) -> Sweep:
@@ -106,11 +113,15 @@ def _metric(raw: Any) -> tuple[str, bool]:
 
 def _checked(parameters: tuple[Parameter, ...], method: str) -> tuple[Parameter, ...]:
   for parameter in parameters:
-    if method == "grid" and parameter.choices() is None:
+    if method == "grid" and parameter.num_choices() is None:
       raise ValueError(f"parameter {parameter.name}: a grid cannot go through a continuous distribution; use values, "
                        "q_uniform, or method random.")
   if all(isinstance(parameter, Choice) and len(parameter.values) == 1 for parameter in parameters):
     raise ValueError("every parameter is a constant; give one of them several values.")
+  count = math.prod(parameter.num_choices() or 1 for parameter in parameters)
+  if method == "grid" and count > MAX_GRID:
+    raise ValueError(f"the grid has {count:,} trials, and at most {MAX_GRID:,} can be gone through; use fewer values, "
+                     "or method random with a run_cap.")
   return parameters
 
 

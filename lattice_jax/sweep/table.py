@@ -100,8 +100,9 @@ class Table:
     for parameter in self.sweep.parameters:
       found = {dict(row.setting)[parameter.name] for row in self.rows if not is_seed(parameter.name)}
       if len(found) > 1:
-        ordered = parameter.choices() or sorted(found)
-        shown[parameter.name] = short_values([value for value in ordered if value in found])
+        ordered = [value for value in parameter.values if value in found] if isinstance(parameter, Choice) \
+          else sorted(found)
+        shown[parameter.name] = short_values(ordered)
     return shown
 
   @property

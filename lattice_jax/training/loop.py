@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lattice_jax.checkpoint import Checkpoints, load_variables, read_run
+from lattice_jax.checkpoint import Checkpoints, read_run
 from lattice_jax.config import Config
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import Source, load_source
@@ -28,6 +28,7 @@ from lattice_jax.runtime import Stop
 from lattice_jax.sharding import check_batch, make_mesh, tree_bytes
 from lattice_jax.together import check_agreement, failing_together
 from lattice_jax.training.feed import Feed, dispatch_size, fetch
+from lattice_jax.training.init_from import complete, load_start
 from lattice_jax.training.reporter import Reporter, peak_flops
 from lattice_jax.training.signals import StopRequest, stop_request
 from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state, make_optimizer
@@ -47,11 +48,11 @@ from lattice_jax.writers import RunInfo, Writers, check_writers
 class Options:
   """What the command line adds to a config.
 
-  init_from: workdir whose newest parameters and buffers a new run starts with.
+  init_from: a pretrained model, or a workdir whose newest parameters and buffers a new run starts with.
   profile: (start, stop): a `jax.profiler` trace of updates start … stop − 1 goes to workdir/profile.
   """
 
-  init_from: Path | None = None
+  init_from: str | Path | None = None
   profile: tuple[int, int] | None = None
 
 
@@ -73,10 +74,13 @@ def train(config: Config, workdir: Path, options: Options | None = None) -> Trai
     Stop: a signal came (everything is saved), or a loss was not finite (the update is dumped for replay).
   """
   check_writers(config.train.writers)
+  options = options or Options()
+  with failing_together():
+    config = complete(config, options.init_from)
   mesh = make_mesh(config.mesh)
   check_batch(config, mesh)
   with locked(workdir), jax.set_mesh(mesh):
-    run = Run(config, workdir, options or Options(), mesh)
+    run = Run(config, workdir, options, mesh)
     try:
       # a signal before this has nothing to save and ends the program as it always does
       with stop_request() as request:
@@ -160,12 +164,8 @@ class Run:
         f"the checkpoint of step {step} in {self.workdir}", self.checkpoints.run_of(step), self.config,
         self.source.fingerprint)
       return state, step, f"resumed from the checkpoint of step {step}"
-    if self.options.init_from is None:
-      return create_state(self.config, self.mesh), 0, "from random parameters"
-    variables = {"params": abstract.params, "buffers": abstract.buffers}
-    step, variables = load_variables(self.options.init_from, variables)
-    state = create_state(self.config, self.mesh).replace(**variables)
-    return state, 0, f"from the parameters of {self.options.init_from} at step {step}"
+    variables, origin = load_start(self.config, self.options.init_from, abstract)
+    return create_state(self.config, self.mesh, variables), 0, origin
 
   def _introduce(self, parameters: int, origin: str) -> None:
     config, mesh = self.config, self.mesh

@@ -19,6 +19,7 @@ from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.config_checks import parse_config, to_dict
 from lattice_jax.data.source import Source
+from lattice_jax.data.tokenizers import model_sha256
 from lattice_jax.metrics import read_jsonl
 from lattice_jax.runtime import git_commit
 from lattice_jax.together import failing_together
@@ -66,8 +67,8 @@ def check_same_run(what: Path | str, run: dict[str, Any], config: Config, finger
       "\nUse the stored values, or choose another --workdir (its parameters can be taken over with --init_from).")
   if run["data_fingerprint"] != fingerprint:
     raise ValueError(
-      f"the data under data.path is not what {what} was trained on ({run['data_fingerprint']} → {fingerprint}); "
-      "restore it, or choose another --workdir.")
+      f"data.source={config.data.source} is not what {what} was trained on ({run['data_fingerprint']} → "
+      f"{fingerprint}); restore it, or choose another --workdir.")
 
 
 def describe_run(config: Config, source: Source, *, parameters: int, mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -78,6 +79,7 @@ def describe_run(config: Config, source: Source, *, parameters: int, mesh: jax.s
     "git_commit": git_commit(),
     "command": sys.argv,
     "data_fingerprint": source.fingerprint,
+    "tokenizer_sha256": model_sha256(config.data),
     "unit": source.unit,
     "parameters": parameters,
     "mesh": dict(mesh.shape),

@@ -7,6 +7,7 @@ import pytest
 
 from lattice_jax.config import DataConfig
 from lattice_jax.data.files import ENWIK8, SAMPLES, Original, prepared_path, read_sample
+from lattice_jax.data.source import fingerprint
 from lattice_jax.data.sources import SPLITS, byte_splits, load_source, read_original_split
 from lattice_jax.data.tokenizers import get_tokenizer
 
@@ -51,6 +52,10 @@ def test_fingerprint_depends_on_split_and_name():
     load_source(DataConfig(source=name), split).fingerprint for name in ("synthetic", "enwiki_sample")
     for split in SPLITS}
   assert len(fingerprints) == 6
+
+
+def test_fingerprint_depends_on_where_its_parts_end():
+  assert fingerprint("ab", "c") != fingerprint("a", "bc") != fingerprint("abc")
 
 
 def test_unknown_source_and_split_are_refused_with_a_suggestion():

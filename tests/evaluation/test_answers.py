@@ -79,6 +79,9 @@ def test_accuracy_and_nats_are_those_of_the_answers(source, variables, protocol,
     assert group.accuracy == pytest.approx(right[inside].mean())
     np.testing.assert_allclose(group.nll_per_answer, nats[inside].mean(), rtol=1e-5)
   for label in ("pairs", "distance"):
+    octaves = [tuple(int(np.log2(end)) for end in (group.first, group.last))
+               for group in result.answers if group.label == label]
+    assert all(low == high for low, high in octaves) and octaves == sorted(set(octaves)), octaves
     assert sum(group.answers for group in result.answers if group.label == label) == result.tokens
 
 

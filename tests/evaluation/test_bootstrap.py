@@ -24,3 +24,6 @@ def test_a_short_last_stretch_weighs_as_much_as_it_is_long():
   low, high = interval_of_mean(np.array([1.0] * 30 + [5.0]), block=30)
   assert (low, high) == (1.0, 5.0)
   assert interval_of_mean(np.ones(3), block=8) == (1.0, 1.0)
+  # one of each stretch, which half of the draws are, has the mean of all values
+  np.testing.assert_allclose(
+    interval_of_mean(np.array([1.0] * 30 + [5.0]), block=30, level=0.2), [35 / 31] * 2, rtol=1e-12)

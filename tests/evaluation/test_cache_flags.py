@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from lattice_jax import runtime
 from lattice_jax.config import AttentionConfig, CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.evaluation import cache_flags
 from lattice_jax.evaluation.command import Task
@@ -47,8 +48,11 @@ def judge(workdir, monkeypatch, **values):
   monkeypatch.setattr(cache_flags, "run_grid", run_grid)
   monkeypatch.setattr(cache_flags, "compare", compare)
   monkeypatch.setattr(cache_flags, "write_comparisons", lambda folder, result: [folder / "compare.md"])
-  for name, value in values.items():
-    setattr(flags.FLAGS, name, value)
+  runtime.parse_flags(["eval.py", *(
+    f"--{name}={','.join(value) if isinstance(value, list) else value}"
+    for name, value in values.items() if name != "cache")])
+  if "cache" in values:
+    flags.FLAGS.cache = values["cache"]
   return asked, cache_flags.judge(make_task(workdir), "test", report=print)
 
 
@@ -81,8 +85,9 @@ def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkey
 
 
 @pytest.mark.parametrize(("values", "message"), [
-  ({"lengths": ["1k"]}, "--lengths=1k must be numbers with commas between them"),
-  ({"depths": []}, "--depths is empty; give"), ({"task": "text", "trials": 0}, "--trials=0 must be at least 1"),
+  ({"lengths": ["1k"]}, "--lengths=1k must be values with commas between them, each of which must be a whole number"),
+  ({"depths": []}, "--depths= must be values with commas"),
+  ({"task": "text", "trials": 0}, "--trials=0 must be positive"),
   ({"lengths": ["4096"]}, "--lengths=4096 is more than the 2,048 tokens that run was made for"),
   ({"cache": ["lagvk"]}, "Did you mean 'lagkv'"), ({"task": "text", "lengths": ["2047"]}, "no document of the split")],
   ids=str)

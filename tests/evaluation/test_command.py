@@ -17,10 +17,10 @@ import pytest
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig, VQConfig
 from lattice_jax.config_checks import to_dict
+from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.tokenizers import ByteTokenizer
 from lattice_jax.evaluation import command, report
 from lattice_jax.evaluation.answers import AnswerGroup
-from lattice_jax.evaluation.overrides import apply_overrides
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
@@ -158,7 +158,7 @@ def test_an_override_takes_the_type_of_its_field(override, field, value):
     ({"overrides": ["modle.vq.cache=False"]}, "Did you mean 'model'"),
     ({"overrides": ["model.vq.cache"]}, "must have the form"),
     ({"overrides": ["model.dim.x=1"]}, "a field and not a section"),
-    ({"overrides": ["model.vq.cache=3"]}, "must be of type bool"),
+    ({"overrides": ["model.vq.cache=3"]}, r"model\.vq\.cache=3 must be true or false"),
     ({"overrides": ["model.vq.codes=6"]}, "not be what the checkpoint holds"),
     ({"step": 5}, "no checkpoint of step 5; it has 3, 7"),
     ({"seq_len": -1}, "seq_len=-1"), ({"chunk_len": -1}, "chunk_len=-1"), ({"batch": 0}, "batch=0"),
@@ -170,9 +170,12 @@ def test_a_mistake_is_answered_in_one_sentence(workdir, options, message):
   assert "\n" not in str(error.value)
 
 
-def test_an_output_that_cannot_be_written_is_named(workdir):
-  with pytest.raises(ValueError, match=r"cannot be written: .*choose another"):
-    report.write_text(workdir / "run.json" / "x.json", "")
+def test_what_cannot_be_written_is_named_with_what_helps(workdir):
+  place = workdir / "run.json" / "x.json"
+  with pytest.raises(ValueError, match=r"x\.json cannot be written: .*; make room or give the right to write there\.$"):
+    report.write_text(place, "")
+  with pytest.raises(ValueError, match=r"right to write there, or choose another --output\.$"):
+    report.write_result(place, evaluate_stub(bits_per_byte=2.2), {})
 
 
 def test_comparison_lists_the_best_first():

@@ -122,6 +122,13 @@ def test_texts_are_judged_one_by_one_and_add_up(source, protocol):
   np.testing.assert_allclose(result.word_perplexity, np.exp(nats.sum() / 50), rtol=1e-4)
 
 
+def test_metrics_of_the_model_are_means_over_the_split(source):
+  errors = [run(source, protocol="cold", batch=batch, chunk_len=chunk_len).metrics["quantization_error"]
+            for batch, chunk_len in ((3, 0), (8, 16))]
+  assert 0 < errors[0] < 4  # of keys of one length, over the square of it
+  np.testing.assert_allclose(*errors, rtol=1e-5)
+
+
 def test_a_corpus_of_no_texts_has_no_words(source):
   result = run(dataclasses.replace(source, texts=None, unit="dim"), batch=3)
   assert (result.words, result.raw_words, result.word_perplexity, result.documents) == (None, None, None, ())

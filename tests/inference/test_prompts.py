@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lattice_jax.inference.prompts import prompt_chunk, unpad
+from lattice_jax.inference.prompts import check_room, prompt_chunk, unpad
 
 ROWS = [[7, 8, 9], [], [5, 6]]
 
@@ -32,3 +32,11 @@ def test_pieces_of_rows_are_their_tokens_with_their_positions():
   np.testing.assert_array_equal(segment.valid_BT, [[True, False], [False, False], [False, False]])
   np.testing.assert_array_equal(tokens, [[9, 0], [0, 0], [0, 0]])
   np.testing.assert_array_equal(segment.positions_BT, [[2, 3]] * 3)
+
+
+def test_a_prompt_that_fills_the_context_is_refused():
+  rows = [np.zeros(2, np.int32), np.zeros(4, np.int32)]
+  check_room(rows, None)
+  check_room(rows, 5)
+  with pytest.raises(ValueError, match="the prompt of row 1 has 4 tokens, and the context holds 4"):
+    check_room(rows, 4)

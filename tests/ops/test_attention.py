@@ -72,6 +72,8 @@ def test_blocks_that_nobody_sees_are_not_visited():
   assert (first.tolist(), stop.tolist()) == ([0, 0, 0, 0], [1, 2, 3, 4])
   first, stop = block_reach(whole, whole, query_block=8, key_block=8, window=9)
   assert (first.tolist(), stop.tolist()) == ([0, 0, 1, 2], [1, 2, 3, 4])
+  first, stop = block_reach(whole, whole, query_block=8, key_block=8, window=2)
+  assert (first.tolist(), stop.tolist()) == ([0, 0, 1, 2], [1, 2, 3, 4])
   two = Order(index_BT=index, id_BT=(index >= 16).astype(jnp.int32))
   first, stop = block_reach(two, two, query_block=8, key_block=8, window=0)
   assert (first.tolist(), stop.tolist()) == ([0, 0, 2, 2], [1, 2, 3, 4])

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.ops.attention import EMPTY, MASKED
+from lattice_jax.ops.attention import EMPTY, MASKED, Order, attend
+from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
 from lattice_jax.ops.attention.slots import Readers, Slots, attend_slots, slots_seen
 from tests.contract.harness import quick_jit
@@ -63,3 +64,16 @@ def test_attention_received_is_the_column_sum():
   # every query that sees anything gives 1, in each of the heads that share a key
   np.testing.assert_allclose(mass_BHS.sum(-1), np.array([[7, 7], [4, 4]]) * QUERIES / HEADS, rtol=1e-5)
   assert (np.asarray(mass_BHS)[1, :, USED[1]:] == 0).all()
+
+
+def test_blocks_of_queries_that_are_filled_up_receive_nothing_more():
+  length = 130  # more than a block of queries, by two
+  rng = np.random.default_rng(1)
+  q, k, v = (jnp.asarray(rng.normal(size=(1, length, heads, KEY)), jnp.float32) for heads in (2, 1, 1))
+  order = Order(index_BT=jnp.arange(length)[None], id_BT=jnp.zeros((1, length), jnp.int32))
+  _, lse = attend(q, k, v, order, order)
+  mass_BHS = received_mass(
+    q, lse, jnp.moveaxis(k, 1, 2), order, lambda query: allowed(query, order, window=0)[:, None])
+  score_HTS = np.einsum("thk,sk->hts", np.float64(q[0]), np.float64(k[0, :, 0])) / np.sqrt(KEY)
+  odds_HTS = np.exp(score_HTS) * np.tri(length)
+  np.testing.assert_allclose(mass_BHS[0, 0], (odds_HTS / odds_HTS.sum(-1, keepdims=True)).sum((0, 1)), rtol=1e-4)

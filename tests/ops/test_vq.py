@@ -10,6 +10,7 @@ from lattice_jax.layers.vq import update_codebook
 from lattice_jax.ops.vq import (
   COUNT_FLOOR,
   FORMS,
+  KEY_GRADIENTS,
   Quantized,
   choose_reduction,
   code_statistics,
@@ -44,6 +45,18 @@ def test_quantize_finds_the_nearest_row_and_passes_the_gradient_straight_through
   assert not np.asarray(jax.jit(jax.grad(lambda rows: quantize(k, rows).key_BTHK.sum()))(rows)).any()
 
 
+def test_the_commitment_error_pulls_keys_to_their_rows_and_leaves_the_rows():
+  k, rows = random_keys(2, 7), random_rows()
+
+  def error(k, rows):
+    return quantize(k, rows).error_BTH.sum()
+
+  d_k, d_rows = jax.jit(jax.grad(error, argnums=(0, 1)))(k, rows)
+  picked = np.asarray(rows)[np.arange(HEADS), np.asarray(quantize(k, rows).code_BTH)]
+  np.testing.assert_allclose(d_k, 2 * (np.asarray(k) - picked), rtol=1e-5, atol=1e-6)
+  assert not np.asarray(d_rows).any()
+
+
 def test_codebook_moving_average_equals_a_numpy_transcription():
   model = ModelConfig(vq=VQConfig(ema_rate=0.99))
   count, total = np.ones((HEADS, CODES), np.float32), np.asarray(random_rows())
@@ -65,14 +78,19 @@ def test_codebook_moving_average_equals_a_numpy_transcription():
     np.testing.assert_allclose(buffers["codebook_sum"], total, rtol=1e-6, atol=1e-6)
 
 
-def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto"):
+def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto", key_gradient="window"):
+  state = empty_state(len(k), window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+  return attend_on(state, k, v, q, rows, window, impl, block_len, reduction, key_gradient)[0]
+
+
+def attend_on(state, k, v, q, rows, window, impl, block_len, reduction, key_gradient):
   batch, length = k.shape[:2]
-  state = empty_state(batch, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
   relative = 0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY))
   bias = jnp.full((HEADS, KEY), 0.1)
   return vq_attention(
     q, quantize(k, rows), v, rows, relative, bias, -bias, state, jnp.zeros((batch, length), jnp.int32),
-    jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction, impl=impl)[0]
+    jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction,
+    key_gradient=key_gradient, impl=impl)
 
 
 BOTH = ("serial", "input_scan")
@@ -108,6 +126,76 @@ def test_a_key_gets_its_gradient_from_queries_at_most_a_window_away():
     grad = jax.jit(jax.grad(lambda k, impl=impl: attend(k, v, q, rows, window, impl)[0, asked].sum()))(k)
     has_gradient = np.abs(np.asarray(grad)).sum((0, 2, 3)) > 0
     np.testing.assert_array_equal(has_gradient, [asked - window <= t <= asked for t in range(length)])
+
+
+def key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved_TS):
+  """Through the scores of the pairs (query, key) that move keys; all others see the same keys as constants."""
+  k, v, q, rows, d_out = (np.float64(x) for x in (k, v, q, rows, d_out))
+  length = k.shape[1]
+  relative = np.float64(0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY)))
+  d_k = np.zeros_like(k)
+  for b, h in np.ndindex(k.shape[0], HEADS):
+    code_T = ((k[b, :, h, None] - rows[h]) ** 2).sum(-1).argmin(-1)
+    key_TK, u = rows[h][code_T], 0.1
+    distance_TS = np.arange(length)[:, None] - np.arange(length)
+    bias_TS = np.einsum("TK,TSK->TS", q[b, :, h] - u, relative[h][np.clip(distance_TS, 0, window)])
+    score_TS = (q[b, :, h] + u) @ key_TK.T + np.where(distance_TS <= window, bias_TS, 0)
+    weight_TS = np.where(distance_TS >= 0, np.exp(score_TS), 0)
+    weight_TS /= weight_TS.sum(-1, keepdims=True)
+    out_TV = weight_TS @ v[b, :, h]
+    d_score_TS = weight_TS * (d_out[b, :, h] @ v[b, :, h].T - (d_out[b, :, h] * out_TV).sum(-1, keepdims=True))
+    d_k[b, :, h] = np.where(is_moved_TS, d_score_TS, 0).T @ (q[b, :, h] + u)
+  return d_k
+
+
+@pytest.mark.parametrize(("window", "block_len"), [(4, 4), (3, 5), (7, 2), (4, 30)])
+@pytest.mark.parametrize("key_gradient", KEY_GRADIENTS)
+def test_key_gradient_is_that_of_a_float64_transcription(key_gradient, window, block_len):
+  """By blocks, as published: from queries of a key's own block and of blocks that have it in their window."""
+  length = 23
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+  d_out = np.random.default_rng(0).normal(size=v.shape).astype(np.float32)
+  i, j = np.arange(length)[:, None], np.arange(length)
+  is_moved = (i - j <= window) if key_gradient == "window" else (j >= i // block_len * block_len - window)
+  want = key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved & (i >= j))
+  if window == block_len:
+    by_blocks = (i // block_len - j // block_len <= 1) & (i >= j)
+    assert key_gradient == "window" or (by_blocks == (is_moved & (i >= j))).all(), "its own block and the next"
+  for impl, reduction in (("reference", "auto"), ("xla", "serial"), ("xla", "input_scan")):
+    got = jax.jit(jax.grad(lambda k, impl=impl, reduction=reduction: (d_out * attend(
+      k, v, q, rows, window, impl, block_len, reduction, key_gradient)).sum()))(k)
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("impl", ["xla", "reference"])
+def test_key_gradient_by_blocks_passes_from_call_to_call(impl):
+  """Cut where a block begins; elsewhere blocks are others."""
+  window, block_len, length = 4, 4, 20
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+  empty = empty_state(1, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+
+  def gradient(cuts):
+    def loss(k):
+      state, total = empty, 0.0
+      for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
+        part = slice(start, stop)
+        out, state = attend_on(
+          state, k[:, part], v[:, part], q[:, part], rows, window, impl, block_len, "serial", "blocks")
+        total += jnp.sin(3 * out).sum()
+      return total
+    return jax.jit(jax.grad(loss))(k)
+
+  whole = gradient(())
+  np.testing.assert_allclose(gradient((8, 12)), whole, atol=1e-5 * np.abs(whole).max())
+  assert np.abs(gradient((7, 12)) - whole).max() > 1e-2 * np.abs(whole).max()
+
+
+def test_kernels_take_blocks_of_whole_tiles_only():
+  k, rows = random_keys(1, 8), random_rows()
+  with pytest.raises(ValueError, match="need blocks of whole tiles of 128 tokens"):
+    attend(k, k[..., :VALUE], k, rows, 4, "interpret", key_gradient="blocks")
 
 
 def test_auto_takes_a_form_that_exists_and_other_names_are_refused():

@@ -44,20 +44,21 @@ def state_with_a_past(arrays, window, dtype):
     document_B=jnp.zeros_like(empty.document_B))
 
 
-def run(arrays, window, dtype, impl, use_cache):
+def run(arrays, window, dtype, impl, use_cache, block=0):
   """Output, state and gradients of a call in which row 0 begins another document and row 1 ends early."""
   place = np.arange(arrays["q"].shape[1])
   ids = jnp.asarray(np.stack([place >= len(place) // 3, 0 * place]), jnp.int32)
   valid = jnp.asarray(np.stack([place < len(place), place < len(place) - 3]))
-  return value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache)
+  return value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache, block)
 
 
-def value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache):
+def value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache, block=0):
+  """block: tokens of the blocks by which keys get their gradient; 0 = by distance."""
   def loss(arrays):
     out, state = vq_attention(
       arrays["q"], quantize(arrays["k"], arrays["rows"], impl="xla"), arrays["v"], arrays["rows"], arrays["relative"],
-      arrays["content"], arrays["position"], state_with_a_past(arrays, window, dtype), ids, valid, block_len=TILE,
-      use_cache=use_cache, impl=impl)
+      arrays["content"], arrays["position"], state_with_a_past(arrays, window, dtype), ids, valid,
+      block_len=block or TILE, key_gradient="blocks" if block else "window", use_cache=use_cache, impl=impl)
     return jnp.sin(3 * out).sum() + (state.mean_BHMV**2).sum(), {
       "output": out, "state": (state.mean_BHMV, state.count_BHM)}
 
@@ -65,8 +66,8 @@ def value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache):
   return {**results, "gradient": grads}
 
 
-def compiled(window, dtype, impl, use_cache):
-  return jax.jit(functools.partial(run, window=window, dtype=dtype, impl=impl, use_cache=use_cache))
+def compiled(window, dtype, impl, use_cache, block=0):
+  return jax.jit(functools.partial(run, window=window, dtype=dtype, impl=impl, use_cache=use_cache, block=block))
 
 
 def assert_close(got, want, dtype):
@@ -82,6 +83,18 @@ def test_equals_the_xla_form_with_all_gradients(length, heads, kv_heads, codes, 
   arrays = inputs(length, heads, kv_heads, codes, window, dtype)
   got = compiled(window, dtype, "interpret", use_cache)(arrays)
   assert_close(got, compiled(window, "float32", "xla", use_cache)(arrays), dtype)
+
+
+@pytest.mark.parametrize(("length", "block", "use_cache"), [(45, 16, True), (5, 16, True), (29, 16, False)], ids=str)
+def test_key_gradients_by_blocks_of_several_tiles_equal_the_xla_form(length, block, use_cache):
+  """The last block is not whole, the window no multiple of a tile."""
+  arrays = inputs(length, 2, 1, 5, 12, "float32")
+  got = compiled(12, "float32", "interpret", use_cache, block)(arrays)
+  want = compiled(12, "float32", "xla", use_cache, block)(arrays)
+  assert_close(got, want, "float32")
+  if use_cache and length > block:
+    by_distance = compiled(12, "float32", "xla", use_cache)(arrays)
+    assert rms_ratio(by_distance["gradient"]["k"], want["gradient"]["k"]) > 1e-2
 
 
 def test_tiles_of_several_strips_and_values_of_several_parts_with_all_gradients(monkeypatch):

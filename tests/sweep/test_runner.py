@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lattice_jax import runtime
 from lattice_jax.sweep import runner
 from lattice_jax.sweep.search import make_search
 from lattice_jax.sweep.trials import read_records
@@ -122,7 +123,12 @@ def command(tmp_path, monkeypatch, capsys):
 
   def run(*arguments):
     monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
-    return main(), *capsys.readouterr()
+    status = 0
+    try:
+      runtime.run_script(main)
+    except SystemExit as left:
+      status = left.code
+    return status, *capsys.readouterr()
 
   return run
 

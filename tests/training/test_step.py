@@ -56,6 +56,11 @@ def test_memory_is_empty_at_every_update_unless_sequences_go_on():
   assert float(abs(state.memory.mean_BD).max()) > 0
 
 
+def test_memory_goes_on_along_documents():
+  state, _ = tiny.run_updates(tiny.make_config(data__update_len=32, data__rows="documents"), 1)
+  assert float(abs(state.memory.mean_BD).max()) > 0
+
+
 def poison(config):
   """A state whose next update is not finite."""
   state, _ = tiny.run_updates(config, 2)

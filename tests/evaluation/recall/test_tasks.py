@@ -46,6 +46,7 @@ def test_trials_seeds_and_depths_differ_and_all_else_is_repeated(task):
   np.testing.assert_array_equal(make(task, sizes)[0].tokens, first)
   for other in (make(task, sizes, trial=1), make(task, sizes, seed=1), make(task, Sizes(600, 7, 0.25))):
     assert (other[0].tokens != first).any()
+    assert other[0].answer.tolist() != make(task, sizes)[0].answer.tolist()
 
 
 def test_only_one_of_several_numbers_is_asked_for():

@@ -1,0 +1,249 @@
+"""Breaks the code one line at a time and asks whether the tests that should notice do.
+
+python scripts/mutate.py [--only=ops/vq] [--jobs=1] [--results=runs/mutations.jsonl]
+python scripts/mutate.py --list
+
+scripts/mutations/*.yaml holds the mutations, by file. Each is one change of meaning (`old` is replaced by `new`; `old`
+stands once in the file) and the narrowest tests that must then fail, as pytest names them. The tree is copied to
+a temporary folder, in which the tests have to pass as it is; then each mutation is made there alone. One line a
+mutation, and a summary:
+
+  killed      a test failed, or did not end
+  survived    all passed: write the test that is missing
+  equivalent  all passed, and the entry says under `equivalent` why nothing can notice
+  broken      nothing was tested: `old` is not there once, or the mutated program cannot even be imported
+
+Exit status 1 where more than 2 % survive without a reason or anything is broken. Results are kept under --results and
+taken from there while the mutation, its file and its tests are the same, so the command can be stopped and goes on.
+For a person's hands and a weekly run; about ten seconds a mutation on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import os
+import queue
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+LISTS = ROOT / "scripts" / "mutations"
+MOST_UNEXPLAINED = 0.02
+_TIMEOUT = 300  # seconds of one mutation's tests, which take less than thirty
+_PYTEST = (
+  sys.executable, "-m", "pytest", "-qq", "-x", "-p", "no:cacheprovider", "-p", "scripts.mutate_fork", "-n", "0",
+  "--no-header", "--tb=no", "--capture=no", "tests")
+_PASSED, _FAILED = 0, 1  # exit statuses of pytest
+# Python takes compiled code from its cache where size and whole second of the source are the same.
+_seconds = itertools.count(1_000_000_000)
+
+
+@dataclass(frozen=True)
+class Mutation:
+  """file: from the root. tests: as pytest names them. equivalent: why none can notice; "" where one must."""
+
+  file: str
+  old: str
+  new: str
+  tests: tuple[str, ...]
+  equivalent: str = ""
+
+  @property
+  def label(self) -> str:
+    """As one line."""
+    old, new = (" ".join(text.split()) for text in (self.old, self.new))
+    return f"{self.file}: {old} → {new or 'nothing'}"
+
+  def problem(self, root: Path) -> str | None:
+    """Why it cannot be made in the tree, or None."""
+    path = root / self.file
+    if not path.is_file():
+      return "there is no such file"
+    times = path.read_text(encoding="utf-8").count(self.old)
+    return None if times == 1 else f"the old text stands {times} times in the file, not once"
+
+  def key(self, root: Path) -> str:
+    """Changes with all that decides the result, as far as one can see."""
+    digest = hashlib.sha256(repr(self).encode())
+    for name in sorted({self.file, *(test.split("::")[0] for test in self.tests)}):
+      path = root / name
+      digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def load() -> list[Mutation]:
+  """All of `scripts/mutations`. Raises ValueError where an entry has other fields than a mutation."""
+  mutations = []
+  for path in sorted(LISTS.glob("*.yaml")):
+    for file, entries in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+      for entry in entries:
+        if not {"old", "new", "tests"} <= set(entry) <= {"old", "new", "tests", "equivalent"}:
+          raise ValueError(f"{path.name}: an entry of {file} has the fields {', '.join(entry)}; it takes old, new and "
+                           "tests, and may have equivalent.")
+        mutations.append(Mutation(file, **entry | {"tests": tuple(shlex.split(entry["tests"]))}))
+  return mutations
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--only", default="", help="mutations in whose line of --list this stands")
+  parser.add_argument("--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="processes side by side")
+  parser.add_argument("--list", action="store_true", help="print the mutations and stop")
+  parser.add_argument("--results", type=Path, default=Path("runs/mutations.jsonl"), help="where results are kept")
+  arguments = parser.parse_args()
+  mutations = [mutation for mutation in load() if arguments.only in mutation.label]
+  if not mutations:
+    parser.error(f"--only={arguments.only} stands in no line of --list.")
+  if arguments.list:
+    print("\n".join(mutation.label for mutation in mutations))
+    return 0
+  try:
+    results = run_all(mutations, arguments.results, arguments.jobs)
+  except (ValueError, OSError) as error:
+    print(f"mutate.py: {error}", file=sys.stderr)
+    return 2
+  return summarize(mutations, results)
+
+
+def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[str]:
+  """What became of each, in order; the results file grows as they come."""
+  known = read_results(results_file)
+  keys = [mutation.key(ROOT) for mutation in mutations]
+  waiting = [i for i, key in enumerate(keys) if key not in known]
+  results_file.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+    testers: queue.Queue[Tester] = queue.Queue()
+    for job in range(min(jobs, len(waiting))):
+      testers.put(Tester(copy_tree(Path(folder) / str(job))))
+    if waiting:
+      check_unbroken([mutations[i] for i in waiting], testers.queue[0])
+
+    def one(i: int) -> tuple[int, str]:
+      tester = testers.get()
+      try:
+        return i, run_one(mutations[i], tester)
+      finally:
+        testers.put(tester)
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, results_file.open("a", encoding="utf-8") as file:
+      for done, future in enumerate(concurrent.futures.as_completed([pool.submit(one, i) for i in waiting]), start=1):
+        i, known[keys[i]] = future.result()
+        file.write(json.dumps({"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}) + "\n")
+        file.flush()
+        print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
+    for tester in testers.queue:
+      tester.stop()
+  return [known[key] for key in keys]
+
+
+def read_results(path: Path) -> dict[str, str]:
+  """Result by key; a line that was cut off is left out."""
+  results = {}
+  for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    results[record["key"]] = record["result"]
+  return results
+
+
+def copy_tree(target: Path) -> Path:
+  """The files that git knows or would add."""
+  listed = subprocess.run(
+    ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
+  for name in filter(None, listed.stdout.decode().split("\0")):
+    if (ROOT / name).is_file():
+      (target / name).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy2(ROOT / name, target / name)
+  return target
+
+
+def check_unbroken(mutations: list[Mutation], tester: Tester) -> None:
+  """Raises ValueError where a test fails without a mutation: it could not show anything."""
+  tests = tuple(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
+  if tester.run(tests, timeout=len(tests) * _TIMEOUT) != _PASSED:
+    raise ValueError(f"without any mutation this fails already: pytest -x {shlex.join(tests)}.")
+
+
+def run_one(mutation: Mutation, tester: Tester) -> str:
+  """Makes the mutation in the tester's tree, tests, and takes it back."""
+  if mutation.problem(tester.tree):
+    return "broken"
+  path = tester.tree / mutation.file
+  unbroken = path.read_text(encoding="utf-8")
+  write(path, unbroken.replace(mutation.old, mutation.new))
+  try:
+    status = tester.run(mutation.tests)
+  finally:
+    write(path, unbroken)
+  if status == _PASSED:
+    return "equivalent" if mutation.equivalent else "survived"
+  return "killed" if status in (_FAILED, None) else "broken"
+
+
+def write(path: Path, text: str) -> None:
+  path.write_text(text, encoding="utf-8")
+  os.utime(path, (second := next(_seconds), second))
+
+
+class Tester:
+  """Runs tests of a tree as its files are at that moment, each time in a new process."""
+
+  def __init__(self, tree: Path):
+    self.tree = tree
+    self._parent = self._start()
+
+  def _start(self) -> subprocess.Popen:
+    return subprocess.Popen(
+      _PYTEST, cwd=self.tree, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+      start_new_session=True)
+
+  def run(self, tests: tuple[str, ...], timeout: float = _TIMEOUT) -> int | None:
+    """pytest's exit status; None where it did not end."""
+    self._parent.stdin.write(json.dumps(tests) + "\n")
+    self._parent.stdin.flush()
+    if not select.select([self._parent.stdout], [], [], timeout)[0]:
+      self.stop()
+      self._parent = self._start()
+      return None
+    answer = self._parent.stdout.readline()
+    if not answer:
+      raise OSError(f"pytest does not start in {self.tree}; run the suite to see why.")
+    return int(answer)
+
+  def stop(self) -> None:
+    os.killpg(self._parent.pid, signal.SIGKILL)
+    self._parent.wait()
+
+
+def summarize(mutations: list[Mutation], results: list[str]) -> int:
+  """Prints what needs a person, and the summary; the exit status."""
+  for mutation, result in zip(mutations, results, strict=True):
+    if result in ("survived", "broken"):
+      reason = mutation.problem(ROOT) if result == "broken" else None
+      print(f"{result}: {mutation.label}{f' ({reason})' if reason else ''}\n  pytest {shlex.join(mutation.tests)}")
+    elif mutation.equivalent:
+      print(f"{result}: {mutation.label}\n  {mutation.equivalent}")
+  count = Counter(results)
+  print(f"{len(results)} mutations: " + ", ".join(
+    f"{count[result]} {result}" for result in ("killed", "survived", "equivalent", "broken")))
+  return int(bool(count["broken"]) or count["survived"] > MOST_UNEXPLAINED * len(results))
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,15 @@
+"""What a workdir remembers of the evaluations that a run has done."""
+
+from __future__ import annotations
+
+import json
+
+from lattice_jax.training.workdir import evaluated_steps
+
+
+def test_evaluations_of_the_split_up_to_the_step_count(tmp_path):
+  records = [{"step": 5, "loss": 1.0}, {"step": 5, "split": "validation"}, {"step": 10, "split": "validation"},
+             {"step": 10, "split": "test"}, {"step": 15, "split": "validation"}]
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+  assert evaluated_steps(tmp_path, "validation", 10) == {5, 10}
+  assert evaluated_steps(tmp_path, "test", 9) == set()
