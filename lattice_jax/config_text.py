@@ -105,7 +105,8 @@ def _check_file(name: str, path: Path) -> None:
     found = sorted(path.glob("*.py"))
     raise ValueError(f"--config={name} is a folder; name a file, such as {found[0] if found else _EXAMPLE}.")
   if not path.exists():
-    near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.py")])
+    near = did_you_mean(path.name, [
+      other.name for other in path.parent.glob("*.py") if "def get_config" in other.read_text(errors="replace")])
     raise ValueError(f"--config={name}: there is no such file; configs/ holds them, as in {_EXAMPLE}.{near}")
   if path.suffix != ".py":
     raise ValueError(

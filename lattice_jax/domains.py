@@ -243,6 +243,7 @@ def did_you_mean(given: str, allowed: Collection[str]) -> str:
 
 
 SEED = Number(int, 0, LARGEST_SEED)
+TEMPERATURE, TOP_K, TOP_P = Number(float, 0), Number(int, 0), Number(float, 0, 1, is_low_open=True)
 
 
 def checked(domain: Domain, name: str, value: Any) -> Any:

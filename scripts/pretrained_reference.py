@@ -14,6 +14,7 @@ import argparse
 import json
 import lzma
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,8 +24,8 @@ try:
   from tokenizers import pre_tokenizers
   from transformers import AutoTokenizer
 except ImportError as error:
-  raise SystemExit(
-    f"pretrained_reference.py: {error}; run it in an environment of its own, as its first lines say.") from error
+  sys.stderr.write(f"pretrained_reference.py: {error}; run it in an environment of its own, as its first lines say.\n")
+  raise SystemExit(2) from error
 
 SAMPLES = Path(__file__).parents[1] / "lattice_jax" / "data" / "samples"
 NUM_LINES, NUM_TOKENS, NUM_PROMPT, NUM_GREEDY = 1000, 512, 32, 64

@@ -98,6 +98,7 @@ def test_every_numeric_flag_has_a_domain(command):
   (("train.py", "--init_from=s3://a"), "train.py: --init_from=s3://a is no place of this machine: s3://"),
   (("train.py", "--distributed=maybe"), "train.py: --distributed=maybe must be true or false."),
   (("train.py", "--workdir"), "train.py: --workdir has no value; write --workdir=VALUE."),
+  (("train.py", "--flagfile=/nothing"), "train.py: --flagfile cannot be read (No such file or directory: '/nothing')."),
   (("train.py", "more"), "train.py: unexpected argument 'more'; flags are written as --name=value."),
   (("eval.py", "--dtyp=x"), "eval.py: unknown flag --dtyp. Did you mean --dtype?"),
   (("eval.py", "--dtype=float16"), "eval.py: --dtype=float16 is not one of float32, bfloat16."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lattice_jax.arguments import COUNT, POSITIVE, define, define_several
-from lattice_jax.domains import SEED, Number, Switch
+from lattice_jax.domains import SEED, TEMPERATURE, TOP_K, TOP_P, Switch
 from lattice_jax.inference.flag_texts import EscapedText, PromptFile, PromptText
 
 _DEFAULT_LENGTH = 200
@@ -19,10 +19,9 @@ _PROMPT_FILE = define_several(
   "prompt_file", PromptFile(),
   "File with the start of the text in UTF-8, without its last line end; several are several prompts.")
 _CHAT = define("chat", Switch(), False, "--prompt is a question, put by the pretrained model's chat template.")
-_TEMPERATURE = define("temperature", Number(float, 0), 0.8, "0 takes the most likely token.")
-_TOP_K = define("top_k", COUNT, 0, "Draw among the k most likely tokens; 0 = all.")
-_TOP_P = define(
-  "top_p", Number(float, 0, 1, is_low_open=True), 1.0, "Draw among the most likely tokens that hold this probability.")
+_TEMPERATURE = define("temperature", TEMPERATURE, 0.8, "0 takes the most likely token.")
+_TOP_K = define("top_k", TOP_K, 0, "Draw among the k most likely tokens; 0 = all.")
+_TOP_P = define("top_p", TOP_P, 1.0, "Draw among the most likely tokens that hold this probability.")
 _SEED = define("seed", SEED, 0, "Of the draws; prompt number r takes seed + r.")
 _STOP = define_several(
   "stop", EscapedText(),

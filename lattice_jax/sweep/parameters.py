@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Protocol, runtime_checkable
 
+from lattice_jax.domains import Number, checked
+
 Value = bool | int | float | str
 
 _TAIL = 1e-6  # probability that is cut off each end of a normal distribution
@@ -41,6 +43,10 @@ class Choice:
     """All values in order; None where they cannot be counted."""
     return self.values
 
+  def bounds(self) -> tuple[Value, ...]:
+    """Values that say of all whether they may be."""
+    return self.values
+
   def draw(self, drawing: Drawing) -> Value:
     """A value by the sampler, or the one that was drawn before."""
     return self.values[0] if len(self.values) == 1 else drawing.suggest_categorical(self.name, self.values)
@@ -60,6 +66,9 @@ class Interval:
 
   def choices(self) -> None:
     return None
+
+  def bounds(self) -> tuple[Value, ...]:
+    return self.low, self.high
 
   def draw(self, drawing: Drawing) -> Value:
     return drawing.suggest_float(self.name, self.low, self.high, log=self.log)
@@ -81,6 +90,9 @@ class Steps:
   def choices(self) -> tuple[Value, ...]:
     low, high = self._bounds()
     return tuple(self._multiple(count) for count in range(low, high + 1))
+
+  def bounds(self) -> tuple[Value, ...]:
+    return tuple(self._multiple(count) for count in self._bounds())
 
   def draw(self, drawing: Drawing) -> Value:
     return self._multiple(drawing.suggest_int(self.name, *self._bounds()))
@@ -105,6 +117,9 @@ class Normal:
 
   def choices(self) -> None:
     return None
+
+  def bounds(self) -> tuple[Value, ...]:
+    return tuple(NormalDist(self.mu, self.sigma).inv_cdf(part) for part in (_TAIL, 1 - _TAIL))
 
   def draw(self, drawing: Drawing) -> Value:
     return NormalDist(self.mu, self.sigma).inv_cdf(drawing.suggest_float(self.name, _TAIL, 1 - _TAIL))
@@ -206,6 +221,8 @@ def _scalar(name: str, value: Any) -> Value:
     raise ValueError(f"parameter {name}: {value!r} must be a number, a text, true or false.")
   if _yaml_hint(value):
     raise ValueError(f"parameter {name}: {value!r} is a text.{_yaml_hint(value)}")
+  if isinstance(value, float):
+    checked(Number(float), f"parameter {name}: value", value)
   return value
 
 

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lattice_jax.config import Config
+from lattice_jax.domains import Text
+from lattice_jax.fields import find
 from lattice_jax.sweep.parameters import Choice, Parameter, Value, parse_parameter
 from lattice_jax.sweep.strict_yaml import read_yaml
 
@@ -113,6 +116,7 @@ def _metric(raw: Any) -> tuple[str, bool]:
 
 def _checked(parameters: tuple[Parameter, ...], method: str) -> tuple[Parameter, ...]:
   for parameter in parameters:
+    _check_field(parameter)
     if method == "grid" and parameter.num_choices() is None:
       raise ValueError(f"parameter {parameter.name}: a grid cannot go through a continuous distribution; use values, "
                        "q_uniform, or method random.")
@@ -123,6 +127,18 @@ def _checked(parameters: tuple[Parameter, ...], method: str) -> tuple[Parameter,
     raise ValueError(f"the grid has {count:,} trials, and at most {MAX_GRID:,} can be gone through; use fewer values, "
                      "or method random with a run_cap.")
   return parameters
+
+
+def _check_field(parameter: Parameter) -> None:
+  """What a field of the config may not be is known before any trial."""
+  if not parameter.name.startswith("config."):
+    return
+  domain = find(Config, parameter.name.removeprefix("config."))
+  for value in parameter.bounds():
+    try:
+      (Text() if domain is None else domain).parse(str(value))
+    except ValueError as error:
+      raise ValueError(f"parameter {parameter.name}: {value} {error}") from error
 
 
 def _command(raw: Any) -> tuple[str, ...]:

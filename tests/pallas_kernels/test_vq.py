@@ -85,14 +85,14 @@ def test_equals_the_xla_form_with_all_gradients(length, heads, kv_heads, codes, 
   assert_close(got, compiled(window, "float32", "xla", use_cache)(arrays), dtype)
 
 
-@pytest.mark.parametrize(("length", "block", "use_cache"), [(45, 16, True), (5, 16, True), (29, 16, False)], ids=str)
+@pytest.mark.parametrize(("length", "block", "use_cache"), [(45, 16, True), (29, 16, False)], ids=str)
 def test_key_gradients_by_blocks_of_several_tiles_equal_the_xla_form(length, block, use_cache):
   """The last block is not whole, the window no multiple of a tile."""
   arrays = inputs(length, 2, 1, 5, 12, "float32")
   got = compiled(12, "float32", "interpret", use_cache, block)(arrays)
   want = compiled(12, "float32", "xla", use_cache, block)(arrays)
   assert_close(got, want, "float32")
-  if use_cache and length > block:
+  if use_cache:
     by_distance = compiled(12, "float32", "xla", use_cache)(arrays)
     assert rms_ratio(by_distance["gradient"]["k"], want["gradient"]["k"]) > 1e-2
 

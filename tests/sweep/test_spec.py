@@ -66,6 +66,8 @@ def test_multiples_have_no_rounding_errors_and_stay_inside():
   ({"min": 0, "max": 10**400}, "max must be a number that is finite"),
   ({"min": 0, "max": 2**60}, r"min=0 or max=\d+ lie more than 9,007,199,254,740,992 multiples of 1; use smaller"),
   ({"distribution": "q_uniform", "min": 1, "max": 2, "q": 1e-300}, "lie more than 9,007,199,254,740,992 multiples of"),
+  ({"distribution": "normal", "mu": float("nan")}, "mu must be a number that is finite"),
+  ({"values": [1, float("nan")]}, "finite"),
 ], ids=str)
 def test_bad_parameter_is_refused_in_one_sentence(entry, message):
   with pytest.raises(ValueError, match=message) as caught:
@@ -201,3 +203,17 @@ def test_shipped_sweeps_are_valid_and_every_trial_has_a_folder_of_its_own(path):
     search = GridSearch(sweep)
     ids = [search.trial(index).id for index in range(search.total)]
     assert not [name for name in ids if re.search(r"[:;,#?/']", name)], "characters that W&B refuses"
+
+
+@pytest.mark.parametrize(("name", "entry", "message"), [
+  ("config.optimizer.learning_rat", {"value": 1.0}, r"unknown config field optimizer\.learning_rat; "),
+  ("config.optimizer.b2", {"values": [0.9, 2]}, r"parameter config\.optimizer\.b2: 2 must lie in \[0, 1\)"),
+  ("config.train.steps", {"values": [10, 1.5]}, r"parameter config\.train\.steps: 1\.5 must be a whole number"),
+  ("config.optimizer.clip_norm", {"min": -1.0, "max": 1.0}, r"clip_norm: -1\.0 must be 0 or more"),
+  ("config.model.dim", {"min": 0, "max": 64}, r"model\.dim: 0 must be positive"),
+  ("config.model.logit_scale", {"distribution": "normal", "mu": 1.0}, r"logit_scale: -3\.\d+ must be positive"),
+], ids=str)
+def test_values_of_a_field_are_refused_before_any_trial(tmp_path, name, entry, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    sweeps.read(tmp_path, method="random", run_cap=2, parameters={name: entry, "config.train.seed": {"values": [0, 1]}})
+  assert "\n" not in str(caught.value)
