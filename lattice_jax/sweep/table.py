@@ -159,8 +159,10 @@ def make_table(sweep: Sweep, workdir: Path, *, total: int, command: str, beyond:
 def _is_of(sweep: Sweep, record: TrialRecord) -> bool:
   """Whether the sweep, as its file now reads, has this trial; a folder may hold those of an older file too."""
   parameters = {parameter.name: parameter for parameter in sweep.parameters}
-  return parameters.keys() == record.values.keys() and all(
-    record.values[name] in parameter.values for name, parameter in parameters.items() if isinstance(parameter, Choice))
+  return (
+    parameters.keys() == record.values.keys() and record.arguments == sweep.arguments(record.values)
+    and all(record.values[name] in parameter.values for name, parameter in parameters.items()
+            if isinstance(parameter, Choice)))
 
 
 def _find(table: Table, against: str) -> Row:
