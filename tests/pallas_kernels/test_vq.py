@@ -113,9 +113,9 @@ def test_tiles_of_several_strips_and_values_of_several_parts_with_all_gradients(
   assert_close(results("interpret"), results("xla"), "float32")
 
 
-def smallest_call(interpret):
+def smallest_call(interpret, span=0):
   """Value and gradients of the smallest call with everything in it: two tiles, a window of half a one, two heads that
-  share keys."""
+  share keys. span: tokens of blocks by which keys get their gradient."""
   length, window = 13, 4
   arrays = inputs(length, 2, 1, 3, window, "float32")
   ids = jnp.concatenate([jnp.zeros((1, window)), jnp.ones((1, length))], 1).astype(jnp.int32)
@@ -127,7 +127,8 @@ def smallest_call(interpret):
   def loss(*floats):
     *tokens, mean = floats
     out = pallas_kernels.vq.vq_attention(
-      *tokens, ids[:, window:], ids, (mean, count, jnp.ones((2, 1), jnp.int32)), tile=TILE, interpret=interpret)
+      *tokens, ids[:, window:], ids, (mean, count, jnp.ones((2, 1), jnp.int32)), tile=TILE, span=span,
+      interpret=interpret)
     return jnp.sin(out).sum()
 
   return jax.jit(jax.value_and_grad(loss, tuple(range(len(floats))))), floats
