@@ -165,7 +165,8 @@ def test_no_memory_is_read_before_it_is_written_and_nothing_races(capfd, smalles
 @pytest.mark.parametrize(("length", "codes"), [(29, 5), (3, 300)])
 def test_code_search_finds_the_nearest_row_and_the_lower_of_equals(length, codes):
   arrays = inputs(length, 2, 2, codes, 3, "float32")
-  rows = arrays["rows"].at[:, codes - 1].set(arrays["rows"][:, 1])
+  equals = [*range(9, codes, 8), codes - 1]  # in the same register row as the first of them, and in another
+  rows = arrays["rows"].at[:, equals].set(arrays["rows"][:, 1:2])
   keys = arrays["k"].at[:, 0].set(rows[None, :, 1])
   got = jax.jit(functools.partial(quantize, impl="interpret"))(keys, rows)
   want = jax.jit(functools.partial(quantize, impl="xla"))(keys, rows)
