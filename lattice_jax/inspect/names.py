@@ -8,8 +8,6 @@ from typing import Any
 
 from lattice_jax import run_file
 
-from lattice_jax import run_file
-
 # Settings of a result that a legend names where they differ.
 _FACETS = {"step": "step {}", "seq_len": "windows of {:,}", "chunk_len": "{:,} a call", "dtype": "{}"}
 
