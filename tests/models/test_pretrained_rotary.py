@@ -198,3 +198,8 @@ def test_exported_and_read_again_reads_as_many_tokens(scaling, tmp_path):
   export_model(model, make_params(model), tmp_path / "out", context_len=64, special_ids=SPECIAL)
   again = open_pretrained(tmp_path / "out")
   assert (again.context_len, again.model.attention.rope_scaling) == (64, scaling)
+
+
+def test_a_window_longer_than_the_context_is_as_long_as_the_context():
+  model, length = read(LLAMA | {"model_type": "mistral", "sliding_window": 10**9})
+  assert (model.pattern, model.attention.window, length) == (("window",), 64, 64)
