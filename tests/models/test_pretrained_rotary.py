@@ -174,6 +174,7 @@ FACTORS = {"rope_freqs.weight": np.ones(4, np.float32)}
     ({"attention.key_length": 8, "rope.dimension_count": 4}, {}, "rope.dimension_count=4, where the rest of it says 8"),
     ({"rope.dimension_count": 8, "attention.value_length": 4}, {}, "value_length=4, where the rest of it says 8"),
     ({"attention.layer_norm_epsilon": 1e-5}, {}, "layer_norm_epsilon=1e-05, where the rest of it says 0.001"),
+    ({"rope.scale_linear": 2.0, "rope.scaling.factor": 4.0}, {}, "scale_linear=2.0, where the rest of it says 4.0"),
     ({"vocab_size": 36}, {}, "vocab_size=36, where the rest of it says 37"),
     ({"attention.head_count": [4, 4]}, {}, r"each layer its own llama.attention.head_count"),
   ])
