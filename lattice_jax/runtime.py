@@ -226,12 +226,12 @@ def leave(error: BaseException) -> NoReturn:
     _say(sentence)
   if has_peers:
     within(LEAVING_TIMEOUT, jax.distributed.shutdown)  # waits for the others, who may have a sentence to say too
-  _end(status)
+  end_process(status)
 
 
 def _end_without_peer(sentence: str) -> NoReturn:
   _say(sentence)
-  _end(1)
+  end_process(1)
 
 
 def _say(sentence: str) -> None:
@@ -241,7 +241,7 @@ def _say(sentence: str) -> None:
     sys.stderr.flush()
 
 
-def _end(status: int) -> NoReturn:
+def end_process(status: int) -> NoReturn:
   for worker in multiprocessing.active_children():
     worker.kill()  # else it would outlive this process, and hold its output open
   os._exit(status)

@@ -121,7 +121,7 @@ def test_a_mistake_is_answered_before_jax_is_there(command, sentence, tmp_path):
   assert not list(ROOT.glob("gs:*"))
 
 
-class Asked(Exception):
+class Asked(BaseException):
   """Holds the parser of a script, in the place of its work."""
 
 

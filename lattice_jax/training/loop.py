@@ -77,7 +77,7 @@ def train(config: Config, workdir: Path, options: Options | None = None) -> Trai
     run = Run(config, workdir, options, mesh)
     try:
       # a signal before this has nothing to save and ends the program as it always does
-      with stop_request(run.writers.note) as request:
+      with stop_request(run.answer) as request:
         state = run.loop(request)
     except BaseException:
       within(CLOSING_TIMEOUT, run.close)
@@ -148,6 +148,12 @@ class Run:
                  "command goes on from here.", 128 + request.number)
     self.writers.note(f"done; next: python eval.py --workdir={self.workdir}")
     return self.state
+
+  def answer(self, signal_name: str) -> None:
+    """Says that a signal has come, which may be long before the next boundary."""
+    self.writers.note(
+      f"{signal_name} received: the run saves and stops when what it is in the middle of is done; a second Ctrl-C ends "
+      "it at once")
 
   def close(self) -> None:
     """Ends the trace, the writers and the checkpoint threads, also after a failure."""

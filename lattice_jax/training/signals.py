@@ -40,11 +40,11 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_request(say: Callable[[str], None]) -> Iterator[StopRequest]:
+def stop_request(answer: Callable[[str], None]) -> Iterator[StopRequest]:
   """Collects the signals while the block runs; elsewhere than in the main thread there are none to collect.
 
-  Python hears of a signal when its main thread comes out of what it is in, be it a compilation of minutes. The answer,
-  a sentence to `say`, and the end after a second Ctrl-C come from a thread that hears at once.
+  Python hears of a signal when its main thread comes out of what it is in, be it a compilation of minutes. A thread
+  that hears at once calls `answer` with the name of the first, and sees to it that a second Ctrl-C ends the program.
   """
   request, is_aborting = StopRequest(), threading.Event()
   if threading.current_thread() is not threading.main_thread():
@@ -60,7 +60,7 @@ def stop_request(say: Callable[[str], None]) -> Iterator[StopRequest]:
 
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
-  answering = threading.Thread(target=_answer, args=(reading, say, is_aborting), daemon=True)
+  answering = threading.Thread(target=_answer, args=(reading, answer, is_aborting), daemon=True)
   answering.start()
   previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
   previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -74,7 +74,7 @@ def stop_request(say: Callable[[str], None]) -> Iterator[StopRequest]:
     answering.join()
 
 
-def _answer(reading: int, say: Callable[[str], None], is_aborting: threading.Event) -> None:
+def _answer(reading: int, answer: Callable[[str], None], is_aborting: threading.Event) -> None:
   received: list[int] = []
   with open(reading, "rb", buffering=0) as numbers:
     while byte := numbers.read(1):
@@ -85,6 +85,5 @@ def _answer(reading: int, say: Callable[[str], None], is_aborting: threading.Eve
         leave(KeyboardInterrupt())
       if not received:
         with contextlib.suppress(ValueError):  # what cannot be written is told where it has to be
-          say(f"{signal.Signals(byte[0]).name} received: the run saves and stops when what it is in the middle of is "
-              "done; a second Ctrl-C ends it at once")
+          answer(signal.Signals(byte[0]).name)
       received.append(byte[0])

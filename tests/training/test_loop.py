@@ -120,6 +120,7 @@ def test_signal_saves_and_the_same_command_goes_on(tmp_path, recorder, number):
   with pytest.raises(Stop, match=f"stopped by {number.name} at step") as stopped:
     loop.train(recorded_config(), tmp_path / "stopped")
   assert stopped.value.status == 128 + number
+  assert [note for note in recorder.notes if note.startswith(f"{number.name} received: the run saves and stops")]
   step, _ = saved_state(recorded_config(), tmp_path / "stopped")
   assert 7 <= step < 10
   recorder.on_update = lambda step: None
@@ -276,10 +277,9 @@ def test_what_is_changed_at_a_resume_is_told_and_its_old_value_kept(tmp_path, re
   changed = {"train__steps": 4, "optimizer__learning_rate": 0.25, "optimizer__schedule": "constant"}
   recorder.notes.clear()
   loop.train(recorded_config(**changed), tmp_path)
-  told = [
-    note.removeprefix("changed since the start before: ") for note in recorder.notes if note.startswith("changed")]
-  assert told == [
-    "optimizer.learning_rate: 0.001 → 0.25", "optimizer.schedule: cosine → constant", "train.steps: 2 → 4"]
+  told = [note for note in recorder.notes if note.startswith("changed")]
+  assert told == [f"changed since the start before: {change}" for change in (
+    "optimizer.learning_rate: 0.001 → 0.25", "optimizer.schedule: cosine → constant", "train.steps: 2 → 4")]
   loop.train(recorded_config(**changed), tmp_path)  # nothing new
   loop.train(recorded_config(**changed | {"train__steps": 5}), tmp_path)
   first, second = read_run(tmp_path)["history"]
