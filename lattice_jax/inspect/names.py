@@ -35,8 +35,8 @@ def result_names(names: Sequence[str], results: Sequence[dict[str, Any]], figure
     for name, result in zip(names, results, strict=True)]
 
 
-def read_run(workdir: Path) -> dict[str, Any]:
-  """run.json of a workdir; nothing where there is none, as of a pretrained model."""
+def known_run(workdir: Path) -> dict[str, Any]:
+  """What run.json of a workdir says; nothing where there is none, as of a pretrained model."""
   return run_file.read_run(workdir) if (workdir / run_file.FILE).exists() else {}
 
 
@@ -46,5 +46,7 @@ def _facet(result: dict[str, Any], name: str) -> str | None:
 
 def _memory(workdir: Path) -> str | None:
   """As in lattice or window+lattice; None of what no run.json describes."""
-  run = read_run(workdir)
-  return "+".join(run["config"]["model"]["pattern"]) if "config" in run else None
+  found: Any = known_run(workdir)
+  for name in ("config", "model", "pattern"):
+    found = found[name] if isinstance(found, dict) and name in found else None
+  return "+".join(map(str, found)) if isinstance(found, list) else None

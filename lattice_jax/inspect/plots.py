@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lattice_jax.inspect.names import read_run, result_names, run_names
+from lattice_jax.inspect.names import known_run, result_names, run_names
 from lattice_jax.metrics import read_metric_lines
 
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
@@ -202,7 +202,7 @@ def _unit(record: dict[str, Any]) -> str:
 
 
 def _run_unit(workdir: Path) -> str:
-  return _unit(read_run(workdir))
+  return _unit(known_run(workdir))
 
 
 def _common_unit(units: Iterable[str]) -> str:

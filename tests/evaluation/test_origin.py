@@ -28,7 +28,7 @@ def _flags(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   flags.FLAGS.mark_as_parsed()
   with flagsaver.flagsaver(
-    task="passkey", lengths=["128"], answers=["3"], depths=["0.5"], trials=1, rows=1, examples=0):
+    task="passkey", lengths=(128,), answers=(3,), depths=(0.5,), trials=1, rows=1, examples=0):
     yield
 
 
