@@ -11,7 +11,10 @@ may be set here is how the model is computed and trained: model.dtype, remat, xe
 To put another memory in the place of attention, write a config whose model section is whole (model.origin=config); it
 trains from random parameters, for --init_from takes over all of a model or nothing.
 
-Cost: COST. Expected: EXPECTED.
+Cost: SmolLM2-135M, 40 updates of 2 × 128 tokens (--config.data.batch=2, seq_len and update_len 128) took 429 s on two
+busy cores of an AMD EPYC, 4.1 GB of memory and 1.6 GB of disk a checkpoint; an update here has four times the tokens.
+Expected: in these 40 updates on the first 200 kB of Sherlock Holmes, 1.273 → 1.117 bits per byte of validation (2,048
+tokens in windows of 128).
 """
 
 from __future__ import annotations

@@ -5,22 +5,26 @@ JAX is imported where it is used: neither --help nor a misspelt flag need wait f
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import logging
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
 
-from lattice_jax import usage
+from lattice_jax import peers, usage
 from lattice_jax.arguments import COUNT, POSITIVE, define
 from lattice_jax.config_flags import as_flags
 from lattice_jax.domains import short
@@ -29,7 +33,8 @@ _CPU_DEVICES = define(
   "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
 
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
-LEAVING_TIMEOUT = 10  # seconds that a process which ends with an error waits for the others to end too
+CLOSING_TIMEOUT = 5  # seconds that a run which failed has to close what it opened
+LEAVING_TIMEOUT = 4  # seconds that a process which ends with an error then waits for the others to end too
 
 
 class Stop(Exception):
@@ -66,13 +71,15 @@ def initialize_distributed(requested: bool) -> None:
     return
   import jax
 
+  peers.tell_of_the_dead(_end_without_peer)
   # of the three JAX itself reads only the address
   known = {
     argument: _environment_integer(name)
     for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     if name in os.environ}
   try:
-    jax.distributed.initialize(initialization_timeout=INITIALIZATION_TIMEOUT, **known)
+    jax.distributed.initialize(
+      initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=peers.HEARTBEAT_TIMEOUT, **known)
   except ValueError as error:
     raise ValueError(
       f"--distributed: it is not known which processes take part ({first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
@@ -131,32 +138,18 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
 
       jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
     main(arguments)
-  except ValueError as error:
-    if "LATTICE_JAX_TRACEBACK" in os.environ:
-      _leave_in_time(2)
-      raise
-    _exit(str(error), 2)
-  except Stop as stop:
-    _exit(str(stop), stop.status)
-  except KeyboardInterrupt:
-    _exit("aborted.", 130)
-  except Exception:
-    _leave_in_time(1)
-    raise
+  except (Exception, KeyboardInterrupt) as error:
+    leave(error)
 
 
 def run_script(main: Callable[[], int | None]) -> None:
   """As `run_main`, for a script that reads its own arguments; `main` returns the exit status."""
   try:
     status = main()
-  except ValueError as error:
-    _exit(str(error), 2)
   except OSError as error:
-    _exit(os_sentence(error), 2)
-  except Stop as stop:
-    _exit(str(stop), stop.status)
-  except KeyboardInterrupt:
-    _exit("aborted.", 130)
+    leave(ValueError(os_sentence(error)))
+  except (Exception, KeyboardInterrupt) as error:
+    leave(error)
   if status:
     sys.exit(status)
 
@@ -176,10 +169,26 @@ def program() -> str:
   return called.parent.name if called.name == "__main__.py" else called.name
 
 
+def within(seconds: float, action: Callable[[], object]) -> None:
+  """Does the last thing before an end, or gives it up after so long.
+
+  A thread of a library may wait for minutes for what will never come. What goes wrong here comes of what went wrong
+  before, so it is not told.
+  """
+  def act() -> None:
+    with contextlib.suppress(Exception):
+      action()
+
+  thread = threading.Thread(target=act, daemon=True)
+  thread.start()
+  thread.join(seconds)
+
+
 def quieten_checkpoints() -> None:
   """Orbax warns of what is intended, and logs at length what becomes one sentence here."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   show = sys.unraisablehook
 
   def show_others(unraisable: Any) -> None:
@@ -204,21 +213,46 @@ def git_commit() -> str | None:
     return None
 
 
-def _exit(sentence: str, status: int) -> None:
-  sys.stdout.flush()
-  sys.stderr.write(f"{program()}: {sentence}\n")
-  sys.stderr.flush()
-  _leave_in_time(status)
-  sys.exit(status)
+def leave(error: BaseException) -> NoReturn:
+  """Says why, and ends the process whatever threads are alive: at its own end Python would wait for them."""
+  jax = sys.modules["jax"] if "jax" in sys.modules else None  # a mistake on the command line need not wait for it
+  has_peers = jax is not None and jax.distributed.is_initialized()
+  if has_peers:
+    peers.wait_for_news(error)
+  sentence, status = _last_sentence(error)
+  if sentence is None:
+    traceback.print_exception(error)
+  else:
+    _say(sentence)
+  if has_peers:
+    within(LEAVING_TIMEOUT, jax.distributed.shutdown)  # waits for the others, who may have a sentence to say too
+  end_process(status)
 
 
-def _leave_in_time(status: int) -> None:
-  """Ends this process soon, of several.
+def _end_without_peer(sentence: str) -> NoReturn:
+  _say(sentence)
+  end_process(1)
 
-  JAX leaves in order and waits minutes for the others; where they wait for this process, only its end frees them.
-  """
-  jax = sys.modules["jax"] if "jax" in sys.modules else None
-  if jax and jax.distributed.is_initialized():
-    leave = threading.Timer(LEAVING_TIMEOUT, os._exit, (status,))
-    leave.daemon = True
-    leave.start()
+
+def _say(sentence: str) -> None:
+  with contextlib.suppress(OSError):  # nobody reads it
+    sys.stdout.flush()
+    sys.stderr.write(f"{program()}: {sentence}\n")
+    sys.stderr.flush()
+
+
+def end_process(status: int) -> NoReturn:
+  for worker in multiprocessing.active_children():
+    worker.kill()  # else it would outlive this process, and hold its output open
+  os._exit(status)
+
+
+def _last_sentence(error: BaseException) -> tuple[str | None, int]:
+  """(what a user is told, exit status); None where the whole traceback is wanted, or nobody expected the error."""
+  if isinstance(error, KeyboardInterrupt):
+    return "aborted.", 130
+  if isinstance(error, Stop):
+    return str(error), error.status
+  if isinstance(error, ValueError):
+    return None if "LATTICE_JAX_TRACEBACK" in os.environ else str(error), 2
+  return None, 1

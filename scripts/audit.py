@@ -26,13 +26,16 @@ def main() -> None:
   what.add_argument("--text", type=path, help="a file to read")
   what.add_argument("--split", type=one_of("train", "validation", "test"), default="test",
                     help="of the run's own data, where no file is given")
-  parser.add_argument("--document", type=count, default=0, help="of the split")
+  parser.add_argument("--document", type=count, help="of the split; its first when not given")
   parser.add_argument("--tokens", type=positive, default=1024, help="to read, at most")
   parser.add_argument("--threshold", type=positive_number, default=0.1,
                       help="radians by which a token turns a slot it writes to")
   parser.add_argument("--top", type=positive, default=5, help="tokens shown for each slot")
   parser.add_argument("--out", type=path, required=True, help="folder for the report")
-  run(parser.parse_args())
+  arguments = parser.parse_args()
+  if arguments.text is not None and arguments.document is not None:
+    parser.error(f"--document={arguments.document} is one of the split's, and --text is read instead; leave one out.")
+  run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
   quieten_checkpoints()
   task = command.load(arguments.workdir, step=arguments.step, overrides=())
-  where, ids = text_tokens(task, arguments.text, arguments.split, arguments.document, arguments.tokens)
+  where, ids = text_tokens(task, arguments.text, arguments.split, arguments.document or 0, arguments.tokens)
   print(f"{task.describe()}\nreads {len(ids):,} tokens of {where}", flush=True)
   for file in audit(task, where, ids, arguments.out, threshold=arguments.threshold, top=arguments.top):
     print(f"wrote {file}")

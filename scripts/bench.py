@@ -5,8 +5,8 @@ python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/benc
 JAX_NUM_CPU_DEVICES=2 python scripts/bench.py lattice --lengths=8192 --cases=scan,blockwise --out=runs/bench
 
 Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
-with the same --out adds lengths to the same files. With --scaling all lengths take turns too, and the table says how
-time and memory grow from one length to the next:
+with the same --out adds lengths to the same files; the plot is of what the same machine and commit measured. With
+--scaling all lengths take turns too, and the table says how time and memory grow from one length to the next:
 
 python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
 """
@@ -66,9 +66,8 @@ def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -
     report.write_records(arguments.out / "bench.jsonl", results, machine)
     table = report.table(results, OPS[arguments.op].BASELINES)
     print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{table}", flush=True)
-  records = [
-    record for record in report.read_records(arguments.out / "bench.jsonl")
-    if (record["op"], record["head"], record["mode"]) == (arguments.op, arguments.head, mode)]
+  records = report.read_records(arguments.out / "bench.jsonl")
+  records = report.records_like(records, records[-1])
   out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
   report.plot(records, f"{arguments.head}, {mode}", out)
   print(f"wrote {out}")

@@ -56,12 +56,12 @@ def main(arguments: list[str]) -> None:
 
 def loop_speed(config: Config) -> float:
   """Tokens per second of the training loop from the end of its first call to that of its last."""
-  from lattice_jax.metrics import read_jsonl
+  from lattice_jax.metrics import read_metric_lines
   from lattice_jax.training.loop import train
 
   with tempfile.TemporaryDirectory() as folder:
     train(config, Path(folder))
-    updates = [record for record in read_jsonl(Path(folder) / "metrics.jsonl") if "split" not in record]
+    updates = [record for record in read_metric_lines(Path(folder) / "metrics.jsonl") if "split" not in record]
   first, last = updates[config.train.steps_per_dispatch - 1], updates[-1]
   tokens = (last["step"] - first["step"]) * config.data.batch * config.data.update_len
   return tokens / (last["time_elapsed"] - first["time_elapsed"])

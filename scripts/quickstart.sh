@@ -31,4 +31,10 @@ Done: $trained_in s of training, $SECONDS s in all. In $run:
   metrics.jsonl        every update, one line each
   run.json             the config, versions and data that made it
   checkpoints/         the trained model
+
+Next, after \`source .venv/bin/activate\`:
+  python eval.py --workdir=$run --generate=300 --prompt="Your own words "
+  python train.py --config=configs/quickstart.py --config.data.source=text:mybook.txt --workdir=runs/mybook
+  python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_enwik8 $devices    # ten minutes, 1.6M parameters
+README.md says what else there is: other memories, other data, pretrained models.
 END

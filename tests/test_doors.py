@@ -121,7 +121,7 @@ def test_a_mistake_is_answered_before_jax_is_there(command, sentence, tmp_path):
   assert not list(ROOT.glob("gs:*"))
 
 
-class Asked(Exception):
+class Asked(BaseException):
   """Holds the parser of a script, in the place of its work."""
 
 
@@ -194,6 +194,8 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("prepare_data", ("enwik8", "--tokenizer=x"), "prepare_data.py: enwik8 is read as bytes;"),
   ("export", ("--output",), "export.py: --output has no value; write --output=VALUE."),
   ("audit", ("--workdir=a", "--out=b", "--threshold=nan"), "audit.py: --threshold=nan must be positive and finite."),
+  ("audit", ("--workdir=a", "--out=b", "--text=c", "--document=1"),
+   "audit.py: --document=1 is one of the split's, and --text is read instead; leave one out."),
   ("bench_cache", ("--out=a", "--ratio=nan"), "bench_cache.py: --ratio=nan must lie in [0, 1]."),
   ("self_check", ("--ops=latice",), "self_check: --ops=latice is not one of attention, delta,"),
 ], ids=str)

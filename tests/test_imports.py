@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels",),
+  ("pallas_kernels", "lattice_jax.peers"),
   ("lattice_jax.domains",),
   ("lattice_jax.fields",),
   ("lattice_jax.config_memories", "lattice_jax.arguments"),
@@ -29,6 +29,7 @@ LAYERS = (
   ("lattice_jax.training.adafactor",),
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),
+  ("lattice_jax.run_file",),
   ("lattice_jax.checkpoint",),
   ("lattice_jax.inference",),
   ("lattice_jax.evaluation",),

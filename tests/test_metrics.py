@@ -17,6 +17,7 @@ def test_ratio_of_nothing_is_zero():
 
 def test_bits_per_byte_of_a_uniform_guess_over_bytes_is_eight():
   assert bits_per_byte(math.log(256), tokens_per_byte=1.0) == pytest.approx(8.0)
+  assert bits_per_byte(math.log(16), tokens_per_byte=0.25) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("end", ['{"step": 3, "lo', '{"step": 3\n', "\0\0\0"])

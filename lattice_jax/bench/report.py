@@ -88,6 +88,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
   return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def records_like(records: Sequence[dict[str, Any]], one: dict[str, Any]) -> list[dict[str, Any]]:
+  """Those of the same machine and code, op and mode as one of them, at any length; of a repeated case the newest."""
+  same = [name for name in ("device", "jax", "commit", "op", "head", "mode", "B", "dtype") if name in one]
+  newest = {
+    (record["case"], record["T"]): record for record in records
+    if all(name in record and record[name] == one[name] for name in same)}
+  return list(newest.values())
+
+
 def _cpu_name() -> str:
   info = Path("/proc/cpuinfo")
   lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []

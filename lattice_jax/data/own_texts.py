@@ -124,9 +124,10 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _title(path: Path, file: Path) -> str:
-  """Below the folder, or the file's own name; a name that is not UTF-8 can be printed too."""
+  """Below the folder, or the file's own name, as it can be printed in one line."""
   name = path.name if file == path else file.relative_to(path).as_posix()
-  return os.fsencode(name).decode("utf-8", errors="replace")
+  shown = os.fsencode(name).decode("utf-8", errors="replace")
+  return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)
 
 
 def _read(file: Path, room: int) -> bytes:

@@ -78,6 +78,8 @@ def _ask(
     depths=flags.DEPTHS.value, trials=flags.TRIALS.value, seed=flags.TASK_SEED.value, batch=flags.ROWS.value,
     examples=flags.EXAMPLES.value, caches=caches, peers=tuple(flags.PEERS.value))
   folder, key = _folder(task, source)
+  if (old := task.workdir / grid.task / "answers.jsonl").exists():
+    report(f"{old} does not say which model answered, so nothing of it is used; its folder may be removed")
   subject = Subject(
     model=task.config.model, variables={"params": task.params, "buffers": task.buffers}, tokenizer=tokenizer,
     text_ids=np.asarray(source.tokens), context_len=task.context_len, key=key)

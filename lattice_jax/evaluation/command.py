@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.cache import make_policy
-from lattice_jax.checkpoint import check_tokenizer, load_for_eval, read_config
+from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
@@ -36,6 +36,7 @@ from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import content_digest, count_parameters
 from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
 from lattice_jax.sharding import make_mesh, param_shardings
 

@@ -40,7 +40,7 @@ _RULES = (
   (("answers", "depths", "examples", "rows"), lambda asked: asked.task not in ("", "text"),
    "a --task that asks for something, such as --task=passkey"),
   (("chat",), lambda asked: asked.prompt, "a --prompt"),
-  (("prompt", "stop", "context", "temperature"), lambda asked: asked.text,
+  (("prompt", "prompt_file", "stop", "context", "temperature"), lambda asked: asked.text,
    "a text to write, of --generate tokens above 0 or after a --prompt"),
   (("top_k", "top_p", "seed"), lambda asked: asked.draws,
    "tokens that are drawn: a text to write, and a --temperature above 0"),

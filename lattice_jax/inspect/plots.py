@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lattice_jax.inspect.names import read_run, result_names, run_names
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.metrics import read_metric_lines
 
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
 _START_SHARE = 0.05  # of the longest run: updates that stand far above what is worth reading, and may leave the plot
@@ -30,7 +30,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
   """(training lines, evaluation lines) of a metrics.jsonl; evaluation lines are those with a "split"."""
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; give the workdir of a run that has begun to train.")
-  lines = read_jsonl(path)
+  lines = read_metric_lines(path)
   return [line for line in lines if "split" not in line], [line for line in lines if "split" in line]
 
 

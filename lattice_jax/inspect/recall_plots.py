@@ -38,7 +38,8 @@ def plot_recall(folder: Path, out: Path) -> list[Path]:
   maps = sorted((folder / "kept").glob("*.npy")) if (folder / "kept").is_dir() else []
   for length in sorted({int(path.name.partition("_")[0]) for path in maps}):
     found = {cache_of_map(path): path for path in maps if path.name.startswith(f"{length}_")}
-    paths.append(_plot_kept(_by_family(found), found, length, _beside(out, f"kept_{length}")))
+    caches = _by_family(row["cache"] for row in rows if row["cache"] in found)
+    paths.append(_plot_kept(caches, found, length, _beside(out, f"kept_{length}")))
   return paths
 
 
@@ -73,7 +74,7 @@ def _plot_pareto(rows: Sequence[dict[str, Any]], out: Path) -> Path:
 
 def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   """A panel for each cache: depth downwards, length and size of answer to the right."""
-  caches = _by_family(list(dict.fromkeys(row["cache"] for row in rows)))
+  caches = _by_family(row["cache"] for row in rows)
   depths = sorted({row["depth"] for row in rows})
   columns = list(dict.fromkeys((row["length"], row["answer"]) for row in rows))
   width = 0.9 + 0.5 * len(columns)
@@ -152,7 +153,7 @@ def _family(cache: str) -> str:
 
 def _by_family(caches: Iterable[str]) -> list[str]:
   """The caches of a policy one after another, the full cache first."""
-  caches = sorted(caches, key=lambda cache: cache != FULL)
+  caches = sorted(dict.fromkeys(caches), key=lambda cache: cache != FULL)
   families = list(dict.fromkeys(map(_family, caches)))
   return sorted(caches, key=lambda cache: families.index(_family(cache)))
 

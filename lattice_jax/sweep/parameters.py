@@ -199,7 +199,7 @@ def _build(name: str, distribution: str, entry: dict[str, Any]) -> Parameter:
 def _steps(name: str, low: float, high: float, q: float) -> Steps:
   if q <= 0:
     raise ValueError(f"parameter {name}: q={q} must be positive.")
-  if not max(abs(low), abs(high)) / q < _MOST_STEPS:
+  if not max(abs(low), abs(high)) < _MOST_STEPS * q:
     raise ValueError(f"parameter {name}: between 0 and min={low} or max={high} lie more than {_MOST_STEPS:,} multiples "
                      f"of {q}; use smaller numbers, or the distribution uniform.")
   steps = Steps(name, low, high, q)
@@ -212,7 +212,7 @@ def _number(name: str, field: str, value: Any) -> int | float:
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise ValueError(f"parameter {name}: {field}={value!r} must be a number.{_yaml_hint(value)}")
   if not abs(value) <= sys.float_info.max:  # which NaN is not either
-    raise ValueError(f"parameter {name}: {field} must be a number that is finite.")
+    raise ValueError(f"parameter {name}: {field}={value} must be finite.")
   return value
 
 

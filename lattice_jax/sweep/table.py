@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.config_checks import parse_config
-from lattice_jax.metrics import Record, read_jsonl
+from lattice_jax.metrics import Record, read_metric_lines
 from lattice_jax.models.state_size import describe_state
+from lattice_jax.run_file import read_run
 from lattice_jax.sweep.labels import is_seed, short_names, short_values
 from lattice_jax.sweep.parameters import Choice, Value
 from lattice_jax.sweep.spec import Sweep
-from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records, read_run
+from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records
 
 Setting = tuple[tuple[str, Value], ...]
 
@@ -158,8 +159,10 @@ def make_table(sweep: Sweep, workdir: Path, *, total: int, command: str, beyond:
 def _is_of(sweep: Sweep, record: TrialRecord) -> bool:
   """Whether the sweep, as its file now reads, has this trial; a folder may hold those of an older file too."""
   parameters = {parameter.name: parameter for parameter in sweep.parameters}
-  return parameters.keys() == record.values.keys() and all(
-    record.values[name] in parameter.values for name, parameter in parameters.items() if isinstance(parameter, Choice))
+  return (
+    parameters.keys() == record.values.keys() and record.arguments == sweep.arguments(record.values)
+    and all(record.values[name] in parameter.values for name, parameter in parameters.items()
+            if isinstance(parameter, Choice)))
 
 
 def _find(table: Table, against: str) -> Row:
@@ -171,9 +174,9 @@ def _find(table: Table, against: str) -> Row:
 
 def _read_result(record: TrialRecord, folder: Path, sweep: Sweep, beyond: Sequence[int]) -> Result:
   metric, line = read_evaluation(folder, sweep.metric)
-  run = read_run(folder)
+  run = read_run(folder, "parameters", "git_commit")
   memory, state = _memory_of(run)
-  speeds = [line["tokens_per_second"] for line in read_jsonl(folder / "metrics.jsonl") if "split" not in line]
+  speeds = [line["tokens_per_second"] for line in read_metric_lines(folder / "metrics.jsonl") if "split" not in line]
   return Result(
     seeds=tuple(item for item in record.values.items() if is_seed(item[0])), metric=metric,
     beyond={start: bits_beyond(line, start, folder) for start in beyond}, parameters=run["parameters"],

@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 
-from lattice_jax.checkpoint import check_tokenizer, load_variables, read_config
+from lattice_jax.checkpoint import check_tokenizer, load_variables
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.data.tokenizers import PRETRAINED
 from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.run_file import read_config
 from lattice_jax.training.state import TrainState
 
 # What a config of the origin "init_from" leaves open.

@@ -12,7 +12,7 @@ import pytest
 
 from lattice_jax.cache import make_policy
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
-from lattice_jax.evaluation.compare import compare, format_comparisons, write_comparisons
+from lattice_jax.evaluation.compare import _by_position, compare, format_comparisons, write_comparisons
 from lattice_jax.evaluation.reader import Reader
 from lattice_jax.inspect.recall_plots import plot_recall
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
@@ -72,6 +72,12 @@ def test_divergence_and_agreement_are_those_of_the_two_predictions():
   full_TBA, other_TBA = predictions
   np.testing.assert_allclose(lagkv.kl, (full_TBA * np.log(full_TBA / other_TBA)).sum(-1).mean(), rtol=1e-4)
   assert lagkv.agreement == pytest.approx((full_TBA.argmax(-1) == other_TBA.argmax(-1)).mean()) and lagkv.agreement < 1
+
+
+def test_stretches_of_positions_double():
+  nll_BT = np.arange(600.0).reshape(2, 300)
+  assert dict(_by_position(nll_BT, 10)) == {
+    "10–73": 181.5, "74–137": 245.5, "138–265": 341.5, "266–309": 427.5}
 
 
 def test_the_table_and_the_plot_hold_every_cache(tmp_path):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from lattice_jax.evaluation import flag_rules
 from lattice_jax.evaluation.flag_rules import Asked, check_flags, given_flags, read_asked
 from lattice_jax.inference import flags as flags_of_text
 
+ROOT = Path(__file__).parents[2]
 EVALUATION = Asked(
   pretrained=False, protocol="cold", comparison=False, task="", prompt=False, text=False, draws=False)
 MODEL_TEXT = dataclasses.replace(EVALUATION, pretrained=True, protocol="none", prompt=True, text=True, draws=True)
@@ -28,13 +32,22 @@ def check(asked, *arguments):
   (PASSKEY, "--batch=8"), (PASSKEY, "--output=x.json"), (MODEL_TEXT, "--split=test"), (EVALUATION, "--peers=knorm"),
   (EVALUATION, "--lengths=1024"), (MODEL_TEXT, "--trials=3"), (EVALUATION, "--task_seed=1"), (COMPARING, "--answers=7"),
   (COMPARING, "--depths=0"), (COMPARING, "--examples=1"), (EVALUATION, "--rows=1"), (EVALUATION, "--chat"),
-  (EVALUATION, "--prompt=a"), (EVALUATION, "--stop=a"), (PASSKEY, "--context=9"), (EVALUATION, "--temperature=0"),
+  (EVALUATION, "--prompt=a"), (EVALUATION, "--prompt_file=a"), (EVALUATION, "--stop=a"), (PASSKEY, "--context=9"),
+  (EVALUATION, "--temperature=0"),
   (GREEDY, "--top_k=3"), (GREEDY, "--top_p=0.5"), (EVALUATION, "--seed=1"), (GREEDY, "--seed=1")],
   ids=lambda value: value if isinstance(value, str) else "")
 def test_a_flag_that_nothing_reads_is_refused(asked, argument):
   name = argument.partition("=")[0]
   with pytest.raises(ValueError, match=f"{name} has no effect without .*; leave it out, or ask for that too"):
     check(asked, argument)
+
+
+def test_every_flag_of_the_command_has_a_rule_or_is_what_is_asked_for():
+  files = (ROOT / "eval.py", *(ROOT / "lattice_jax" / part / "flags.py" for part in ("evaluation", "inference")))
+  defined = {name for file in files for name in re.findall(r'define\w*\(\s*"(\w+)"', file.read_text())}
+  ruled = {name for names, _, _ in flag_rules._RULES for name in names}
+  assert defined - ruled == {"workdir", "pretrained", "protocol", "compressors", "task", "cache", "generate"}
+  assert ruled <= defined
 
 
 @pytest.mark.parametrize(("asked", "arguments"), [

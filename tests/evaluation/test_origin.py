@@ -36,9 +36,9 @@ def choose(name, *overrides, dtype="float32"):
   return command.choose(None, name, step=None, dtype=dtype, overrides=[*ON_BYTES, *overrides])
 
 
-def judge(task):
+def judge(task, told=None):
   """The folder with all that was ever answered, line by line."""
-  report, *_ = cache_flags.judge(task, "test", report=lambda line: None)
+  report, *_ = cache_flags.judge(task, "test", report=(told if told is not None else []).append)
   return report.parent, [json.loads(line) for line in (report.parent / "answers.jsonl").read_text().splitlines()]
 
 
@@ -51,23 +51,30 @@ def test_a_model_is_called_by_all_of_its_name(tmp_path):
 
 
 def test_answers_of_one_model_are_never_those_of_another(tmp_path):
-  for name, seed in (("Llama-3.1-8B", 0), ("Llama-3.2-1B", 1), ("a/model", 0), ("b/model", 1)):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+  for name, seed in (("m/Llama-3.1-8B", 0), ("m/Llama-3.2-1B", 1), ("n/Llama-3.1-8B", 1)):
+    (tmp_path / name).mkdir(parents=True)
     write_folder(tmp_path / name, SIZES, make_tensors(SIZES, seed))
-  (first, first_lines), (second, second_lines) = judge(choose("Llama-3.1-8B")), judge(choose("Llama-3.2-1B"))
-  assert first.parts[:2] == ("runs", "Llama-3.1-8B") and second.parts[:2] == ("runs", "Llama-3.2-1B")
-  assert first_lines[0]["nll"] != second_lines[0]["nll"]
-  # of one name in two places, and beside one another in one workdir
-  same, other = judge(choose("a/model")), judge(choose("b/model"))
-  assert same[0].parent == other[0].parent and same[0] != other[0]
-  assert [line["nll"] for line in same[1] + other[1]] == [line["nll"] for line in first_lines + second_lines]
-  assert judge(choose("a/model")) == same  # which asks nothing again
-  changed = judge(choose("a/model", "model.attention.rope_theta=50.0"))
-  assert changed[0] != same[0] and changed[1][0]["nll"] != same[1][0]["nll"]
-  for answers in (second / "answers.jsonl", other[0] / "answers.jsonl"):
-    (first / "answers.jsonl").write_text(answers.read_text())
-    with pytest.raises(ValueError, match=r"holds answers of another model, text or version \(key \w+, not \w+\)"):
-      judge(choose("Llama-3.1-8B"))
+  old, told = tmp_path / "runs" / "Llama-3.1-8B" / "passkey" / "answers.jsonl", []
+  old.parent.mkdir(parents=True)
+  old.write_text('{"task": "passkey"}\n')  # as it was written before answers had keys
+  first, second = judge(choose("m/Llama-3.1-8B"), told), judge(choose("m/Llama-3.2-1B"))
+  assert "answers.jsonl does not say which model answered, so nothing of it is used" in told[0]
+  assert old.read_text() == '{"task": "passkey"}\n'
+  assert first[0].parts[:2] == ("runs", "Llama-3.1-8B") and second[0].parts[:2] == ("runs", "Llama-3.2-1B")
+  assert first[1][0]["nll"] != second[1][0]["nll"]
+  same_name = judge(choose("n/Llama-3.1-8B"))
+  assert same_name[0].parent == first[0].parent and same_name[0] != first[0]
+  assert same_name[1][0]["nll"] == second[1][0]["nll"]
+  assert judge(choose("m/Llama-3.1-8B")) == first  # which asks nothing again
+  (first[0] / "answers.jsonl").write_text((same_name[0] / "answers.jsonl").read_text())
+  with pytest.raises(ValueError, match=r"holds answers of another model, text or version \(key \w+, not \w+\)"):
+    judge(choose("m/Llama-3.1-8B"))
+  names = {
+    choose("m/Llama-3.1-8B", *overrides, dtype=dtype).name_of("passkey", text="", **facts)[0]
+    for overrides, dtype, facts in (
+      ((), "float32", {}), ((), "bfloat16", {}), (("model.attention.rope_theta=50.0",), "float32", {}),
+      (("model.cache.epsilon=1.0",), "float32", {}), ((), "float32", {"seed": 1}), ((), "float32", {"code": "x"}))}
+  assert len(names) == 6
 
 
 def test_lines_that_do_not_say_what_made_them_are_refused(tmp_path):

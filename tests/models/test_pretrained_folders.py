@@ -98,6 +98,7 @@ def test_an_old_shard_beside_a_single_file_is_refused_and_the_same_weights_in_an
   folder = write_folder(tmp_path, LLAMA, make_tensors(LLAMA))
   save(folder / "consolidated.00.safetensors")
   (folder / "pytorch_model.bin").write_bytes(b"")
+  (folder / "._model.safetensors").write_bytes(b"")
   assert open_pretrained(folder).model.layers == 2
   names = safetensors.numpy.load_file(folder / "model.safetensors")
   (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
@@ -151,6 +152,13 @@ def test_a_name_that_is_also_a_folder_is_refused(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r"'smollm2' is a known name, and also a folder .* write ./smollm2 for"):
     find_pretrained("smollm2")
   assert find_pretrained("./smollm2").is_dir()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody_of_this_name/model", "a\0b", "line\nbreak"])
+def test_a_name_that_cannot_be_a_file_is_refused_in_one_sentence(name):
+  with pytest.raises(ValueError, match="pretrained model '") as error:
+    find_pretrained(name)
+  assert str(error.value).isprintable() and len(str(error.value)) < 300
 
 
 def test_a_package_or_folder_with_two_files_is_refused(tmp_path, monkeypatch):

@@ -10,11 +10,11 @@ from lattice_jax.layers.vq import update_codebook
 from lattice_jax.ops.vq import (
   COUNT_FLOOR,
   FORMS,
-  KEY_GRADIENTS,
   Quantized,
   choose_reduction,
   code_statistics,
   codebook,
+  dead_codes,
   empty_state,
   quantize,
   revive,
@@ -55,6 +55,17 @@ def test_the_commitment_error_pulls_keys_to_their_rows_and_leaves_the_rows():
   picked = np.asarray(rows)[np.arange(HEADS), np.asarray(quantize(k, rows).code_BTH)]
   np.testing.assert_allclose(d_k, 2 * (np.asarray(k) - picked), rtol=1e-5, atol=1e-6)
   assert not np.asarray(d_rows).any()
+
+
+def test_rows_are_mean_keys_and_a_code_that_is_hardly_used_goes_to_the_origin():
+  count, total = jnp.array([[4.0, 1.0, 0.5, 0.01, 0.002]] * HEADS), random_rows()
+  want = np.asarray(total) / np.array([4.0, 1.0, 0.5, 0.01, 0.01])[:, None]
+  np.testing.assert_allclose(codebook(count, total), want, rtol=1e-6)
+
+
+def test_dead_codes_are_those_below_a_share_of_the_average_of_their_head():
+  count = jnp.array([[8.0, 0.2, 4.0, 0.01, 2.0], [0.05] * 5])
+  assert dead_codes(count, 0.1).tolist() == [[False, True, False, True, False], [False] * 5]
 
 
 def test_codebook_moving_average_equals_a_numpy_transcription():
@@ -148,8 +159,8 @@ def key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved_TS):
   return d_k
 
 
-@pytest.mark.parametrize(("window", "block_len"), [(4, 4), (3, 5), (7, 2), (4, 30)])
-@pytest.mark.parametrize("key_gradient", KEY_GRADIENTS)
+@pytest.mark.parametrize(("key_gradient", "window", "block_len"), [
+  ("window", 3, 5), ("blocks", 4, 4), ("blocks", 3, 5), ("blocks", 7, 30)])
 def test_key_gradient_is_that_of_a_float64_transcription(key_gradient, window, block_len):
   """By blocks, as published: from queries of a key's own block and of blocks that have it in their window."""
   length = 23
@@ -161,7 +172,7 @@ def test_key_gradient_is_that_of_a_float64_transcription(key_gradient, window, b
   want = key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved & (i >= j))
   if window == block_len:
     by_blocks = (i // block_len - j // block_len <= 1) & (i >= j)
-    assert key_gradient == "window" or (by_blocks == (is_moved & (i >= j))).all(), "its own block and the next"
+    assert (by_blocks == (is_moved & (i >= j))).all(), "its own block and the next"
   for impl, reduction in (("reference", "auto"), ("xla", "serial"), ("xla", "input_scan")):
     got = jax.jit(jax.grad(lambda k, impl=impl, reduction=reduction: (d_out * attend(
       k, v, q, rows, window, impl, block_len, reduction, key_gradient)).sum()))(k)
@@ -192,10 +203,28 @@ def test_key_gradient_by_blocks_passes_from_call_to_call(impl):
   assert np.abs(gradient((7, 12)) - whole).max() > 1e-2 * np.abs(whole).max()
 
 
+def test_other_key_gradients_are_refused():
+  k, rows = random_keys(1, 8), random_rows()
+  with pytest.raises(ValueError, match="key_gradient='block' of op 'vq' is not one of window, blocks"):
+    attend(k, k[..., :VALUE], k, rows, 4, "xla", key_gradient="block")
+
+
 def test_kernels_take_blocks_of_whole_tiles_only():
   k, rows = random_keys(1, 8), random_rows()
   with pytest.raises(ValueError, match="need blocks of whole tiles of 128 tokens"):
     attend(k, k[..., :VALUE], k, rows, 4, "interpret", key_gradient="blocks")
+
+
+@pytest.mark.parametrize("impl", ["xla", "reference"])
+def test_invalid_tokens_read_zeros(impl):
+  k, rows = random_keys(1, 5), random_rows()
+  state = empty_state(1, 2, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+  zeros = jnp.zeros((HEADS, KEY))
+  out, _ = vq_attention(
+    k, quantize(k, rows), jnp.ones((1, 5, HEADS, VALUE)), rows, jnp.zeros((HEADS, 3, KEY)), zeros, zeros, state,
+    jnp.zeros((1, 5), jnp.int32), jnp.arange(5)[None] < 3, block_len=2, impl=impl)
+  np.testing.assert_allclose(out[0, :3], 1, rtol=1e-6)
+  assert not np.asarray(out[0, 3:]).any()
 
 
 def test_auto_takes_a_form_that_exists_and_other_names_are_refused():

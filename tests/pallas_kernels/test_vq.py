@@ -85,14 +85,14 @@ def test_equals_the_xla_form_with_all_gradients(length, heads, kv_heads, codes, 
   assert_close(got, compiled(window, "float32", "xla", use_cache)(arrays), dtype)
 
 
-@pytest.mark.parametrize(("length", "block", "use_cache"), [(45, 16, True), (5, 16, True), (29, 16, False)], ids=str)
+@pytest.mark.parametrize(("length", "block", "use_cache"), [(45, 16, True), (29, 16, False)], ids=str)
 def test_key_gradients_by_blocks_of_several_tiles_equal_the_xla_form(length, block, use_cache):
   """The last block is not whole, the window no multiple of a tile."""
   arrays = inputs(length, 2, 1, 5, 12, "float32")
   got = compiled(12, "float32", "interpret", use_cache, block)(arrays)
   want = compiled(12, "float32", "xla", use_cache, block)(arrays)
   assert_close(got, want, "float32")
-  if use_cache and length > block:
+  if use_cache:
     by_distance = compiled(12, "float32", "xla", use_cache)(arrays)
     assert rms_ratio(by_distance["gradient"]["k"], want["gradient"]["k"]) > 1e-2
 
@@ -113,9 +113,9 @@ def test_tiles_of_several_strips_and_values_of_several_parts_with_all_gradients(
   assert_close(results("interpret"), results("xla"), "float32")
 
 
-def smallest_call(interpret):
+def smallest_call(interpret, span=0):
   """Value and gradients of the smallest call with everything in it: two tiles, a window of half a one, two heads that
-  share keys."""
+  share keys. span: tokens of blocks by which keys get their gradient."""
   length, window = 13, 4
   arrays = inputs(length, 2, 1, 3, window, "float32")
   ids = jnp.concatenate([jnp.zeros((1, window)), jnp.ones((1, length))], 1).astype(jnp.int32)
@@ -127,7 +127,8 @@ def smallest_call(interpret):
   def loss(*floats):
     *tokens, mean = floats
     out = pallas_kernels.vq.vq_attention(
-      *tokens, ids[:, window:], ids, (mean, count, jnp.ones((2, 1), jnp.int32)), tile=TILE, interpret=interpret)
+      *tokens, ids[:, window:], ids, (mean, count, jnp.ones((2, 1), jnp.int32)), tile=TILE, span=span,
+      interpret=interpret)
     return jnp.sin(out).sum()
 
   return jax.jit(jax.value_and_grad(loss, tuple(range(len(floats))))), floats
@@ -164,7 +165,8 @@ def test_no_memory_is_read_before_it_is_written_and_nothing_races(capfd, smalles
 @pytest.mark.parametrize(("length", "codes"), [(29, 5), (3, 300)])
 def test_code_search_finds_the_nearest_row_and_the_lower_of_equals(length, codes):
   arrays = inputs(length, 2, 2, codes, 3, "float32")
-  rows = arrays["rows"].at[:, codes - 1].set(arrays["rows"][:, 1])
+  equals = [*range(9, codes, 8), codes - 1]  # in the same register row as the first of them, and in another
+  rows = arrays["rows"].at[:, equals].set(arrays["rows"][:, 1:2])
   keys = arrays["k"].at[:, 0].set(rows[None, :, 1])
   got = jax.jit(functools.partial(quantize, impl="interpret"))(keys, rows)
   want = jax.jit(functools.partial(quantize, impl="xla"))(keys, rows)

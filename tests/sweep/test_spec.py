@@ -61,11 +61,11 @@ def test_multiples_have_no_rounding_errors_and_stay_inside():
   ({"distribution": "normal", "sigma": 0}, "sigma=0 must be positive"),
   ({"distribution": ["uniform"]}, r"distribution \['uniform'\] is not one of"),
   ({"value": 1, 2: 3, "x": 4}, "'2' is not a field of distribution constant"),
-  ({"min": float("-inf"), "max": 1.0}, "min must be a number that is finite"),
-  ({"min": 0.0, "max": float("nan")}, "max must be a number that is finite"),
-  ({"min": 0, "max": 10**400}, "max must be a number that is finite"),
-  ({"min": 0, "max": 2**60}, r"min=0 or max=\d+ lie more than 9,007,199,254,740,992 multiples of 1; use smaller"),
+  ({"min": float("-inf"), "max": 1.0}, "min=-inf must be finite"),
+  ({"min": 0.0, "max": float("nan")}, "max=nan must be finite"),
+  ({"min": 0, "max": 10**400}, r"max=10{400} (must be finite|is too large)"),
   ({"distribution": "q_uniform", "min": 1, "max": 2, "q": 1e-300}, "lie more than 9,007,199,254,740,992 multiples of"),
+  ({"distribution": "normal", "mu": float("nan")}, "mu=nan must be finite"),
   ({"values": [1, float("nan")]}, "value=nan must be finite"),
 ], ids=str)
 def test_bad_parameter_is_refused_in_one_sentence(entry, message):
@@ -151,9 +151,10 @@ def test_a_grid_is_counted_before_it_is_gone_through(tmp_path):
   with pytest.raises(ValueError, match=r"sizes\.yaml: the grid has 1,000,000,000,000 trials, and at most 100,000 can "
                                        r"be gone through; use fewer values, or method random with a run_cap\.$"):
     sweeps.read(tmp_path, parameters=parameters)
-  with pytest.raises(ValueError, match=r"the grid has 1,000,000,000,000 trials"):
-    sweeps.read(tmp_path, parameters={"a": {"min": 1, "max": 10**12}})
-  assert sweeps.read(tmp_path, method="random", run_cap=2, parameters={"a": {"min": 1, "max": 10**12}}).run_cap == 2
+  many = {"a": {"min": 1, "max": 2_000_000_000}}
+  with pytest.raises(ValueError, match=r"the grid has 2,000,000,000 trials"):
+    sweeps.read(tmp_path, parameters=many)
+  assert sweeps.read(tmp_path, method="random", run_cap=2, parameters=many).run_cap == 2
 
 
 def test_what_a_file_says_at_length_is_quoted_in_part(tmp_path):

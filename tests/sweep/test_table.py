@@ -27,7 +27,7 @@ def finish(sweep, workdir):
     folder.mkdir(parents=True)
     size = next(value for name, value in trial.values.items() if name != "seed")
     fake.write_run(folder, size if isinstance(size, (int, float)) else len(size), trial.values["seed"])
-    TrialRecord(trial.index, trial.id, trial.values, [], DONE, seconds=1.0).write(folder)
+    TrialRecord(trial.index, trial.id, trial.values, sweep.arguments(trial.values), DONE, seconds=1.0).write(folder)
 
 
 def test_rows_are_means_over_seeds_best_first(tmp_path):
@@ -74,6 +74,8 @@ def test_trials_of_an_older_file_are_left_out(tmp_path):
     sweeps.read(tmp_path, parameters={"size": {"values": [1, 4]}, "seed": {"values": [0, 1]}}), tmp_path / "runs")
   assert [row.setting for row in table.rows] == [(("size", 4),), (("size", 1),)]
   assert (table.foreign, table.unfinished) == (4, 0)
+  program = sweeps.read(tmp_path, command=["${program}", "${args}", "--fast"])
+  assert (sweeps.table(program, tmp_path / "runs").rows, sweeps.table(program, tmp_path / "runs").foreign) == ((), 8)
   assert "4 trial(s) in the folder are not of this sweep file and are left out." in markdown(table)
 
 
@@ -108,7 +110,8 @@ def test_what_is_missing_is_said(tmp_path):
   assert "6 trial(s) not finished, 0 failed" in markdown(sweeps.table(sweep, tmp_path / "runs"))
   folder = tmp_path / "runs" / "size=1_seed=0"
   folder.mkdir(parents=True)
-  TrialRecord(0, "size=1_seed=0", {"size": 1, "seed": 0}, [], FAILED, "no room").write(folder)
+  values = {"size": 1, "seed": 0}
+  TrialRecord(0, "size=1_seed=0", values, sweep.arguments(values), FAILED, "no room").write(folder)
   text = markdown(sweeps.table(sweep, tmp_path / "runs"))
   assert "5 trial(s) not finished, 1 failed.\n- size=1_seed=0: no room\n" in text
   write_table(sweeps.table(sweep, tmp_path / "runs"), tmp_path / "out")

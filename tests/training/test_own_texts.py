@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lattice_jax.checkpoint import load_for_eval, read_run
+from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.evaluation import command
+from lattice_jax.run_file import read_run
 from lattice_jax.training import loop
 from tests.training import tiny
 
@@ -26,28 +27,23 @@ def config_of(path, tmp_path, **changes):
     model__vocab=300, **changes)
 
 
-def test_a_run_on_own_text_goes_on_until_the_text_changes(tmp_path):
-  book = write_book(tmp_path / "book.txt")
-  loop.train(config_of(book, tmp_path, train__steps=1), tmp_path / "run")
-  assert int(loop.train(config_of(book, tmp_path, train__steps=2), tmp_path / "run").step) == 2
-  write_book(book, "look")
-  with pytest.raises(ValueError, match=rf"^data.source=text:{book} is not what .*run was trained on \(\w+ → \w+\); "
-                                       r"restore it, or choose another --workdir\.$"):
-    loop.train(config_of(book, tmp_path, train__steps=3), tmp_path / "run")
-
-
-def test_a_tokenizer_of_other_texts_is_refused_to_a_run(tmp_path):
-  """Both have 300 tokens, so nothing but the figures would tell."""
+def test_a_run_on_own_text_goes_on_until_the_text_changes_and_keeps_its_tokenizer(tmp_path):
   book, other = write_book(tmp_path / "book.txt"), write_book(tmp_path / "other.txt", "log")
-  loop.train(config_of(book, tmp_path, train__steps=1), tmp_path / "run")
-  assert len(read_run(tmp_path / "run")["tokenizer_sha256"]) == 64
-  load_for_eval(tmp_path / "run")
+  config, workdir = config_of(book, tmp_path, train__steps=1), tmp_path / "run"
+  loop.train(config, workdir)
+  assert int(loop.train(config, workdir).step) == 1
+  assert len(read_run(workdir)["tokenizer_sha256"]) == 64
+  load_for_eval(workdir)
+  # all have 300 tokens, so nothing but the figures would tell
   message = r"^the tokenizer bpe_lossless:300 of data.source=text:\S+ is not the one that \S+ was trained with: .*\.$"
   with pytest.raises(ValueError, match=message):
-    command.load(tmp_path / "run", step=None, overrides=[f"data.source=text:{other}"])
+    command.load(workdir, step=None, overrides=[f"data.source=text:{other}"])
   write_book(book, "look")
   with pytest.raises(ValueError, match=message):
-    load_for_eval(tmp_path / "run")
+    load_for_eval(workdir)
+  with pytest.raises(ValueError, match=rf"^data.source=text:{book} is not what .*run was trained on \(\w+ → \w+\); "
+                                       r"restore it, or choose another --workdir\.$"):
+    loop.train(config, workdir)
 
 
 def test_a_text_too_short_for_a_sequence_is_one_sentence(tmp_path):

@@ -74,7 +74,7 @@ RULES = {"adamw": adamw, "lion": lion, "adafactor": adafactor}
 
 
 @pytest.mark.parametrize(("name", "decay", "clip", "shapes"), [
-  ("adamw", "scaled", 0.0, SHAPES), ("adamw", "independent", 1.5, SHAPES), ("lion", "scaled", 2.5, SHAPES),
+  ("adamw", "scaled", 100.0, SHAPES), ("adamw", "independent", 1.5, SHAPES), ("lion", "scaled", 2.5, SHAPES),
   ("adafactor", "scaled", 0.0, SHAPES | {"matrix": (128, 130)})], ids=str)
 def test_a_rule_is_the_papers(name, decay, clip, shapes):
   config = OptimizerConfig(

@@ -142,6 +142,7 @@ def _rope_scaling(file: GGUFFile, fields: dict[str, Any], source: str) -> dict[s
           if "rope.scaling." + theirs in fields}
   if "rope.scale_linear" in fields:
     said = {"factor": fields["rope.scale_linear"]} | said
+    _check_same(fields, "rope.scale_linear", said["factor"], source)
   said = {"rope_type": "linear"} | said
   gain = positive_number({"rope.scaling.attn_factor": 1.0} | fields, "rope.scaling.attn_factor", source)
   kind, has_factor = said["rope_type"], said.get("factor") not in (None, 0, 1)

@@ -58,15 +58,14 @@ def vq_attention(
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before.
     ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros.
-    block_len: queries read at a time, any number; but for the gradients of "blocks" a matter of cost alone. Kernels
-      have their own.
+    block_len: queries read at a time, any number; a matter of cost alone, but for "blocks". Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
       measured best.
     use_cache: False forgets what lies further back than W tokens.
-    key_gradient: which queries give a key its gradient. "window": those at most W tokens later. "blocks": those of the
-      blocks that hold it, or have it among the W slots before them; blocks are counted from the call's first token.
-    stale_rows: keys of the state's window are the rows of the codebook that they were read with, not of `rows`.
+    key_gradient: from which queries: at most W tokens later ("window"), or of blocks, counted from the call's first
+      token, that hold the key or have it among the W slots before them ("blocks").
+    stale_rows: keys of the state's window are the rows that they were read with, not those of `rows`.
     impl: "reference" is the quadratic definition.
 
   Returns:
@@ -91,27 +90,33 @@ def vq_attention(
     # A number of tokens is data like the code it belongs to; its gradient would end at the one-hot codes anyway.
     count_BHM=jax.lax.stop_gradient(state.count_BHM),
     id_BW=relabel(state.id_BW, 0), document_B=jnp.zeros_like(document_B))
-  stream = join_stream(
-    state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, None if stale_rows else rows)
-  by_blocks = key_gradient == "blocks"
-  attend = _choose_form(impl, reduction, block_len, by_blocks, qw_BTHGK.shape, rows.shape[1], state)
+  window_rows = None if stale_rows else rows
+  stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, window_rows)
+  span = _span(key_gradient, block_len)
+  attend = _choose_form(impl, reduction, block_len, span, qw_BTHGK.shape, rows.shape[1], state)
   out_BTHGV, state = attend(
-    qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache)
+    qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache, span=span)
   state = state.replace(id_BW=relabel(state.id_BW, document_B[:, None]), document_B=document_B)
   out_BTQV = out_BTHGV.reshape(batch, length, num_queries, -1)
   return jnp.where(valid[..., None, None], out_BTQV, 0.0), state
 
 
-def _choose_form(impl, reduction, block_len, by_blocks, query_shape, num_codes, state):
+def _span(key_gradient, block_len):
+  """Tokens of the blocks that say which queries give a key its gradient; 0 = those at most W later."""
+  if key_gradient not in KEY_GRADIENTS:
+    raise ValueError(f"key_gradient={key_gradient!r} of op 'vq' is not one of {', '.join(KEY_GRADIENTS)}.")
+  return block_len if key_gradient == "blocks" else 0
+
+
+def _choose_form(impl, reduction, block_len, span, query_shape, num_codes, state):
   """What computes a call: the definition, the kernel, or the linear form."""
   batch, length, kv_heads, group, key_dim = query_shape
-  span = block_len if by_blocks else 0
   chosen = choose_impl("vq", impl, **reasons_against(state, key_dim, num_codes, length, reduction, span=span))
   if chosen == "reference":
-    return functools.partial(attend_quadratic, key_block=span)
+    return attend_quadratic
   if chosen == "xla":
     seen = min(block_len, length) + state.id_BW.shape[1] + num_codes
     form = choose_reduction(reduction, batch * length * kv_heads * group * seen)
-    return functools.partial(attend_linear, block_len=block_len, reduction=form, by_blocks=by_blocks)
+    return functools.partial(attend_linear, block_len=block_len, reduction=form)
   form = "serial" if reduction == "auto" else reduction
-  return functools.partial(attend_in_kernel, reduction=form, span=span, interpret=chosen == "interpret")
+  return functools.partial(attend_in_kernel, reduction=form, interpret=chosen == "interpret")

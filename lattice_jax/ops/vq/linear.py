@@ -24,9 +24,9 @@ FORMS = (*REDUCTIONS, INPUT_SCAN)
 
 def attend_linear(
   qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array,
-  relative_HSK: jax.Array, id_BT: jax.Array, *, block_len: int, reduction: str, use_cache: bool, by_blocks: bool,
+  relative_HSK: jax.Array, id_BT: jax.Array, *, block_len: int, reduction: str, use_cache: bool, span: int,
 ) -> tuple[jax.Array, VQState]:
-  """Same result as `attend_quadratic`; fp32 output [B,T,H,G,V] and final state.
+  """Same result as `attend_quadratic`; fp32 output [B,T,H,G,V] and final state. span: 0 or block_len.
 
   reduction: "serial", "matmul" and "associative" make the caches of all blocks first and then read all blocks at once;
   "input_scan" goes from block to block with one cache, and recomputes a block's scores in the backward pass.
@@ -41,7 +41,7 @@ def attend_linear(
   cache = Cache(state.count_BHM, state.mean_BHMV, state.document_B)
   out_NBCHGV, cache = attend(
     (*queries, id_NBC), padded, cache, num_valid_B, rows_HMK, relative_HSK, reduction=reduction, use_cache=use_cache,
-    by_blocks=by_blocks)
+    by_blocks=bool(span))
   out_BTHGV = jnp.swapaxes(out_NBCHGV, 0, 1).reshape(id_BT.shape[0], -1, *out_NBCHGV.shape[3:])[:, :length]
   return out_BTHGV, close_state(stream, window, num_valid_B, cache.count_BHM, cache.mean_BHMV, cache.document_B)
 

@@ -13,11 +13,11 @@ from lattice_jax.ops.vq.state import Stream, VQState, close_state
 
 def attend_quadratic(
   qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array,
-  relative_HSK: jax.Array, id_BT: jax.Array, *, use_cache: bool, key_block: int,
+  relative_HSK: jax.Array, id_BT: jax.Array, *, use_cache: bool, span: int,
 ) -> tuple[jax.Array, VQState]:
   """Every score of every query against all stream slots and the incoming cache; output [B,T,H,G,V] and final state.
 
-  key_block: tokens of the blocks that say which queries give a key its gradient; 0 = those at most W later.
+  span: tokens of the blocks that say which queries give a key its gradient; 0 = those at most W later.
   """
   qu_BTHGK, qw_BTHGK = qu_BTHGK.astype(jnp.float32), qw_BTHGK.astype(jnp.float32)
   key_BSHK, value_BSHV = stream.key_BSHK.astype(jnp.float32), stream.value_BSHV.astype(jnp.float32)
@@ -25,8 +25,8 @@ def attend_quadratic(
   distance_TS = window + jnp.arange(length)[:, None] - jnp.arange(slots)
   is_near_TS = (distance_TS >= 0) & (distance_TS <= window)
   is_moved_TS = is_near_TS
-  if key_block:
-    is_moved_TS = jnp.arange(slots) >= (jnp.arange(length) // key_block * key_block)[:, None]
+  if span:
+    is_moved_TS = jnp.arange(slots) >= (jnp.arange(length) // span * span)[:, None]
 
   def scores(key):
     return jnp.einsum("BTHGK,BSHK->BHGTS", qu_BTHGK, key, precision="highest")
