@@ -21,7 +21,7 @@ POSITIVE, COUNT = Number(int, 1), Number(int, 0)
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(Domain):
   """Values of one domain, separated by commas; at least one."""
 
   of: Domain

@@ -30,7 +30,7 @@ def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
   """
   raw = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
   parsed = _build(Config, raw, "")
-  check_config(parsed)
+  _check_together(parsed)
   return parsed
 
 
@@ -42,6 +42,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 def check_config(config: Config) -> None:
   """Every field's domain, and the rules between fields. Raises ValueError."""
   check_fields(config)
+  _check_together(config)
+
+
+def _check_together(config: Config) -> None:
   _check_model(config.model)
   _check_cache(config.model)
   _check_lengths(config)

@@ -6,12 +6,12 @@ arguments by `lattice_jax.arguments`.
 
 from __future__ import annotations
 
+import abc
 import ast
 import difflib
 import math
 import os
 import re
-import typing
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -22,24 +22,26 @@ LARGEST_SEED = 2**32 - 1  # jax.random.key takes the lower 32 bits of what it is
 _LARGEST_FLOAT, _SMALLEST_FLOAT = 3.4028234e38, 1.1754944e-38
 
 
-@typing.runtime_checkable
-class Domain(typing.Protocol):
+class Domain(abc.ABC):
   """What a value may be. `convert` and `parse` raise ValueError with a sentence that begins after the value."""
 
   kind: type
 
+  @abc.abstractmethod
   def convert(self, value: Any) -> Any:
     """The value, of type `kind`."""
 
+  @abc.abstractmethod
   def parse(self, text: str) -> Any:
     """The value that a command line writes so."""
 
+  @abc.abstractmethod
   def describe(self) -> str:
     """What is allowed, in a few words."""
 
 
 @dataclass(frozen=True)
-class Number:
+class Number(Domain):
   """Finite numbers from low to high. A bound that is open is not taken itself; `also` are taken though outside."""
 
   kind: type = float
@@ -105,7 +107,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Domain):
   """Any text of one line, or one of `allowed`."""
 
   allowed: tuple[str, ...] = ()
@@ -128,7 +130,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class AnyText:
+class AnyText(Domain):
   """Text of any number of lines, such as a prompt."""
 
   kind: type = str
@@ -161,7 +163,7 @@ class Place(Text):
 
 
 @dataclass(frozen=True)
-class Switch:
+class Switch(Domain):
   kind: type = bool
 
   def convert(self, value: Any) -> bool:
@@ -180,7 +182,7 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Names:
+class Names(Domain):
   """Several names, each of them any, or one of `allowed`; on the command line a,b or ('a', 'b')."""
 
   allowed: tuple[str, ...] = ()
@@ -209,7 +211,7 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class Pairs(Domain):
   """Several pairs of names; on the command line (('a', 'b'), ('c', 'd'))."""
 
   kind: type = tuple
