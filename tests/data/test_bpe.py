@@ -15,7 +15,8 @@ def test_lines_are_cut_so_that_the_trainer_drops_none_and_nothing_is_lost():
 
 def test_a_lossless_model_knows_characters_that_it_was_not_trained_on(tmp_path):
   name = "bpe_lossless:300"
-  bpe.train_bpe(["the ship sails on the sea\nand the sea is wide, wider than the land"] * 20, name, tmp_path / "m.model")
+  text = "the ship sails on the sea\nand the sea is wide, wider than the land\n"
+  bpe.train_bpe([text] * 20, name, tmp_path / "m.model")
   tokenizer = BPETokenizer(name, tmp_path / "m.model")
   raw = "  the €\n\n sea".encode()
   assert tokenizer.decode(tokenizer.encode(raw)) == raw
