@@ -42,7 +42,7 @@ def kept_of_partition(config: CacheConfig) -> int:
       f"model.cache.tokens, not {said}; set one and leave the others 0.")
   if config.tokens:
     return _kept_for_tokens(config)
-  # 1e-6: 0.1 · 30 is a little less than 3 in binary
+  # 1e-6: 0.29 · 100 is a little less than 29 in binary
   keep = config.keep or int(config.ratio * config.lag + 1e-6)
   if not 1 <= keep <= config.lag:
     raise ValueError(

@@ -11,7 +11,7 @@ from lattice_jax.config_checks import default_config, parse_config
 
 
 @pytest.mark.parametrize(("ratio", "lag", "keep"), [
-  (0.5, 128, 64), (0.167, 128, 21), (0.167, 512, 85), (0.167, 1024, 171), (0.1, 30, 3), (1.0, 7, 7)])
+  (0.5, 128, 64), (0.167, 128, 21), (0.167, 512, 85), (0.167, 1024, 171), (0.29, 100, 29), (1.0, 7, 7)])
 def test_a_ratio_is_tokens_of_a_partition_rounded_down(ratio, lag, keep):
   assert make_policy(CacheConfig(policy="lagkv", ratio=ratio, lag=lag)).keep == keep
 

@@ -61,6 +61,7 @@ def test_nucleus_takes_its_mass_from_what_temperature_and_top_k_left(logits, top
 def test_banned_tokens_leave_room_for_the_next_most_likely():
   logits = np.array([5.0, 4.0, 3.0, 2.0, 1.0, 0.0, -1.0])
   assert support(logits, Sampling(banned=(0, 2), top_k=2)) == {1, 3}
+  assert support(logits - 9, Sampling(banned=(0, 2), top_k=2)) == {1, 3}
 
 
 def test_draws_follow_the_filtered_distribution():

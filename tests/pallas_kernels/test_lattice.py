@@ -14,7 +14,7 @@ from lattice_jax.ops.lattice.reference import lattice_reference
 from lattice_jax.ops.lattice.tokens import Tokens
 from pallas_kernels import specs_lattice
 from pallas_kernels.lattice import recurrence, supports, supports_backend
-from pallas_kernels.lattice_layout import choose_layout
+from pallas_kernels.lattice_layout import choose_layout, pack_state, pack_values, unpack_state, unpack_values
 from tests.contract.harness import quick_jit
 from tests.contract.tolerances import TOLERANCE, rms_ratio
 from tests.ops.lattice_cases import LENGTH, SLOTS, VALUE, assert_near, run, scene
@@ -53,6 +53,22 @@ def compiled(interpret, objective="decoding"):
     return results, pull(cotangents)
 
   return results_and_gradients
+
+
+def test_lanes_hold_the_parts_of_rows():
+  batch, length, heads, slots, value_dim = 2, 3, 2, 4, 40
+  layout = choose_layout(batch, length, heads, slots, value_dim)
+  assert (layout.rows, layout.parts, layout.values) == (8, 16, 3)
+  rng = np.random.default_rng(0)
+  values, state = rng.normal(size=(batch, length, heads, value_dim)), rng.normal(size=(batch, heads, slots, value_dim))
+  packed_values, packed_state = pack_values(layout, jnp.asarray(values)), pack_state(layout, jnp.asarray(state))
+  for row, part in ((0, 0), (3, 5), (2, 12)):  # of lane part · rows + row; row b · H + h
+    here, lane = divmod(row, heads), 8 * part + row
+    numbers = slice(3 * part, 3 * part + 3)
+    np.testing.assert_array_equal(packed_values[0, 1, :, lane], np.float32(values[here[0], 1, here[1], numbers]))
+    np.testing.assert_array_equal(packed_state[0, :, 2, lane], np.float32(state[*here, 2, numbers]))
+  np.testing.assert_array_equal(unpack_values(layout, packed_values, values.shape), np.float32(values))
+  np.testing.assert_array_equal(unpack_state(layout, packed_state, state.shape), np.float32(state))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
