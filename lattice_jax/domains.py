@@ -240,6 +240,7 @@ def literal(text: str, otherwise: str) -> Any:
 
 
 def did_you_mean(given: str, allowed: Collection[str]) -> str:
+  """The end of an error message: the nearest allowed name, or nothing."""
   close = difflib.get_close_matches(given, list(allowed), n=1)
   return f" Did you mean {close[0]!r}?" if close else ""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -221,8 +220,3 @@ def _load(name: str, path: Path, modified_ns: int) -> BPETokenizer:
   del modified_ns  # part of the cache key: a model that changed is read again
   return BPETokenizer(name, path)
 
-
-def did_you_mean(given: str, allowed: tuple[str, ...]) -> str:
-  """The end of an error message: the nearest allowed name, or nothing."""
-  close = difflib.get_close_matches(given, allowed, n=1)
-  return f" Did you mean {close[0]!r}?" if close else ""

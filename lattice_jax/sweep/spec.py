@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.config import Config
-from lattice_jax.domains import Text
+from lattice_jax.domains import Text, did_you_mean
 from lattice_jax.fields import find
 from lattice_jax.sweep.parameters import Choice, Parameter, Value, parse_parameter
 from lattice_jax.sweep.strict_yaml import read_yaml
@@ -82,7 +81,7 @@ def _parse(path: Path, raw: Any) -> Sweep:
     if key in _REFUSED:
       raise ValueError(f"{key!r}: {_REFUSED[key]}.")
     if key not in _KEYS:
-      raise ValueError(f"{key!r} is not one of {', '.join(_KEYS)}.{_did_you_mean(str(key), _KEYS)}")
+      raise ValueError(f"{key!r} is not one of {', '.join(_KEYS)}.{did_you_mean(str(key), _KEYS)}")
   for key in ("program", "method", "metric", "parameters"):
     if key not in raw:
       raise ValueError(f"{key!r} is missing.")
@@ -167,7 +166,3 @@ def _run_cap(raw: dict[str, Any]) -> int | None:
     raise ValueError(f"run_cap={cap!r} must be a positive whole number.")
   return cap
 
-
-def _did_you_mean(given: str, allowed: tuple[str, ...]) -> str:
-  close = difflib.get_close_matches(given, allowed, n=1)
-  return f" Did you mean {close[0]!r}?" if close else ""
