@@ -16,18 +16,19 @@ import os
 import sys
 from pathlib import Path
 
-from absl import flags
-from ml_collections import config_flags
-
 from lattice_jax import runtime
-from lattice_jax.config_checks import parse_config
+from lattice_jax.arguments import COUNT, define
+from lattice_jax.config_flags import define_config, define_set
+from lattice_jax.domains import Place, Switch, Text
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as in configs/vq_enwik8.py:sample.")
-WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; the same folder resumes it. {run_id} in it stands for WANDB_RUN_ID.")
-INIT_FROM = flags.DEFINE_string("init_from", None, "Workdir of another run to take parameters and buffers from.")
-PROFILE = flags.DEFINE_string("profile", None, "START:STOP, updates to trace with jax.profiler.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of several hosts.")
+CONFIG = define_config()
+SET = define_set()
+WORKDIR = define(
+  "workdir", Place(), None, "Folder of the run; the same folder resumes it. {run_id} in it stands for WANDB_RUN_ID.")
+INIT_FROM = define(
+  "init_from", Place(), None, "Start from smollm2, a folder of safetensors, a .gguf file, or a run's workdir.")
+PROFILE = define("profile", Text(), None, "START:STOP, updates to trace with jax.profiler.")
+DISTRIBUTED = define("distributed", Switch(), False, "Join the processes of several hosts.")
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +38,9 @@ def main(arguments: list[str]) -> None:
   for flag in (CONFIG, WORKDIR):
     if not flag.value:
       raise ValueError(f"--{flag.name} is missing: python train.py --config=configs/quickstart.py --workdir=runs/a")
-  config = parse_config(CONFIG.value)
+  from lattice_jax.config_text import read_config  # --help and misspelt flags need not wait for JAX
+
+  config = read_config(CONFIG.value, SET.value)
   profile = parse_profile(PROFILE.value)
   workdir = fill_run_id(WORKDIR.value)
   print(f"{config.name}: {config.train.steps} steps, workdir {workdir}", flush=True)
@@ -45,8 +48,7 @@ def main(arguments: list[str]) -> None:
   runtime.initialize_distributed(DISTRIBUTED.value)
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
-  loop.train(config, Path(workdir), loop.Options(
-    init_from=Path(INIT_FROM.value) if INIT_FROM.value else None, profile=profile))
+  loop.train(config, Path(workdir), loop.Options(init_from=INIT_FROM.value, profile=profile))
 
 
 def fill_run_id(workdir: str) -> str:
@@ -64,10 +66,13 @@ def parse_profile(text: str | None) -> tuple[int, int] | None:
   """START:STOP as two numbers."""
   if text is None:
     return None
-  start, _, stop = text.partition(":")
-  if not (start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+  try:
+    start, stop = (COUNT.parse(part) for part in text.split(":"))
+  except ValueError as error:
+    raise ValueError(f"--profile={text} must be START:STOP, two updates, as in --profile=20:30.") from error
+  if start >= stop:
     raise ValueError(f"--profile={text} must be START:STOP with START < STOP, as in --profile=20:30.")
-  return int(start), int(stop)
+  return start, stop
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ python train.py --config=configs/delta_enwik8.py --workdir=runs/delta_enwik8
 python train.py --config=configs/delta_enwik8.py:gated_deltanet --workdir=runs/gated_deltanet
 
 Variants: linear, scalar_decay (Mamba-2), gla, deltanet (as without one), gated_deltanet, gated_slots, ttt_linear.
-Heads, size of the state and parameters are those of `lattice_enwik8`. TTT-Linear has 1.6 % more numbers in its weights
-and bias, and as many again while a mini-batch is open.
+Heads and size of the state are those of `lattice_enwik8`, parameters to 0.2 %. TTT-Linear has 1.6 % more numbers in
+its weights and bias, and as many again while a mini-batch is open.
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 
@@ -47,6 +47,9 @@ def in_place_of_lattice(
 
 def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1) -> None:
   """A recurrence in the place of Lattice, with its heads and size of state; the MLP takes what parameters it leaves.
+
+  The state of ttt_linear is that of values as wide as keys: other where Lattice's slots are not as many as its values
+  are wide.
 
   unit: the MLP's width changes by multiples of it, so that meshes still divide it.
   """

@@ -1,5 +1,7 @@
 """Transformer-VQ, 48 gated attention units (190M parameters), enwik8, with the values of the paper.
 
+Where papers are silent, as the first of its published codes; docs/transformer_vq.md says where and what we would do.
+
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/vq_enwik8.py --workdir=runs/vq_enwik8
 
@@ -33,6 +35,7 @@ def paper() -> ml_collections.ConfigDict:
     "vocab": 259, "dim": 768, "layers": 48, "pattern": ("vq",), "block": "gau", "final_norm": False,
     "dropout": 0.5, "layer_drop": 0.3, "dtype": "bfloat16", "remat": "full"})
   config.model.vq.update({"key_dim": 128, "value_dim": 1536, "codes": 512, "block_len": 512, "sinusoid_dropout": 0.2})
+  common.use_published_details(config)
   config.data.update({"source": "enwik8", "seq_len": 8192, "update_len": 2048, "batch": 128})
   config.optimizer.update({
     "learning_rate": 4e-4, "warmup_steps": 10_000, "schedule": "cosine", "final_fraction": 0.1, "b1": 0.9, "b2": 0.98,

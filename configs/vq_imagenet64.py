@@ -1,5 +1,7 @@
 """Transformer-VQ, 48 gated attention units (1.2B parameters), ImageNet64, with the values of the paper.
 
+Where papers are silent, as the first of its published codes; docs/transformer_vq.md says where and what we would do.
+
 python scripts/prepare_data.py imagenet64
 python train.py --config=configs/vq_imagenet64.py --workdir=runs/vq_imagenet64
 
@@ -29,8 +31,9 @@ def paper() -> ml_collections.ConfigDict:
   config.name = "vq_imagenet64"
   config.model.update({
     "vocab": 259, "dim": 2048, "layers": 48, "pattern": ("vq",), "block": "gau", "tied_embeddings": True,
-    "logit_scale": 0.005, "dtype": "bfloat16", "remat": "full"})
+    "logit_scale": 0.005, "position_wavelength": 1e5, "dtype": "bfloat16", "remat": "full"})
   config.model.vq.update({"key_dim": 128, "value_dim": 4096, "codes": 512, "block_len": 512, "sinusoid_dropout": 0.1})
+  common.use_published_details(config)
   config.data.update({"source": "imagenet64", "seq_len": 12_288, "update_len": 1536, "batch": 128})
   common.use_paper_adafactor(config)
   config.train.update({"steps": 500_000, "log_every": 50, "eval_every": 5000, "save_every": 1000})

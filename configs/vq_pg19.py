@@ -1,5 +1,7 @@
 """Transformer-VQ, 48 gated attention units (1.3B parameters), PG-19, with the values of the paper.
 
+Where papers are silent, as the first of its published codes; docs/transformer_vq.md says where and what we would do.
+
 python scripts/prepare_data.py pg19
 python train.py --config=configs/vq_pg19.py --workdir=runs/vq_pg19
 
@@ -34,6 +36,7 @@ def paper() -> ml_collections.ConfigDict:
     "vocab": 32_000, "dim": 2048, "layers": 48, "pattern": ("vq",), "block": "gau", "tied_embeddings": True,
     "logit_scale": 0.005, "dropout": 0.1, "layer_drop": 0.1, "dtype": "bfloat16", "remat": "full"})
   config.model.vq.update({"key_dim": 128, "value_dim": 4096, "codes": 512, "block_len": 512, "sinusoid_dropout": 0.1})
+  common.use_published_details(config)
   config.data.update({
     "source": "pg19", "tokenizer": "bpe_lossless:32000", "seq_len": 8192, "update_len": 2048, "batch": 128})
   common.use_paper_adafactor(config)

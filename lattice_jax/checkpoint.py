@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -18,10 +17,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lattice_jax.config import Config
-from lattice_jax.config_checks import parse_config
+from lattice_jax.config import Config, DataConfig
+from lattice_jax.data.tokenizers import get_tokenizer, model_sha256
 from lattice_jax.metrics import warn
 from lattice_jax.models.decoder import init_variables
+from lattice_jax.run_file import check_run, read_config, read_run
 from lattice_jax.runtime import first_line
 from lattice_jax.sharding import param_shardings, unbox
 
@@ -40,6 +40,7 @@ class Checkpoints:
   def __init__(self, workdir: Path, *, keep_last: int = 1, keep_best: int = 0):
     self._workdir = workdir
     self._saving: int | None = None  # the step of the latest save
+    self._untold: int | None = None  # the same, until `newly_saved` has told that it is on disk
     best = preservation_policy.BestN(
       get_metric_fn=lambda metrics: -metrics["bits_per_byte"], n=keep_best, keep_checkpoints_without_metrics=False)
     policies = [preservation_policy.LatestN(keep_last), *([best] if keep_best else [])]
@@ -55,16 +56,25 @@ class Checkpoints:
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), run=ocp.args.JsonSave({"run": run, "checksums": checksums(state)}))
     self.wait()
-    self._saving = step
+    self._saving = self._untold = step
     self._report_failure(lambda: self._manager.save(step, args=args, metrics=metrics, force=True))
 
-  def check(self) -> None:
-    """Raises the failure of a save that went on in the background, if there was one."""
+  def newly_saved(self) -> int | None:
+    """The step of a save that has ended since this was last asked; raises the failure of one, if there was one."""
     self._report_failure(self._manager.check_for_errors)
+    if self._untold is None or self._manager.is_saving_in_progress():
+      return None
+    step, self._untold = self._untold, None
+    return step
 
   def wait(self) -> None:
-    """Returns when everything is on disk."""
+    """Returns when everything is on disk; raises ValueError where a checkpoint is not there any more."""
     self._report_failure(self._manager.wait_until_finished)
+    for step in self.steps():
+      if not (self._workdir / FOLDER / str(step)).is_dir():
+        raise ValueError(
+          f"the checkpoint {self._workdir / FOLDER / str(step)} is gone: something else removed it while the run went "
+          f"on; run the same command: it {self._resumes()}.")
 
   def close(self) -> None:
     """Waits for a save that still goes on; one that fails now leaves the checkpoints before it as they are."""
@@ -87,8 +97,10 @@ class Checkpoints:
     return step, state
 
   def run_of(self, step: int) -> dict[str, Any]:
-    """The description of the run that wrote a checkpoint."""
-    return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]["run"]
+    """The description of the run that wrote a checkpoint, which `restore_latest` has read."""
+    run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]["run"]
+    check_run(run, f"the checkpoint of step {step} in {self._workdir}", "config", "data_fingerprint")
+    return run
 
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
@@ -105,12 +117,14 @@ class Checkpoints:
       action()
     except _FAILURES as error:
       folder = self._workdir / FOLDER
-      # Orbax itself already counts the failed one
-      kept = [int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
-      resumes = f"resumes from step {max(kept)}" if kept else "starts anew"
       raise ValueError(
         f"the checkpoint of step {self._saving} could not be written under {folder} ({_reason(error)}); make room or "
-        f"give the right to write, then run the same command: it {resumes}.") from error
+        f"give the right to write, then run the same command: it {self._resumes()}.") from error
+
+  def _resumes(self) -> str:
+    # Orbax itself also counts one that failed
+    kept = [int(path.name) for path in (self._workdir / FOLDER).glob("*/") if path.name.isdigit()]
+    return f"resumes from step {max(kept)}" if kept else "starts anew"
 
 
 def load_for_eval(
@@ -130,8 +144,22 @@ def load_for_eval(
     shardings = param_shardings(boxed, mesh, config.mesh)
   abstract = jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unbox(boxed), shardings)
+  check_tokenizer(workdir, config.data)
   found, variables = load_variables(workdir, abstract, step=step)
   return config, variables["params"], variables["buffers"], found
+
+
+def check_tokenizer(workdir: Path, data: DataConfig) -> None:
+  """Raises ValueError where the run learned the tokens of another trained tokenizer than the one that `data` has."""
+  trained_with = read_run(workdir).get("tokenizer_sha256")  # of an older run it is not known
+  if not trained_with:
+    return
+  get_tokenizer(data)  # says so where its model is missing or damaged
+  if model_sha256(data) != trained_with:
+    raise ValueError(
+      f"the tokenizer {data.tokenizer} of data.source={data.source} is not the one that {workdir} was trained with: "
+      "it was made of other texts, or those have changed; restore them, or train with data.tokenizer=bytes to read "
+      "others.")
 
 
 def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> tuple[int, Any]:
@@ -148,22 +176,6 @@ def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> 
   return found, variables
 
 
-def read_run(workdir: Path) -> dict[str, Any]:
-  """The run.json of a workdir. Raises ValueError where it is missing or not JSON."""
-  path = workdir / "run.json"
-  if not path.is_file():
-    raise ValueError(f"{path} is missing: {workdir} is not the workdir of a training run.")
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not readable JSON ({error}); restore it, or start another workdir.") from error
-
-
-def read_config(workdir: Path) -> Config:
-  """The config a workdir was trained with."""
-  return parse_config(read_run(workdir)["config"])
-
-
 def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   state_handler, run_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
@@ -176,8 +188,9 @@ def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.C
     raise ValueError(f"{workdir / FOLDER} is a file, so no checkpoints can lie there; move it away.")
   try:
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, handler_registry=registry)
-  except OSError as error:
-    raise ValueError(f"{workdir / FOLDER} cannot be used for checkpoints: {first_line(error)}.") from error
+  except Exception as error:  # Orbax reads the metadata of every checkpoint, and lets through what that raises
+    raise ValueError(
+      f"{workdir / FOLDER} cannot be used for checkpoints ({_reason(error)}); move what is damaged away.") from error
 
 
 def _newest_readable(
@@ -215,8 +228,8 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
   else:
     args = ocp.args.StandardRestore(abstract)
   restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
-  if "checksums" not in restored["run"]:
-    raise ValueError("it holds no checksums")
+  if not {"run", "checksums"} <= set(restored["run"]):
+    raise ValueError("it holds no checksums, or does not say of which run it is")
   stored_sums = restored["run"]["checksums"]
   for name, checksum in checksums(restored["state"]).items():
     if checksum != stored_sums[name]:
@@ -269,7 +282,8 @@ def _path_name(path: tuple[Any, ...]) -> str:
 def _reason(error: BaseException) -> str:
   """The system's own word for what went wrong, where TensorStore's long message holds one."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
-  return os.strerror(int(code[1])) if code else first_line(error)
+  number = int(code[1]) if code else getattr(error, "errno", None)
+  return os.strerror(number) if number else first_line(error).rstrip(".")
 
 
 def _listed(steps: Any) -> str:

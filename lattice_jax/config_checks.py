@@ -7,62 +7,19 @@ one into `config.Config` and refuses what cannot run.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import typing
 from typing import Any
 
 import ml_collections
 
-from lattice_jax.cache.policy import BUDGETS, POLICIES, check_cache
-from lattice_jax.config import Config, ModelConfig
+from lattice_jax.cache.policy import check_cache
+from lattice_jax.config import Config, ModelConfig, OptimizerConfig
+from lattice_jax.config_dict import default_config
+from lattice_jax.domains import checked, shown
+from lattice_jax.fields import check_fields, check_known, domain_of
 from lattice_jax.layers.registry import MEMORIES
-from lattice_jax.ops import lattice, vq
 
-CHOICES = {
-  "model.block": ("gau", "mlp"),
-  "model.mlp": ("swiglu", "squared_relu"),
-  "model.dtype": ("float32", "bfloat16"),
-  "model.attention.bias": ("none", "qkv", "all"),
-  "model.cache.policy": POLICIES,
-  "model.cache.budget": BUDGETS,
-  "model.attention.rope_scaling.kind": ("none", "linear", "llama3", "yarn"),
-  "model.vq.reduction": ("auto", *vq.FORMS),
-  "model.lattice.objective": lattice.OBJECTIVES,
-  "model.lattice.state": lattice.STATES,
-  "model.lattice.form": lattice.FORMS,
-  "model.remat": ("none", "full", "boundary"),
-  "model.impl": ("auto", "reference", "xla", "pallas", "interpret"),
-  "data.rows": ("sequences", "documents", "packed"),
-  "optimizer.name": ("adamw", "lion", "adafactor"),
-  "optimizer.schedule": ("cosine", "linear", "constant"),
-  "optimizer.decay": ("scaled", "independent"),
-  "eval.protocol": ("cold", "carried", "both"),
-  "eval.split": ("train", "validation", "test"),
-}
-POSITIVE = (
-  "model.vocab", "model.dim", "model.layers", "model.mlp_dim", "model.norm_eps", "model.xent_chunk",
-  "model.attention.heads", "model.attention.kv_heads", "model.attention.key_dim", "model.attention.value_dim",
-  "model.attention.rope_scaling.factor", "model.attention.rope_scaling.original_len",
-  "model.attention.rope_scaling.gain", "model.cache.lag", "model.cache.observe", "model.cache.pool",
-  "model.cache.epsilon",
-  "model.lattice.slots", "model.lattice.max_step", "model.lattice.chunk_len",
-  "model.baseline.key_dim", "model.baseline.slots", "model.baseline.chunk_len", "model.baseline.gate_rank",
-  "model.baseline.mini_batch", "model.baseline.inner_rate",
-  "model.vq.heads", "model.vq.kv_heads", "model.vq.key_dim", "model.vq.value_dim", "model.vq.codes",
-  "model.vq.block_len", "data.seq_len", "data.update_len", "data.batch", "data.recall.pairs",
-  "data.recall.fewest_pairs", "data.recall.power", "optimizer.learning_rate", "train.steps", "train.accumulate",
-  "train.steps_per_dispatch", "train.log_every", "train.save_every", "train.keep_last",
-  "eval.batch", "mesh.model",
-)
-FRACTIONS = (
-  "model.dropout", "model.layer_drop", "model.cache.drift", "model.vq.sinusoid_dropout", "model.vq.ema_rate",
-  "model.vq.revive_below")
-
-
-def default_config() -> ml_collections.ConfigDict:
-  """Every field with its default, as a ConfigDict whose fields cannot be misspelt."""
-  return _as_config_dict(Config()).lock()
+__all__ = ["check_config", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]
 
 
 def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -73,7 +30,7 @@ def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
   """
   raw = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
   parsed = _build(Config, raw, "")
-  check_config(parsed)
+  _check_together(parsed)
   return parsed
 
 
@@ -83,29 +40,22 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def check_config(config: Config) -> None:
-  """Every rule that a type cannot express. Raises ValueError."""
-  for path, allowed in CHOICES.items():
-    value = _get(config, path)
-    if value not in allowed:
-      raise ValueError(f"{path}={value!r} is not one of {', '.join(allowed)}.{_did_you_mean(str(value), allowed)}")
-  for path in POSITIVE:
-    if not 0 < _get(config, path) < math.inf:  # which NaN is not either
-      raise ValueError(f"{path}={_get(config, path)} must be positive and finite.")
-  for path in FRACTIONS:
-    if not 0 <= _get(config, path) < 1:
-      raise ValueError(f"{path}={_get(config, path)} must lie in [0, 1).")
+  """Every field's domain, and the rules between fields. Raises ValueError."""
+  check_fields(config)
+  _check_together(config)
+
+
+def _check_together(config: Config) -> None:
   _check_model(config.model)
   _check_cache(config.model)
   _check_lengths(config)
+  _check_decay(config.optimizer)
 
 
 def _check_model(model: ModelConfig) -> None:
   for name in model.pattern:
-    if name not in MEMORIES:
-      raise ValueError(
-        f"model.pattern names {name!r}; known memories: {', '.join(sorted(MEMORIES))}.{_did_you_mean(name, MEMORIES)}")
     MEMORIES[name].check(model)
-  if not model.pattern or model.layers % len(model.pattern):
+  if model.layers % len(model.pattern):
     raise ValueError(
       f"model.layers={model.layers} is not a multiple of the {len(model.pattern)} entries of model.pattern; "
       f"use {largest_multiple(len(model.pattern), model.layers)} layers or change the pattern.")
@@ -120,7 +70,12 @@ def _check_cache(model: ModelConfig) -> None:
 
 
 def _check_lengths(config: Config) -> None:
-  data, train = config.data, config.train
+  data, train, context_len = config.data, config.train, config.model.context_len
+  if context_len and max(data.seq_len, config.eval.seq_len) > context_len:
+    field = "data" if data.seq_len > context_len else "eval"
+    raise ValueError(
+      f"{field}.seq_len={max(data.seq_len, config.eval.seq_len)} is more than the {context_len} tokens that the model "
+      "was made for; use at most as many.")
   if data.seq_len % data.update_len:
     raise ValueError(
       f"data.update_len={data.update_len} does not divide data.seq_len={data.seq_len}; "
@@ -154,9 +109,17 @@ def _check_block(config: Config, name: str) -> None:
       f"that is a multiple of {block}, or a block such as {largest_divisor(update_len, at_most=block)}.")
 
 
+def _check_decay(optimizer: OptimizerConfig) -> None:
+  if optimizer.decay == "independent" and optimizer.weight_decay >= 1:
+    raise ValueError(
+      f"optimizer.weight_decay={optimizer.weight_decay} is the part of a parameter that optimizer.decay='independent' "
+      "takes off it in every update, and must be less than 1; use a smaller one, or optimizer.decay='scaled'.")
+
+
 def largest_divisor(number: int, *, at_most: int) -> int:
   """The largest divisor of `number` not above `at_most`."""
-  return next(d for d in range(min(number, max(at_most, 1)), 0, -1) if number % d == 0)
+  small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+  return max(d for part in small for d in (part, number // part) if d <= max(at_most, 1))
 
 
 def largest_multiple(unit: int, at_most: int) -> int:
@@ -164,59 +127,22 @@ def largest_multiple(unit: int, at_most: int) -> int:
   return max(unit, at_most // max(unit, 1) * unit)
 
 
-def _as_config_dict(value: Any) -> ml_collections.ConfigDict:
-  return ml_collections.ConfigDict({
-    f.name: _as_config_dict(getattr(value, f.name)) if dataclasses.is_dataclass(getattr(value, f.name))
-    else getattr(value, f.name)
-    for f in dataclasses.fields(value)})
-
-
 def _build(cls: type, raw: dict[str, Any], path: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  unknown = sorted(set(raw) - set(hints))
-  if unknown:
-    raise ValueError(
-      f"unknown config field {path}{unknown[0]}; this section has {', '.join(hints)}."
-      f"{_did_you_mean(unknown[0], hints)}")
-  return cls(**{name: _convert(hints[name], value, path + name) for name, value in raw.items()})
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  check_known(raw, fields, path)
+  return cls(**{name: _convert(fields[name], value, path + name) for name, value in raw.items()})
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
-  if dataclasses.is_dataclass(hint):
-    if not isinstance(value, dict):
-      raise ValueError(f"{path}={value!r} must be a section of fields.")
-    return _build(hint, value, path + ".")
-  if typing.get_origin(hint) is tuple:
-    return _convert_list(typing.get_args(hint)[0], value, path)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-    raise ValueError(f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}.")
-  return value
-
-
-def _convert_list(item_hint: Any, value: Any, path: str) -> tuple[Any, ...]:
-  """A tuple of names, or of tuples of as many names as the hint has."""
-  if not isinstance(value, (tuple, list)):
-    raise ValueError(f"{path}={value!r} must be a list of values.")
-  if item_hint is str:
-    if not all(isinstance(item, str) for item in value):
-      raise ValueError(f"{path}={value!r} must be a list of names.")
-    # the flag --config.model.pattern=window,vq arrives as a single item
-    return tuple(name for item in value for name in item.split(","))
-  length = len(typing.get_args(item_hint))
-  for item in value:
-    if not (isinstance(item, (tuple, list)) and len(item) == length and all(isinstance(part, str) for part in item)):
-      raise ValueError(f"{path}={value!r} must be a list of groups of {length} names each.")
-  return tuple(tuple(item) for item in value)
+def _convert(field: dataclasses.Field, value: Any, path: str) -> Any:
+  domain = domain_of(field)
+  if domain is not None:
+    return checked(domain, path, value)
+  if not isinstance(value, dict):
+    raise ValueError(f"{path}={shown(value)} must be a section of fields.")
+  return _build(field.default_factory, value, path + ".")
 
 
 def _get(config: Config, path: str) -> Any:
   for name in path.split("."):
     config = getattr(config, name)
   return config
-
-
-def _did_you_mean(given: str, allowed: Any) -> str:
-  close = difflib.get_close_matches(given, list(allowed), n=1)
-  return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,28 +1,40 @@
-"""What every command does at its door: the compilation cache, several hosts, and errors as one sentence."""
+"""What every command does at its door: the compilation cache, several hosts, and errors as one sentence.
+
+JAX is imported where it is used: neither --help nor a misspelt flag need wait for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import inspect
 import logging
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import threading
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import jax
 from absl import flags
 from absl import logging as absl_logging
 
-_CPU_DEVICES = flags.DEFINE_integer(
-  "cpu_devices", None, "Without accelerator: devices to simulate; one a core is faster than one for all.",
-  lower_bound=1)
+from lattice_jax import peers, usage
+from lattice_jax.arguments import COUNT, POSITIVE, define
+from lattice_jax.config_flags import as_flags
+from lattice_jax.domains import short
+
+_CPU_DEVICES = define(
+  "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
 
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
-LEAVING_TIMEOUT = 10  # seconds that a process which ends with an error waits for the others to end too
+CLOSING_TIMEOUT = 5  # seconds that a run which failed has to close what it opened
+LEAVING_TIMEOUT = 4  # seconds that a process which ends with an error then waits for the others to end too
 
 
 class Stop(Exception):
@@ -43,6 +55,8 @@ def enable_compilation_cache() -> None:
     path.mkdir(parents=True, exist_ok=True)
   except OSError:
     return  # a home that cannot be written to costs compile time only
+  import jax
+
   jax.config.update("jax_compilation_cache_dir", str(path))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -55,13 +69,17 @@ def initialize_distributed(requested: bool) -> None:
   """
   if not requested:
     return
+  import jax
+
+  peers.tell_of_the_dead(_end_without_peer)
   # of the three JAX itself reads only the address
   known = {
     argument: _environment_integer(name)
     for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
     if name in os.environ}
   try:
-    jax.distributed.initialize(initialization_timeout=INITIALIZATION_TIMEOUT, **known)
+    jax.distributed.initialize(
+      initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=peers.HEARTBEAT_TIMEOUT, **known)
   except ValueError as error:
     raise ValueError(
       f"--distributed: it is not known which processes take part ({first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
@@ -73,10 +91,10 @@ def initialize_distributed(requested: bool) -> None:
 
 
 def _environment_integer(name: str) -> int:
-  text = os.environ[name]
-  if not text.isdecimal():
-    raise ValueError(f"{name}={text!r} must be a whole number.")
-  return int(text)
+  try:
+    return COUNT.parse(os.environ[name])
+  except ValueError as error:
+    raise ValueError(f"{name}={os.environ[name]} {error}") from error
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
@@ -88,75 +106,89 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 def parse_flags(argv: list[str]) -> list[str]:
   """The arguments that are no flags, after all flags are set; raises ValueError for flags that cannot be."""
   try:
-    arguments = flags.FLAGS(argv)
-    if "config" in flags.FLAGS:
-      getattr(flags.FLAGS.config, "to_dict", None)  # the stand-in for a file that could not be read raises here
-    return arguments
+    argv = [*argv[:1], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
+    return flags.FLAGS(as_flags(argv) if "set" in flags.FLAGS else argv)
+  except flags.CantOpenFlagFileError as error:
+    reason = str(error).rpartition("] ")[2]
+    raise ValueError(f"--flagfile cannot be read ({reason}).") from error
   except flags.UnrecognizedFlagError as error:
-    close = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
-    hint = f" Did you mean --{close[0]}?" if close else ""
-    raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
-  except (AttributeError, KeyError) as error:
-    # the text is a quoted KeyError: \'dimm\'\nDid you mean "dim" instead of "dimm"?
-    words = str(error.args[0]).replace("\\n", "\n").replace("\\'", "'").strip("'")
-    field, _, hint = words.partition("\n")
-    name = field.strip("' ")
-    raise ValueError(f"unknown config field {name!r}. {hint}".strip()) from error
-  except (flags.Error, TypeError, OSError, ImportError) as error:
-    raise ValueError(_last_words(str(error))) from error
+    raise ValueError(f"unknown flag --{error.flagname}.{_like_flag(error.flagname)}") from error
+  except flags.Error as error:
+    text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", lambda said: f"{short(said[1])} {said[2]} ",
+                  " ".join(str(error).split()))
+    missing = re.fullmatch(r"Missing value for flag (--\w+)", text)
+    raise ValueError(f"{missing[1]} has no value; write {missing[1]}=VALUE." if missing else text) from error
 
 
-def _last_words(text: str) -> str:
-  """One sentence of a parser's message; where it quotes a traceback, what that ends with."""
-  missing = re.search(r"failure to load: .*No such file or directory: '(.*)'", text, re.DOTALL)
-  if missing:
-    return f"--config={missing[1]}: there is no such file; configs/ holds them, as in --config=configs/quickstart.py."
-  flag, has_traceback, traceback = text.partition("Traceback (most recent call last):")
-  if has_traceback:
-    text = flag.partition(": ")[0] + ": " + traceback.strip().splitlines()[-1].partition(": ")[2]
-  text = text.replace("invalid literal for int() with base 10:", "must be a whole number, not")
-  text = text.replace("could not convert string to float:", "must be a number, not")
-  return " ".join(text.split())
+def _like_flag(name: str) -> str:
+  close = difflib.get_close_matches(name, list(flags.FLAGS), n=1)
+  return f" Did you mean --{close[0]}?" if close else ""
 
 
 def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
   """Calls `main`; a user's mistake becomes one sentence on stderr and exit status 2, never a traceback."""
+  if asks_for_help(argv):
+    sys.stdout.write(usage.of_command(inspect.getmodule(main).__doc__))
+    return
   quieten_checkpoints()
   try:
     arguments = parse_flags(argv)[1:]
     if _CPU_DEVICES.value is not None:
+      import jax
+
       jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
     main(arguments)
-  except ValueError as error:
-    if "LATTICE_JAX_TRACEBACK" in os.environ:
-      _leave_in_time(2)
-      raise
-    _exit(str(error), 2)
-  except Stop as stop:
-    _exit(str(stop), stop.status)
-  except KeyboardInterrupt:
-    _exit("aborted.", 130)
-  except Exception:
-    _leave_in_time(1)
-    raise
+  except (Exception, KeyboardInterrupt) as error:
+    leave(error)
 
 
 def run_script(main: Callable[[], int | None]) -> None:
   """As `run_main`, for a script that reads its own arguments; `main` returns the exit status."""
   try:
     status = main()
-  except (ValueError, OSError) as error:
-    _exit(str(error), 2)
-  except KeyboardInterrupt:
-    _exit("aborted.", 130)
+  except OSError as error:
+    leave(ValueError(os_sentence(error)))
+  except (Exception, KeyboardInterrupt) as error:
+    leave(error)
   if status:
     sys.exit(status)
+
+
+def asks_for_help(argv: list[str]) -> bool:
+  return any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:])
+
+
+def os_sentence(error: OSError) -> str:
+  """What the system refused, without its number."""
+  return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror or error}."
+
+
+def program() -> str:
+  """The name of the command that runs."""
+  called = Path(sys.argv[0])
+  return called.parent.name if called.name == "__main__.py" else called.name
+
+
+def within(seconds: float, action: Callable[[], object]) -> None:
+  """Does the last thing before an end, or gives it up after so long.
+
+  A thread of a library may wait for minutes for what will never come. What goes wrong here comes of what went wrong
+  before, so it is not told.
+  """
+  def act() -> None:
+    with contextlib.suppress(Exception):
+      action()
+
+  thread = threading.Thread(target=act, daemon=True)
+  thread.start()
+  thread.join(seconds)
 
 
 def quieten_checkpoints() -> None:
   """Orbax warns of what is intended, and logs at length what becomes one sentence here."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
   show = sys.unraisablehook
 
   def show_others(unraisable: Any) -> None:
@@ -181,20 +213,46 @@ def git_commit() -> str | None:
     return None
 
 
-def _exit(sentence: str, status: int) -> None:
-  sys.stdout.flush()
-  sys.stderr.write(f"{Path(sys.argv[0]).name}: {sentence}\n")
-  sys.stderr.flush()
-  _leave_in_time(status)
-  sys.exit(status)
+def leave(error: BaseException) -> NoReturn:
+  """Says why, and ends the process whatever threads are alive: at its own end Python would wait for them."""
+  jax = sys.modules["jax"] if "jax" in sys.modules else None  # a mistake on the command line need not wait for it
+  has_peers = jax is not None and jax.distributed.is_initialized()
+  if has_peers:
+    peers.wait_for_news(error)
+  sentence, status = _last_sentence(error)
+  if sentence is None:
+    traceback.print_exception(error)
+  else:
+    _say(sentence)
+  if has_peers:
+    within(LEAVING_TIMEOUT, jax.distributed.shutdown)  # waits for the others, who may have a sentence to say too
+  end_process(status)
 
 
-def _leave_in_time(status: int) -> None:
-  """Ends this process soon, of several.
+def _end_without_peer(sentence: str) -> NoReturn:
+  _say(sentence)
+  end_process(1)
 
-  JAX leaves in order and waits minutes for the others; where they wait for this process, only its end frees them.
-  """
-  if jax.distributed.is_initialized():
-    leave = threading.Timer(LEAVING_TIMEOUT, os._exit, (status,))
-    leave.daemon = True
-    leave.start()
+
+def _say(sentence: str) -> None:
+  with contextlib.suppress(OSError):  # nobody reads it
+    sys.stdout.flush()
+    sys.stderr.write(f"{program()}: {sentence}\n")
+    sys.stderr.flush()
+
+
+def end_process(status: int) -> NoReturn:
+  for worker in multiprocessing.active_children():
+    worker.kill()  # else it would outlive this process, and hold its output open
+  os._exit(status)
+
+
+def _last_sentence(error: BaseException) -> tuple[str | None, int]:
+  """(what a user is told, exit status); None where the whole traceback is wanted, or nobody expected the error."""
+  if isinstance(error, KeyboardInterrupt):
+    return "aborted.", 130
+  if isinstance(error, Stop):
+    return str(error), error.status
+  if isinstance(error, ValueError):
+    return None if "LATTICE_JAX_TRACEBACK" in os.environ else str(error), 2
+  return None, 1

@@ -70,8 +70,8 @@ def _append_hopper_window() -> None:
 
 def _append_vq() -> None:
   def add(name, batch, length, heads, kv_heads, key_dim, value_dim, *, codes=512, window=512, position_dim=None,
-          dtype=jnp.bfloat16, cached=True, backend="tpu"):
-    tile = choose_tile(length, dtype, position_dim or key_dim, value_dim, codes, window, backend=backend)
+          dtype=jnp.bfloat16, cached=True, span=0, backend="tpu"):
+    tile = choose_tile(length, dtype, position_dim or key_dim, value_dim, codes, window, span=span, backend=backend)
     num, slots = -(-length // tile), window + length
     caches = (
       _shape(num, batch, kv_heads, codes, value_dim, dtype=jnp.float32),
@@ -87,7 +87,7 @@ def _append_vq() -> None:
     def attend(qu, qw, k, v, rows, relative, mean, query_id, key_id, *rest):
       return vq_attention(
         qu, qw, k, v, rows, relative, query_id, key_id, (mean, *rest) if cached else None, tile=tile,
-        backend=backend)
+        span=span, backend=backend)
 
     args = (*floats, *ids, *caches[1:])
     gradient = f"vq_{name}_gradient", with_gradient(attend, len(floats))
@@ -98,6 +98,7 @@ def _append_vq() -> None:
     append(*gradient, *args)
 
   add("enwik8", 1, 2048, 1, 1, 128, 1536)
+  add("enwik8_blocks", 1, 2048, 1, 1, 128, 1536, span=512)
   add("pg19_quarter", 2, 2048, 1, 1, 128, 1024)
   add("pg19_whole", 1, 4096, 1, 1, 128, 4096)  # more tokens than numbers in a value, else the values look like pairs
   add("grouped_d64_window_200", 2, 1000, 4, 2, 64, 64, codes=100, window=200)

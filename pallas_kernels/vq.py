@@ -44,14 +44,21 @@ def supports_search(*, key_dim: int, codes: int) -> str | None:
   return None
 
 
+def supports_span(span: int, *, backend: str = "tpu") -> str | None:
+  """Why no kernel gives keys the gradient of spans of so many tokens; None if one does. 0 is the span of any tile."""
+  tile = flash_hopper.TILE if backend == "gpu" else TILES[-1]
+  return f"its kernels need blocks of whole tiles of {tile} tokens for such key gradients" if span % tile else None
+
+
 def choose_tile(
-  length: int, dtype: jnp.dtype, key_dim: int, value_dim: int, codes: int, window: int, *, backend: str = "tpu",
+  length: int, dtype: jnp.dtype, key_dim: int, value_dim: int, codes: int, window: int, *, span: int = 0,
+  backend: str = "tpu",
 ) -> int:
-  """Tokens of a query block, before each of which a cache is wanted: the largest that the call fills and that fits."""
+  """Tokens of a query block: the largest that the call fills, that divides the span, and that fits."""
   if backend == "gpu":
     return flash_hopper.TILE
-  fitting = (tile for tile in TILES if length >= tile and vmem_bytes(
-    tile, jnp.dtype(dtype).itemsize, key_dim, value_dim, codes, window) <= VMEM_BUDGET)
+  fitting = (tile for tile in TILES if length >= tile and span % tile == 0 and vmem_bytes(
+    tile, jnp.dtype(dtype).itemsize, key_dim, value_dim, codes, window + max(span - tile, 0)) <= VMEM_BUDGET)
   return next(fitting, TILES[-1])
 
 
@@ -66,14 +73,15 @@ def vmem_bytes(tile: int, itemsize: int, key_dim: int, value_dim: int, codes: in
 
 def vq_attention(
   qu: jax.Array, qw: jax.Array, k: jax.Array, v: jax.Array, rows: jax.Array, relative: jax.Array, query_id: jax.Array,
-  key_id: jax.Array, caches: tuple[jax.Array, jax.Array, jax.Array] | None, *, tile: int, backend: str = "tpu",
-  interpret: object = False, boundary_name: str = "memory_boundary",
+  key_id: jax.Array, caches: tuple[jax.Array, jax.Array, jax.Array] | None, *, tile: int, span: int = 0,
+  backend: str = "tpu", interpret: object = False, boundary_name: str = "memory_boundary",
 ) -> jax.Array:
   """fp32 output [B, T, Q, V] of T queries over the W slots before them, themselves, and a cache of what is older.
 
   The score of a slot at distance Δ is qu·k and, up to Δ = W, qw·relative[Δ] beside. Slots get key gradients from
-  queries at most W later. Differentiable in all floats but counts. Under a mesh of Auto axes "data" and "model", batch
-  rows are split over the first, and over the second heads or, where they cannot be, the width of values.
+  queries at most W later or, with a span, from all that do not meet them in a cache. Differentiable in all floats but
+  counts. Under a mesh of Auto axes "data" and "model", batch rows are split over the first, and over the second heads
+  or, where they cannot be, the width of values.
 
   Args:
     qu, qw: [B, T, Q, K] and [B, T, Q, R]; query head h·G + g reads key head h.
@@ -81,9 +89,11 @@ def vq_attention(
     rows: [H, M, K].
     relative: [H, W + 1, R].
     query_id, key_id: int32 [B, T] and [B, W + T], documents; −1 is a slot without a token.
-    caches: what is older than W before each tile of queries, N = ⌈T / tile⌉: means [N, B, H, M, V], fp32 counts
-      [N, B, H, M], documents [N, B]. None leaves it out, and what is further back than W with it.
+    caches: what is older than W before the tile of a query, or before its span, N = ⌈T / tile⌉ of them: means
+      [N, B, H, M, V], fp32 counts [N, B, H, M], documents [N, B]. None leaves it out, and what is further back than W
+      with it.
     tile: tokens of a block, of `choose_tile` for the backend.
+    span: a multiple of the tile.
     backend: "tpu" or "gpu", whose kernels are to run.
     interpret: as of `pallas_call`.
     boundary_name: under which rematerialisation policies know what is kept for the backward pass.
@@ -91,7 +101,8 @@ def vq_attention(
   heads = mesh_axis("model", qu.shape[2], k.shape[2])
   width = None if heads else mesh_axis("model", v.shape[3])
   batch = mesh_axis("data", qu.shape[0])
-  run = functools.partial(_local, tile=tile, backend=backend, interpret=interpret, boundary_name=boundary_name)
+  run = functools.partial(
+    _local, tile=tile, span=span, backend=backend, interpret=interpret, boundary_name=boundary_name)
   if batch or heads or width:
     token, place = PartitionSpec(batch, None, heads), PartitionSpec(batch)
     value = PartitionSpec(batch, None, heads, width)
@@ -103,10 +114,12 @@ def vq_attention(
   return run(qu, qw, k, v, rows, relative, query_id, key_id, caches)
 
 
-def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, backend, interpret, boundary_name):
+def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, span, backend, interpret, boundary_name):
   """On one device."""
   (batch, length), value_dim, window = query_id.shape, v.shape[-1], relative.shape[1] - 1
-  padded, reach = round_up(length, tile), round_up(window, tile)
+  behind = max(span - tile, 0)  # how much further back than W before it the last tile of a span sees
+  relative = jnp.pad(relative, ((0, 0), (0, behind), (0, 0)))
+  padded, reach = round_up(length, tile), round_up(window + behind, tile)
   unit, extra_tile = LANES, _extra_tile(rows.shape[1])
   if backend == "gpu":
     unit, extra_tile = flash_hopper.UNIT, flash_hopper.TILE
@@ -117,7 +130,8 @@ def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, back
     for name, x, before in (("q", qu, 0), ("k", k, ends[0]), ("v", v, ends[0]))}
   qw = jnp.pad(qw, ((0, 0), (0, ends[1]), (0, 0), (0, 0)))
   time_T = jnp.arange(padded)
-  low_T = (time_T // tile * tile if caches is not None else time_T) - window
+  grid = span or tile
+  low_T = (time_T // grid * grid if caches is not None else time_T) - window
   slot_S = jnp.arange(reach + padded) - reach
   query_id = jnp.where(query_id < 0, EMPTY_QUERY, query_id)
   query_id = jnp.pad(query_id, ((0, 0), (0, ends[1])), constant_values=EMPTY_QUERY)
@@ -130,8 +144,8 @@ def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, back
     floats["extra_key"], floats["extra_value"], fixed["extra_place"] = _codes(
       rows.astype(qu.dtype), v.dtype, *caches, unit, extra_tile)
   plan = Plan(
-    tile=tile, steps=reach // tile + 1, extra_tile=extra_tile, key_reach=window, interpret=interpret,
-    boundary_name=boundary_name)
+    tile=tile, steps=reach // tile + 1, extra_tile=extra_tile, key_reach=None if span else window,
+    interpret=interpret, boundary_name=boundary_name)
   run = _attend_on_gpu if backend == "gpu" else _attend_on_tpu
   return run(plan, floats, qw, relative.astype(qw.dtype), fixed)[:, :length, :, :value_dim]
 

@@ -1,4 +1,4 @@
-# Sourced by the other scripts: goes to the repository's root and makes .venv as the requirement files say.
+# Sourced by the other scripts, which set pipefail: goes to the repository's root and makes .venv as the requirement files say.
 # PYTHON=… picks the interpreter of a new .venv.
 
 caller_dir=$PWD
@@ -37,18 +37,51 @@ _make_venv() {
   "$python" -m venv --clear .venv || exit 1
 }
 
+# Of what pip says: every 20th package, downloads of 10 MB or more, and that it unpacks. Line by line, so that it is seen
+# at once, on a terminal or not.
+_large_steps() {
+  local line size name count=0
+  while IFS= read -r line; do
+    case "$line" in
+      Collecting\ *)
+        count=$((count + 1))
+        name=${line#Collecting }
+        if [ $((count % 20)) -eq 0 ]; then echo "  $count packages found, up to ${name%% *}"; fi
+        ;;
+      *Downloading\ *\ MB\) | *"Using cached "*\ MB\))
+        size=${line##*\(}
+        name=${line%% \(*}
+        name=${name##*[ /]}
+        if [ "${size%%[. ]*}" -ge 10 ]; then echo "  ${name%%-*}, ${size%\)}"; fi
+        ;;
+      "Installing collected packages: "*)
+        line=${line//[^,]/}
+        echo "  unpacking $((${#line} + 1)) packages …"
+        ;;
+    esac
+  done
+}
+
+# install PYTHON FILE STAMP [OPTION …]: what the file lists, unless the stamp, a copy of it, says that it is there.
+install() {
+  local python=$1 file=$2 stamp=$3 started=$SECONDS
+  shift 3
+  cmp -s "$file" "$stamp" && return
+  echo "Installing $file, which takes minutes the first time …"
+  if ! PYTHONUNBUFFERED=1 "$python" -m pip install --progress-bar=off --disable-pip-version-check "$@" -r "$file" \
+    | _large_steps; then
+    echo "Installing $file failed; the lines above say why. Run the same command again to retry." >&2
+    exit 1
+  fi
+  cp "$file" "$stamp"
+  echo "  done in $((SECONDS - started)) s"
+}
+
 # ensure_venv FILE…: afterwards .venv holds what the requirement files list. Takes milliseconds when nothing changed.
 ensure_venv() {
-  local file stamp
+  local file
   [ -x "$venv_python" ] && [ -x .venv/bin/pip ] || _make_venv
   for file in "$@"; do
-    stamp=.venv/installed-$file
-    cmp -s "$file" "$stamp" && continue
-    echo "Installing $file …"
-    if ! "$venv_python" -m pip install --quiet --disable-pip-version-check -r "$file"; then
-      echo "Installing $file failed; the lines above say why. Run the same command again to retry." >&2
-      exit 1
-    fi
-    cp "$file" "$stamp"
+    install "$venv_python" "$file" ".venv/installed-$file"
   done
 }

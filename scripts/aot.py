@@ -10,7 +10,6 @@ Each writes a JSON file and makes the table README.md there anew. The exit statu
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -25,6 +24,8 @@ os.environ.update({
   "MOSAIC_GPU_DUMP_PTXAS": "1"})  # registers and spills of every kernel
 
 from lattice_jax.aot import bundles, cases, report, targets
+from lattice_jax.arguments import Parser, one_of, path
+from lattice_jax.runtime import run_script
 
 STEP_PEAK_BYTES = 12e9  # of a chip's 16 GB
 # Tokens of an update; a sequence has 8,192.
@@ -32,9 +33,9 @@ STEPS = {"vq_pg19": 2048, "vq_pg19_whole_sequence": 8192}
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("what", choices=["tpu", "h100", "step"])
-  parser.add_argument("--out", type=Path, default=Path("docs/results/aot"))
+  parser = Parser(__doc__)
+  parser.add_argument("what", type=one_of("tpu", "h100", "step"))
+  parser.add_argument("--out", type=path, default=Path("docs/results/aot"))
   parser.add_argument("--only", default="", help="cases whose names contain this")
   arguments = parser.parse_args()
   records = []
@@ -90,4 +91,4 @@ def step(only: str):
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_script(main)

@@ -10,15 +10,11 @@ compiler_venv() {
   local folder=.venv-aot-$1 file=requirements-aot-$1.txt site
   local stamp=$folder/installed-$file
   if ! [ -x "$folder/bin/python" ] || ! cmp -s "$file" "$stamp"; then
-    echo "Installing $file in $folder …"
+    echo "Making $folder …"
     "$venv_python" -m venv --clear "$folder"
     site=$("$folder/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     "$venv_python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$site/beside.pth"
-    if ! "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$file"; then
-      echo "Installing $file failed; the lines above say why. Run the same command again to retry." >&2
-      exit 1
-    fi
-    cp "$file" "$stamp"
+    install "$folder/bin/python" "$file" "$stamp" --no-deps
   fi
 }
 

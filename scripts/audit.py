@@ -14,42 +14,41 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import Parser, count, one_of, path, positive, positive_number
+from lattice_jax.runtime import quieten_checkpoints, run_script
+
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--workdir", type=Path, required=True, help="folder of the run")
-  parser.add_argument("--step", type=int, help="checkpoint; the newest when not given")
+  parser = Parser(__doc__)
+  parser.add_argument("--workdir", type=path, required=True, help="folder of the run")
+  parser.add_argument("--step", type=count, help="checkpoint; the newest when not given")
   what = parser.add_mutually_exclusive_group()
-  what.add_argument("--text", type=Path, help="a file to read")
-  what.add_argument("--split", default="test", help="of the run's own data, where no file is given")
-  parser.add_argument("--document", type=int, default=0, help="of the split")
-  parser.add_argument("--tokens", type=int, default=1024, help="to read, at most")
-  parser.add_argument("--threshold", type=float, default=0.1, help="radians by which a token turns a slot it writes to")
-  parser.add_argument("--top", type=int, default=5, help="tokens shown for each slot")
-  parser.add_argument("--out", type=Path, required=True, help="folder for the report")
+  what.add_argument("--text", type=path, help="a file to read")
+  what.add_argument("--split", type=one_of("train", "validation", "test"), default="test",
+                    help="of the run's own data, where no file is given")
+  parser.add_argument("--document", type=count, help="of the split; its first when not given")
+  parser.add_argument("--tokens", type=positive, default=1024, help="to read, at most")
+  parser.add_argument("--threshold", type=positive_number, default=0.1,
+                      help="radians by which a token turns a slot it writes to")
+  parser.add_argument("--top", type=positive, default=5, help="tokens shown for each slot")
+  parser.add_argument("--out", type=path, required=True, help="folder for the report")
   arguments = parser.parse_args()
-  for name in ("tokens", "threshold", "top"):
-    if getattr(arguments, name) <= 0:
-      parser.error(f"--{name}={getattr(arguments, name)} must be positive.")
-  try:
-    run(arguments)
-  except (ValueError, OSError) as error:
-    print(f"audit.py: {error}", file=sys.stderr)
-    sys.exit(2)
+  if arguments.text is not None and arguments.document is not None:
+    parser.error(f"--document={arguments.document} is one of the split's, and --text is read instead; leave one out.")
+  run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
   from lattice_jax.evaluation import command  # --help need not wait for JAX
   from lattice_jax.inspect.slot_audit import audit, text_tokens
-  from lattice_jax.runtime import quieten_checkpoints
 
   quieten_checkpoints()
   task = command.load(arguments.workdir, step=arguments.step, overrides=())
-  where, ids = text_tokens(task, arguments.text, arguments.split, arguments.document, arguments.tokens)
+  where, ids = text_tokens(task, arguments.text, arguments.split, arguments.document or 0, arguments.tokens)
   print(f"{task.describe()}\nreads {len(ids):,} tokens of {where}", flush=True)
-  for path in audit(task, where, ids, arguments.out, threshold=arguments.threshold, top=arguments.top):
-    print(f"wrote {path}")
+  for file in audit(task, where, ids, arguments.out, threshold=arguments.threshold, top=arguments.top):
+    print(f"wrote {file}")
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

@@ -5,8 +5,8 @@ python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/benc
 JAX_NUM_CPU_DEVICES=2 python scripts/bench.py lattice --lengths=8192 --cases=scan,blockwise --out=runs/bench
 
 Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
-with the same --out adds lengths to the same files. With --scaling all lengths take turns too, and the table says how
-time and memory grow from one length to the next:
+with the same --out adds lengths to the same files; the plot is of what the same machine and commit measured. With
+--scaling all lengths take turns too, and the table says how time and memory grow from one length to the next:
 
 python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import positive, positives, some_of
+from lattice_jax.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
 from lattice_jax.bench import lattice, report, vq
 from lattice_jax.bench.harness import GIGA, Measured, measure
 from lattice_jax.runtime import enable_compilation_cache, run_script
@@ -30,8 +30,8 @@ OPS = {"vq": vq, "lattice": lattice}
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("op", choices=sorted(OPS))
+  parser = Parser(__doc__)
+  parser.add_argument("op", type=one_of(*sorted(OPS)))
   heads = "; ".join(f"of {name}: {', '.join(op.SHAPES)}" for name, op in OPS.items())
   parser.add_argument("--head", default="", help=f"widths and heads of the layer, the op's first by default; {heads}")
   parser.add_argument("--lengths", type=positives, default="1024,2048,4096,8192",
@@ -42,16 +42,16 @@ def main() -> None:
   parser.add_argument("--batch", type=positive, default=1)
   parser.add_argument("--rounds", type=positive, default=7)
   parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only how they grow")
-  parser.add_argument("--max_gb", type=float, default=16.0, help="cases that need more memory are not run")
-  parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl, tables and plots")
+  parser.add_argument("--max_gb", type=positive_number, default=16.0, help="cases that need more memory are not run")
+  parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl, tables and plots")
   arguments = parser.parse_args()
   shapes = OPS[arguments.op].SHAPES
   arguments.head = arguments.head or next(iter(shapes))
   if arguments.head not in shapes:
-    parser.error(f"--head={arguments.head} is none of {arguments.op}; use one of {', '.join(shapes)}.")
+    raise ValueError(f"--head={arguments.head} is none of {arguments.op}; use one of {', '.join(shapes)}.")
   unknown = set(arguments.modes) - set(OPS[arguments.op].MODES)
   if unknown:
-    parser.error(f"--modes={','.join(unknown)} is none of {arguments.op}'s: {', '.join(OPS[arguments.op].MODES)}.")
+    raise ValueError(f"--modes={','.join(unknown)} is none of {arguments.op}'s: {', '.join(OPS[arguments.op].MODES)}.")
   enable_compilation_cache()
   machine = report.describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
@@ -66,9 +66,8 @@ def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -
     report.write_records(arguments.out / "bench.jsonl", results, machine)
     table = report.table(results, OPS[arguments.op].BASELINES)
     print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{table}", flush=True)
-  records = [
-    record for record in report.read_records(arguments.out / "bench.jsonl")
-    if (record["op"], record["head"], record["mode"]) == (arguments.op, arguments.head, mode)]
+  records = report.read_records(arguments.out / "bench.jsonl")
+  records = report.records_like(records, records[-1])
   out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
   report.plot(records, f"{arguments.head}, {mode}", out)
   print(f"wrote {out}")

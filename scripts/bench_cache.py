@@ -9,7 +9,6 @@ policy itself costs (against a full cache of the length that it leaves), bytes m
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -20,28 +19,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from lattice_jax.arguments import positive, some_of
+from lattice_jax.arguments import Parser, of, one_of, path, positive, some_of
 from lattice_jax.bench import cache as bench
 from lattice_jax.bench.harness import quantiles
 from lattice_jax.bench.report import describe_machine
 from lattice_jax.cache import POLICIES
 from lattice_jax.config import CacheConfig
+from lattice_jax.fields import find
 from lattice_jax.runtime import enable_compilation_cache, run_script
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--policy", default="lagkv", choices=[name for name in POLICIES if name != "full"])
+  parser = Parser(__doc__)
+  parser.add_argument("--policy", default="lagkv", type=one_of(*POLICIES[1:]))
   parser.add_argument("--length", type=positive, default=8192, help="tokens of the text before")
-  parser.add_argument("--lag", type=positive, default=128)
-  parser.add_argument("--ratio", type=float, default=0.25)
-  parser.add_argument("--window", type=int, default=0, help="of the policy window")
+  parser.add_argument("--lag", type=of(find(CacheConfig, "lag")), default=128)
+  parser.add_argument("--ratio", type=of(find(CacheConfig, "ratio")), default=0.25)
+  parser.add_argument("--window", type=of(find(CacheConfig, "window")), default=0, help="of the policy window")
   parser.add_argument("--layers", type=positive, default=bench.MODEL.layers)
-  parser.add_argument("--dtype", default=bench.MODEL.dtype, choices=["float32", "bfloat16"])
+  parser.add_argument("--dtype", default=bench.MODEL.dtype, type=one_of("float32", "bfloat16"))
   parser.add_argument("--tokens", type=positive, default=256, help="decoded in a round; a multiple of the lag")
   parser.add_argument("--rounds", type=positive, default=5)
   parser.add_argument("--parts", type=some_of(*bench.PARTS), default=",".join(bench.PARTS))
-  parser.add_argument("--out", type=Path, required=True, help="folder of bench.jsonl")
+  parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl")
   arguments = parser.parse_args()
   enable_compilation_cache()
   machine = describe_machine()

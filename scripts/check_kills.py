@@ -10,7 +10,6 @@ status 1 where anything differs. For Linux; takes about eight seconds a kill on 
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
@@ -22,8 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import positive
+from lattice_jax.arguments import Parser, path, positive, seed
 from lattice_jax.inspect.same_run import differences, timeless_lines
+from lattice_jax.runtime import run_script
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STEPS = 72
@@ -36,14 +36,15 @@ _COMMAND = (
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(__doc__)
   parser.add_argument("--kills", type=positive, default=50, help="how many processes are killed")
-  parser.add_argument("--seed", type=int, default=0, help="of the moments")
-  parser.add_argument("--workdir", type=Path, default=Path("runs/kills"), help="emptied first")
+  parser.add_argument("--seed", type=seed, default=0, help="of the moments")
+  parser.add_argument("--workdir", type=path, default=Path("runs/kills"), help="emptied first")
   arguments = parser.parse_args()
   others = [path.name for path in arguments.workdir.glob("*") if not path.match("run_*") and path.name not in _OWN]
   if others:
-    parser.error(f"--workdir={arguments.workdir} is emptied first, and holds {others[0]}; name another folder.")
+    raise ValueError(
+      f"--workdir={arguments.workdir} is emptied first, and holds {others[0]}; name another folder.")
   shutil.rmtree(arguments.workdir, ignore_errors=True)
   arguments.workdir.mkdir(parents=True)
   unbroken = arguments.workdir / "unbroken"
@@ -107,4 +108,4 @@ def left_by(workdir: Path) -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_script(main)

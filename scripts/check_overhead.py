@@ -17,24 +17,26 @@ import time
 from pathlib import Path
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax import runtime
+from lattice_jax.arguments import POSITIVE, define
 from lattice_jax.config import Config
-from lattice_jax.config_checks import parse_config
+from lattice_jax.config_flags import define_config, define_set
+from lattice_jax.config_text import read_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, as in configs/vq_enwik8.py:sample.")
-_UPDATES = flags.DEFINE_integer("updates", 96, "Updates that are timed in each round.", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Times that each of the two is run.", lower_bound=1)
+_CONFIG, _SET = define_config(), define_set()
+_UPDATES = define("updates", POSITIVE, 96, "Updates that are timed in each round.")
+_ROUNDS = define("rounds", POSITIVE, 3, "Times that each of the two is run.")
 
 
 def main(arguments: list[str]) -> None:
-  if arguments or not _CONFIG.value:
+  if arguments:
+    raise ValueError(f"unexpected argument {arguments[0]!r}; flags are written as --name=value.")
+  if not _CONFIG.value:
     raise ValueError("--config is missing: python scripts/check_overhead.py --config=configs/quickstart.py")
-  config = parse_config(_CONFIG.value)
+  config = read_config(_CONFIG.value, _SET.value)
   per_call = config.train.steps_per_dispatch
   calls = max(2, _UPDATES.value // per_call)
   train = dataclasses.replace(
@@ -54,12 +56,12 @@ def main(arguments: list[str]) -> None:
 
 def loop_speed(config: Config) -> float:
   """Tokens per second of the training loop from the end of its first call to that of its last."""
-  from lattice_jax.metrics import read_jsonl
+  from lattice_jax.metrics import read_metric_lines
   from lattice_jax.training.loop import train
 
   with tempfile.TemporaryDirectory() as folder:
     train(config, Path(folder))
-    updates = [record for record in read_jsonl(Path(folder) / "metrics.jsonl") if "split" not in record]
+    updates = [record for record in read_metric_lines(Path(folder) / "metrics.jsonl") if "split" not in record]
   first, last = updates[config.train.steps_per_dispatch - 1], updates[-1]
   tokens = (last["step"] - first["step"]) * config.data.batch * config.data.update_len
   return tokens / (last["time_elapsed"] - first["time_elapsed"])

@@ -6,12 +6,12 @@ python scripts/export.py --pretrained=smollm2 --output=exported
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import Parser, count, one_of, path, place
 from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.config import DataConfig
 from lattice_jax.data.export_tokenizer import export_tokenizer, special_ids
@@ -22,13 +22,13 @@ from lattice_jax.runtime import quieten_checkpoints, run_script
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(__doc__)
   source = parser.add_mutually_exclusive_group(required=True)
-  source.add_argument("--workdir", type=Path, help="folder of a training run")
-  source.add_argument("--pretrained", help="smollm2, a folder of safetensors, or a .gguf file")
-  parser.add_argument("--step", type=int, help="checkpoint of the run; the newest when not given")
-  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights written")
-  parser.add_argument("--output", type=Path, required=True, help="folder that does not exist yet")
+  source.add_argument("--workdir", type=path, help="folder of a training run")
+  source.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors, or a .gguf file")
+  parser.add_argument("--step", type=count, help="checkpoint of the run; the newest when not given")
+  parser.add_argument("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="of the weights written")
+  parser.add_argument("--output", type=path, required=True, help="folder that does not exist yet")
   arguments = parser.parse_args()
   if arguments.pretrained:
     pretrained = open_pretrained(arguments.pretrained)
@@ -36,7 +36,7 @@ def main() -> None:
     model, params, context_len = pretrained.model, pretrained.params(), pretrained.context_len
   else:
     config, params, _, _ = load_for_eval(arguments.workdir, arguments.step)
-    model, data, context_len = config.model, config.data, config.data.seq_len
+    model, data, context_len = config.model, config.data, config.model.context_len or config.data.seq_len
   tokenizer = get_tokenizer(data)
   export_model(
     model, params, arguments.output, context_len=context_len, dtype=arguments.dtype, special_ids=special_ids(tokenizer))

@@ -20,7 +20,6 @@ For a person's hands and a weekly run; about ten seconds a mutation on two cores
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import hashlib
 import itertools
@@ -39,6 +38,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lattice_jax.arguments import Parser, of, path
+from lattice_jax.domains import Number
+from lattice_jax.runtime import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "mutations"
@@ -88,35 +93,30 @@ class Mutation:
 def load() -> list[Mutation]:
   """All of `scripts/mutations`. Raises ValueError where an entry has other fields than a mutation."""
   mutations = []
-  for path in sorted(LISTS.glob("*.yaml")):
-    for file, entries in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+  for listing in sorted(LISTS.glob("*.yaml")):
+    for file, entries in yaml.safe_load(listing.read_text(encoding="utf-8")).items():
       for entry in entries:
         if not {"old", "new", "tests"} <= set(entry) <= {"old", "new", "tests", "equivalent"}:
-          raise ValueError(f"{path.name}: an entry of {file} has the fields {', '.join(entry)}; it takes old, new and "
-                           "tests, and may have equivalent.")
+          raise ValueError(f"{listing.name}: an entry of {file} has the fields {', '.join(entry)}; it takes old, new "
+                           "and tests, and may have equivalent.")
         mutations.append(Mutation(file, **entry | {"tests": tuple(shlex.split(entry["tests"]))}))
   return mutations
 
 
 def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(__doc__)
   parser.add_argument("--only", default="", help="mutations in whose line of --list this stands")
-  parser.add_argument("--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="processes side by side")
+  parser.add_argument("--jobs", type=of(Number(int, 1, 64)), default=1, metavar="N", help="processes side by side")
   parser.add_argument("--list", action="store_true", help="print the mutations and stop")
-  parser.add_argument("--results", type=Path, default=Path("runs/mutations.jsonl"), help="where results are kept")
+  parser.add_argument("--results", type=path, default=Path("runs/mutations.jsonl"), help="where results are kept")
   arguments = parser.parse_args()
   mutations = [mutation for mutation in load() if arguments.only in mutation.label]
   if not mutations:
-    parser.error(f"--only={arguments.only} stands in no line of --list.")
+    raise ValueError(f"--only={arguments.only} stands in no line of --list.")
   if arguments.list:
     print("\n".join(mutation.label for mutation in mutations))
     return 0
-  try:
-    results = run_all(mutations, arguments.results, arguments.jobs)
-  except (ValueError, OSError) as error:
-    print(f"mutate.py: {error}", file=sys.stderr)
-    return 2
-  return summarize(mutations, results)
+  return summarize(mutations, run_all(mutations, arguments.results, arguments.jobs))
 
 
 def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[str]:
@@ -246,4 +246,4 @@ def summarize(mutations: list[Mutation], results: list[str]) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_script(main)

@@ -1,36 +1,35 @@
 """Plots of runs as PNG.
 
 python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte over updates
-python scripts/plot.py runs/a/eval_test_cold.json --out=pos.png  # bits per byte by position
-python scripts/plot.py --what=answers runs/*/eval_test_cold.json # of a task: accuracy by pairs and by distance
+python scripts/plot.py runs/a/eval_test_*.json --out=pos.png     # bits per byte by position
+python scripts/plot.py --what=answers runs/*/eval_test_*.json   # of a task: accuracy by pairs and by distance
 python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
-python scripts/plot.py --what=recall runs/smollm2/passkey        # of caches: quality against bytes, depths, kept tokens
+python scripts/plot.py --what=recall runs/smollm2/passkey_*      # of caches: quality against bytes, depths, kept tokens
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.arguments import Parser, one_of, path
+from lattice_jax.runtime import quieten_checkpoints, run_script
+
 _PLOTS = ("loss", "position", "codebook", "answers", "recall")
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("paths", nargs="+", type=Path, help="workdirs, or JSON files written by eval.py")
-  parser.add_argument("--what", choices=_PLOTS, help="by default the loss of workdirs, the position of JSON files")
-  parser.add_argument("--out", type=Path, help="the PNG to write; by default named by what it shows")
+  parser = Parser(__doc__)
+  parser.add_argument("paths", nargs="+", type=path, help="workdirs, or JSON files written by eval.py")
+  parser.add_argument("--what", type=one_of(*_PLOTS),
+                      help="by default the loss of workdirs, the position of JSON files")
+  parser.add_argument("--out", type=path, help="the PNG to write; by default a new one, named by what it shows")
   arguments = parser.parse_args()
-  try:
-    what = arguments.what or default_plot(arguments.paths)
-    out = arguments.out or Path(f"{what}.png")
-    written = draw(what, arguments.paths, out)
-  except (ValueError, OSError) as error:
-    print(f"plot.py: {error}", file=sys.stderr)
-    sys.exit(2)
+  what = arguments.what or default_plot(arguments.paths)
+  out = arguments.out or default_out(what)
+  written = draw(what, arguments.paths, out)
   print("\n".join(f"wrote {path}" for path in written))
 
 
@@ -39,6 +38,14 @@ def default_plot(paths: list[Path]) -> str:
   if len(are_files) > 1:
     raise ValueError("workdirs and eval files make different plots; give only the one or the other.")
   return "position" if are_files.pop() else "loss"
+
+
+def default_out(what: str) -> Path:
+  """A name that nobody chose replaces nothing: of recall, which draws several files, none that begins with it."""
+  taken = sorted(Path().glob(f"{what}*.png" if what == "recall" else f"{what}.png"))
+  if taken:
+    raise ValueError(f"{taken[0]} is there already; name the file to write with --out, which may replace one.")
+  return Path(f"{what}.png")
 
 
 def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
@@ -50,7 +57,6 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
     return plot_recall(paths[0], out)
   if what == "codebook":
     from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
-    from lattice_jax.runtime import quieten_checkpoints
 
     quieten_checkpoints()
     plot_codebook(paths[0], out)
@@ -63,4 +69,4 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-  main()
+  run_script(main)

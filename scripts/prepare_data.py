@@ -19,7 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from lattice_jax.arguments import Parser, one_of, path
 from lattice_jax.data.files import ENWIK8, IMAGENET64, PG19
+from lattice_jax.runtime import Stop, run_script
 
 SAMPLE_NAMES = ("enwiki_sample", "books_sample", "photos_sample")
 
@@ -30,7 +32,7 @@ def report(line: str) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
   """Imports what the data set needs only, so that the samples are checked at once."""
-  name, root, origin = arguments.name, arguments.path, arguments.origin
+  name, root, origin = arguments.name, str(arguments.path), arguments.origin
   if arguments.tokenizer and name not in ("pg19", "books_sample"):
     raise ValueError(f"{name} is read as bytes; --tokenizer is for pg19 and books_sample.")
   if name in SAMPLE_NAMES:
@@ -52,11 +54,11 @@ def prepare(arguments: argparse.Namespace) -> None:
     prepare_images(IMAGENET64, root, report, origin=origin, use_tfds=arguments.tfds)
 
 
-def main() -> int:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("name", choices=["enwik8", "pg19", "imagenet64", *SAMPLE_NAMES])
-  parser.add_argument("--from", dest="origin", type=Path, metavar="PATH", help="a local copy; see above")
-  parser.add_argument("--path", default="data", help="the folder of prepared data (data.path in configs)")
+def main() -> None:
+  parser = Parser(__doc__)
+  parser.add_argument("name", type=one_of("enwik8", "pg19", "imagenet64", *SAMPLE_NAMES))
+  parser.add_argument("--from", dest="origin", type=path, metavar="PATH", help="a local copy; see above")
+  parser.add_argument("--path", type=path, default="data", help="the folder of prepared data (data.path in configs)")
   parser.add_argument(
     "--tokenizer", default="", help="of pg19 and books_sample: bytes, bpe_lossless:VOCAB or bpe_paper:VOCAB")
   parser.add_argument(
@@ -64,14 +66,9 @@ def main() -> int:
     help="pg19, imagenet64: TFDS's own builder makes the records, which needs TensorFlow; enwik8: write records too")
   try:
     prepare(parser.parse_args())
-  except (ValueError, OSError) as error:
-    print(error, file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print("stopped; the same command goes on from here.", file=sys.stderr)
-    return 130
-  return 0
+  except KeyboardInterrupt as error:
+    raise Stop("stopped; the same command goes on from here.", 130) from error
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_script(main)

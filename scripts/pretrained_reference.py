@@ -5,6 +5,7 @@
 
 MODEL is a .gguf file or a folder of safetensors. Nothing is fetched. `transformers` does not read a GGUF file's
 tokenizer.ggml.pre, so the one way of cutting text that it would miss, SmolLM2's single digits, is set here.
+--tokenizer_only asks for tokens and chat of a folder alone, and needs transformers and jinja2 only.
 """
 
 from __future__ import annotations
@@ -13,19 +14,18 @@ import argparse
 import json
 import lzma
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 try:
-  import gguf
   import numpy as np
-  import torch
   from tokenizers import pre_tokenizers
-  from transformers import AutoModelForCausalLM, AutoTokenizer
+  from transformers import AutoTokenizer
 except ImportError as error:
-  raise SystemExit(
-    f"pretrained_reference.py: {error}; run it in an environment of its own, as its first lines say.") from error
+  sys.stderr.write(f"pretrained_reference.py: {error}; run it in an environment of its own, as its first lines say.\n")
+  raise SystemExit(2) from error
 
 SAMPLES = Path(__file__).parents[1] / "lattice_jax" / "data" / "samples"
 NUM_LINES, NUM_TOKENS, NUM_PROMPT, NUM_GREEDY = 1000, 512, 32, 64
@@ -53,10 +53,23 @@ def pick_lines(texts: dict[str, str]) -> list[str]:
 
 
 def says_single_digits(path: Path) -> bool:
+  import gguf
+
   return gguf.GGUFReader(path).fields["tokenizer.ggml.pre"].contents() == "smollm"
 
 
-def write_greedily(model, ids: list[int]) -> np.ndarray:
+def read_model(place: dict, ids: list[int]) -> dict[str, np.ndarray]:
+  """Logits of all ids, and greedy text after the first of them."""
+  import torch
+  from transformers import AutoModelForCausalLM
+
+  model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, attn_implementation="eager").eval()
+  with torch.no_grad():
+    logits = model(torch.tensor([ids])).logits[0].float().numpy()
+    return {"logits": logits, "greedy": write_greedily(torch, model, ids[:NUM_PROMPT])}
+
+
+def write_greedily(torch, model, ids: list[int]) -> np.ndarray:
   """Without the settings that a model's own generation may have, such as a penalty of repetition."""
   output, written = model(torch.tensor([ids])), []
   while len(written) < NUM_GREEDY:
@@ -69,6 +82,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--model", type=Path, required=True)
   parser.add_argument("--output", type=Path, required=True)
+  parser.add_argument("--tokenizer_only", action="store_true")
   arguments = parser.parse_args()
   place = (
     {"pretrained_model_name_or_path": arguments.model.parent, "gguf_file": arguments.model.name}
@@ -77,21 +91,20 @@ def main() -> None:
   if arguments.model.is_file() and says_single_digits(arguments.model):
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-  model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32, attn_implementation="eager").eval()
   texts = read_samples()
   lines = pick_lines(texts)
   encoded = [tokenizer(line, add_special_tokens=False).input_ids for line in lines]
   decoded = [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in encoded]
   text = next(iter(texts.values()))[:20_000]
   ids = tokenizer(text, add_special_tokens=False).input_ids[:NUM_TOKENS]
-  with torch.no_grad():
-    logits = model(torch.tensor([ids])).logits[0].float().numpy()
-    greedy = write_greedily(model, ids[:NUM_PROMPT])
+  figures = {} if arguments.tokenizer_only else read_model(place, ids)
   chat = [{"role": "user", "content": "Who wrote Faust?"}]
-  rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-  texts_json = json.dumps({"lines": lines, "decoded": decoded, "encoded": encoded, "chat": chat, "rendered": rendered})
-  np.savez(arguments.output, ids=np.int32(ids), logits=logits, greedy=greedy, texts=np.array(texts_json))
-  print(f"wrote {arguments.output}: {len(ids)} tokens, {len(greedy)} greedy tokens, {len(lines)} lines")
+  rendered = tokenizer.chat_template and tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+  texts_json = json.dumps({
+    "lines": lines, "decoded": decoded, "encoded": encoded, "chat": chat, "rendered": rendered,
+    "started": tokenizer("x").input_ids})
+  np.savez(arguments.output, ids=np.int32(ids), **figures, texts=np.array(texts_json))
+  print(f"wrote {arguments.output}: {len(ids)} tokens, {', '.join(figures) or 'no model'}, {len(lines)} lines")
 
 
 if __name__ == "__main__":

@@ -13,20 +13,28 @@ SECONDS=0
 trained_in=$SECONDS
 
 echo; echo "== The test split, beside general compressors, and a text that the model writes"
-"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=both --compressors --generate=600 --prompt="The "
+"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=both --compressors --generate=600 --prompt="The " \
+  --output="$run/eval_test.json"
 echo; echo "== The same checkpoint with its compressive memory masked: each block sees itself and the block before it"
-"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=cold --set=model.vq.cache=False
+"$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=cold --set=model.vq.cache=False \
+  --output="$run/eval_test_cold_masked.json"
 "$venv_python" scripts/plot.py "$run" --out="$run/loss.png"
-"$venv_python" scripts/plot.py "$run"/eval_test_cold*.json --out="$run/position.png"
+"$venv_python" scripts/plot.py "$run"/eval_test_cold.json "$run"/eval_test_cold_masked.json --out="$run/position.png"
 
 cat <<END
 
 Done: $trained_in s of training, $SECONDS s in all. In $run:
   loss.png             bits per byte over updates
   position.png         bits per byte by position, with and without the compressive memory
-  sample.txt           what the model wrote
+  sample_*.txt         what the model wrote
   eval_test_*.json     the results on test
   metrics.jsonl        every update, one line each
   run.json             the config, versions and data that made it
   checkpoints/         the trained model
+
+Next, after \`source .venv/bin/activate\`:
+  python eval.py --workdir=$run --generate=300 --prompt="Your own words "
+  python train.py --config=configs/quickstart.py --config.data.source=text:mybook.txt --workdir=runs/mybook
+  python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_enwik8 $devices    # ten minutes, 1.6M parameters
+README.md says what else there is: other memories, other data, pretrained models.
 END

@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import positive, positives
+from lattice_jax.arguments import Parser, path, positive, positives, seed
+from lattice_jax.runtime import run_script
 from lattice_jax.sweep.plot import plot_table
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search
@@ -30,36 +30,29 @@ from lattice_jax.sweep.table import make_table, markdown, write_table
 
 def main() -> int:
   arguments = parse_arguments()
-  try:
-    sweep = read_sweep(arguments.file)
-    workdir = arguments.workdir or Path("runs/sweeps") / arguments.file.stem
-    search = make_search(sweep, workdir, arguments.seed)
-    stopped_by, failed = 0, 0
-    if arguments.table_only:
-      if not workdir.is_dir():
-        raise ValueError(
-          f"--table_only finds no trial: there is no folder {workdir}; run the sweep first, or name its --workdir.")
-    else:
-      if not Path(sweep.program).exists():
-        raise ValueError(f"program={sweep.program} of {sweep.path} is not a file here; run from the project's folder.")
-      runner = Runner(sweep, search, workdir, jobs=arguments.jobs, say=lambda text: print(text, flush=True))
-      stopped_by, failed = runner.run(), runner.failed
-    report(sweep, workdir, search.total, arguments)
-    return 128 + stopped_by if stopped_by else int(failed > 0)
-  except (ValueError, OSError) as error:
-    print(f"sweep.py: {error}", file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print("sweep.py: aborted.", file=sys.stderr)
-    return 128 + signal.SIGINT
+  sweep = read_sweep(arguments.file)
+  workdir = arguments.workdir or Path("runs/sweeps") / arguments.file.stem
+  search = make_search(sweep, workdir, arguments.seed)
+  stopped_by, failed = 0, 0
+  if arguments.table_only:
+    if not workdir.is_dir():
+      raise ValueError(
+        f"--table_only finds no trial: there is no folder {workdir}; run the sweep first, or name its --workdir.")
+  else:
+    if not Path(sweep.program).exists():
+      raise ValueError(f"program={sweep.program} of {sweep.path} is not a file here; run from the project's folder.")
+    runner = Runner(sweep, search, workdir, jobs=arguments.jobs, say=lambda text: print(text, flush=True))
+    stopped_by, failed = runner.run(), runner.failed
+  report(sweep, workdir, search.total, arguments)
+  return 128 + stopped_by if stopped_by else int(failed > 0)
 
 
 def parse_arguments() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("file", type=Path, help="a sweep in W&B's format, as in configs/sweeps")
-  parser.add_argument("--workdir", type=Path, help="by default runs/sweeps/ and the file's name")
+  parser = Parser(__doc__)
+  parser.add_argument("file", type=path, help="a sweep in W&B's format, as in configs/sweeps")
+  parser.add_argument("--workdir", type=path, help="by default runs/sweeps/ and the file's name")
   parser.add_argument("--jobs", type=positive, default=1, help="trials at a time, each on its share of the cores")
-  parser.add_argument("--seed", type=int, default=0, help="of random and Bayesian search")
+  parser.add_argument("--seed", type=seed, default=0, help="of random and Bayesian search")
   parser.add_argument("--table_only", action="store_true", help="only table and plot of what is done")
   parser.add_argument("--beyond", type=positives, default=(), metavar="N,…",
                       help="columns with the loss at positions from N on")
@@ -67,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
                       help="columns with differences to this row, as in codes=256, or to the first")
   parser.add_argument("--x", action="append", default=[], metavar="PARAMETER",
                       help="plot only this, by its full name; PARAMETER=WORD: its values WORD16, WORD32, …, as numbers")
-  parser.add_argument("--out", type=Path, help="folder of table and plot; by default the workdir")
+  parser.add_argument("--out", type=path, help="folder of table and plot; by default the workdir")
   return parser.parse_args()
 
 
@@ -91,4 +84,4 @@ def command_line() -> str:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  run_script(main)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import random
 import socket
+import sys
 
 CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
@@ -36,6 +37,8 @@ import tests.typecheck
 
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("lattice_jax", f"{tests.typecheck.__name__}.check")
+import lattice_jax.runtime  # behind the hook, which checks what is imported from here on
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=20, database=None)
 hypothesis.settings.load_profile("repeatable")
 
@@ -63,6 +66,12 @@ def optimized():
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(autouse=True)
+def _ends_are_exceptions(monkeypatch):
+  """A command that ends ends its process, which here is that of all tests."""
+  monkeypatch.setattr(lattice_jax.runtime, "end_process", sys.exit)
 
 
 @pytest.fixture(autouse=True)

@@ -57,7 +57,8 @@ def test_smoke_is_small_and_keeps_the_features(name):
   assert load_source(smoke.data, "test").name == smoke.data.source
   assert smoke.data.batch * smoke.data.update_len * smoke.train.steps <= 4096
   assert smoke.data.batch % 8 == 0, "runs on eight devices"
-  for field in ("pattern", "block", "dtype", "remat", "dropout", "layer_drop", "scan_layers"):
+  for field in ("pattern", "block", "dtype", "remat", "dropout", "layer_drop", "scan_layers", "norm_bias", "tied_bias",
+                "float32_head", "position_wavelength"):
     assert getattr(smoke.model, field) == getattr(full.model, field)
   assert (smoke.data.update_len < smoke.data.seq_len) == (full.data.update_len < full.data.seq_len)
 
@@ -74,13 +75,63 @@ def test_softmax_twin_has_equal_parameters_and_tokens(data, arg):
   assert full.model.pattern == ("attention",)
 
 
-@pytest.mark.parametrize(("name", "arg", "millions"), [
-  ("vq_enwik8", "", 187.6), ("vq_pg19", "", 1314), ("vq_imagenet64", "", 1249), ("vq_imagenet64", "190m", 187)])
-def test_paper_size(name, arg, millions):
-  """Parameters and codebook statistics, which the published counts include."""
+def published_count(vocab, dim, value_dim, *, tied, positions=False, biases):
+  """Numbers in the published model: of its first code with norms that have gain and bias, of its second without."""
+  key_dim, codes = 128, 512
+  norm = 2 * dim if biases else 0
+  unit = norm + dim * (3 * key_dim + 2 * value_dim) + value_dim * dim + 2 * key_dim + codes * (key_dim + 1)
+  head = norm + (vocab if biases else 0) if tied else dim * vocab + vocab
+  return 48 * unit + vocab * dim + head + positions
+
+
+SIZES = {
+  ("vq_enwik8", ""): (259, 768, 1536), ("vq_pg19", ""): (32_000, 2048, 4096),
+  ("vq_imagenet64", ""): (259, 2048, 4096), ("vq_imagenet64", "190m"): (259, 768, 1536)}
+MILLIONS = {("vq_enwik8", ""): 187.679, ("vq_pg19", ""): 1314.660, ("vq_imagenet64", ""): 1249.622,
+            ("vq_imagenet64", "190m"): 187.482}
+
+
+@pytest.mark.parametrize(("name", "arg"), SIZES)
+def test_paper_size(name, arg):
+  """Parameters and codebook statistics, which the published counts include, to the last number."""
   model = parse_config(load(name, arg)).model
-  count = count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
-  assert count / 1e6 == pytest.approx(millions, rel=1e-3 if millions > 1000 else 3e-3)
+
+  def count(model):
+    return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
+
+  tied, positions = name != "vq_enwik8", name == "vq_imagenet64"
+  first = published_count(*SIZES[name, arg], tied=tied, positions=positions, biases=True)
+  assert count(model) == first and first / 1e6 == pytest.approx(MILLIONS[name, arg], abs=1e-3)
+  second = dataclasses.replace(
+    model, norm_gain=False, norm_bias=False, tied_bias=False, position_wavelength=0.0,
+    vq=dataclasses.replace(model.vq, joined=False))
+  assert count(second) == published_count(*SIZES[name, arg], tied=tied, biases=False)
+
+
+DETAILS = (
+  "model.norm_bias", "model.tied_bias", "model.float32_head", "model.position_wavelength", "model.vq.joined",
+  "model.vq.key_gradient", "model.vq.stale_rows", "optimizer.zero_start")
+
+
+def value_of(config, path):
+  for name in path.split("."):
+    config = getattr(config, name)
+  return config
+
+
+@pytest.mark.parametrize("arg", ["", "smoke"])
+def test_paper_configs_have_the_details_of_the_published_code(arg):
+  for data in common.SAMPLES:
+    details = [value_of(load(f"vq_{data}", arg), path) for path in DETAILS]
+    assert details == [True, True, True, 1e5 if data == "imagenet64" else 0.0, True, "blocks", True, True]
+
+
+def test_all_other_configs_have_ours():
+  ours = [value_of(common.default(), path) for path in DETAILS]
+  for name in NAMES:
+    for arg in ("", "sample"):
+      is_paper = arg == "" and name in (f"{kind}_{data}" for kind in ("vq", "full") for data in common.SAMPLES)
+      assert is_paper or [value_of(load(name, arg), path) for path in DETAILS] == ours, (name, arg)
 
 
 def test_quickstart_looks_beyond_its_window():
@@ -113,7 +164,7 @@ def test_misspelt_field_is_refused_with_a_suggestion():
   ("model", {"tied_embeddings": 1}, r"model\.tied_embeddings=1 must be of type bool"),
   ("model", {"layers": True}, r"model\.layers=True must be of type int, not bool"),
   ("model", {"pattern": "vq"}, r"model\.pattern='vq' must be a list"),
-  ("model", {"pattern": ("vqq",)}, r"model\.pattern names 'vqq'.*Did you mean 'vq'"),
+  ("model", {"pattern": ("vqq",)}, r"model\.pattern=\('vqq',\) names 'vqq'.*Did you mean 'vq'"),
   ("model", {"pattern": ("vq", "attention"), "layers": 3}, r"model\.layers=3 is not a multiple of the 2 entries"),
   ("model", {"dropout": 1.0}, r"model\.dropout=1\.0 must lie in \[0, 1\)"),
   ("model", {"dtype": "bfloat"}, r"model\.dtype='bfloat' is not one of float32, bfloat16.*Did you mean 'bfloat16'"),

@@ -14,8 +14,10 @@ import pytest
 
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config_checks import to_dict
+from lattice_jax.inspect import plots
 from lattice_jax.inspect.codebooks import code_shares, perplexity
-from lattice_jax.inspect.plots import plot_answers, plot_buckets, plot_loss, read_metrics, smooth
+from lattice_jax.inspect.names import result_names, run_names
+from lattice_jax.inspect.plots import panel_grid, plot_answers, plot_buckets, plot_loss, read_metrics, smooth
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import make_mesh, unbox
 from lattice_jax.training.state import create_state
@@ -57,7 +59,7 @@ def test_smoothing_averages_the_last_values():
 def test_what_eval_did_not_write_is_refused(tmp_path):
   run = write_run(tmp_path / "a")
   for path in (run, run / "run.json", run / "metrics.jsonl"):
-    with pytest.raises(ValueError, match=r"is not a file that eval\.py wrote; give one, such as RUN/eval_test_cold"):
+    with pytest.raises(ValueError, match=r"is not a file that eval\.py wrote; give one, such as RUN/eval_test_cold_"):
       plot_buckets([path], tmp_path / "position.png")
 
 
@@ -79,6 +81,49 @@ def test_answers_of_several_tasks_are_drawn_and_a_text_has_none(tmp_path):
   path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.5, "answers": answers}))
   plot_answers([path, path], tmp_path / "answers.png")
   assert (tmp_path / "answers.png").read_bytes().startswith(PNG)
+
+
+def test_runs_are_called_by_what_tells_them_apart(tmp_path):
+  runs = []
+  for place, pattern in (("x/a", ["lattice"]), ("y/a", ["lattice"]), ("y/b", ["window", "lattice"])):
+    (tmp_path / place).mkdir(parents=True)
+    runs.append(tmp_path / place)
+    (runs[-1] / "run.json").write_text(json.dumps({"config": {"model": {"pattern": pattern}}}))
+  assert run_names(runs[1:]) == ["lattice", "window+lattice"]
+  assert run_names(runs) == ["x/a", "y/a", "y/b"]
+  assert run_names(runs[:1] * 2) == ["a", "a"]
+  (runs[2] / "run.json").unlink()
+  assert run_names(runs[1:]) == ["a", "b"]
+
+
+def test_results_are_called_by_the_settings_in_which_they_differ():
+  result = {"split": "test", "protocol": "cold", "bits_per_byte": 2.0, "overrides": [], "step": 3, "seq_len": 64}
+  others = [result | {"step": 7}, result | {"step": None, "overrides": ["model.vq.cache=False"]}]
+  assert result_names(["a", "a", "b"], [result, *others], "bits_per_byte", "{:.1f}") == [
+    "a: test, cold, step 3, 2.0", "a: test, cold, step 7, 2.0", "b: test, cold, model.vq.cache=False, 2.0"]
+  assert result_names(["a"], [result], "bits_per_byte", "{:.1f}") == ["a: test, cold, 2.0"]
+
+
+@pytest.mark.parametrize(("number", "rows"), [
+  (1, [1]), (2, [2]), (5, [5]), (6, [3, 3]), (7, [4, 3]), (8, [4, 4]), (9, [3, 3, 3]), (13, [5, 5, 3])], ids=str)
+def test_panels_stand_in_rows_that_leave_few_places_empty(number, rows):
+  figure, grid = panel_grid(number, (2, 2))
+  assert [len(line) for line in grid] == rows
+  assert sum(axes.get_visible() for axes in figure.axes) == number
+
+
+def test_a_position_plot_ends_with_the_data_and_has_no_curve_where_nothing_was_judged(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(plots, "save_figure", lambda figure, out: drawn.append(figure.axes[0]))
+  path = write_eval(write_run(tmp_path / "a"))
+  result = json.loads(path.read_text())
+  bucket = result["buckets"][0]
+  result["buckets"] += [bucket | {"start": 16, "stop": 21}, result["buckets"][1] | {"start": 21, "stop": 64}]
+  path.write_text(json.dumps(result))
+  plot_buckets([path], tmp_path / "position.png")
+  values, edges, _ = drawn[0].patches[0].get_data()
+  assert drawn[0].get_xlim() == (0, 21) and edges.tolist() == [0, 8, 16, 21]
+  np.testing.assert_array_equal(values, [3.0, np.nan, 3.0])
 
 
 def test_bytes_and_dims_do_not_share_an_axis(tmp_path):
@@ -129,6 +174,12 @@ def test_the_command_draws_and_refuses_in_one_sentence(tmp_path):
   run = write_run(tmp_path / "a")
   assert command(tmp_path, run).returncode == 0
   assert (tmp_path / "loss.png").exists()
+  before = (tmp_path / "loss.png").read_bytes()
+  again = command(tmp_path, run)
+  assert (again.returncode, again.stderr) == (
+    2, "plot.py: loss.png is there already; name the file to write with --out, which may replace one.\n")
+  assert command(tmp_path, write_run(tmp_path / "b", steps=9), "--out=loss.png").returncode == 0
+  assert (tmp_path / "loss.png").read_bytes() != before
   refused = command(tmp_path, run, write_eval(run))
   assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
 

@@ -90,7 +90,7 @@ def test_a_local_copy_is_verified_and_installed_once(tmp_path, packed):
   (zip_of("tiny", RAW[::-1]), r"given is not tiny: expected sha256 \w{64}, found \w{64}\.$"),
   (zip_of("tiny", RAW + b"x"), r"given is not tiny: expected 10,240 bytes, found 10,241\.$"),
   (zip_of("enormous", RAW), r"given holds no file named tiny; it holds enormous\.$"),
-  (zip_of("tiny", RAW).replace(RAW[:99], RAW[1:100]), r"given is a damaged zip \(.*\); fetch it again\.$"),
+  (zip_of("tiny", RAW).replace(RAW[:99], RAW[1:100]), r"given is damaged \(.*\); fetch it again\.$"),
 ], ids=["short", "other-bytes", "zip-other-bytes", "zip-long", "zip-other-name", "zip-damaged"])
 def test_anything_else_is_refused_in_one_sentence_and_leaves_nothing(tmp_path, given, message):
   origin = tmp_path / "given"
@@ -186,8 +186,8 @@ def test_script_refuses_a_wrong_file_in_one_line_without_traceback(tmp_path):
   origin = tmp_path / "enwik8"
   origin.write_bytes(RAW)
   done = run_script("enwik8", "--from", str(origin), "--path", str(tmp_path / "data"))
-  assert done.returncode == 1 and done.stdout == ""
-  assert done.stderr == f"{origin} is not enwik8: expected 100,000,000 bytes, found 10,240.\n"
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr == f"prepare_data.py: {origin} is not enwik8: expected 100,000,000 bytes, found 10,240.\n"
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -200,7 +200,7 @@ def test_script_refuses_a_wrong_file_in_one_line_without_traceback(tmp_path):
 ], ids=["pg19", "imagenet64", "tokenizer", "sample"])
 def test_script_refuses_what_cannot_be(tmp_path, arguments, message):
   done = run_script(*arguments, "--path", str(tmp_path))
-  assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1 and message in done.stderr
+  assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and message in done.stderr
   assert files_under(tmp_path) == []
 
 

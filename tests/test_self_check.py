@@ -46,6 +46,11 @@ def test_errors_are_relative_to_each_array_but_not_to_one_that_is_zero():
   assert largest_error((large, none + 1e-6), (large, none)) == pytest.approx(1e-6)
 
 
-def test_nothing_to_check_is_a_failure(capsys):
-  assert main(["--ops=none"]) == 1
-  assert "nothing was checked" in capsys.readouterr().out
+def test_an_op_that_is_none_is_refused():
+  with pytest.raises(ValueError, match=r"--ops=none is not one of attention, delta, .*"):
+    main(["--ops=none"])
+
+
+def test_nothing_to_check_is_a_failure():
+  assert report.status([]) == 1
+  assert "nothing was checked" in report.summary([])

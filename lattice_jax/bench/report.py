@@ -79,13 +79,22 @@ def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
                 color=COLORS[index % len(COLORS)], linestyle="-" if index < len(COLORS) else "--")
   axes.set_xscale("log", base=2)
   axes.set_yscale("log")
-  axes.set_xlabel("tokens")
-  axes.set_ylabel("microseconds a token")
+  axes.set_xlabel("length of a row (tokens)")
+  axes.set_ylabel("time per token (µs)")
   save_with_legend(figure, axes, out)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
   return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def records_like(records: Sequence[dict[str, Any]], one: dict[str, Any]) -> list[dict[str, Any]]:
+  """Those of the same machine and code, op and mode as one of them, at any length; of a repeated case the newest."""
+  same = [name for name in ("device", "jax", "commit", "op", "head", "mode", "B", "dtype") if name in one]
+  newest = {
+    (record["case"], record["T"]): record for record in records
+    if all(name in record and record[name] == one[name] for name in same)}
+  return list(newest.values())
 
 
 def _cpu_name() -> str:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from lattice_jax.cache.budget import kept_length, kept_of_partition, kept_window, most_slots
 from lattice_jax.config import CacheConfig
+from lattice_jax.config_memories import POLICIES
+from lattice_jax.fields import check_fields
 
-POLICIES = ("full", "window", "lagkv", "local", "knorm", "keydiff", "random", "h2o", "snapkv", "tova")
 GLOBAL = ("h2o", "snapkv", "tova")
-BUDGETS = ("fixed", "memory", "drift")
-RECORDS = ("mass", "queries")
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,7 @@ def make_policy(config: CacheConfig) -> Policy:
 
 def check_cache(config: CacheConfig) -> None:
   """Raises ValueError, in one sentence, where no policy can be made of the config."""
-  for name in config.records:
-    if name not in RECORDS:
-      raise ValueError(f"model.cache.records names {name!r}; what can be recorded is {' and '.join(RECORDS)}.")
-  for name in ("sinks", "window", "keep", "tokens", "text_len", "skip_layers", "call_len", "value_weight", "seed"):
-    if getattr(config, name) < 0:
-      raise ValueError(f"model.cache.{name}={getattr(config, name)} must be 0 or more.")
-  if not 0 <= config.ratio <= 1:
-    raise ValueError(f"model.cache.ratio={config.ratio} must lie in [0, 1]: 0.25 keeps a quarter of each partition.")
+  check_fields(config, "model.cache.")
   if config.pool % 2 == 0:
     raise ValueError(f"model.cache.pool={config.pool} must be odd, so that a slot is in the middle; "
                      f"use {config.pool + 1}, or 1 for no pooling.")
@@ -112,7 +104,7 @@ def _check_online(config: CacheConfig) -> None:
     raise ValueError(
       f"model.cache.budget={config.budget!r} decides how many tokens of a partition stay, and model.cache.policy="
       f"{config.policy!r} does not choose within partitions; use {', '.join(able)}, or model.cache.budget='fixed'.")
-  if config.budget == "drift" and not 0 < config.drift < 1:
+  if config.budget == "drift" and not config.drift:
     raise ValueError(
       f"model.cache.budget='drift' needs its target as model.cache.drift between 0 and 1, not {config.drift}: with 0.4 "
       "the tokens that are dropped make up at most 40 % of a partition's deviation.")

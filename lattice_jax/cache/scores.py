@@ -1,6 +1,8 @@
 """What each policy thinks of a slot: the higher the score, the sooner it stays. Computed in float32, no gradient.
 
-Scores of a partition depend on its own tokens and the next partition's alone; global ones on all that is cached.
+Scores of a partition depend on its own tokens and the next partition's alone; global ones on all that is cached. Those
+named after other methods are their scores in this frame, where sinks, the last whole partition and what follows it
+always stay (docs/cache_policies.md).
 """
 
 from __future__ import annotations
@@ -46,13 +48,13 @@ def local_score(config: CacheConfig, partitions: Partitions) -> jax.Array:
 
 
 def norm_score(config: CacheConfig, partitions: Partitions) -> jax.Array:
-  """Short keys stay: they tend to receive much attention."""
+  """Knorm: short keys of a partition stay; they tend to receive much attention."""
   del config
   return -jnp.linalg.norm(partitions.key_BHNLK[:, :, :-1], axis=-1)
 
 
 def difference_score(config: CacheConfig, partitions: Partitions) -> jax.Array:
-  """Keys stay whose direction is far from the partition's mean direction."""
+  """KeyDiff: keys stay whose direction is far from the partition's mean direction."""
   del config
   key_BHNLK = partitions.key_BHNLK[:, :, :-1]
   unit_BHNLK = key_BHNLK / jnp.maximum(jnp.linalg.norm(key_BHNLK, axis=-1, keepdims=True), 1e-12)

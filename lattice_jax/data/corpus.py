@@ -11,16 +11,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lattice_jax.config import DataConfig
+from lattice_jax.data.archives import open_zip, read_array
 from lattice_jax.data.files import IMAGENET64, prepare_command, sha256_once
 from lattice_jax.data.progress import Report
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
-from lattice_jax.data.tokenizers import folder_name, get_tokenizer, model_path
+from lattice_jax.data.tokenizers import (
+  ByteTokenizer,
+  Tokenizer,
+  folder_name,
+  get_tokenizer,
+  model_path,
+  model_sha256,
+)
+from lattice_jax.runtime import first_line
 
 FORMAT = 1
 TOKENS, DOCUMENTS, INFO = "tokens.bin", "documents.npz", "corpus.json"
@@ -59,10 +70,57 @@ class CorpusInfo:
 
   @classmethod
   def from_json(cls, text: str) -> CorpusInfo:
-    fields = json.loads(text)
+    """Raises ValueError where the text is not what `to_json` writes."""
+    try:
+      fields = json.loads(text)
+    except RecursionError as error:
+      raise ValueError("it is nested too deeply") from error
+    if not isinstance(fields, dict) or set(fields) != {field.name for field in dataclasses.fields(cls)}:
+      raise ValueError("its fields are not those of a corpus")
+    for name, is_right in _FIELDS.items():
+      if not is_right(fields[name]):
+        raise ValueError(f"its field {name} holds something else than it must")
     for name in ("files", "splits"):
       fields[name] = {key: tuple(pair) for key, pair in fields[name].items()}
     return cls(**fields)
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str) and len(value) < 1000  # some are quoted
+
+
+def _maps(names: tuple[str, ...], is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  return lambda value: isinstance(value, dict) and set(value) == set(names) and all(map(is_right, value.values()))
+
+
+def _pair(is_first: Callable[[Any], bool], is_second: Callable[[Any], bool]) -> Callable[[Any], bool]:
+  return lambda value: isinstance(value, list) and len(value) == 2 and is_first(value[0]) and is_second(value[1])
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+  "format": _is_count, "source": _is_text, "tokenizer": _is_text, "model_sha256": _is_text, "origin": _is_text,
+  "unit": lambda value: value in ("byte", "dim"),
+  "dtype": lambda value: value in ("|u1", "<u2", "<u4"),
+  "shift": lambda value: _is_count(value) and value <= ByteTokenizer.shift,
+  "files": _maps((TOKENS, DOCUMENTS), _pair(_is_count, _is_text)),
+  "splits": _maps(SPLITS, _pair(_is_count, _is_count)),
+  "empty": _maps(SPLITS, _is_count),
+  "official_words": lambda value: value is None or _maps(SPLITS, _is_count)(value),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class _Documents:
+  """What documents.npz holds; num_words and titles of texts only."""
+
+  offsets: np.ndarray
+  num_bytes: np.ndarray
+  num_words: np.ndarray | None
+  titles: np.ndarray | None
 
 
 class FlatTokens:
@@ -94,11 +152,6 @@ def corpus_command(data: DataConfig) -> str:
   return command if data.source == IMAGENET64.name else f"{command} --tokenizer={data.tokenizer}"
 
 
-def model_sha256(data: DataConfig) -> str:
-  """Of the tokenizer's model; "" for bytes, which have none."""
-  return "" if data.tokenizer == "bytes" else sha256_once(model_path(data))
-
-
 def read_corpus(data: DataConfig, split: str) -> Source:
   """One split of the prepared corpus that the config names.
 
@@ -109,17 +162,17 @@ def read_corpus(data: DataConfig, split: str) -> Source:
   info = _read_info(data, folder)
   for name in (TOKENS, DOCUMENTS):
     _check_file(folder / name, *info.files[name], corpus_command(data))
+  documents = _read_documents(folder, info, corpus_command(data))
   first, last = info.splits[split]
-  with np.load(folder / DOCUMENTS, allow_pickle=False) as documents:
-    offsets = documents["offsets"][first:last + 1]
-    num_bytes = documents["num_bytes"][first:last]
-    texts = None
-    if "titles" in documents:
-      num_words = documents["num_words"][first:last]
-      total_words = info.official_words[split] if info.official_words else int(num_words.sum())
-      texts = Texts(tuple(documents["titles"][first:last].tolist()), num_bytes, num_words, total_words)
+  offsets, num_bytes, texts = documents.offsets[first:last + 1], documents.num_bytes[first:last], None
+  if documents.titles is not None:
+    num_words = documents.num_words[first:last]
+    total_words = info.official_words[split] if info.official_words else int(num_words.sum())
+    texts = Texts(tuple(documents.titles[first:last].tolist()), num_bytes, num_words, total_words)
+  tokens = FlatTokens(folder / TOKENS, info.dtype, info.shift, int(offsets[0]), int(offsets[-1]))
+  _check_tokens(tokens, get_tokenizer(data), folder / TOKENS, corpus_command(data))
   return Source(
-    tokens=FlatTokens(folder / TOKENS, info.dtype, info.shift, int(offsets[0]), int(offsets[-1])),
+    tokens=tokens,
     offsets=offsets - offsets[0],
     num_bytes=int(num_bytes.sum()),
     name=data.source,
@@ -140,8 +193,8 @@ def _read_info(data: DataConfig, folder: Path) -> CorpusInfo:
       "have the data already).")
   try:
     info = CorpusInfo.from_json(path.read_text(encoding="utf-8"))
-  except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f"{path} is damaged ({error!r}); run `{command}` to make it again.") from error
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} is damaged ({first_line(error)}); run `{command}` to make it again.") from error
   found = (info.format, info.source, info.tokenizer)
   if found != (FORMAT, data.source, data.tokenizer):
     raise ValueError(
@@ -163,6 +216,56 @@ def _check_file(path: Path, size: int, sha256: str, command: str) -> None:
   if size <= _MAX_CHECKED_BYTES and sha256_once(path) != sha256:
     raise ValueError(
       f"{path} is damaged: expected sha256 {sha256}, found {sha256_once(path)}; run `{command}` to make it again.")
+
+
+def _read_documents(folder: Path, info: CorpusInfo, command: str) -> _Documents:
+  """Raises ValueError where the arrays do not describe the tokens and splits."""
+  path = folder / DOCUMENTS
+  try:
+    with open_zip(path, path) as archive:
+      of_texts = ("num_words", "titles") if "titles.npy" in archive.namelist() else ()
+      # they were saved unpacked, so none can be larger than the file
+      arrays = {
+        name: read_array(archive, name, path, most_bytes=info.files[DOCUMENTS][0])
+        for name in ("offsets", "num_bytes", *of_texts)}
+  except ValueError as error:
+    raise ValueError(f"{str(error).removesuffix('; fetch it again.')}; run `{command}` to make it again.") from error
+  documents = _Documents(**({"num_words": None, "titles": None} | arrays))
+  num_tokens = info.files[TOKENS][0] // np.dtype(info.dtype).itemsize
+  problem = _contradiction(documents, num_tokens, info.splits)
+  if problem:
+    raise ValueError(f"{path} is damaged ({problem}); run `{command}` to make it again.")
+  return documents
+
+
+def _contradiction(documents: _Documents, num_tokens: int, splits: dict[str, tuple[int, int]]) -> str | None:
+  """The first thing by which the documents cannot be those of so many tokens."""
+  offsets, counts = documents.offsets, [documents.num_bytes]
+  counts += [] if documents.num_words is None else [documents.num_words]
+  for array in (offsets, *counts):
+    if array.ndim != 1 or array.dtype != np.int64:
+      return f"it holds {array.dtype} {array.shape} where a list of int64 must stand"
+  if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != num_tokens or (np.diff(offsets) <= 0).any():
+    return f"its documents are not the {num_tokens:,} tokens, one after another"
+  num_documents = len(offsets) - 1
+  if any(len(array) != num_documents or (array < 0).any() for array in counts):
+    return "it does not have a count of bytes and words for every document"
+  titles = documents.titles
+  if titles is not None and (titles.shape != (num_documents,) or titles.dtype.kind != "U"):
+    return "it does not have a title for every document"
+  if any(not first < last <= num_documents for first, last in splits.values()):
+    return f"it has {num_documents:,} documents, and the splits are {splits}"
+  return None
+
+
+def _check_tokens(tokens: FlatTokens, tokenizer: Tokenizer, path: Path, command: str) -> None:
+  if len(tokens) > _MAX_CHECKED_BYTES:
+    return
+  largest = int(tokens[:].max())
+  if largest >= tokenizer.vocab_size:
+    raise ValueError(
+      f"{path} is damaged: it holds token {largest:,}, and {tokenizer.name} has {tokenizer.vocab_size:,}; run "
+      f"`{command}` to make it again.")
 
 
 def is_corpus_ready(data: DataConfig, report: Report) -> bool:

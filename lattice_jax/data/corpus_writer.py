@@ -26,12 +26,11 @@ from lattice_jax.data.corpus import (
   TOKENS,
   CorpusInfo,
   corpus_folder,
-  model_sha256,
 )
-from lattice_jax.data.files import sha256_of_file
+from lattice_jax.data.files import decode_text, sha256_of_file
 from lattice_jax.data.progress import Progress, Report, as_gigabytes
 from lattice_jax.data.source import SPLITS
-from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
 
 _JOURNAL = "journal.jsonl"
 _BATCH_BYTES = 16 << 20
@@ -100,7 +99,8 @@ class _Encoding:
       stored = self._tokenizer.encode(document.raw)
     if self._are_texts:
       stored = np.append(stored, stored.dtype.type(self._tokenizer.eos_id))
-    num_words = len(document.raw.decode("utf-8").split()) if self._are_texts else 0
+    where = f"{document.title!r} of {split}"
+    num_words = len(decode_text(document.raw, where).split()) if self._are_texts else 0
     entry = _Entry(split, document.title, len(stored), len(document.raw), num_words)
     return entry, stored.astype(self.dtype).tobytes()
 
@@ -132,8 +132,8 @@ def write_corpus(data: DataConfig, splits: Mapping[str, Documents], recipe: Reci
 def _resume(work: Path, plan: dict[str, Any], item_bytes: int, report: Report) -> list[_Entry]:
   """The documents that are whole in the work folder, which is then cut to them; a new folder if it is of no use."""
   lines = _read_lines(work / _JOURNAL)
-  if lines and lines[0] == json.dumps(plan):
-    entries = [_Entry(*json.loads(line)) for line in lines[1:]]
+  entries = _read_entries(lines[1:]) if lines and lines[0] == json.dumps(plan) else None
+  if entries is not None:
     size = sum(entry.tokens for entry in entries) * item_bytes
     if (work / TOKENS).is_file() and (work / TOKENS).stat().st_size >= size:
       os.truncate(work / TOKENS, size)
@@ -151,7 +151,20 @@ def _read_lines(path: Path) -> list[str]:
   """The whole lines of a file that may end in the middle of one."""
   if not path.is_file():
     return []
-  return path.read_text(encoding="ascii").split("\n")[:-1]
+  return path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
+
+
+def _read_entries(lines: list[str]) -> list[_Entry] | None:
+  """None where a line is not what the journal holds."""
+  try:
+    entries = [_Entry(*json.loads(line)) for line in lines]
+  except (ValueError, TypeError, RecursionError):
+    return None
+  is_whole = all(
+    entry.split in SPLITS and isinstance(entry.title, str) and all(
+      type(count) is int and count >= 0 for count in (entry.tokens, entry.num_bytes, entry.num_words))
+    for entry in entries)
+  return entries if is_whole else None
 
 
 def _batches(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+from sentencepiece import sentencepiece_model_pb2 as proto
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.pieces import FastPieces
-from lattice_jax.data.pretrained_tokenizer import PretrainedTokenizer, SpecialTokens
+from lattice_jax.data.pieces import FastPieces, starts_with
+from lattice_jax.data.pretrained_tokenizer import PretrainedTokenizer
+from lattice_jax.data.sentence_pieces import SentencePieces
+from lattice_jax.data.special_tokens import SpecialTokens
 from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, model_path
 
 _SPECIAL = ("<pad>", "<eos>", "<unk>")  # ids 0, 1, 2 of our own tokenizers
@@ -20,23 +22,25 @@ _SPECIAL = ("<pad>", "<eos>", "<unk>")  # ids 0, 1, 2 of our own tokenizers
 def export_tokenizer(tokenizer: Tokenizer, data: DataConfig, folder: Path) -> list[str]:
   """Writes the tokenizer into `folder`; the names of the files.
 
-  A sentencepiece model is copied as it is: no tokenizer.json cuts text in exactly its way.
+  A sentencepiece model is written as it is and as a tokenizer.json.
 
   Raises:
     ValueError: the tokenizer is of a kind that `transformers` does not know.
   """
   if isinstance(tokenizer, ByteTokenizer):
-    tokenizer = _bytes_as_pieces()
+    tokenizer = PretrainedTokenizer("bytes", _bytes_as_pieces(), _roles(*_SPECIAL[:2]))
   if isinstance(tokenizer, PretrainedTokenizer):
     return tokenizer.save(folder)
   if not data.tokenizer.startswith("bpe_"):
     raise ValueError(f"data.tokenizer={data.tokenizer} cannot be exported; bytes, bpe_* and pretrained ones can.")
-  shutil.copyfile(model_path(data), folder / "tokenizer.model")
-  return ["tokenizer.model (of sentencepiece)"]
+  model = proto.ModelProto.FromString(model_path(data).read_bytes())
+  pad, eos = (model.pieces[id].piece for id in (tokenizer.pad_id, tokenizer.eos_id))
+  pieces = SentencePieces(model, tokenizer.start_ids, finds_special=False)
+  return PretrainedTokenizer(data.tokenizer, pieces, _roles(pad, eos)).save(folder)
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-  """bos, eos and pad of config.json. Ours read eos before a text, so it is their bos too."""
+  """bos, eos and pad of config.json."""
   if not isinstance(tokenizer, PretrainedTokenizer):
     return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
   stops = list(tokenizer.stop_ids)
@@ -45,18 +49,21 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     "pad_token_id": tokenizer.pad_id}
 
 
-def _bytes_as_pieces() -> PretrainedTokenizer:
+def _roles(pad: str, eos: str) -> SpecialTokens:
+  """Ours read eos before a text, so it is their bos too; what is unknown is part of a text."""
+  return SpecialTokens({"pad_token": pad, "bos_token": eos, "eos_token": eos})
+
+
+def _bytes_as_pieces() -> FastPieces:
   """Byte-level BPE without merges: byte b is b + 3, and a text starts with eos."""
-  names = _byte_names()
-  vocab = {token: id for id, token in enumerate((*_SPECIAL, *names))}
+  vocab = {token: id for id, token in enumerate((*_SPECIAL, *_byte_names()))}
   tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   tokenizer.decoder = decoders.ByteLevel()
   tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in _SPECIAL])
-  eos = _SPECIAL[1]
-  tokenizer.post_processor = processors.TemplateProcessing(
-    single=[eos, "$A"], pair=[eos, "$A", eos, "$B"], special_tokens=[(eos, 1)])
-  return PretrainedTokenizer("bytes", FastPieces(tokenizer), SpecialTokens(eos, eos, (), None))
+  tokenizer.post_processor = starts_with(_SPECIAL[1], 1)
+  tokenizer.encode_special_tokens = True  # a text that spells one out is text
+  return FastPieces(tokenizer)
 
 
 def _byte_names() -> list[str]:

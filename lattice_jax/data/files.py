@@ -113,6 +113,16 @@ def check_original(original: Original, size: int, sha256: str, where: str | Path
     raise ValueError(f"{where} is not {original.name}: expected sha256 {original.sha256}, found {sha256}.")
 
 
+def decode_text(raw: bytes, path: Path | str) -> str:
+  """The content of a file as text. Raises ValueError where it is not UTF-8."""
+  try:
+    return raw.decode("utf-8")
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start:,}; fetch the file again, or convert "
+      "it with `iconv -t UTF-8`.") from error
+
+
 def sha256_of_file(path: Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
@@ -138,9 +148,8 @@ def read_sample(file: str, samples: Path = SAMPLES) -> bytes:
     raise ValueError(f"{samples / 'MANIFEST.tsv'} does not list {file}; restore the folder from the repository.")
   row = rows[file]
   try:
-    raw = (samples / file).read_bytes()
-    if file.endswith(".xz"):
-      raw = lzma.decompress(raw)
+    with lzma.open(samples / file) if file.endswith(".xz") else (samples / file).open("rb") as opened:
+      raw = opened.read(int(row["bytes_uncompressed"]) + 1)  # a longer one is seen to be wrong, however long it is
   except (OSError, lzma.LZMAError, EOFError) as error:
     raise ValueError(f"{samples / file} cannot be read ({error}); restore it from the repository.") from error
   found = hashlib.sha256(raw).hexdigest()

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
+from lattice_jax.data.pieces import starts_with
+from lattice_jax.data.special_tokens import CONTROL, USER_DEFINED, header_flag, header_id
 from lattice_jax.formats.gguf_file import GGUFFile
 
-_CONTROL, _USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 # Words with a character before them, {} digits at a time, punctuation with the line ends after it, white space.
 _CUT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
@@ -26,7 +27,7 @@ def gguf_tokenizer(file: GGUFFile) -> tokenizers.Tokenizer:
   fields = file.fields
   if "tokenizer.ggml.model" not in fields:
     raise ValueError(f"{file.path} holds no tokenizer, so the model cannot read or write text; use a file that does.")
-  kind, cut = fields["tokenizer.ggml.model"], str(fields.get("tokenizer.ggml.pre"))
+  kind, cut = file.text("tokenizer.ggml.model"), file.text("tokenizer.ggml.pre")
   if kind != "gpt2" or cut not in CUTS:
     raise ValueError(
       f"{file.path} has a tokenizer of kind {kind!r} that cuts text as {cut!r}; kind 'gpt2' with {', '.join(CUTS)} can "
@@ -41,17 +42,11 @@ def gguf_tokenizer(file: GGUFFile) -> tokenizers.Tokenizer:
   if cut == "qwen2":
     tokenizer.normalizer = normalizers.NFC()
   _add_whole_tokens(tokenizer, file, tokens)
-  bos = special_token(fields, "bos")
-  if bos is not None and _adds_bos(fields, cut):
-    tokenizer.post_processor = processors.TemplateProcessing(
-      single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, tokens.index(bos))])
+  bos, says = header_id(file, "bos"), header_flag(file, "add_bos_token")
+  # with Llama 3 a text starts with bos, though files may not say so
+  if bos is not None and (cut == "llama3" if says is None else says):
+    tokenizer.post_processor = starts_with(tokens[bos], bos)
   return tokenizer
-
-
-def special_token(fields: dict[str, Any], role: str) -> str | None:
-  """The token that the header names as bos or eos."""
-  tokens, id = fields["tokenizer.ggml.tokens"], fields.get(f"tokenizer.ggml.{role}_token_id")
-  return tokens[id] if isinstance(id, int) and 0 <= id < len(tokens) else None
 
 
 def _lists(file: GGUFFile) -> tuple[list[str], list[tuple[str, str]]]:
@@ -86,12 +81,6 @@ def _add_whole_tokens(tokenizer: tokenizers.Tokenizer, file: GGUFFile, tokens: l
   if not isinstance(types, np.ndarray) or len(types) != len(tokens):
     raise ValueError(f"{file.path} holds a tokenizer that does not say which tokens are special; get the file again.")
   tokenizer.add_special_tokens([
-    AddedToken(tokens[id], normalized=False) for id in np.flatnonzero(types == _CONTROL).tolist()])
+    AddedToken(tokens[id], normalized=False) for id in np.flatnonzero(types == CONTROL).tolist()])
   tokenizer.add_tokens([
-    AddedToken(tokens[id], normalized=False) for id in np.flatnonzero(types == _USER_DEFINED).tolist()])
-
-
-def _adds_bos(fields: dict[str, Any], cut: str) -> bool:
-  """Whether a text starts with bos; with Llama 3 it does though its files do not say so."""
-  says = fields.get("tokenizer.ggml.add_bos_token")
-  return cut == "llama3" if says is None else bool(says)
+    AddedToken(tokens[id], normalized=False) for id in np.flatnonzero(types == USER_DEFINED).tolist()])

@@ -10,12 +10,14 @@ import hashlib
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lattice_jax.data.files import read_sample, sample_files
+from lattice_jax.runtime import first_line
 
 SIZE = 64
 IMAGE_TOKENS = SIZE * SIZE * 3
+_MOST_PIXELS = 1 << 26
 
 
 class CropTokens:
@@ -63,7 +65,22 @@ def read_photos(split: str) -> list[np.ndarray]:
 
 @functools.lru_cache(maxsize=16)
 def _decode(file: str) -> np.ndarray:
-  return np.asarray(Image.open(io.BytesIO(read_sample(file))).convert("RGB"))
+  return decode_photo(read_sample(file), file)
+
+
+def decode_photo(raw: bytes, where: str) -> np.ndarray:
+  """uint8 [height, width, 3]. Raises ValueError for what is no image, or too small or too large to be one of these."""
+  try:
+    with Image.open(io.BytesIO(raw)) as image:
+      width, height = image.size
+      if min(width, height) >= SIZE and width * height <= _MOST_PIXELS:  # known before any of them is unpacked
+        return np.asarray(image.convert("RGB"))
+  # Pillow reports damage by a dozen kinds of exception
+  except Exception as error:
+    reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else first_line(error)
+    raise ValueError(f"{where} is not an image that can be read ({reason}); restore it.") from error
+  raise ValueError(
+    f"{where} is {width:,} × {height:,} pixels; a photograph has {SIZE} or more each way and {_MOST_PIXELS:,} at most.")
 
 
 def tiles(photo: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from lattice_jax.data.builders.records import Records
 from lattice_jax.data.corpus import corpus_command, corpus_folder, is_corpus_ready
 from lattice_jax.data.corpus_writer import Document, Documents, Recipe, write_corpus
 from lattice_jax.data.fetch import require_space
-from lattice_jax.data.files import BookSet
+from lattice_jax.data.files import BookSet, decode_text
 from lattice_jax.data.prepare_records import RecordSet, get_records
 from lattice_jax.data.progress import Report
 from lattice_jax.data.source import SPLITS
@@ -75,7 +75,7 @@ def _to_document(record: dict[str, Any]) -> Document:
 def first_texts(documents: Documents, characters: int) -> Iterator[str]:
   """Texts until so many characters are reached; the last one is cut."""
   for number in range(len(documents)):
-    text = documents[number].raw.decode("utf-8")[:characters]
+    text = decode_text(documents[number].raw, repr(documents[number].title))[:characters]
     yield text
     characters -= len(text)
     if not characters:

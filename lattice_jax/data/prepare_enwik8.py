@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lattice_jax.data.archives import open_member, open_zip, read_blocks
 from lattice_jax.data.builders.enwik8 import Enwik8, record_counts
 from lattice_jax.data.builders.records import Records, check_prepared, find_prepared
 from lattice_jax.data.corpus_writer import Document
@@ -25,8 +25,6 @@ from lattice_jax.data.files import (
 )
 from lattice_jax.data.progress import Report
 from lattice_jax.data.source import SPLITS
-
-_BLOCK = 1 << 20
 
 
 def prepare_original(original: Original, root: str | Path, report: Report, *, origin: Path | None = None) -> Path:
@@ -87,8 +85,6 @@ def _install(original: Original, origin: Path, target: Path) -> None:
       sha256 = _copy(blocks, unfinished)
     check_original(original, unfinished.stat().st_size, sha256, origin)
     unfinished.replace(target)
-  except (zipfile.BadZipFile, EOFError) as error:
-    raise ValueError(f"{origin} is a damaged zip ({error}); fetch it again.") from error
   finally:
     unfinished.unlink(missing_ok=True)
 
@@ -101,18 +97,19 @@ def _open_raw(original: Original, origin: Path) -> Iterator[tuple[Iterable[bytes
     return
   if not zipfile.is_zipfile(origin):
     with origin.open("rb") as file:
-      yield _blocks(file), origin.stat().st_size
+      yield read_blocks(file, origin), origin.stat().st_size
     return
-  with zipfile.ZipFile(origin) as archive:
+  with open_zip(origin, origin) as archive:
     members = [info for info in archive.infolist() if Path(info.filename).name == original.name]
-    if not members:
-      raise ValueError(f"{origin} holds no file named {original.name}; it holds {', '.join(archive.namelist()[:5])}.")
-    with archive.open(members[0]) as file:
-      yield _blocks(file), members[0].file_size
+    if len(members) != 1:
+      found = f"holds {len(members)} files" if members else "holds no file"
+      raise ValueError(f"{origin} {found} named {original.name}; it holds {_listed(archive.namelist())}.")
+    with open_member(archive, members[0], origin) as file:
+      yield read_blocks(file, origin), members[0].file_size
 
 
-def _blocks(file: io.BufferedIOBase) -> Iterator[bytes]:
-  return iter(lambda: file.read(_BLOCK), b"")
+def _listed(names: list[str]) -> str:
+  return ", ".join(name[:80] for name in names[:5]) + (f" and {len(names) - 5:,} others" if len(names) > 5 else "")
 
 
 def _read_records(original: Original, origin: Path) -> Iterator[bytes]:

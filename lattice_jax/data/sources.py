@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from lattice_jax.data.files import (
   sample_files,
   sha256_once,
 )
+from lattice_jax.data.own_texts import PREFIX, is_own_text, read_own_texts, texts_key
 from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
 from lattice_jax.data.recall import recall_source
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
 from lattice_jax.data.synthetic import synthetic_documents
-from lattice_jax.data.tokenizers import ByteTokenizer, did_you_mean, get_tokenizer
+from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
+from lattice_jax.domains import did_you_mean
 
 Documents = list[tuple[str, bytes]]  # titles and raw bytes
 
@@ -57,12 +60,13 @@ def read_raw(data: DataConfig, split: str) -> list[bytes]:
 
 
 def _corpus(data: DataConfig, split: str) -> Corpus:
-  if data.source not in SOURCES:
+  name = _OWN_TEXTS if is_own_text(data.source) else data.source
+  if name not in SOURCES:
     raise ValueError(
       f"data.source={data.source!r} is not one of {', '.join(SOURCES)}.{did_you_mean(data.source, tuple(SOURCES))}")
   if split not in SPLITS:
     raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}")
-  return SOURCES[data.source]
+  return SOURCES[name]
 
 
 def _tokenize(documents: Documents, data: DataConfig, split: str, *, are_texts: bool) -> Source:
@@ -87,6 +91,12 @@ def _tokenize(documents: Documents, data: DataConfig, split: str, *, are_texts: 
 
 def _in_memory(read: Callable[[DataConfig, str], Documents], *, are_texts: bool = False) -> Corpus:
   return Corpus(lambda data, split: _tokenize(read(data, split), data, split, are_texts=are_texts), read)
+
+
+def _own_texts(data: DataConfig, split: str) -> Source:
+  """A text that changed in any of its splits is another."""
+  source = _tokenize(read_own_texts(data, split), data, split, are_texts=True)
+  return dataclasses.replace(source, fingerprint=fingerprint(source.fingerprint, texts_key(data)))
 
 
 def byte_splits(size: int) -> dict[str, tuple[int, int]]:
@@ -160,6 +170,7 @@ def read_original_split(original: Original, root: str | Path, split: str) -> byt
     return file.read(stop - start)
 
 
+_OWN_TEXTS = f"{PREFIX}PATH"
 SOURCES: dict[str, Corpus] = {
   "enwik8": _in_memory(_enwik8),
   "pg19": Corpus(read_corpus, None),
@@ -167,6 +178,7 @@ SOURCES: dict[str, Corpus] = {
   "enwiki_sample": _in_memory(_enwiki_sample),
   "books_sample": _in_memory(_books_sample, are_texts=True),
   "photos_sample": Corpus(_photos_sample, _raw_photos),
+  _OWN_TEXTS: Corpus(_own_texts, read_own_texts),
   "recall": Corpus(recall_source, None),
   "synthetic": _in_memory(lambda data, split: [("", raw) for raw in synthetic_documents(split)]),
 }

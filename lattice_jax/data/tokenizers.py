@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -12,8 +12,9 @@ import numpy as np
 import sentencepiece
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.bpe import parse_name
-from lattice_jax.data.files import SAMPLES, prepare_command, read_sample, sample_files
+from lattice_jax.data.bpe import SETTINGS, parse_name, train_bpe
+from lattice_jax.data.files import SAMPLES, prepare_command, read_sample, sample_files, sha256_once
+from lattice_jax.data.own_texts import is_own_text, read_own_texts, texts_folder
 from lattice_jax.formats.locate import find_pretrained
 
 PRETRAINED = "pretrained:"  # before the name, folder or .gguf file of a model whose tokenizer is wanted
@@ -39,7 +40,7 @@ class Tokenizer(Protocol):
     """Token ids of the smallest unsigned type that holds the vocabulary; no eos is added."""
 
   def decode(self, ids: np.ndarray) -> bytes:
-    """The raw bytes; special ids give none."""
+    """The raw bytes; special ids give none, nor do ids that no token has: a model may have more rows than tokens."""
 
   def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
     """The text by which a model is asked to answer messages of {"role", "content"}."""
@@ -49,6 +50,7 @@ class OwnTokenizer:
   """What tokenizers of models that are trained here share: ids 0 pad, 1 eos, 2 unknown."""
 
   name: str
+  vocab_size: int
   pad_id = 0
   eos_id = 1
   start_ids = (1,)
@@ -58,6 +60,11 @@ class OwnTokenizer:
   def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
     del messages
     raise ValueError(f"a model with data.tokenizer={self.name} has no chat template; give a plain prompt.")
+
+  def _known(self, ids: np.ndarray, first: int = 0) -> np.ndarray:
+    """Those that are ids of tokens from `first` on."""
+    ids = np.asarray(ids)
+    return ids[(ids >= first) & (ids < self.vocab_size)]
 
 
 class ByteTokenizer(OwnTokenizer):
@@ -71,8 +78,7 @@ class ByteTokenizer(OwnTokenizer):
     return np.frombuffer(raw, np.uint8) + np.uint16(self.shift)
 
   def decode(self, ids: np.ndarray) -> bytes:
-    ids = np.asarray(ids)
-    return (ids[ids >= self.shift] - self.shift).astype(np.uint8).tobytes()
+    return (self._known(ids, self.shift) - self.shift).astype(np.uint8).tobytes()
 
 
 class SymbolTokenizer(OwnTokenizer):
@@ -96,8 +102,7 @@ class SymbolTokenizer(OwnTokenizer):
     return np.array([int(word) + self.shift for word in words], np.int32)
 
   def decode(self, ids: np.ndarray) -> bytes:
-    ids = np.asarray(ids)
-    return b"".join(b"%d " % symbol for symbol in (ids[ids >= self.shift] - self.shift).tolist())
+    return b"".join(b"%d " % symbol for symbol in (self._known(ids, self.shift) - self.shift).tolist())
 
 
 class BPETokenizer(OwnTokenizer):
@@ -133,7 +138,7 @@ class BPETokenizer(OwnTokenizer):
     return np.array(ids[len(self._newline):], np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
   def decode(self, ids: np.ndarray) -> bytes:
-    return self._model.decode(np.asarray(ids).tolist()).encode("utf-8")
+    return self._model.decode(self._known(ids).tolist()).encode("utf-8")
 
 
 def get_tokenizer(data: DataConfig) -> Tokenizer:
@@ -149,11 +154,28 @@ def get_tokenizer(data: DataConfig) -> Tokenizer:
   if data.tokenizer.startswith("symbols:"):
     return _symbols(data.tokenizer)
   path = model_path(data)
+  if not path.is_file() and is_own_text(data.source):
+    _train_on_own_texts(data, path)
   if not path.is_file():
     raise ValueError(
       f"the model of data.tokenizer={data.tokenizer} is not at {path}; "
       f"run `{prepare_command(data.path, data.source)} --tokenizer={data.tokenizer}`.")
   return _load(data.tokenizer, path, path.stat().st_mtime_ns)
+
+
+def _train_on_own_texts(data: DataConfig, path: Path) -> None:
+  """Of several processes each may do it, to the same model: it is made apart and renamed."""
+  texts = (raw.decode("utf-8") for _, raw in read_own_texts(data, "train"))
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as apart:
+      made = Path(apart) / path.name
+      train_bpe(texts, data.tokenizer, made)
+      made.replace(path)
+  except OSError as error:
+    raise ValueError(
+      f"the tokenizer {data.tokenizer} cannot be written to {path} ({error.strerror}); give data.path a folder that "
+      "can be written to, or use data.tokenizer=bytes.") from error
 
 
 @functools.lru_cache(maxsize=4)
@@ -175,10 +197,17 @@ def model_path(data: DataConfig) -> Path:
   """Where the trained model of a data set lies: shipped with the sample, or in the folder of prepared data."""
   parse_name(data.tokenizer)
   name = f"{folder_name(data.tokenizer)}.model"
+  if is_own_text(data.source):
+    return texts_folder(data) / name
   if f"{data.source}/{name}" in sample_files(data.source):
     read_sample(f"{data.source}/{name}")  # refuses a damaged one
     return SAMPLES / data.source / name
   return Path(data.path) / data.source / name
+
+
+def model_sha256(data: DataConfig) -> str:
+  """Of the model that was trained for the data; "" for a tokenizer that has none of its own."""
+  return sha256_once(model_path(data)) if data.tokenizer.partition(":")[0] in SETTINGS else ""
 
 
 def folder_name(tokenizer: str) -> str:
@@ -191,8 +220,3 @@ def _load(name: str, path: Path, modified_ns: int) -> BPETokenizer:
   del modified_ns  # part of the cache key: a model that changed is read again
   return BPETokenizer(name, path)
 
-
-def did_you_mean(given: str, allowed: tuple[str, ...]) -> str:
-  """The end of an error message: the nearest allowed name, or nothing."""
-  close = difflib.get_close_matches(given, allowed, n=1)
-  return f" Did you mean {close[0]!r}?" if close else ""

@@ -15,13 +15,13 @@ _DEFAULT_UNIT = 64
 class Bucket:
   """Targets whose input stands at a position in [start, stop) of its document or window.
 
-  bits_per_byte takes the whole split's bytes per token, so that the buckets average to the total; None when empty.
+  bits_per_byte takes the whole split's bytes per token, so that the buckets average to the total.
   """
 
   start: int
   stop: int
   tokens: int
-  bits_per_byte: float | None
+  bits_per_byte: float
 
 
 def bucket_starts(model: ModelConfig, longest: int) -> np.ndarray:
@@ -35,12 +35,12 @@ def bucket_starts(model: ModelConfig, longest: int) -> np.ndarray:
 
 
 def make_buckets(
-  starts: np.ndarray, longest: int, nats: np.ndarray, tokens: np.ndarray, bytes_per_token: float
+  starts: np.ndarray, end: int, nats: np.ndarray, tokens: np.ndarray, bytes_per_token: float
 ) -> tuple[Bucket, ...]:
-  """The table of the buckets from the sums of nats and tokens in each."""
-  stops = [*starts[1:].tolist(), max(longest, int(starts[-1]) + 1)]
+  """The buckets that hold targets, from the sums of nats and tokens in each; `end` is behind the last target."""
+  stops = [*starts[1:].tolist(), end]
   return tuple(
     Bucket(
-      start=int(start), stop=int(stop), tokens=round(count),
-      bits_per_byte=nat / count / np.log(2).item() / bytes_per_token if count else None)
-    for start, stop, nat, count in zip(starts, stops, nats.tolist(), tokens.tolist(), strict=True))
+      start=int(start), stop=min(stop, end), tokens=round(count),
+      bits_per_byte=nat / count / np.log(2).item() / bytes_per_token)
+    for start, stop, nat, count in zip(starts, stops, nats.tolist(), tokens.tolist(), strict=True) if count)

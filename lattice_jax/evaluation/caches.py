@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from lattice_jax.cache import POLICIES, make_policy
 from lattice_jax.config import CacheConfig, Config, ModelConfig
-from lattice_jax.data.tokenizers import did_you_mean
-from lattice_jax.evaluation.overrides import apply_overrides
+from lattice_jax.config_text import apply_overrides
+from lattice_jax.domains import did_you_mean
 
 
 def cache_overrides(text: str) -> list[str]:

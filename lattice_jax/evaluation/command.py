@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,24 +16,27 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.cache import make_policy
-from lattice_jax.checkpoint import load_for_eval, read_config
+from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
+from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.photos import SIZE
-from lattice_jax.data.source import Source
+from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
 from lattice_jax.data.tokenizers import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
 from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
-from lattice_jax.evaluation.overrides import apply_overrides, check_variables_fit
-from lattice_jax.evaluation.report import result_name, write_result, write_text
+from lattice_jax.evaluation.origin import keyed_name, origin_key
+from lattice_jax.evaluation.overrides import check_variables_fit
+from lattice_jax.evaluation.report import write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.inference.generate import Options
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.models.decoder import init_variables
-from lattice_jax.models.parameters import count_parameters
+from lattice_jax.models.parameters import content_digest, count_parameters
 from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
 from lattice_jax.sharding import make_mesh, param_shardings
 
@@ -42,8 +47,8 @@ _PRETRAINED_LEN = 1024  # tokens of a window that a pretrained model is judged o
 class Task:
   """A run's config, with overrides, and the parameters of one of its checkpoints.
 
-  Or of a pretrained model, which has no `step`; `workdir` is then where results go, and `context_len` is how many
-  tokens it was made to read.
+  Or of a pretrained model, which has no `step`; `workdir` is then where results go. context_len: tokens that it, or a
+  run that started from it, was made to read.
   """
 
   workdir: Path
@@ -54,6 +59,21 @@ class Task:
   step: int | None
   mesh: Mesh
   context_len: int | None = None
+
+  @functools.cached_property
+  def origin(self) -> dict[str, Any]:
+    """What decides all that the model says: weights and vocabulary by content, whatever they are called, and config."""
+    tokenizer = get_tokenizer(self.config.data)
+    return {
+      "weights": content_digest({"params": self.params, "buffers": self.buffers}), "step": self.step,
+      "model": dataclasses.asdict(self.config.model), "overrides": list(self.overrides),
+      "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
+
+  def name_of(self, *parts: str, **facts: Any) -> tuple[str, dict[str, Any]]:
+    """(the name of a result that the model and these facts decide, its origin)."""
+    origin = self.origin | facts
+    step = [] if self.step is None else [f"step{self.step}"]
+    return keyed_name([*parts, *step, *self.overrides], origin), origin
 
   def describe(self) -> str:
     """One line: which run, which checkpoint, on what."""
@@ -105,13 +125,20 @@ class Task:
       config.model, self.params, self.buffers, source, tokenizer, eval=eval, data=config.data, mesh=self.mesh)
 
   def write(self, result: EvalResult, path: Path | None) -> Path:
-    """The result as JSON at `path`, or in the workdir; of two protocols each gets its own file."""
+    """The result as JSON at `path`, or in the workdir by its key; of two protocols each gets its own file."""
+    config, window = self.config, [] if result.seq_len == self.config.data.seq_len else [f"T{result.seq_len}"]
+    name, origin = self.name_of(
+      "eval", result.split, result.protocol, *window, text=result.fingerprint, split=result.split,
+      protocol=result.protocol, seq_len=result.seq_len, chunk_len=result.chunk_len,
+      # batches decide what is read only where not all of it is
+      cut=[config.eval.batch, config.eval.max_batches] if config.eval.max_batches else [])
     if path is None:
-      path = self.workdir / result_name(result, self.config.data.seq_len, self.overrides)
-    elif self.config.eval.protocol == "both":
+      path = self.workdir / f"{name}.json"
+    elif config.eval.protocol == "both":
       path = path.with_stem(f"{path.stem}_{result.protocol}")
     run = {
-      "workdir": str(self.workdir), "step": self.step, "overrides": list(self.overrides), "git_commit": git_commit(),
+      "workdir": str(self.workdir), "step": self.step, "overrides": list(self.overrides), "key": origin_key(origin),
+      "weights": origin["weights"], "dtype": config.model.dtype, "git_commit": git_commit(),
       "devices": [str(device.device_kind) for device in self.mesh.devices.flat]}
     write_result(path, result, run)
     return path
@@ -127,8 +154,8 @@ class Task:
   def write_texts(
     self, prompts: Sequence[str], *, length: int, is_chat: bool = False, stop_strings: Sequence[str] = (),
     limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
-  ) -> Written:
-    """What the model writes after each prompt, which is also written to sample.txt in the workdir.
+  ) -> tuple[Written, Path]:
+    """(what the model writes after each prompt, the file of the workdir that now holds it too).
 
     With `is_chat` the model is asked each prompt by its chat template. `show` is given the text as it is drawn: all of
     it of a single prompt; of several nothing. limit: tokens of prompt and text together, at most the model's own.
@@ -153,21 +180,32 @@ class Task:
       self.config.model, {"params": self.params, "buffers": self.buffers}, tokenizer, asked, length=length,
       options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
     texts = [prompt + between + text for prompt, text in zip(prompts, written.texts, strict=True)]
-    write_text(self.workdir / "sample.txt", f"\n{'-' * 20}\n".join(texts) + "\n")
-    return dataclasses.replace(written, texts=tuple(texts))
+    name, _ = self.name_of(
+      "sample", prompts=list(asked), length=length, stop_strings=list(stop_strings), limit=options.limit,
+      sampling=sampling)
+    path = self.workdir / f"{name}.txt"
+    write_text(path, f"\n{'-' * 20}\n".join(texts) + "\n")
+    return dataclasses.replace(written, texts=tuple(texts)), path
 
 
 def choose(
   workdir: str | None, pretrained: str | None, *, step: int | None, dtype: str, overrides: Sequence[str]) -> Task:
-  """The run of `workdir`, or the model `pretrained`. Raises ValueError where neither is named, and as they do."""
+  """The run of `workdir` at `step`, or the model `pretrained` in `dtype`.
+
+  Raises:
+    ValueError: neither is named, or as they do.
+  """
   if pretrained is not None:
-    if step is not None:
-      raise ValueError(f"--step={step} names a checkpoint of a run; a pretrained model has none.")
-    results = Path(workdir or f"runs/{Path(pretrained).stem}")
+    results = Path(workdir or f"runs/{model_name(pretrained)}")
     return load_pretrained_task(pretrained, workdir=results, dtype=dtype, overrides=overrides)
   if workdir is None:
     raise ValueError("give the --workdir of a training run, or a --pretrained model such as --pretrained=smollm2.")
   return load(Path(workdir), step=step, overrides=overrides)
+
+
+def model_name(pretrained: str) -> str:
+  """What a pretrained model is called: its folder, dots and all, or its file without .gguf."""
+  return Path(os.path.abspath(Path(pretrained).expanduser())).name.removesuffix(".gguf")
 
 
 def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
@@ -177,13 +215,15 @@ def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
     ValueError: there is no such run or step, or an override does not fit it.
   """
   config = apply_overrides(read_config(workdir), overrides)
+  check_tokenizer(workdir, config.data)
   # the devices of this machine, not those of the training run
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
   if overrides:
     check_variables_fit(config.model, {"params": params, "buffers": buffers})
   return Task(
-    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh)
+    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh,
+    context_len=config.model.context_len or None)
 
 
 def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Sequence[str]) -> Task:
@@ -195,7 +235,7 @@ def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Seq
   pretrained = open_pretrained(name, dtype=dtype)
   seq_len = min(pretrained.context_len, _PRETRAINED_LEN)
   data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
-  config = apply_overrides(Config(name=Path(name).stem, model=pretrained.model, data=data), overrides)
+  config = apply_overrides(Config(name=model_name(name), model=pretrained.model, data=data), overrides)
   mesh = make_mesh(config.mesh)
   boxed = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})

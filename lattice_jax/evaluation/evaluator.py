@@ -86,7 +86,7 @@ def evaluate(
   if not eval.max_batches and totals.by_bucket[1].sum() != source.num_targets:
     raise RuntimeError(f"evaluation counted {totals.by_bucket[1].sum()} of {source.num_targets} targets.")
   return make_result(
-    source, totals, answers, longest, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, metrics=metrics,
+    source, totals, answers, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, metrics=metrics,
     seconds=seconds, compile_seconds=compile_seconds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import jax
 import numpy as np
@@ -57,8 +58,12 @@ def write_map(folder: Path, cache: str, length: int, shares: np.ndarray) -> None
 
 
 def map_path(folder: Path, cache: str, length: int) -> Path:
-  name = "".join(c if c.isalnum() or c in ".=" else "-" for c in cache)
-  return folder / "kept" / f"{length}_{name}.npy"
+  """Another for each cache; `cache_of_map` gives its name back."""
+  return folder / "kept" / f"{length}_{quote(cache, safe='=,')}.npy"
+
+
+def cache_of_map(path: Path) -> str:
+  return unquote(path.name.partition("_")[2].removesuffix(".npy"))
 
 
 def _positions(progress: Progress) -> list[np.ndarray]:

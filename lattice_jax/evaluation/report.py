@@ -47,27 +47,20 @@ def format_written(written: Written) -> str:
 
 def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None:
   """The result and what is needed to make it again (`run`: workdir, step, commit, overrides …)."""
-  write_text(path, json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n")
+  write_text(path, json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n",
+             instead=", or choose another --output")
 
 
-def write_text(path: Path, text: str) -> None:
-  """Whole or not at all. Raises ValueError, for users, where the file cannot be written."""
+def write_text(path: Path, text: str, *, instead: str = "") -> None:
+  """Whole or not at all. Raises ValueError where the file cannot be written; `instead` is what may help beside room."""
   partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
   except OSError as error:
-    raise ValueError(f"{path} cannot be written: {error.strerror}; choose another --output.") from error
-
-
-def result_name(result: EvalResult, default_seq_len: int, overrides: Sequence[str]) -> str:
-  """The JSON's file name; another context length or an override never replaces the plain result."""
-  parts = [f"eval_{result.split}_{result.protocol}"]
-  if result.seq_len != default_seq_len:
-    parts.append(f"T{result.seq_len}")
-  parts.extend("".join(c if c.isalnum() or c in ".=-" else "-" for c in override) for override in overrides)
-  return "_".join(parts) + ".json"
+    raise ValueError(
+      f"{path} cannot be written: {error.strerror}; make room or give the right to write there{instead}.") from error
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -146,9 +139,8 @@ def _documents(result: EvalResult) -> str:
 def _buckets(result: EvalResult) -> str:
   return align([
     ("position", "tokens", f"bits per {result.unit}"),
-    *((
-      f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}",
-      "" if bucket.bits_per_byte is None else f"{bucket.bits_per_byte:.4f}") for bucket in result.buckets)])
+    *((f"{bucket.start:,}–{bucket.stop - 1:,}", f"{bucket.tokens:,}", f"{bucket.bits_per_byte:.4f}")
+      for bucket in result.buckets)])
 
 
 def _perplexity(value: float | None) -> str:

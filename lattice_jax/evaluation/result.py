@@ -74,10 +74,10 @@ class EvalResult:
 
 
 def make_result(
-  source: Source, totals: Totals, answers: AnswerTotals | None, longest: int, *, protocol: str, seq_len: int,
+  source: Source, totals: Totals, answers: AnswerTotals | None, *, protocol: str, seq_len: int,
   chunk_len: int, metrics: dict[str, float], seconds: float, compile_seconds: float,
 ) -> EvalResult:
-  """The figures of the sums; `longest` is the end of the last position's bucket."""
+  """The figures of the sums."""
   nats, tokens = totals.by_bucket.sum(axis=1).tolist()
   nll, split_tokens, texts = nats / tokens, source.num_targets, source.texts
   bytes_per_token = source.num_bytes / split_tokens
@@ -89,7 +89,7 @@ def make_result(
     raw_words=int(texts.num_words.sum()) if texts else None,
     word_perplexity=word_perplexity(nll * split_tokens, texts.total_words) if texts else None,
     seconds=seconds, compile_seconds=compile_seconds, tokens_per_second=tokens / seconds,
-    buckets=make_buckets(totals.starts, longest, *totals.by_bucket, bytes_per_token),
+    buckets=make_buckets(totals.starts, totals.end, *totals.by_bucket, bytes_per_token),
     documents=_document_results(source, *totals.by_document), accuracy=answers.accuracy if answers else None,
     answers=answers.groups() if answers else (), metrics=metrics)
 

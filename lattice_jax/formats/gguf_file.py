@@ -17,6 +17,8 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from lattice_jax.formats.shown import plain, shown
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 _MAX_AXES = 4
@@ -56,14 +58,16 @@ class GGUFFile:
       self.fields, self.tensors = _read_header(self._raw)
     except _UnknownTypeError as error:
       raise ValueError(f"{path}: {error}, so it is newer than the gguf library or damaged; {_ADVICE}.") from error
-    except (OSError, ValueError, OverflowError) as error:
+    except OSError as error:
+      raise ValueError(f"{path} cannot be read ({error.strerror}); get it again.") from error
+    except (ValueError, OverflowError) as error:
       raise ValueError(f"{path} is not a whole GGUF file: {error}; get it again.") from error
 
   def text(self, key: str) -> str | None:
     """A field that is a text; None where there is none. Raises ValueError where it is something else."""
     value = self.fields.get(key)
     if value is not None and not isinstance(value, str):
-      raise ValueError(f"{self.path} says {key}={value!r}, which is no text; get it again.")
+      raise ValueError(f"{self.path} says {key}={shown(value)}, which is no text; get it again.")
     return value
 
   def read(self, name: str) -> np.ndarray:
@@ -74,8 +78,8 @@ class GGUFFile:
       return dequantize(raw.reshape(-1, _row_bytes(tensor)), tensor.kind).reshape(tensor.shape)
     except RuntimeError as error:
       raise ValueError(
-        f"{self.path}: tensor {name} has type {tensor.kind.name}, which holds no weights that can be read; {_ADVICE}."
-      ) from error
+        f"{self.path}: tensor {plain(name)} has type {tensor.kind.name}, which holds no weights that can be read; "
+        f"{_ADVICE}.") from error
 
 
 def _row_bytes(tensor: GGUFTensor) -> int:
@@ -142,22 +146,26 @@ def _read_header(raw: mmap.mmap) -> tuple[dict[str, Any], dict[str, GGUFTensor]]
   for _ in range(num_fields):
     key = cursor.text()
     if key in fields:
-      raise ValueError(f"its metadata hold {key!r} twice")
+      raise ValueError(f"its metadata hold {shown(key)} twice")
     fields[key] = cursor.value(cursor.number("I"))
   headers: dict[str, tuple[tuple[int, ...], GGMLQuantizationType, int]] = {}
   for _ in range(num_tensors):
     name, *rest = _read_tensor_header(cursor)
     if name in headers:
-      raise ValueError(f"it holds the tensor {name!r} twice")
+      raise ValueError(f"it holds the tensor {shown(name)} twice")
     headers[name] = tuple(rest)
   alignment = fields["general.alignment"] if "general.alignment" in fields else 32
-  if not isinstance(alignment, int) or alignment < 1:
-    raise ValueError(f"its alignment is {alignment!r}")
+  if not isinstance(alignment, int) or isinstance(alignment, bool) or alignment < 1:
+    raise ValueError(f"its alignment is {shown(alignment)}")
   first = -(-cursor.place // alignment) * alignment
   tensors = {name: GGUFTensor(shape, kind, first + start) for name, (shape, kind, start) in headers.items()}
-  for name, tensor in tensors.items():
-    if tensor.start + tensor.num_bytes > len(raw):
-      raise ValueError(f"tensor {name} ends at byte {tensor.start + tensor.num_bytes:,} of {len(raw):,}")
+  end, last = first, ""
+  for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+    if tensor.start < end:
+      raise ValueError(f"its tensors {plain(last)} and {plain(name)} overlap")
+    end, last = tensor.start + tensor.num_bytes, name
+    if end > len(raw):
+      raise ValueError(f"tensor {plain(name)} ends at byte {end:,} of {len(raw):,}")
   return fields, tensors
 
 
@@ -165,12 +173,12 @@ def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuan
   name = cursor.text()
   num_axes = cursor.number("I")
   if not 1 <= num_axes <= _MAX_AXES:
-    raise ValueError(f"tensor {name} has {num_axes} axes")
+    raise ValueError(f"tensor {plain(name)} has {num_axes} axes")
   shape = tuple(cursor.number("Q") for _ in range(num_axes))[::-1]
   number = cursor.number("I")
   if number not in set(GGMLQuantizationType):
-    raise _UnknownTypeError(f"tensor {name} has the unknown type {number}")
+    raise _UnknownTypeError(f"tensor {plain(name)} has the unknown type {number}")
   kind = GGMLQuantizationType(number)
   if 0 in shape or shape[-1] % GGML_QUANT_SIZES[kind][0]:
-    raise ValueError(f"tensor {name} of type {kind.name} cannot have the shape {shape}")
+    raise ValueError(f"tensor {plain(name)} of type {kind.name} cannot have the shape {shape}")
   return name, shape, kind, cursor.number("Q")

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lattice_jax.formats.json_file import parse_object, read_json
+from lattice_jax.formats.shown import plain, shown
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
+_ADAPTER = "adapter_config.json"
+# so start hidden files, and those of the same weights in another layout that some publishers add
+_NO_WEIGHTS = (".", "consolidated")
 
 
 class SafetensorsFolder:
   """config: what config.json says. shapes: of every tensor. Tensors are read when they are asked for."""
 
   def __init__(self, path: Path):
-    """Raises ValueError where a file is missing or damaged, or the index does not fit the folder."""
+    """Raises ValueError where a file is missing or damaged, or the folder holds more than one model."""
     self.path = path
     self.config = read_json(path / "config.json")
-    self._parts = {file: _open(path / file) for file in _file_names(path)}
+    place = _weight_map(path)
+    files = sorted(set(place.values())) if place else [SINGLE]
+    self._parts = {file: _open(path / file) for file in files}
+    _check_alone(path, files)
     self._file_of = {name: file for file, part in self._parts.items() for name in part.keys()}  # noqa: SIM118
     if sum(len(part.keys()) for part in self._parts.values()) != len(self._file_of):
       raise ValueError(f"{path} holds a tensor in several of its files; get the folder again.")
+    _check_index(path, place, self._file_of)
     self.shapes = {name: self._check(name) for name in self._file_of}
 
   def read(self, name: str) -> np.ndarray:
@@ -32,45 +42,71 @@ class SafetensorsFolder:
 
   def _check(self, name: str) -> tuple[int, ...]:
     header = self._parts[self._file_of[name]].get_slice(name)
+    shape = tuple(header.get_shape())
     if header.get_dtype() not in _DTYPES:
       raise ValueError(
-        f"{self.path / self._file_of[name]}: tensor {name} has type {header.get_dtype()}; weights of type "
+        f"{self.path / self._file_of[name]}: tensor {plain(name)} has type {header.get_dtype()}; weights of type "
         f"{', '.join(_DTYPES)} can be read.")
-    return tuple(header.get_shape())
+    if 0 in shape:
+      raise ValueError(
+        f"{self.path / self._file_of[name]}: tensor {plain(name)} has shape {shape}, which holds no weights; get it "
+        "again.")
+    return shape
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """An object of a JSON file. Raises ValueError where it is missing or something else."""
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except OSError as error:
-    raise ValueError(f"{path} cannot be read ({error.strerror}); a folder of weights needs it.") from error
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is not JSON; get it again.") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path} holds no JSON object; get it again.")
-  return content
-
-
-def _file_names(path: Path) -> list[str]:
+def _weight_map(path: Path) -> dict[str, str]:
+  """The file of every tensor by the index; empty where there is a single file and no index."""
   if not (path / INDEX).is_file():
     if not (path / SINGLE).is_file():
       raise ValueError(
         f"{path} holds neither {SINGLE} nor {INDEX}; other formats, such as pickled .bin files, are not read: get the "
         "safetensors of the model.")
-    return [SINGLE]
+    return {}
   index = read_json(path / INDEX)
   files = index["weight_map"] if "weight_map" in index else None
   if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
     raise ValueError(f"{path / INDEX} has no weight_map from tensors to files; get it again.")
   for file in files.values():
-    if file != Path(file).name or "\\" in file or not file.endswith(".safetensors"):
-      raise ValueError(f"{path / INDEX} names {file!r}, which is no .safetensors file of the folder; it is not opened.")
-  return sorted(set(files.values()))
+    is_name = file == Path(file).name and "\\" not in file and file.isprintable() and len(file) < 256
+    if not is_name or not file.endswith(".safetensors"):
+      raise ValueError(
+        f"{path / INDEX} names {shown(file)}, which is no .safetensors file of the folder; it is not opened.")
+  return files
+
+
+def _check_alone(path: Path, files: list[str]) -> None:
+  """Refuses what else could have been meant: another file of weights, an adapter that would have to be added."""
+  others = [
+    file.name for file in sorted(path.iterdir())
+    if file.suffix in (".safetensors", ".gguf") and file.name not in files and not file.name.startswith(_NO_WEIGHTS)]
+  if (path / _ADAPTER).is_file():
+    raise ValueError(f"{path} holds {_ADAPTER}, and adapters are not applied; merge it into the weights.")
+  if others:
+    wanted = INDEX if (path / INDEX).is_file() else SINGLE
+    raise ValueError(
+      f"{path} holds {plain(others[0])} beside the weights that {wanted} stands for, so it is not clear which are "
+      "meant; keep one of them in the folder.")
+
+
+def _check_index(path: Path, place: dict[str, str], file_of: dict[str, str]) -> None:
+  wrong = sorted(name for name in {*place, *file_of} if place and (name not in place or name not in file_of))
+  wrong = wrong or sorted(name for name in place if place[name] != file_of[name])
+  if wrong:
+    raise ValueError(
+      f"{path / INDEX} and the files that it names do not agree on where tensor {plain(wrong[0])} is, so they are of "
+      "different models; get the folder again.")
 
 
 def _open(path: Path) -> Any:
   try:
-    return safe_open(path, framework="numpy")
+    if not path.is_file():
+      raise SafetensorError("there is no such file")
+    part = safe_open(path, framework="numpy")
   except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is missing or not a whole safetensors file ({error}); get it again.") from error
+    reason = str(error).splitlines()[0] if str(error) else "it cannot be opened"
+    raise ValueError(
+      f"{path} is missing or not a whole safetensors file ({reason[:200]}); get it again.") from error
+  with path.open("rb") as file:
+    # the library keeps the last of two tensors of one name
+    parse_object(file.read(struct.unpack("<Q", file.read(8))[0]), f"the header of {path}")
+  return part

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lattice_jax.config import ModelConfig
+from lattice_jax.domains import SEED, checked
 from lattice_jax.inference.placed import mesh_of, place_variables
 from lattice_jax.inference.programs import Progress, Shapes, compile_programs
 from lattice_jax.inference.prompts import check_room, prompt_chunk, prompt_rows
@@ -189,7 +190,7 @@ def _cache_len(model: ModelConfig, num_tokens: int) -> int:
 
 def _row_seeds(seed: int | Sequence[int], num_rows: int) -> Sequence[int]:
   if isinstance(seed, int):
-    return range(seed, seed + num_rows)
+    return range(checked(SEED, "seed", seed), seed + num_rows)
   if len(seed) != num_rows:
     raise ValueError(f"{len(seed)} seeds were given for {num_rows} prompts; give one each, or a single number.")
-  return seed
+  return [checked(SEED, "seed", row) for row in seed]

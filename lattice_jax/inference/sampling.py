@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lattice_jax.domains import TEMPERATURE, TOP_K, TOP_P, checked
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -25,12 +27,9 @@ class Sampling:
   top_p: float = 1.0
 
   def __post_init__(self) -> None:
-    if self.temperature < 0:
-      raise ValueError(f"temperature={self.temperature} must be at least 0; 0 takes the most likely token.")
-    if self.top_k < 0:
-      raise ValueError(f"top_k={self.top_k} must be at least 0; 0 keeps every token.")
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token.")
+    checked(TEMPERATURE, "temperature", self.temperature)
+    checked(TOP_K, "top_k", self.top_k)
+    checked(TOP_P, "top_p", self.top_p)
 
 
 def filter_logits(logits: Float[Array, "*b A"], sampling: Sampling) -> Float[Array, "*b A"]:

@@ -9,22 +9,28 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.inspect.names import known_run, result_names, run_names
+from lattice_jax.metrics import read_metric_lines
 
 _SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
 _START_SHARE = 0.05  # of the longest run: updates that stand far above what is worth reading, and may leave the plot
 _TITLE_WIDTH = 60  # letters of names over a plot
 _MOST_INSIDE = 12  # names of a legend inside its plot
+# Told apart without seeing red or green as such; so is what lies around a middle, from blue to orange.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+DIVERGING = LinearSegmentedColormap.from_list("blue_orange", ["#0b3c5d", "#0072b2", "#f7f7f7", "#e69f00", "#a64b00"])
+_ANSWER_AXES = {"pairs": "pairs in the document", "distance": "distance from what was told (tokens)"}
+_LINES = ("-", "--", ":", "-.")  # of names beyond those that have a colour of their own
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """(training lines, evaluation lines) of a metrics.jsonl; evaluation lines are those with a "split"."""
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; give the workdir of a run that has begun to train.")
-  lines = read_jsonl(path)
+  lines = read_metric_lines(path)
   return [line for line in lines if "split" not in line], [line for line in lines if "split" in line]
 
 
@@ -32,7 +38,7 @@ def read_result(path: Path) -> dict[str, Any]:
   """What eval.py wrote into a JSON file."""
   result = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else {}
   if "buckets" not in result:
-    raise ValueError(f"{path} is not a file that eval.py wrote; give one, such as RUN/eval_test_cold.json.")
+    raise ValueError(f"{path} is not a file that eval.py wrote; give one, such as RUN/eval_test_cold_*.json.")
   return result
 
 
@@ -42,22 +48,22 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
   stop = np.arange(1, len(values) + 1)
   start = np.maximum(stop - width, 0)
   return (sums[stop] - sums[start]) / (stop - start)
-_TITLE_WIDTH = 60  # letters
 
 
 def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   """Bits per byte or dim over updates of one or several runs: training smoothed and raw, evaluations as points."""
-  figure, (axes,) = new_figure(_title("Loss of", [path.resolve().name for path in workdirs]))
+  names = run_names(workdirs)
+  figure, (axes,) = new_figure(_title("Loss of", names))
   worth_reading = []  # (step, value) of every point that the vertical axis is chosen for
   for index, workdir in enumerate(workdirs):
     train, evaluations = read_metrics(workdir / "metrics.jsonl")
-    color, name = COLORS[index % len(COLORS)], workdir.resolve().name
+    color, line, name = *line_style(index), names[index]
     step, value = _points(train)
     if not len(value):
       raise ValueError(f"{workdir}/metrics.jsonl has no training line yet; wait for the first updates.")
     smoothed = smooth(value, max(1, round(_SMOOTHING_SHARE * len(value))))
     axes.plot(step, value, color=color, alpha=0.2, linewidth=0.8)
-    axes.plot(step, smoothed, color=color, linewidth=1.8, label=f"{name}: training, smoothed")
+    axes.plot(step, smoothed, color=color, linestyle=line, linewidth=1.8, label=f"{name}: training, smoothed")
     worth_reading.append((step, smoothed))
     for marker, (label, lines) in zip("osD^v<>", _by_series(evaluations).items(), strict=False):
       eval_step, points = _points(lines)
@@ -67,31 +73,33 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
       worth_reading.append((eval_step, points))
   axes.set_ylim(_readable_range(*map(np.concatenate, zip(*worth_reading, strict=True))))
   axes.set_xlim(left=0)
-  axes.set_xlabel("optimizer updates")
+  axes.set_xlabel("training (optimizer updates)")
   axes.set_ylabel(f"bits per {_common_unit(_run_unit(path) for path in workdirs)}")
   save_with_legend(figure, axes, out)
 
 
 def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
   """Bits per byte or dim by position, from the JSON files that eval.py writes."""
-  results = [(path, read_result(path)) for path in eval_files]
-  figure, (axes,) = new_figure(_title("Loss by position of", [path.resolve().parent.name for path, _ in results]))
-  for index, (path, result) in enumerate(results):
-    filled = [bucket for bucket in result["buckets"] if bucket["tokens"]]
-    edges = [bucket["start"] for bucket in filled] + [filled[-1]["stop"]]
-    values = [bucket["bits_per_byte"] for bucket in filled]
-    overrides = "".join(f", {override}" for override in result["overrides"])
-    axes.stairs(
-      values, edges, baseline=None, color=COLORS[index % len(COLORS)], linewidth=1.8,
-      label=f"{path.resolve().parent.name}: {result['split']}, {result['protocol']}{overrides}, "
-            f"{result['bits_per_byte']:.3f}")
-  linear_up_to = min(result["buckets"][0]["stop"] for _, result in results)
-  axes.set_xscale("symlog", base=2, linthresh=linear_up_to, linscale=1)
-  ticks = sorted({bucket["start"] for _, result in results for bucket in result["buckets"]})
+  results = [read_result(path) for path in eval_files]
+  names = run_names([path.parent for path in eval_files])
+  figure, (axes,) = new_figure(_title("Loss by position of", names))
+  labels = result_names(names, results, "bits_per_byte", "{:.3f}")
+  # files from before empty buckets were left out may hold some
+  filled = [[bucket for bucket in result["buckets"] if bucket["tokens"]] for result in results]
+  for index, (label, buckets) in enumerate(zip(labels, filled, strict=True)):
+    edges, values = [buckets[0]["start"]], []
+    for bucket in buckets:
+      if bucket["start"] > edges[-1]:  # nothing was judged in between
+        edges, values = [*edges, bucket["start"]], [*values, np.nan]
+      edges, values = [*edges, bucket["stop"]], [*values, bucket["bits_per_byte"]]
+    color, line = line_style(index)
+    axes.stairs(values, edges, baseline=None, color=color, linestyle=line, linewidth=1.8, label=label)
+  axes.set_xscale("symlog", base=2, linthresh=min(buckets[0]["stop"] for buckets in filled), linscale=1)
+  ticks = sorted({bucket["start"] for buckets in filled for bucket in buckets})
   axes.set_xticks(ticks, [_tokens_label(tick) for tick in ticks])
-  axes.set_xlim(0, max(result["buckets"][-1]["stop"] for _, result in results))
+  axes.set_xlim(0, max(buckets[-1]["stop"] for buckets in filled))
   axes.set_xlabel("position in the document or window (tokens; k = 1,024)")
-  axes.set_ylabel(f"bits per {_common_unit(_unit(result) for _, result in results)}")
+  axes.set_ylabel(f"bits per {_common_unit(map(_unit, results))}")
   save_with_legend(figure, axes, out)
 
 
@@ -102,22 +110,28 @@ def plot_answers(eval_files: Sequence[Path], out: Path) -> None:
     if "accuracy" not in result or result["accuracy"] is None:
       raise ValueError(f"{path} is not of a task with answers; use --what=position.")
   labels = list(dict.fromkeys(group["label"] for _, result in results for group in result["answers"]))
-  names = [path.resolve().parent.name for path, _ in results]
+  names = run_names([path.parent for path in eval_files])
   figure, panels = new_figure(_title("Answers of", names), size=(5 * len(labels), 4.2), widths=(1,) * len(labels))
+  series = result_names(names, [result for _, result in results], "accuracy", "{:.1%}")
   for label, axes in zip(labels, panels, strict=True):
-    for index, (name, (_, result)) in enumerate(zip(names, results, strict=True)):
+    for index, (name, (_, result)) in enumerate(zip(series, results, strict=True)):
       groups = [group for group in result["answers"] if group["label"] == label]
       axes.plot(
         [(group["first"] * group["last"]) ** 0.5 for group in groups], [100 * group["accuracy"] for group in groups],
-        marker="o", color=COLORS[index % len(COLORS)], label=f"{name}: {result['accuracy']:.1%}")
+        marker="o", color=line_style(index)[0], linestyle=line_style(index)[1], label=name)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(-2, 102)
-    axes.set_xlabel(label)
-    axes.set_ylabel("accuracy (%)")
+    axes.set_xlabel(_ANSWER_AXES[label] if label in _ANSWER_AXES else label)
+    axes.set_ylabel("right answers (%)")
     axes.grid(True, alpha=0.25)
   panels[0].legend(frameon=False, fontsize="small")
   save_figure(figure, out)
+
+
+def line_style(index: int) -> tuple[str, str]:
+  """(colour, line) of the name of that number."""
+  return COLORS[index % len(COLORS)], _LINES[index // len(COLORS) % len(_LINES)]
 
 
 def _by_series(evaluations: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -165,6 +179,18 @@ def new_figure(
   return figure, plots
 
 
+def panel_grid(number: int, size: tuple[float, float]) -> tuple[Figure, list[list[Any]]]:
+  """A figure with as many plots, `size` of each, in rows of three to five that leave the fewest places empty."""
+  columns = number if number <= 3 else min(range(3, 6), key=lambda columns: (-number % columns, -(-number // columns)))
+  rows = -(-number // columns)
+  figure = Figure(figsize=(size[0] * columns + 1.2, size[1] * rows + 0.6), dpi=120, layout="constrained")
+  FigureCanvasAgg(figure)
+  plots = list(figure.subplots(rows, columns, squeeze=False).flat)
+  for axes in plots[number:]:
+    axes.set_visible(False)
+  return figure, [plots[start:min(start + columns, number)] for start in range(0, number, columns)]
+
+
 def save_figure(figure: Figure, out: Path) -> None:
   """Writes the PNG, and the folder it lies in."""
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +202,7 @@ def _unit(record: dict[str, Any]) -> str:
 
 
 def _run_unit(workdir: Path) -> str:
-  path = workdir / "run.json"
-  return _unit(json.loads(path.read_text())) if path.exists() else "byte"
+  return _unit(known_run(workdir))
 
 
 def _common_unit(units: Iterable[str]) -> str:

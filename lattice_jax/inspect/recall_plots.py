@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.colors import Normalize
 
-from lattice_jax.inspect.plots import COLORS, save_figure
+from lattice_jax.evaluation.kept import cache_of_map
+from lattice_jax.evaluation.recall.report import FULL
+from lattice_jax.inspect.plots import COLORS, panel_grid, save_figure
 
 _MARKERS = "osD^v<>P*X"
+_HEAT = "cividis"
+_DARK = 50  # per cent; below it the map is so dark that figures on it are white
 
 
 def plot_recall(folder: Path, out: Path) -> list[Path]:
@@ -33,107 +37,107 @@ def plot_recall(folder: Path, out: Path) -> list[Path]:
     _plot_depths([row for row in rows if row["depth"] is not None], _beside(out, "depths"))]
   maps = sorted((folder / "kept").glob("*.npy")) if (folder / "kept").is_dir() else []
   for length in sorted({int(path.name.partition("_")[0]) for path in maps}):
-    found = [path for path in maps if path.name.startswith(f"{length}_")]
-    paths.append(_plot_kept(found, length, _beside(out, f"kept_{length}")))
+    found = {cache_of_map(path): path for path in maps if path.name.startswith(f"{length}_")}
+    caches = _by_family(row["cache"] for row in rows if row["cache"] in found)
+    paths.append(_plot_kept(caches, found, length, _beside(out, f"kept_{length}")))
   return paths
 
 
 def _plot_pareto(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   """A panel for each length and size of answer; the caches of one policy are joined."""
-  panels = list(dict.fromkeys((row["length"], row["answer"]) for row in rows))
-  figure, grid = _panels(len(panels), (4.2, 3.6))
+  panels = sorted({(row["answer"], row["length"]) for row in rows})
+  figure, grid = panel_grid(len(panels), (4.0, 3.3))
   families = list(dict.fromkeys(_family(row["cache"]) for row in rows))
-  for axes, (length, answer) in zip(grid, panels, strict=True):
+  shown = {}
+  for axes, (answer, length) in zip(itertools.chain(*grid), panels, strict=True):
     for index, family in enumerate(families):
       points = sorted(
         (row["cache_bytes"] / 2**20, 100 * row["token_accuracy"], 100 * row["low"], 100 * row["high"])
         for row in rows if (row["length"], row["answer"], _family(row["cache"])) == (length, answer, family))
       if points:
         x, y, low, high = np.array(points).T
-        axes.errorbar(
+        shown[family] = axes.errorbar(
           x, y, [y - low, high - y], color=COLORS[index % len(COLORS)], marker=_MARKERS[index % len(_MARKERS)],
-          markersize=5, linewidth=1.2, capsize=2, label=family)
-    axes.set_title(f"{length:,} tokens, {answer} to say", fontsize="medium", loc="left")
+          markersize=5, linewidth=1.2, capsize=2)
+    axes.set_title(f"prompt of {length:,} tokens, {answer} to say", fontsize="medium", loc="left")
     axes.set_xlim(left=0)
     axes.set_ylim(-3, 103)
     axes.grid(True, alpha=0.25)
-    axes.set_xlabel("keys and values of a row (MiB)")
-  grid[0].set_ylabel("tokens of the answer right (%)")
-  grid[0].legend(frameon=False, fontsize="small")
+  for line in grid:
+    line[0].set_ylabel("tokens of the answer right (%)")
+  figure.supxlabel("keys and values of a row (MiB); bars: 95 % by resampling prompts", fontsize="medium")
+  figure.legend(
+    list(shown.values()), list(shown), loc="outside upper center", ncols=len(shown), frameon=False, fontsize="medium")
   save_figure(figure, out)
   return out
 
 
 def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   """A panel for each cache: depth downwards, length and size of answer to the right."""
-  caches, depths = (list(dict.fromkeys(row[name] for row in rows)) for name in ("cache", "depth"))
+  caches = _by_family(row["cache"] for row in rows)
+  depths = sorted({row["depth"] for row in rows})
   columns = list(dict.fromkeys((row["length"], row["answer"]) for row in rows))
-  width = 1.1 + 0.55 * len(columns)
-  figure, grid = _panels(len(caches), (width, 2.6))
-  image = None
-  for axes, cache in zip(grid, caches, strict=True):
+  width = 0.9 + 0.5 * len(columns)
+  figure, grid = panel_grid(len(caches), (width, 0.9 + 0.36 * len(depths)))
+  scale, image = Normalize(0, 100), None
+  for axes, cache in zip(itertools.chain(*grid), caches, strict=True):
     values = np.full((len(depths), len(columns)), np.nan)
     for row in rows:
       if row["cache"] == cache:
         place = depths.index(row["depth"]), columns.index((row["length"], row["answer"]))
         values[place] = 100 * row["token_accuracy"]
-        axes.text(*place[::-1], f"{values[place]:.0f}", ha="center", va="center", fontsize="x-small")
-    image = axes.imshow(values, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
+        axes.text(
+          *place[::-1], f"{values[place]:.0f}", ha="center", va="center", fontsize="small",
+          color="black" if values[place] > _DARK else "white")
+    image = axes.imshow(values, norm=scale, cmap=_HEAT, aspect="auto")
     _name_cache(axes, cache, width)
-    axes.set_xticks(range(len(columns)), [f"{length}\n{answer}" for length, answer in columns], fontsize="x-small")
-    axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize="x-small")
-  grid[0].set_ylabel("depth")
-  figure.supxlabel("tokens of the prompt, and of the answer", fontsize="small")
-  figure.colorbar(image, ax=grid, label="tokens right (%)")
+    axes.set_xticks(range(len(columns)), [f"{length:,}\n{answer}" for length, answer in columns], fontsize="x-small")
+    axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize="small")
+  for line in grid:
+    line[0].set_ylabel("depth", fontsize="small")
+  figure.supxlabel(
+    "tokens of the prompt; digits or words of the answer. Depth: 0 at the start of the prompt, 1 at its end; "
+    "blank: not asked", fontsize="small")
+  figure.colorbar(image, ax=list(itertools.chain(*grid)), label="tokens of the answer right (%)", aspect=30, pad=0.01)
   save_figure(figure, out)
   return out
 
 
-def _plot_kept(files: Sequence[Path], length: int, out: Path) -> Path:
+def _plot_kept(caches: Sequence[str], files: Mapping[str, Path], length: int, out: Path) -> Path:
   """A panel for each cache: a line for every head of every layer, the prompt from left to right."""
   width = 3.2
-  figure, grid = _panels(len(files), (width, 2.6))
+  figure, grid = panel_grid(len(caches), (width, 2.3))
   image = None
-  for axes, file in zip(grid, files, strict=True):
-    shares_LHN = np.load(file, allow_pickle=False).astype(np.float32)
+  for axes, cache in zip(itertools.chain(*grid), caches, strict=True):
+    shares_LHN = np.load(files[cache], allow_pickle=False).astype(np.float32)
     layers, heads, _ = shares_LHN.shape
     image = axes.imshow(
-      shares_LHN.reshape(layers * heads, -1), vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest",
+      shares_LHN.reshape(layers * heads, -1), vmin=0, vmax=1, cmap=_HEAT, aspect="auto", interpolation="nearest",
       extent=(0, length, layers, 0))
-    _name_cache(axes, file.stem.partition("_")[2], width)
-    axes.set_xlabel("position in the prompt", fontsize="small")
-  grid[0].set_ylabel(f"layer, {heads} heads each")
-  figure.colorbar(image, ax=grid, label="share kept")
+    _name_cache(axes, cache, width)
+    axes.tick_params(labelsize="small")
+  for line in grid:
+    line[0].set_ylabel(f"layer ({heads} heads each)", fontsize="small")
+  figure.supxlabel("position in the prompt (tokens)", fontsize="small")
+  figure.colorbar(image, ax=list(itertools.chain(*grid)), label="share of the tokens kept", aspect=30, pad=0.01)
   save_figure(figure, out)
   return out
 
 
 def _plot_losses(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   """Loss beside the first cache's, against bytes."""
-  figure, (axes,) = _panels(1, (6, 4))
+  figure, ((axes,),) = panel_grid(1, (6, 4))
   for index, row in enumerate(rows):
     around = [[row["delta_nll"] - row["delta_low"]], [row["delta_high"] - row["delta_nll"]]]
     axes.errorbar(
       [row["cache_bytes"] / 2**20], [row["delta_nll"]], around, color=COLORS[index % len(COLORS)],
       marker=_MARKERS[index % len(_MARKERS)], capsize=2, linestyle="none", label=row["cache"])
   axes.set_xlabel("keys and values of a row (MiB)")
-  axes.set_ylabel(f"loss above «{rows[0]['cache']}» (nats a token)")
+  axes.set_ylabel(f"loss above «{rows[0]['cache']}» (nats per token)")
   axes.grid(True, alpha=0.25)
   axes.legend(frameon=False, fontsize="small")
   save_figure(figure, out)
   return out
-
-
-def _panels(number: int, size: tuple[float, float], columns: int = 5) -> tuple[Figure, list[Any]]:
-  """As many plots, in lines of at most `columns`; `size` of each."""
-  columns = min(columns, number)
-  lines = -(-number // columns)
-  figure = Figure(figsize=(1.2 + size[0] * columns, 0.5 + size[1] * lines), dpi=110, layout="constrained")
-  FigureCanvasAgg(figure)
-  plots = list(figure.subplots(lines, columns, squeeze=False).flat)
-  for axes in plots[number:]:
-    axes.set_visible(False)
-  return figure, plots[:number]
 
 
 def _name_cache(axes: Any, cache: str, width: float) -> None:
@@ -145,6 +149,13 @@ def _name_cache(axes: Any, cache: str, width: float) -> None:
 def _family(cache: str) -> str:
   """The policy: what stands before the budget, or before the cache that it keeps as many tokens as."""
   return cache.partition(" like ")[0].partition(":")[0]
+
+
+def _by_family(caches: Iterable[str]) -> list[str]:
+  """The caches of a policy one after another, the full cache first."""
+  caches = sorted(dict.fromkeys(caches), key=lambda cache: cache != FULL)
+  families = list(dict.fromkeys(map(_family, caches)))
+  return sorted(caches, key=lambda cache: families.index(_family(cache)))
 
 
 def _beside(out: Path, what: str) -> Path:

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lattice_jax.checkpoint import Checkpoints, read_config
-from lattice_jax.metrics import Record, read_jsonl
+from lattice_jax.checkpoint import Checkpoints
+from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.run_file import read_config
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import abstract_state
 
@@ -18,7 +19,7 @@ def timeless_lines(workdir: Path) -> list[Record]:
   """The lines of metrics.jsonl without what depends on the clock."""
   return [
     {name: value for name, value in record.items() if name != "tokens_per_second" and not name.startswith("time_")}
-    for record in read_jsonl(workdir / "metrics.jsonl")]
+    for record in read_metric_lines(workdir / "metrics.jsonl")]
 
 
 def newest_state(workdir: Path) -> tuple[int, Any]:

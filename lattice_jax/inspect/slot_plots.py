@@ -8,24 +8,28 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm, Normalize, TwoSlopeNorm
+from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from lattice_jax.inspect.plots import COLORS, save_figure, smooth
+from lattice_jax.inspect.plots import COLORS, DIVERGING, save_figure, smooth
 from lattice_jax.inspect.slot_trace import SlotTrace
 from lattice_jax.inspect.slot_writes import ages
 
+# What a figure shows → its heading and what can be read off it.
+HEADINGS = {
+  "traces": "Steps, novelty and span along the text", "writes": "Who wrote to which slot", "gates": "What was kept",
+  "ages": "Ages", "novelty": "What was known already", "similarity": "How alike slots are", "lengths": "Lengths"}
 CAPTIONS = {
   "traces": "Per token and head: the step η that the token chose; the share of its value that was orthogonal to the "
             "slots it was offered to; how many directions the slots span; how alike two slots are on average.",
   "writes": "How far each token turned each slot, in radians: π/2 replaces the slot.",
-  "gates": "What is left of a slot's direction after a token. Below one it is overwritten, above one the write "
-           "pointed away from the slot.",
+  "gates": "What is left of a slot's direction after a token. Blue, below one: it is overwritten; orange, above one: "
+           "the write pointed away from the slot.",
   "ages": "How long ago each slot was last written to, or the text began; yellow slots hold something old.",
   "novelty": "How much of the token's value lies along each slot, which held it already. Dark: the value is novel "
              "there, orthogonal to the slot.",
-  "similarity": "Cosines of any two slots at the end of the text. Red or blue off the diagonal: two slots hold the "
-                "same direction.",
+  "similarity": "Cosines of any two slots at the end of the text. Orange off the diagonal: two slots hold the same "
+                "direction; blue: opposite ones.",
   "lengths": "Long slots turn slowly: they were written often.",
 }
 _MIN_TURN = 1e-3  # radians; less looks like nothing
@@ -36,13 +40,13 @@ def plot_layer(name: str, trace: SlotTrace, folder: Path, *, threshold: float) -
   """What is shown → its PNG, of one layer; the keys are those of CAPTIONS, "lengths" only where they change."""
   figures = {
     "writes": _heat_maps(
-      f"{name}: how far a token turned each slot", "radians", trace.turn_THM, "magma",
+      f"{name}: how far a token turned each slot", "turn (radians)", trace.turn_THM, "magma",
       LogNorm(_MIN_TURN, max(np.pi / 2, float(trace.turn_THM.max()))), np.max),
     "gates": _heat_maps(
-      f"{name}: what was kept of each slot, a·ρ", "a·ρ", trace.keep_THM, "RdBu_r", _around_one(trace.keep_THM),
-      np.mean),
+      f"{name}: what was kept of each slot, a·ρ", "a·ρ (1 = kept)", trace.keep_THM, DIVERGING,
+      _around_one(trace.keep_THM), np.mean),
     "ages": _heat_maps(
-      f"{name}: tokens since the last write of {threshold:g} radians or more", "tokens + 1",
+      f"{name}: tokens since the last write of {threshold:g} radians or more", "age (tokens) + 1",
       ages(trace.turn_THM, threshold) + 1.0, "viridis", LogNorm(1, max(len(trace.turn_THM), 2)), np.mean),
     "novelty": _heat_maps(
       f"{name}: share of the value that each slot holds already; the rest is novel", "redundant share",
@@ -76,7 +80,8 @@ def _new_figure(title: str, rows: int, columns: int, size: tuple[float, float]) 
 
 
 def _heat_maps(
-  title: str, unit: str, value_THM: np.ndarray, colors: str, norm: Normalize, pool: Callable[..., np.ndarray]
+  title: str, unit: str, value_THM: np.ndarray, colors: str | Colormap, norm: Normalize,
+  pool: Callable[..., np.ndarray],
 ) -> Figure:
   """Slots over tokens, head below head, on one scale of colours."""
   length, heads, slots = value_THM.shape
@@ -88,7 +93,7 @@ def _heat_maps(
       interpolation="nearest", extent=(-0.5, length - 0.5, slots - 0.5, -0.5))
     plot.set_ylabel(f"head {head}\nslot", fontsize=9)
     plot.tick_params(labelsize=8, labelbottom=head == heads - 1)
-  axes[-1, 0].set_xlabel("token")
+  axes[-1, 0].set_xlabel("position in the text (tokens)")
   figure.colorbar(image, ax=list(axes[:, 0]), label=unit, pad=0.01, aspect=12 * heads)
   return figure
 
@@ -108,7 +113,9 @@ def _similarity(title: str, cosine_HMM: np.ndarray) -> Figure:
     if head >= heads:
       plot.set_axis_off()
       continue
-    image = plot.imshow(cosine_HMM[head], cmap="RdBu_r", norm=Normalize(-1, 1), interpolation="nearest")
+    plot.set_xlabel("slot", fontsize=9)
+    plot.set_ylabel("slot" if head % columns == 0 else "", fontsize=9)
+    image = plot.imshow(cosine_HMM[head], cmap=DIVERGING, norm=Normalize(-1, 1), interpolation="nearest")
     plot.set_title(f"head {head}", fontsize=9)
     plot.tick_params(labelsize=8)
   figure.colorbar(image, ax=list(axes.flat), label="cosine", pad=0.02)
@@ -127,7 +134,7 @@ def _traces(title: str, trace: SlotTrace) -> Figure:
     _draw_heads(plot, value_TH)
     plot.set_ylabel(label, fontsize=9)
     plot.tick_params(labelsize=8, labelbottom=plot is axes[-1, 0])
-  axes[-1, 0].set_xlabel("token")
+  axes[-1, 0].set_xlabel("position in the text (tokens)")
   handles, labels = axes[0, 0].get_legend_handles_labels()
   figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False, fontsize=8)
   return figure

@@ -12,14 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.inspect.slot_plots import CAPTIONS
+from lattice_jax.inspect.slot_plots import CAPTIONS, HEADINGS
 from lattice_jax.inspect.slot_trace import SlotTrace
 from lattice_jax.inspect.slot_writes import SlotSummary, Write, ages
 
 _DECIMALS = 5
+_INTRODUCTION = (
+  ("A Lattice layer remembers a text in a fixed number of slots for each head. Every token takes one gradient step on "
+   "the slots: it turns some of them towards its value, and so overwrites what they held. This page replays that for "
+   "one text: which tokens wrote to which slot, how much of what was there they left, and what the slots hold at the "
+   "end."),
+  ("A write is counted where a token turns a slot by {threshold:g} radians or more; π/2 would replace it. Of a value, "
+   "what lies along the slots it is offered to was known already (redundant), the rest is novel. In heat maps a row "
+   "is a slot and a column a token, or several where there are more than there is room for; heads stand below one "
+   "another."))
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; }
+h1, h2, h3 { line-height: 1.2; } h3 { margin-top: 2em; } nav li { margin: .3em 0; }
+p { max-width: 60em; } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; }
 img { max-width: 100%; display: block; } figure { margin: 1.5em 0; } figcaption { color: #555; max-width: 60em; }
 table { border-collapse: collapse; margin: 1em 0; font-size: 13px; }
 th, td { padding: 2px 9px; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
@@ -53,10 +63,12 @@ def write_html(path: Path, facts: Mapping[str, Any], layers: Sequence[LayerAudit
   rows = "".join(
     f"<tr><th>{_escape(name)}</th><td class=text>{_escape(value)}</td></tr>" for name, value in facts.items())
   body = "".join(_layer(layer, facts["threshold"]) for layer in layers)
+  introduction = "".join(f"<p>{_escape(text.format(threshold=facts['threshold']))}</p>" for text in _INTRODUCTION)
   path.write_text(
     "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
     f"<title>Slots of {_escape(facts['run'])}</title><style>{_STYLE}</style></head><body>"
-    f"<h1>Slots of {_escape(facts['run'])}</h1><table>{rows}</table>{body}</body></html>\n", encoding="utf-8")
+    f"<h1>Slots of {_escape(facts['run'])}</h1>{introduction}<h2 id=run>The run and the text</h2>"
+    f"<table>{rows}</table>{_contents(layers)}{body}</body></html>\n", encoding="utf-8")
 
 
 def _numbers(trace: SlotTrace, threshold: float) -> dict[str, Any]:
@@ -68,12 +80,35 @@ def _numbers(trace: SlotTrace, threshold: float) -> dict[str, Any]:
   return {name: np.round(value.astype(np.float64), _DECIMALS).tolist() for name, value in arrays.items()}
 
 
+def _contents(layers: Sequence[LayerAudit]) -> str:
+  """Links to every part of every layer."""
+  lines = []
+  for layer in layers:
+    links = " · ".join(
+      f"<a href='#{_anchor(layer, what)}'>{_escape(heading)}</a>" for what, heading in _parts(layer).items())
+    lines.append(f"<li><a href='#{_anchor(layer)}'>{_escape(layer.name)}</a>: {links}</li>")
+  return f"<nav><h2 id=contents>Contents</h2><ul>{''.join(lines)}</ul></nav>"
+
+
+def _parts(layer: LayerAudit) -> dict[str, str]:
+  figures = {what: HEADINGS[what] for what in CAPTIONS if what in layer.figures}
+  return {"heads": "Heads"} | figures | {"slots": "Every slot"}
+
+
+def _anchor(layer: LayerAudit, part: str = "") -> str:
+  return "-".join(filter(None, (*layer.name.split(), part)))
+
+
 def _layer(layer: LayerAudit, threshold: float) -> str:
-  figures = "".join(
-    f"<figure><img alt='{_escape(what)}' src='data:image/png;base64,"
-    f"{base64.b64encode(layer.figures[what].read_bytes()).decode()}'><figcaption>{_escape(caption)}</figcaption></figure>"
-    for what, caption in CAPTIONS.items() if what in layer.figures)
-  return f"<h2>{_escape(layer.name)}</h2>{_heads(layer, threshold)}{figures}{_slots(layer)}"
+  figures = {
+    what: f"<figure><img alt='{_escape(CAPTIONS[what])}' src='data:image/png;base64,"
+          f"{base64.b64encode(path.read_bytes()).decode()}'><figcaption>{_escape(CAPTIONS[what])}</figcaption></figure>"
+    for what, path in layer.figures.items()}
+  contents = figures | {"heads": _heads(layer, threshold), "slots": _slots(layer)}
+  parts = "".join(
+    f"<h3 id='{_anchor(layer, what)}'>{_escape(heading)}</h3>{contents[what]}"
+    for what, heading in _parts(layer).items())
+  return f"<h2 id='{_anchor(layer)}'>{_escape(layer.name)} <a class=faint href='#contents'>↑</a></h2>{parts}"
 
 
 def _heads(layer: LayerAudit, threshold: float) -> str:

@@ -30,7 +30,7 @@ class Block(nn.Module):
         self.config.layer_drop, broadcast_dims=(1, 2), rng_collection="sequence", deterministic=not train)
       return layer_drop(branch_BTD)
 
-    norm = functools.partial(RMSNorm, self.config.norm_gain, self.config.norm_eps)
+    norm = functools.partial(RMSNorm, self.config.norm_gain, self.config.norm_bias, self.config.norm_eps)
     memory = MEMORIES[self.memory].make(self.config, name="memory")
     output = memory(norm(name="memory_norm")(x_BTD), state, segment, train=train)
     x_BTD = x_BTD + drop(output.y_BTD)

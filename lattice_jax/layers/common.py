@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 
 
+class Weight(nn.LogicallyPartitioned):
+  """The box of a parameter that multiplies activations: what weight decay pulls towards zero, and nothing else.
+
+  A mark, because axes do not tell: the biases of several heads have two, and learned starts of a state three.
+  """
+
+
 def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int) -> jax.Array:
-  """A float32 weight with logical axes, normal with variance 1/fan_in."""
-  init = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
-  return module.param(name, init, shape, jnp.float32)
+  """A float32 weight with logical axes, normal with variance 1/fan_in, that decays (`Weight`)."""
+  normal = nn.initializers.normal(fan_in**-0.5)
+  return module.param(name, lambda *args: Weight(normal(*args), axes), shape, jnp.float32)
 
 
 def offset(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
@@ -28,6 +35,7 @@ class RMSNorm(nn.Module):
   """Root-mean-square norm over the model width; the result has the input's dtype."""
 
   has_gain: bool
+  has_bias: bool
   eps: float
 
   @nn.compact
@@ -36,11 +44,13 @@ class RMSNorm(nn.Module):
     if self.has_gain:
       init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
       y_BTD *= self.param("gain", init, (x_BTD.shape[-1],), jnp.float32)
+    if self.has_bias:
+      y_BTD += offset(self, "bias", (x_BTD.shape[-1],), ("embed",))
     return y_BTD.astype(x_BTD.dtype)
 
 
-def sinusoids(distances: int, dim: int, *, max_wavelength: float) -> jax.Array:
-  """[distances, dim]: sines, then cosines, of distance · max_wavelength^(-2k/dim)."""
+def sinusoids(places: jax.Array, dim: int, *, max_wavelength: float) -> jax.Array:
+  """[…, dim] for whole numbers of any shape: sines, then cosines, of place · max_wavelength^(-2k/dim)."""
   frequency_K = max_wavelength ** (-jnp.arange(dim // 2, dtype=jnp.float32) * 2 / dim)
-  angle_SK = jnp.arange(distances, dtype=jnp.float32)[:, None] * frequency_K
-  return jnp.concatenate([jnp.sin(angle_SK), jnp.cos(angle_SK)], -1)
+  angle_K = places[..., None].astype(jnp.float32) * frequency_K
+  return jnp.concatenate([jnp.sin(angle_K), jnp.cos(angle_K)], -1)

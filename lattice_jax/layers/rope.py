@@ -52,7 +52,9 @@ def _slow_yarn(scaling: RopeScalingConfig, theta: float, frequency_K: np.ndarray
   def pair_with(turns: float) -> float:
     return half * math.log(scaling.original_len / (turns * 2 * math.pi)) / math.log(theta)
 
+  first, last = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+  if scaling.truncate:
+    first, last = math.floor(first), math.ceil(last)
   # the published rule clips to the head's width, not to the number of pairs
-  first = max(math.floor(pair_with(scaling.beta_fast)), 0)
-  last = min(math.ceil(pair_with(scaling.beta_slow)), 2 * half - 1)
-  return np.clip((np.arange(half) - first) / max(last - first, 1e-3), 0, 1)
+  first, last = max(first, 0), min(last, 2 * half - 1)
+  return np.clip((np.arange(half) - first) / (last - first or 1e-3), 0, 1)

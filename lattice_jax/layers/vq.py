@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.layers.common import offset, rms_normalize, sinusoids, weight
@@ -48,8 +49,11 @@ class VQAttention(nn.Module):
     config, dtype, dim = self.config.vq, jnp.dtype(self.config.dtype), x_BTD.shape[-1]
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
     scale = config.key_dim**-0.25
+    joined = self._joined(x_BTD) if config.joined else {}
 
     def project(name, heads, width, axes):
+      if name in joined:
+        return joined[name]
       return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight(
         self, name, (dim, heads, width), ("embed", *axes), fan_in=dim).astype(dtype))
 
@@ -67,7 +71,8 @@ class VQAttention(nn.Module):
       offset(self, "content_bias", bias_shape, bias_axes) * scale,
       offset(self, "position_bias", bias_shape, bias_axes) * scale,
       state, segment.ids_BT, segment.valid_BT, block_len=config.block_len, near_bias=self._near_bias(),
-      reduction=config.reduction, use_cache=config.cache, impl=self.config.impl)
+      reduction=config.reduction, use_cache=config.cache, key_gradient=config.key_gradient,
+      stale_rows=config.stale_rows, impl=self.config.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
@@ -75,6 +80,19 @@ class VQAttention(nn.Module):
                      fan_in=config.heads * config.value_dim)
     y_BTD = jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype))
     return self._report(y_BTD, state, key, k_BTHK, segment, count_HM)
+
+  def _joined(self, x_BTD):
+    """Keys, values and, where there is one, the gate of one projection, [B, T, heads, width] each."""
+    config, dim = self.config.vq, x_BTD.shape[-1]
+    shapes = {"key": (config.kv_heads, config.key_dim), "value": (config.kv_heads, config.value_dim)}
+    if config.gated:
+      shapes["gate"] = config.heads, config.value_dim
+    sizes = [heads * width for heads, width in shapes.values()]
+    weight_DV = weight(self, "joined", (dim, sum(sizes)), ("embed", "value"), fan_in=dim)
+    parts = jnp.split(x_BTD @ weight_DV.astype(x_BTD.dtype), np.cumsum(sizes)[:-1], axis=-1)
+    return {
+      name: part.reshape(*x_BTD.shape[:2], *shape)
+      for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
   def _codebook_sums(self):
     config = self.config.vq
@@ -104,7 +122,7 @@ class VQAttention(nn.Module):
   def _relative(self, dim, *, train):
     """Embedding of the distances 0 … W, [H, W + 1, K]; its dropout key holds for a whole sequence."""
     config = self.config.vq
-    table_SD = sinusoids(config.reach + 1, dim, max_wavelength=config.max_wavelength)
+    table_SD = sinusoids(jnp.arange(config.reach + 1), dim, max_wavelength=config.max_wavelength)
     dropout = nn.Dropout(config.sinusoid_dropout, rng_collection="sequence", deterministic=not train)
     weight_DHK = weight(
       self, "relative", (dim, config.kv_heads, config.key_dim), ("embed", "kv_heads", "key"), fan_in=dim)

@@ -14,7 +14,7 @@ from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.layers.block import Block
-from lattice_jax.layers.common import RMSNorm, offset, weight
+from lattice_jax.layers.common import RMSNorm, offset, sinusoids, weight
 from lattice_jax.layers.registry import MEMORIES
 from lattice_jax.ops.cross_entropy import cross_entropy
 from lattice_jax.types import MEMORY_BOUNDARY, Segment, SumCount, whole_segment
@@ -68,21 +68,28 @@ class Decoder(nn.Module):
     self.embedding = weight(self, "embedding", (config.vocab, config.dim), ("vocab", "embed"), fan_in=1)
     if not config.tied_embeddings:
       self.head = weight(self, "head", (config.dim, config.vocab), ("embed", "vocab"), fan_in=config.dim)
-    if config.head_bias and not config.tied_embeddings:
+    if has_head_bias(config):
       self.head_bias = offset(self, "head_bias", (config.vocab,), ("vocab",))
+    if config.position_wavelength:
+      self.position_scale = offset(self, "position_scale", (), ())
 
   @nn.compact
   def __call__(self, tokens_BT: jax.Array, state: Any, segment: Segment, *, train: bool = False) -> DecoderOutput:
     """Features of every position, and the memory after the last; `score` and `logits` take them to the vocabulary."""
     config = self.config
     x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
+    if config.position_wavelength:
+      sinusoids_BTD = sinusoids(segment.positions_BT, config.dim, max_wavelength=config.position_wavelength)
+      x_BTD += (self.position_scale * sinusoids_BTD).astype(config.dtype)
     run_groups = self._scanned_groups(train) if config.scan_layers else self._unrolled_groups(train)
     stacks, states = _split_caches(state)
     (x_BTD, stacks), outputs = run_groups((x_BTD, stacks), states, jnp.arange(num_groups(config)), segment)
     if stacks:
       stacks = compact(make_policy(config.cache), stacks, call_len=tokens_BT.shape[1])
     if config.final_norm:
-      x_BTD = RMSNorm(config.norm_gain, config.norm_eps, name="final_norm")(x_BTD)
+      x_BTD = RMSNorm(config.norm_gain, config.norm_bias, config.norm_eps, name="final_norm")(x_BTD)
+    if config.float32_head:
+      x_BTD = x_BTD.astype(jnp.float32)
     losses, metrics = _reduce_layers(outputs)
     return DecoderOutput(
       features_BTD=x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype),
@@ -106,9 +113,10 @@ class Decoder(nn.Module):
 
   def _head(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     config = self.config
-    has_bias = config.head_bias and not config.tied_embeddings
     head_DA = self.embedding.T if config.tied_embeddings else self.head
-    return head_DA.astype(dtype), self.head_bias if has_bias else jnp.zeros((config.vocab,), jnp.float32)
+    if not has_head_bias(config):
+      return head_DA.astype(dtype), jnp.zeros((config.vocab,), jnp.float32)
+    return head_DA.astype(dtype), config.logit_scale * self.head_bias
 
   def _scanned_groups(self, train: bool):
     scan = nn.scan(
@@ -134,6 +142,11 @@ class Decoder(nn.Module):
 def num_groups(config: ModelConfig) -> int:
   """Repetitions of the pattern."""
   return config.layers // len(config.pattern)
+
+
+def has_head_bias(config: ModelConfig) -> bool:
+  """Whether logits have a bias."""
+  return config.tied_bias if config.tied_embeddings else config.head_bias
 
 
 def needs_token_cache(config: ModelConfig) -> bool:

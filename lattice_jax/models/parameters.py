@@ -1,11 +1,14 @@
-"""Counting: parameters, and floating-point operations a token, by formula."""
+"""Parameters: how many there are, what they hold, and floating-point operations a token, by formula."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig, RecurrentConfig
 
@@ -17,6 +20,30 @@ _STATE_PASSES = {
 def count_parameters(tree: Any) -> int:
   """Number of array elements of a tree of arrays or shapes."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def content_digest(tree: Any) -> str:
+  """32 hex digits of what the arrays hold, by name: the same wherever they were read, however they are sharded."""
+  sums = jax.tree_util.tree_leaves_with_path(jax.device_get(jax.tree.map(_sum_of_hashes, tree)))
+  named = {jax.tree_util.keystr(path, simple=True, separator="/"): int(total) for path, total in sums}
+  return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@jax.jit
+def _sum_of_hashes(leaf: jax.Array) -> jax.Array:
+  """Of every element's bits and place; as a sum of integers it depends on no order."""
+  word = leaf.astype(jnp.uint32)
+  if jnp.issubdtype(leaf.dtype, jnp.floating):
+    word = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+  place = jnp.zeros(leaf.shape, jnp.uint32)
+  for axis in range(leaf.ndim):
+    stride = 0x9E3779B9 * math.prod(leaf.shape[axis + 1:]) % 2**32
+    place += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+  word ^= place
+  # not linear, so that a change of all elements alike, such as of their signs, does not cancel out
+  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+    word = (word ^ (word >> shift)) * jnp.uint32(factor)
+  return jnp.sum(word ^ (word >> 16), dtype=jnp.uint32)
 
 
 def flops_per_token(config: ModelConfig, seq_len: int) -> float:

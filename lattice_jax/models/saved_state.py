@@ -11,22 +11,28 @@ import jax
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
-from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.models.decoder import init_state
+from lattice_jax.models.parameters import content_digest
 
-_FORMAT = "lattice_jax state 1"
+_FORMAT = "lattice_jax state 2"  # 1 did not say whose weights had read the text
 
 
-def save_state(path: Path, model: ModelConfig, state: Any, max_len: int) -> None:
-  """Writes a state of the shapes of `init_state(model, batch, max_len)` as safetensors; no code, no pickle."""
+def save_state(path: Path, model: ModelConfig, variables: Any, state: Any, max_len: int) -> None:
+  """Writes a state of the shapes of `init_state(model, batch, max_len)` as safetensors; no code, no pickle.
+
+  variables: by which the text was read; the file keeps their digest.
+  """
   arrays = _named(state)
   batch = min(leaf.shape[1] for leaf in arrays.values())
-  about = {"format": _FORMAT, "batch": batch, "max_len": max_len, "cache": dataclasses.asdict(model.cache)}
+  about = {
+    "format": _FORMAT, "batch": batch, "max_len": max_len, "model": dataclasses.asdict(model),
+    "weights": content_digest(variables)}
   save_file(arrays, path, metadata={"about": json.dumps(about)})
 
 
-def load_state(path: Path, model: ModelConfig) -> Any:
-  """The state that `save_state` wrote for the same model and cache policy.
+def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
+  """The state that `save_state` wrote for the same model, weights and cache policy.
 
   Raises:
     ValueError: the file is damaged, or is the state of another model or policy.
@@ -39,13 +45,14 @@ def load_state(path: Path, model: ModelConfig) -> Any:
     raise ValueError(f"{path} cannot be read as a saved state ({error}); save it again.") from error
   about = _about(metadata)
   if about is None:
-    raise ValueError(f"{path} is no saved state of a decoder; save one with models.saved_state.save_state.")
-  ours = _fields(model.cache)
+    raise ValueError(
+      f"{path} is no saved state of a decoder, or does not say which weights read the text; save it again with "
+      "models.saved_state.save_state.")
+  ours = _fields(dataclasses.asdict(model))
   # what an older file does not say was not there to be changed
-  for name, value in (_fields(CacheConfig()) | about["cache"]).items():
+  for name, value in (_fields(dataclasses.asdict(ModelConfig())) | _fields(about["model"])).items():
     if ours[name] != value:
-      raise ValueError(
-        f"{path} was saved with model.cache.{name}={value!r}, and the model has {ours[name]!r}; set it to {value!r}.")
+      raise ValueError(f"{path} was saved with {name}={value}, and the model has {ours[name]}; set it to {value}.")
   template = jax.eval_shape(lambda: init_state(model, about["batch"], about["max_len"]))
   wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(template).items()}
   given = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
@@ -53,6 +60,8 @@ def load_state(path: Path, model: ModelConfig) -> Any:
     name = sorted(dict(wanted.items() ^ given.items()))[0]
     raise ValueError(f"{path} is the state of another model: its {name} differs from this model's; load the model that "
                      "read the text.")
+  if about["weights"] != content_digest(variables):
+    raise ValueError(f"{path} is what other weights made of the text; load the model that read it.")
   return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[_name(path)], template)
 
 
@@ -65,8 +74,12 @@ def _about(metadata: dict[str, str]) -> dict[str, Any] | None:
     return None
 
 
-def _fields(cache: CacheConfig) -> dict[str, Any]:
-  return json.loads(json.dumps(dataclasses.asdict(cache)))
+def _fields(section: dict[str, Any], name: str = "model") -> dict[str, str]:
+  """The fields of a config by their whole names, as JSON."""
+  found = {}
+  for key, value in section.items():
+    found |= _fields(value, f"{name}.{key}") if isinstance(value, dict) else {f"{name}.{key}": json.dumps(value)}
+  return found
 
 
 def _named(state: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import argparse
 import os
 import shlex
 import sys
-from pathlib import Path
 
 import jax
 
-from lattice_jax.arguments import positive, some_of
+from lattice_jax.arguments import Parser, of, path, positive, some_of
 from lattice_jax.bench.report import describe_machine
 from lattice_jax.dispatch import OVERRIDE
+from lattice_jax.domains import Names, did_you_mean
 from lattice_jax.runtime import run_script
 from lattice_jax.self_check import report
 from lattice_jax.self_check.cases import Sizes, make_cases
@@ -27,6 +27,10 @@ from lattice_jax.self_check.check import DTYPES, Row, check
 def main(arguments: list[str]) -> int:
   """The exit status."""
   parsed = parse(arguments)
+  ops = {case.op for case in make_cases(Sizes())}
+  for op in parsed.ops:
+    if op not in ops:
+      raise ValueError(f"--ops={op} is not one of {', '.join(sorted(ops))}.{did_you_mean(op, ops)}")
   os.environ.pop(OVERRIDE, None)  # it would replace every implementation by one
   impls = ("xla", "interpret" if jax.default_backend() == "cpu" else "pallas")
   machine = describe_machine()
@@ -36,7 +40,7 @@ def main(arguments: list[str]) -> int:
   for dtype in parsed.dtypes:
     sizes = Sizes(parsed.tokens, parsed.heads, parsed.width, parsed.width, dtype)
     for case in make_cases(sizes):
-      if not parsed.ops or case.op in parsed.ops.split(","):
+      if not parsed.ops or case.op in parsed.ops:
         for row in check(case, impls, dtype):
           rows.append(row)
           print_now(report.line(row))
@@ -48,15 +52,14 @@ def main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog="python -m lattice_jax.self_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(__doc__, prog="python -m lattice_jax.self_check")
   parser.add_argument("--tokens", type=positive, default=Sizes.tokens)
   parser.add_argument("--heads", type=positive, default=Sizes.heads)
   parser.add_argument("--width", type=positive, default=Sizes.width,
                       help="of keys and values, and slots or codes of a head")
-  parser.add_argument("--ops", default="", help="only these, separated by commas")
+  parser.add_argument("--ops", type=of(Names()), default=(), help="only these, separated by commas")
   parser.add_argument("--dtypes", type=some_of(*DTYPES), default=",".join(DTYPES), help="of activations")
-  parser.add_argument("--out", type=Path, help="folder for a README.md with the table")
+  parser.add_argument("--out", type=path, help="folder for a README.md with the table")
   return parser.parse_args(arguments)
 
 

@@ -28,6 +28,12 @@ def short_values(values: Sequence[Value]) -> dict[Value, str]:
   return {value: str(value)[start:] for value in values}
 
 
+def metric_label(metric: str) -> str:
+  """What an axis says: "bits per byte on validation (cold)" for eval_validation_cold/bits_per_byte."""
+  found = re.fullmatch(r"eval_([a-z]+)_([a-z]+)/(\w+)", metric)
+  return f"{found[3].replace('_', ' ')} on {found[1]} ({found[2]})" if found else metric
+
+
 def grid_ids(parameters: Sequence[Parameter], settings: Sequence[dict[str, Value]]) -> list[str]:
   """As in codes=256_seed=1; numbers where that would be too long or not unique."""
   varying = [parameter for parameter in parameters if len(parameter.choices()) > 1]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Protocol, runtime_checkable
 
+from lattice_jax.domains import Number, checked
+
 Value = bool | int | float | str
 
 _TAIL = 1e-6  # probability that is cut off each end of a normal distribution
+_MOST_STEPS = 2**53  # whole numbers that a float tells apart
 _DIGITS = 12  # significant digits of a multiple of q, so that 3 × 0.1 is 0.3
 
 
@@ -31,8 +35,16 @@ class Choice:
   name: str
   values: tuple[Value, ...]
 
+  def num_choices(self) -> int | None:
+    """How many values there are; None where they cannot be counted."""
+    return len(self.values)
+
   def choices(self) -> tuple[Value, ...] | None:
     """All values in order; None where they cannot be counted."""
+    return self.values
+
+  def bounds(self) -> tuple[Value, ...]:
+    """Values that say of all whether they may be."""
     return self.values
 
   def draw(self, drawing: Drawing) -> Value:
@@ -49,8 +61,14 @@ class Interval:
   high: float
   log: bool = False
 
+  def num_choices(self) -> None:
+    return None
+
   def choices(self) -> None:
     return None
+
+  def bounds(self) -> tuple[Value, ...]:
+    return self.low, self.high
 
   def draw(self, drawing: Drawing) -> Value:
     return drawing.suggest_float(self.name, self.low, self.high, log=self.log)
@@ -65,9 +83,16 @@ class Steps:
   high: float
   q: float
 
+  def num_choices(self) -> int:
+    low, high = self._bounds()
+    return max(0, high - low + 1)
+
   def choices(self) -> tuple[Value, ...]:
     low, high = self._bounds()
     return tuple(self._multiple(count) for count in range(low, high + 1))
+
+  def bounds(self) -> tuple[Value, ...]:
+    return tuple(self._multiple(count) for count in self._bounds())
 
   def draw(self, drawing: Drawing) -> Value:
     return self._multiple(drawing.suggest_int(self.name, *self._bounds()))
@@ -87,8 +112,14 @@ class Normal:
   mu: float
   sigma: float
 
+  def num_choices(self) -> None:
+    return None
+
   def choices(self) -> None:
     return None
+
+  def bounds(self) -> tuple[Value, ...]:
+    return tuple(NormalDist(self.mu, self.sigma).inv_cdf(part) for part in (_TAIL, 1 - _TAIL))
 
   def draw(self, drawing: Drawing) -> Value:
     return NormalDist(self.mu, self.sigma).inv_cdf(drawing.suggest_float(self.name, _TAIL, 1 - _TAIL))
@@ -111,7 +142,7 @@ def parse_parameter(name: str, entry: Any) -> Parameter:
     raise ValueError(f"parameter {name} is nested; write each of its parameters as one name, as in {name}.NAME.")
   distribution = _distribution(name, entry)
   given, known = set(entry) - {"distribution"}, FIELDS[distribution]
-  for field in sorted(given - {field.strip("[]") for field in known}):
+  for field in sorted(map(str, given - {field.strip("[]") for field in known})):
     raise ValueError(f"parameter {name}: {field!r} is not a field of distribution {distribution}, which has "
                      f"{', '.join(known)}.")
   for field in known:
@@ -123,7 +154,7 @@ def parse_parameter(name: str, entry: Any) -> Parameter:
 def _distribution(name: str, entry: dict[str, Any]) -> str:
   """The one that is named, or the one that W&B takes for these fields."""
   if "distribution" in entry:
-    if entry["distribution"] not in FIELDS:
+    if entry["distribution"] not in tuple(FIELDS):
       raise ValueError(
         f"parameter {name}: distribution {entry['distribution']!r} is not one of {', '.join(FIELDS)}.")
     return entry["distribution"]
@@ -157,7 +188,7 @@ def _build(name: str, distribution: str, entry: dict[str, Any]) -> Parameter:
   if distribution == "int_uniform":
     if not (isinstance(low, int) and isinstance(high, int)):
       raise ValueError(f"parameter {name}: min={low} and max={high} of int_uniform must be whole numbers.")
-    return Steps(name, low, high, 1)
+    return _steps(name, low, high, 1)
   if distribution == "q_uniform":
     return _steps(name, low, high, _number(name, "q", entry["q"]) if "q" in entry else 1)
   if distribution == "log_uniform_values" and low <= 0:
@@ -168,8 +199,11 @@ def _build(name: str, distribution: str, entry: dict[str, Any]) -> Parameter:
 def _steps(name: str, low: float, high: float, q: float) -> Steps:
   if q <= 0:
     raise ValueError(f"parameter {name}: q={q} must be positive.")
+  if not max(abs(low), abs(high)) < _MOST_STEPS * q:
+    raise ValueError(f"parameter {name}: between 0 and min={low} or max={high} lie more than {_MOST_STEPS:,} multiples "
+                     f"of {q}; use smaller numbers, or the distribution uniform.")
   steps = Steps(name, low, high, q)
-  if not steps.choices():
+  if not steps.num_choices():
     raise ValueError(f"parameter {name}: no multiple of q={q} lies between min={low} and max={high}.")
   return steps
 
@@ -177,6 +211,8 @@ def _steps(name: str, low: float, high: float, q: float) -> Steps:
 def _number(name: str, field: str, value: Any) -> int | float:
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise ValueError(f"parameter {name}: {field}={value!r} must be a number.{_yaml_hint(value)}")
+  if not abs(value) <= sys.float_info.max:  # which NaN is not either
+    raise ValueError(f"parameter {name}: {field}={value} must be finite.")
   return value
 
 
@@ -185,6 +221,8 @@ def _scalar(name: str, value: Any) -> Value:
     raise ValueError(f"parameter {name}: {value!r} must be a number, a text, true or false.")
   if _yaml_hint(value):
     raise ValueError(f"parameter {name}: {value!r} is a text.{_yaml_hint(value)}")
+  if isinstance(value, float):
+    checked(Number(float), f"parameter {name}: value", value)
   return value
 
 

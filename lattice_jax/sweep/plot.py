@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.inspect.plots import COLORS, new_figure, save_figure
-from lattice_jax.sweep.labels import short_names
+from lattice_jax.sweep.labels import metric_label, short_names
 from lattice_jax.sweep.parameters import Value
 from lattice_jax.sweep.table import Row, Table, spread
 
@@ -79,7 +79,7 @@ def _plot_numbers(table: Table, choice: str, numbers: dict[Value, float], axes: 
     axes.set_xticks(everything, [f"{value:g}" for value in everything])
     axes.minorticks_off()
   axes.set_xlabel(word or short_names(list(table.varying))[name])
-  axes.set_ylabel(table.sweep.metric)
+  axes.set_ylabel(_metric_of(table))
 
 
 def _plot_categories(table: Table, name: str, axes: Any) -> None:
@@ -90,10 +90,16 @@ def _plot_categories(table: Table, name: str, axes: Any) -> None:
     axes.errorbar(
       [mean for _, mean, _ in points], places, xerr=[sd for _, _, sd in points], marker="o", linestyle="none",
       capsize=3, color=_color(index, groups), label=label)
-  axes.set_yticks(range(len(best_first)), [table.varying[name][value] for value in best_first])
+  axes.set_yticks(range(len(best_first)), [table.shown[name][value] for value in best_first])
   axes.set_ylim(len(best_first) - 0.5, -0.5)  # the best on top
   axes.set_ylabel(short_names(list(table.varying))[name])
-  axes.set_xlabel(table.sweep.metric)
+  axes.set_xlabel(_metric_of(table))
+
+
+def _metric_of(table: Table) -> str:
+  """The axis, and what its bars are."""
+  has_spread = any(len(row.results) > 1 for row in table.rows)
+  return metric_label(table.sweep.metric) + ("\nbars: standard deviation over seeds" if has_spread else "")
 
 
 def _color(index: int, groups: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ class Runner:
 
   def run(self) -> int:
     """The number of the signal that stopped it, 0 where every trial was tried."""
-    with locked(self._workdir), stop_request() as request:
+    with locked(self._workdir), stop_request(lambda name: None) as request:
       while True:
         while not request.received and len(self._running) < self._jobs and self._next < self._search.total:
           self._begin(self._search.trial(self._next))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from lattice_jax.config import Config
+from lattice_jax.domains import Text, did_you_mean
+from lattice_jax.fields import find
 from lattice_jax.sweep.parameters import Choice, Parameter, Value, parse_parameter
+from lattice_jax.sweep.strict_yaml import read_yaml
 
 METHODS = ("grid", "random", "bayes")
+MAX_GRID = 100_000
+_QUOTED = 200  # characters of either end of a long sentence
 _KEYS = ("program", "method", "metric", "parameters", "command", "run_cap", "name", "description", "project", "entity")
 _REFUSED = {
   "early_terminate": "trials are not cut short offline; remove it, or run the sweep online with `wandb sweep`"}
@@ -53,16 +57,21 @@ class Sweep:
 def read_sweep(path: Path) -> Sweep:
   """Raises ValueError, one sentence, where the file is not a sweep that can be run offline."""
   try:
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-  except (yaml.YAMLError, UnicodeDecodeError) as error:
-    raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}.") from error
+    raw = read_yaml(path.read_text(encoding="utf-8"))
   except OSError as error:
     raise ValueError(f"{path} cannot be read ({error.strerror}); give a file such as configs/sweeps/NAME.yaml.") \
       from error
+  except ValueError as error:
+    raise ValueError(f"{path} is not readable YAML: {_shortened(' '.join(str(error).split())).rstrip('.')}.") from error
   try:
     return _parse(path, raw)
   except ValueError as error:
-    raise ValueError(f"{path}: {error}") from error
+    raise ValueError(f"{path}: {_shortened(str(error))}") from error
+
+
+def _shortened(text: str) -> str:
+  """A sentence that quotes what the file says, which may be long; what to do stands at its end."""
+  return text if len(text) <= 2 * _QUOTED else f"{text[:_QUOTED]} … {text[-_QUOTED:]}"
 
 
 def _parse(path: Path, raw: Any) -> Sweep:
@@ -72,7 +81,7 @@ def _parse(path: Path, raw: Any) -> Sweep:
     if key in _REFUSED:
       raise ValueError(f"{key!r}: {_REFUSED[key]}.")
     if key not in _KEYS:
-      raise ValueError(f"{key!r} is not one of {', '.join(_KEYS)}.{_did_you_mean(str(key), _KEYS)}")
+      raise ValueError(f"{key!r} is not one of {', '.join(_KEYS)}.{did_you_mean(str(key), _KEYS)}")
   for key in ("program", "method", "metric", "parameters"):
     if key not in raw:
       raise ValueError(f"{key!r} is missing.")
@@ -106,12 +115,29 @@ def _metric(raw: Any) -> tuple[str, bool]:
 
 def _checked(parameters: tuple[Parameter, ...], method: str) -> tuple[Parameter, ...]:
   for parameter in parameters:
-    if method == "grid" and parameter.choices() is None:
+    _check_field(parameter)
+    if method == "grid" and parameter.num_choices() is None:
       raise ValueError(f"parameter {parameter.name}: a grid cannot go through a continuous distribution; use values, "
                        "q_uniform, or method random.")
   if all(isinstance(parameter, Choice) and len(parameter.values) == 1 for parameter in parameters):
     raise ValueError("every parameter is a constant; give one of them several values.")
+  count = math.prod(parameter.num_choices() or 1 for parameter in parameters)
+  if method == "grid" and count > MAX_GRID:
+    raise ValueError(f"the grid has {count:,} trials, and at most {MAX_GRID:,} can be gone through; use fewer values, "
+                     "or method random with a run_cap.")
   return parameters
+
+
+def _check_field(parameter: Parameter) -> None:
+  """What a field of the config may not be is known before any trial."""
+  if not parameter.name.startswith("config."):
+    return
+  domain = find(Config, parameter.name.removeprefix("config."))
+  for value in parameter.bounds():
+    try:
+      (Text() if domain is None else domain).parse(str(value))
+    except ValueError as error:
+      raise ValueError(f"parameter {parameter.name}: {value} {error}") from error
 
 
 def _command(raw: Any) -> tuple[str, ...]:
@@ -140,7 +166,3 @@ def _run_cap(raw: dict[str, Any]) -> int | None:
     raise ValueError(f"run_cap={cap!r} must be a positive whole number.")
   return cap
 
-
-def _did_you_mean(given: str, allowed: tuple[str, ...]) -> str:
-  close = difflib.get_close_matches(given, allowed, n=1)
-  return f" Did you mean {close[0]!r}?" if close else ""

@@ -11,23 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.metrics import Record, read_jsonl
+from lattice_jax.config_checks import parse_config
+from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.models.state_size import describe_state
+from lattice_jax.run_file import read_run
 from lattice_jax.sweep.labels import is_seed, short_names, short_values
-from lattice_jax.sweep.parameters import Value
+from lattice_jax.sweep.parameters import Choice, Value
 from lattice_jax.sweep.spec import Sweep
-from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records, read_run
+from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records
 
 Setting = tuple[tuple[str, Value], ...]
 
 
 @dataclass(frozen=True)
 class Result:
-  """What a trial that is done found. beyond: bits per byte or dim at positions from the key on."""
+  """What a trial that is done found. beyond: bits per byte or dim at positions from the key on.
+
+  memory: its name, as in lattice or window+lattice; state: numbers that it holds in a layer. Both "" of a program that
+  is not ours.
+  """
 
   seeds: Setting
   metric: float
   beyond: dict[int, float]
   parameters: int
+  memory: str
+  state: str
   tokens_per_second: float
   commit: str | None
 
@@ -64,7 +73,11 @@ def spread(values: Sequence[float]) -> Spread:
 
 @dataclass(frozen=True)
 class Table:
-  """A sweep as far as it has come. reference: the row that differences are taken to, pair by pair of equal seeds."""
+  """A sweep as far as it has come.
+
+  reference: the row that differences are taken to, pair by pair of equal seeds. foreign: trials in the folder that the
+  sweep's file, as it now reads, does not have; they are left out.
+  """
 
   sweep: Sweep
   command: str
@@ -73,6 +86,7 @@ class Table:
   reference: Row | None
   failed: tuple[TrialRecord, ...]
   unfinished: int
+  foreign: int
 
   @property
   def columns(self) -> dict[str, Callable[[Result], float]]:
@@ -87,14 +101,25 @@ class Table:
     for parameter in self.sweep.parameters:
       found = {dict(row.setting)[parameter.name] for row in self.rows if not is_seed(parameter.name)}
       if len(found) > 1:
-        ordered = parameter.choices() or sorted(found)
-        shown[parameter.name] = short_values([value for value in ordered if value in found])
+        ordered = [value for value in parameter.values if value in found] if isinstance(parameter, Choice) \
+          else sorted(found)
+        shown[parameter.name] = short_values(ordered)
     return shown
 
   @property
   def commits(self) -> list[str]:
     """Of the code that trained."""
     return sorted({str(result.commit) for row in self.rows for result in row.results})
+
+  @property
+  def shown(self) -> dict[str, dict[Value, str]]:
+    """`varying` for readers, who are told which memory a value called base has."""
+    return {name: {value: self._with_memory(name, value, text) for value, text in texts.items()}
+            for name, texts in self.varying.items()}
+
+  def _with_memory(self, name: str, value: Value, text: str) -> str:
+    memories = {row.results[0].memory for row in self.rows if dict(row.setting)[name] == value}
+    return f"{memories.pop()} (base)" if text == "base" and len(memories) == 1 and "" not in memories else text
 
   def label(self, row: Row) -> str:
     """As in codes=256,window=64."""
@@ -112,7 +137,8 @@ class Table:
 
 def make_table(sweep: Sweep, workdir: Path, *, total: int, command: str, beyond: Sequence[int], against: str) -> Table:
   """against: "" for no differences, "first" for those to the best row, or the label of a row, as in codes=256."""
-  records = read_records(workdir)
+  found = read_records(workdir)
+  records = [record for record in found if _is_of(sweep, record)]
   done = [record for record in records if record.state == DONE]
   by_setting: dict[Setting, list[Result]] = {}
   for record in done:
@@ -122,10 +148,21 @@ def make_table(sweep: Sweep, workdir: Path, *, total: int, command: str, beyond:
     (Row(setting, tuple(results)) for setting, results in by_setting.items()),
     key=lambda row: statistics.fmean(row.values(lambda result: result.metric).values()), reverse=sweep.maximize)
   failed = tuple(record for record in records if record.state == FAILED)
-  table = Table(sweep, command, tuple(rows), tuple(beyond), None, failed, total - len(done) - len(failed))
+  table = Table(
+    sweep, command, tuple(rows), tuple(beyond), None, failed, unfinished=total - len(done) - len(failed),
+    foreign=len(found) - len(records))
   if not against or not rows:
     return table
   return Table(**vars(table) | {"reference": _find(table, against)})
+
+
+def _is_of(sweep: Sweep, record: TrialRecord) -> bool:
+  """Whether the sweep, as its file now reads, has this trial; a folder may hold those of an older file too."""
+  parameters = {parameter.name: parameter for parameter in sweep.parameters}
+  return (
+    parameters.keys() == record.values.keys() and record.arguments == sweep.arguments(record.values)
+    and all(record.values[name] in parameter.values for name, parameter in parameters.items()
+            if isinstance(parameter, Choice)))
 
 
 def _find(table: Table, against: str) -> Row:
@@ -137,12 +174,20 @@ def _find(table: Table, against: str) -> Row:
 
 def _read_result(record: TrialRecord, folder: Path, sweep: Sweep, beyond: Sequence[int]) -> Result:
   metric, line = read_evaluation(folder, sweep.metric)
-  run = read_run(folder)
-  speeds = [line["tokens_per_second"] for line in read_jsonl(folder / "metrics.jsonl") if "split" not in line]
+  run = read_run(folder, "parameters", "git_commit")
+  memory, state = _memory_of(run)
+  speeds = [line["tokens_per_second"] for line in read_metric_lines(folder / "metrics.jsonl") if "split" not in line]
   return Result(
     seeds=tuple(item for item in record.values.items() if is_seed(item[0])), metric=metric,
     beyond={start: bits_beyond(line, start, folder) for start in beyond}, parameters=run["parameters"],
-    tokens_per_second=statistics.median(speeds), commit=run["git_commit"])
+    memory=memory, state=state, tokens_per_second=statistics.median(speeds), commit=run["git_commit"])
+
+
+def _memory_of(run: dict[str, Any]) -> tuple[str, str]:
+  if "config" not in run:
+    return "", ""
+  config = parse_config(run["config"])
+  return "+".join(config.model.pattern), describe_state(config.model, config.data.seq_len)
 
 
 def bits_beyond(line: Record, start: int, folder: Path) -> float:
@@ -170,7 +215,7 @@ def _record(table: Table, row: Row) -> dict[str, Any]:
     if table.reference is not None:
       record |= _fields(f"{name} difference", table.difference(row, of))
   return record | {
-    "parameters": row.results[0].parameters,
+    "parameters": row.results[0].parameters, "state": row.results[0].state,
     "tokens_per_second": statistics.median(result.tokens_per_second for result in row.results),
     "commit": ", ".join(sorted({str(result.commit) for result in row.results})), "command": table.command,
     "by_seed": [
@@ -187,23 +232,31 @@ def markdown(table: Table) -> str:
   head = [*names.values(), "trials"]
   for name in table.columns:
     head += [name] if table.reference is None else [name, f"Δ to {table.label(table.reference)}"]
-  lines = [[*head, "parameters", "tokens/s"], ["---"] * len(names) + ["---:"] * (len(head) - len(names) + 2)]
+  has_state = any(row.results[0].state for row in table.rows)
+  head += ["parameters", *["state of a layer"] * has_state, "tokens/s"]
+  lines = [head, ["---"] * len(names) + ["---:"] * (len(head) - len(names))]
   for row in table.rows:
-    cells = [shown[dict(row.setting)[name]] for name, shown in table.varying.items()] + [str(len(row.results))]
+    cells = [shown[dict(row.setting)[name]] for name, shown in table.shown.items()] + [str(len(row.results))]
     for of in table.columns.values():
       cells.append(spread(list(row.values(of).values())).text())
       if table.reference is not None:
         difference = table.difference(row, of)
         cells.append(difference.text("+") if difference else "–")
     speed = statistics.median(result.tokens_per_second for result in row.results)
-    lines.append([*cells, f"{row.results[0].parameters:,}", f"{speed:,.0f}"])
+    cells += [f"{row.results[0].parameters:,}", *[row.results[0].state] * has_state, f"{speed:,.0f}"]
+    lines.append(cells)
   origin = (f"Trained at commit {', '.join(table.commits) or 'none yet'}. Mean ± sample standard deviation over seeds; "
             "tokens/s: median over updates.")
+  if has_state:
+    origin += (" State of a layer: floating-point numbers of a row by part, heads together; «tail»: of the "
+               "convolutions.")
   text = [f"# {table.sweep.title}", "", f"    {table.command}", "", origin, "",
           *(f"| {' | '.join(cells)} |" for cells in lines)]
   if table.failed or table.unfinished:
     text += ["", f"{table.unfinished} trial(s) not finished, {len(table.failed)} failed."]
     text += [f"- {record.id}: {record.error}" for record in table.failed]
+  if table.foreign:
+    text += ["", f"{table.foreign} trial(s) in the folder are not of this sweep file and are left out."]
   return "\n".join(text) + "\n"
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from lattice_jax.metrics import Record, read_jsonl
+from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.run_file import read_run
 from lattice_jax.sweep.parameters import Value
 from lattice_jax.writers.base import series
 
@@ -67,20 +67,12 @@ def check_arguments(record: TrialRecord | None, arguments: list[str], folder: Pa
 
 def read_evaluation(folder: Path, metric: str) -> tuple[float, Record]:
   """(the metric, the line it stands in) of a trial's last evaluation. Raises ValueError where there is none."""
-  run = read_run(folder)
+  run = read_run(folder, "unit")
   known: dict[str, tuple[float, Record]] = {}
-  for line in read_jsonl(folder / "metrics.jsonl"):
+  for line in read_metric_lines(folder / "metrics.jsonl"):
     if "split" in line:
       known |= {name: (value, line) for name, value in series(line, run["unit"]).items()}
   if metric not in known:
     raise ValueError(
       f"{folder}/metrics.jsonl has no {metric}; it has {', '.join(sorted(known)) or 'no evaluation'}.")
   return known[metric]
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-  """run.json, which training writes at its start."""
-  path = folder / "run.json"
-  if not path.exists():
-    raise ValueError(f"{path} is missing; the program must write it, as train.py does.")
-  return json.loads(path.read_text(encoding="utf-8"))

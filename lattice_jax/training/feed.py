@@ -32,6 +32,16 @@ class Feed:
   seconds: float
 
 
+@dataclass(frozen=True)
+class Pending:
+  """A call whose metrics have not been read."""
+
+  feed: Feed
+  metrics: Any
+  started: float
+  waited: float
+
+
 def dispatch_size(config: Config, step: int, extra_boundaries: tuple[int, ...] = ()) -> int:
   """Updates of the call that starts at `step`: no save, evaluation or other boundary falls inside it."""
   periods = [period for period in (config.train.save_every, config.train.eval_every) if period]

@@ -16,28 +16,33 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lattice_jax.checkpoint import Checkpoints, load_variables, read_run
+from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import Source, load_source
 from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate_protocols
-from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters, flops_per_token
-from lattice_jax.runtime import Stop
-from lattice_jax.sharding import check_batch, make_mesh, tree_bytes
+from lattice_jax.run_file import FILE, read_run
+from lattice_jax.runtime import CLOSING_TIMEOUT, Stop, within
+from lattice_jax.sharding import check_batch, make_mesh
 from lattice_jax.together import check_agreement, failing_together
-from lattice_jax.training.feed import Feed, dispatch_size, fetch
+from lattice_jax.training.feed import Feed, Pending, dispatch_size, fetch
+from lattice_jax.training.init_from import complete, load_start
+from lattice_jax.training.introduction import check_vocabulary, introduction
 from lattice_jax.training.reporter import Reporter, peak_flops
 from lattice_jax.training.signals import StopRequest, stop_request
-from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state, make_optimizer
+from lattice_jax.training.state import TrainState, abstract_state, create_state, make_optimizer
 from lattice_jax.training.step import make_program
+from lattice_jax.training.trace import Trace
 from lattice_jax.training.workdir import (
+  check_run_file,
   check_same_run,
   describe_run,
   dump_update,
   evaluated_steps,
   locked,
+  with_history,
   write_json,
 )
 from lattice_jax.writers import RunInfo, Writers, check_writers
@@ -47,22 +52,12 @@ from lattice_jax.writers import RunInfo, Writers, check_writers
 class Options:
   """What the command line adds to a config.
 
-  init_from: workdir whose newest parameters and buffers a new run starts with.
+  init_from: a pretrained model, or a workdir whose newest parameters and buffers a new run starts with.
   profile: (start, stop): a `jax.profiler` trace of updates start … stop − 1 goes to workdir/profile.
   """
 
-  init_from: Path | None = None
+  init_from: str | Path | None = None
   profile: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Pending:
-  """A call whose metrics have not been read."""
-
-  feed: Feed
-  metrics: Any
-  started: float
-  waited: float
 
 
 def train(config: Config, workdir: Path, options: Options | None = None) -> TrainState:
@@ -73,16 +68,22 @@ def train(config: Config, workdir: Path, options: Options | None = None) -> Trai
     Stop: a signal came (everything is saved), or a loss was not finite (the update is dumped for replay).
   """
   check_writers(config.train.writers)
+  options = options or Options()
+  with failing_together():
+    config = complete(config, options.init_from)
   mesh = make_mesh(config.mesh)
   check_batch(config, mesh)
   with locked(workdir), jax.set_mesh(mesh):
-    run = Run(config, workdir, options or Options(), mesh)
+    run = Run(config, workdir, options, mesh)
     try:
       # a signal before this has nothing to save and ends the program as it always does
-      with stop_request() as request:
-        return run.loop(request)
-    finally:
-      run.close()
+      with stop_request(run.answer) as request:
+        state = run.loop(request)
+    except BaseException:
+      within(CLOSING_TIMEOUT, run.close)
+      raise
+    run.close()
+    return state
 
 
 class Run:
@@ -95,8 +96,9 @@ class Run:
       self.eval_source: Source = load_source(config.data, config.eval.split)
       self.tokenizer: Tokenizer = get_tokenizer(config.data)
       check_vocabulary(config, self.tokenizer)
-      if (workdir / "run.json").exists():
-        check_same_run(workdir, read_run(workdir), config, self.source.fingerprint)
+      earlier = read_run(workdir, "config", "data_fingerprint") if (workdir / FILE).exists() else None
+      if earlier is not None:
+        check_same_run(workdir, earlier, config, self.source.fingerprint)
     check_agreement({"the config": repr(config), "the data": self.source.fingerprint, "jax": jax.__version__})
     self.checkpoints = Checkpoints(
       workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
@@ -107,16 +109,18 @@ class Run:
         f"raise train.steps, or choose another --workdir.")
     self.saved_step = self.step
     parameters = count_parameters(self.state.params)
-    self.description = describe_run(config, self.source, parameters=parameters, mesh=mesh)
+    self.description, changes = describe_run(config, self.source, parameters=parameters, mesh=mesh), {}
+    if earlier is not None:
+      self.description, changes = with_history(self.description, earlier, self.step)
     with failing_together():
-      write_json(workdir / "run.json", self.description)
+      write_json(workdir / FILE, self.description)
       self.writers = Writers(
         config.train.writers, RunInfo(workdir, self.step, self.description, self.source.unit))
-    self._introduce(parameters, origin)
+    self._introduce(parameters, origin, changes)
     self.evaluated = evaluated_steps(workdir, config.eval.split, up_to=self.step)
     self.score: tuple[int, float] | None = None
     self.pending: Pending | None = None
-    self.is_tracing = False
+    self.trace = Trace(options.profile, workdir / "profile", self.writers.note)
 
   def loop(self, request: StopRequest) -> TrainState:
     """Runs what is left, or up to the next boundary after a signal; see the module's docstring for the order."""
@@ -142,12 +146,18 @@ class Run:
     if self.step < steps or self.step not in self.evaluated:
       raise Stop(f"stopped by {request.name} at step {self.step} of {steps}; everything is saved, and the same "
                  "command goes on from here.", 128 + request.number)
+    self.writers.note(f"done; next: python eval.py --workdir={self.workdir}")
     return self.state
+
+  def answer(self, signal_name: str) -> None:
+    """Says that a signal has come, which may be long before the next boundary."""
+    self.writers.note(
+      f"{signal_name} received: the run saves and stops when what it is in the middle of is done; a second Ctrl-C ends "
+      "it at once")
 
   def close(self) -> None:
     """Ends the trace, the writers and the checkpoint threads, also after a failure."""
-    if self.is_tracing:
-      jax.profiler.stop_trace()
+    self.trace.close()
     self.writers.close()
     self.checkpoints.close()
 
@@ -160,43 +170,32 @@ class Run:
         f"the checkpoint of step {step} in {self.workdir}", self.checkpoints.run_of(step), self.config,
         self.source.fingerprint)
       return state, step, f"resumed from the checkpoint of step {step}"
-    if self.options.init_from is None:
-      return create_state(self.config, self.mesh), 0, "from random parameters"
-    variables = {"params": abstract.params, "buffers": abstract.buffers}
-    step, variables = load_variables(self.options.init_from, variables)
-    state = create_state(self.config, self.mesh).replace(**variables)
-    return state, 0, f"from the parameters of {self.options.init_from} at step {step}"
+    variables, origin = load_start(self.config, self.options.init_from, abstract)
+    return create_state(self.config, self.mesh, variables), 0, origin
 
-  def _introduce(self, parameters: int, origin: str) -> None:
-    config, mesh = self.config, self.mesh
-    row_bytes = tree_bytes(jax.eval_shape(lambda: decoder.init_state(config.model, 1)))
-    peak, peak_text = peak_flops()
+  def _introduce(self, parameters: int, origin: str, changes: dict[str, tuple[Any, Any]]) -> None:
+    peak = peak_flops()
     self.reporter = Reporter(
-      config, self.writers, tokens_per_byte=self.source.num_targets / self.source.num_bytes,
-      flops_per_token=flops_per_token(config.model, config.data.seq_len), peak_flops=peak)
-    note = self.writers.note
-    note(f"{config.name}: {parameters:,} parameters ({tree_bytes(self.state.params) / 1e6:.1f} MB), optimizer "
-         f"{tree_bytes(self.state.opt_state) / 1e6:.1f} MB, memory {row_bytes / 1e3:.1f} kB a row, "
-         f"{'carried between updates' if carries_memory(config) else 'empty at every update'}")
-    spare = config.model.vocab - self.tokenizer.vocab_size
-    if spare:  # harmless, and wanted where a rounder number shards better
-      note(f"model.vocab={config.model.vocab} has {spare} rows more than data.tokenizer={config.data.tokenizer} has "
-           "tokens; they are never the answer")
-    note(f"mesh data {mesh.shape['data']} × model {mesh.shape['model']} of {jax.devices()[0].device_kind}, "
-         f"{jax.process_count()} process(es); peak {peak_text}")
-    note(f"data {self.source.name}: {len(self.source.tokens):,} tokens, {config.data.batch} rows × "
-         f"{config.data.update_len} tokens an update; {origin}, step {self.step} of {config.train.steps}")
+      self.config, self.writers, tokens_per_byte=self.source.num_targets / self.source.num_bytes,
+      flops_per_token=flops_per_token(self.config.model, self.config.data.seq_len), peak_flops=peak)
+    lines = introduction(
+      self.config, self.mesh, self.state, self.source, self.tokenizer, parameters=parameters, peak=peak,
+      origin=f"{origin}, step {self.step} of {self.config.train.steps}")
+    changed = [f"changed since the start before: {path}: {old} → {new}" for path, (old, new) in changes.items()]
+    for line in [*lines, *changed, *self.writers.hints()]:
+      self.writers.note(line)
 
   def _compile(self, feed: Feed) -> Any:
     """The executable, compiled for the shapes and shardings at hand: another call can never recompile."""
     start = time.perf_counter()
-    program = make_program(self.config, make_optimizer(self.config), self.mesh, self.state)
-    compiled = program.lower(self.state, feed.batches, np.int32(0), np.int32(0)).compile()
+    with self.writers.busy("compiling"):
+      program = make_program(self.config, make_optimizer(self.config), self.mesh, self.state)
+      compiled = program.lower(self.state, feed.batches, np.int32(0), np.int32(0)).compile()
     self.writers.note(f"compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 
   def _size(self, step: int) -> int:
-    return dispatch_size(self.config, step, self.options.profile or ())
+    return dispatch_size(self.config, step, self.trace.boundaries)
 
   def _fetch_ahead(self, batches: Any, metrics: Any) -> tuple[Feed | None, float]:
     """The data of the next call, while this one runs; the second result is the time that the devices stood idle."""
@@ -209,7 +208,7 @@ class Run:
   def _at_boundary(self, request: StopRequest) -> bool:
     """Evaluates, saves and starts or ends the trace, where the step or a signal asks for it; True where that is all."""
     config, step = self.config.train, self.step
-    self.checkpoints.check()
+    self._tell_saved()
     is_last = step >= config.steps
     is_eval_due = is_last or (step > 0 and config.eval_every > 0 and step % config.eval_every == 0)
     # asking all processes costs a round trip, so it is done about once a report
@@ -223,10 +222,12 @@ class Run:
     if is_save_due and step != self.saved_step:
       self._drain()
       self._save()
+    elif stopping or is_last:
+      self._flush()
     if stopping or is_last:
       self.checkpoints.wait()
-    if self.options.profile is not None:
-      self._trace(stopping or is_last)
+      self._tell_saved()
+    self.trace.at(step, must_end=stopping or is_last, drain=self._drain)
     return stopping or is_last
 
   def _evaluate(self, request: StopRequest) -> bool:
@@ -243,23 +244,23 @@ class Run:
     self.score = self.step, results[0].bits_per_byte
     return True
 
-  def _save(self) -> None:
+  def _flush(self) -> None:
+    """Has what was written on disk, or raises ValueError where it is not there any more."""
     self.writers.flush()
+    check_run_file(self.workdir)
+
+  def _tell_saved(self) -> None:
+    step = self.checkpoints.newly_saved()
+    if step is not None:
+      self.writers.note(f"saved the checkpoint of step {step}")
+
+  def _save(self) -> None:
+    self._flush()
+    self.checkpoints.wait()
+    self._tell_saved()
     score = self.score[1] if self.score is not None and self.score[0] == self.step else None
     self.checkpoints.save(self.step, self.state, self.description, score=score)
     self.saved_step = self.step
-
-  def _trace(self, must_end: bool) -> None:
-    start, stop = self.options.profile
-    if not self.is_tracing and start <= self.step < stop and not must_end:
-      self._drain()
-      jax.profiler.start_trace(self.workdir / "profile")
-      self.is_tracing = True
-    elif self.is_tracing and (self.step >= stop or must_end):
-      self._drain()
-      jax.profiler.stop_trace()
-      self.is_tracing = False
-      self.writers.note(f"trace of updates {start} to {self.step - 1} in {self.workdir / 'profile'}")
 
   def _drain(self) -> None:
     pending, self.pending = self.pending, None
@@ -290,11 +291,3 @@ class Run:
       f"the {what} of the update after step {step} is not finite (steps {feed.first_step} to "
       f"{feed.first_step + feed.count} ran together); batch, step and state before it are in {folder}, and "
       f"the same command with --workdir={folder} replays it; train.nan_skips allows such updates to be skipped.", 1)
-
-
-def check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
-  """The model must have an embedding for every token."""
-  if tokenizer.vocab_size > config.model.vocab:
-    raise ValueError(
-      f"model.vocab={config.model.vocab} is smaller than the {tokenizer.vocab_size} tokens of data.tokenizer="
-      f"{config.data.tokenizer}; set model.vocab={tokenizer.vocab_size}.")

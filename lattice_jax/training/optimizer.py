@@ -1,8 +1,8 @@
 """The update rule: clip, direction (AdamW, Lion, Adafactor), schedule and weight decay, blind to how layers are stored.
 
-A stacked parameter [L, …] must be updated as its L layers would be one by one: whether a leaf is decayed is read from
-its logical axes without `layers`, and a rule whose arithmetic mixes the elements of one tensor (Adafactor) is vmapped
-over that axis.
+A stacked parameter [L, …] must be updated as its L layers would be one by one: whether a leaf is decayed is a mark of
+its box, not a matter of its axes, and a rule whose arithmetic mixes the elements of one tensor (Adafactor) is vmapped
+over the axis of layers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from lattice_jax.config import OptimizerConfig
+from lattice_jax.layers.common import Weight
 from lattice_jax.training.adafactor import adafactor
 
 # Each takes the config and the tree that says which parameters are stacked over layers.
@@ -67,10 +68,14 @@ class Optimizer:
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
-  """Rate of the update with index `step`: the first has peak / warmup_steps, the last of `steps` final_fraction."""
-  warmup = max(config.warmup_steps, 1)
-  since_start = jnp.asarray(step, jnp.float32) + 1.0
-  rise = jnp.minimum(since_start / warmup, 1.0)
+  """Rate of the update with index `step`: the first has peak / warmup_steps, the last of `steps` final_fraction.
+
+  With `zero_start` all rates come one update later: the first is 0, but without warm-up the peak.
+  """
+  first = 0 if config.zero_start else 1
+  warmup = max(config.warmup_steps, first)
+  since_start = jnp.asarray(step, jnp.float32) + first
+  rise = jnp.minimum(since_start / warmup, 1.0) if warmup else 1.0
   progress = jnp.clip((since_start - warmup) / max(steps - warmup, 1), 0.0, 1.0)
   falls = {
     "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
@@ -82,18 +87,13 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) ->
 
 
 def decay_mask(boxed: Any) -> Any:
-  """True for parameters with at least two axes, not counting the axis of stacked layers."""
-  def is_decayed(leaf: Any) -> bool:
-    if _is_box(leaf):
-      return sum(name != "layers" for name in leaf.names) > 1
-    return leaf.ndim > 1
-
-  return jax.tree.map(is_decayed, boxed, is_leaf=_is_box)
+  """True for parameters that `layers.common.weight` made."""
+  return jax.tree.map(lambda leaf: isinstance(leaf, Weight), boxed, is_leaf=_is_box)
 
 
 def stacked_mask(boxed: Any) -> Any:
   """True for parameters whose first axis is that of stacked layers."""
-  return jax.tree.map(lambda leaf: _is_box(leaf) and leaf.names[0] == "layers", boxed, is_leaf=_is_box)
+  return jax.tree.map(lambda leaf: _is_box(leaf) and leaf.names[:1] == ("layers",), boxed, is_leaf=_is_box)
 
 
 def _is_box(leaf: Any) -> bool:

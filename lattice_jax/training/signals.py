@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from lattice_jax.runtime import leave
+
+_HEARING_SECONDS = 0.5  # that the main thread has to end in order
 
 
 class StopRequest:
@@ -35,9 +40,13 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-  """Collects the signals while the block runs; elsewhere than in the main thread there are none to collect."""
-  request = StopRequest()
+def stop_request(answer: Callable[[str], None]) -> Iterator[StopRequest]:
+  """Collects the signals while the block runs; elsewhere than in the main thread there are none to collect.
+
+  Python hears of a signal when its main thread comes out of what it is in, be it a compilation of minutes. A thread
+  that hears at once calls `answer` with the name of the first, and sees to it that a second Ctrl-C ends the program.
+  """
+  request, is_aborting = StopRequest(), threading.Event()
   if threading.current_thread() is not threading.main_thread():
     yield request
     return
@@ -45,12 +54,36 @@ def stop_request() -> Iterator[StopRequest]:
   def remember(number: int, frame: Any) -> None:
     del frame
     if number == signal.SIGINT and request.received == signal.SIGINT:
+      is_aborting.set()
       raise KeyboardInterrupt
     request.received = number
 
+  reading, writing = os.pipe()
+  os.set_blocking(writing, False)
+  answering = threading.Thread(target=_answer, args=(reading, answer, is_aborting), daemon=True)
+  answering.start()
   previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+  previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
   try:
     yield request
   finally:
+    signal.set_wakeup_fd(previous_fd)
     for number, handler in previous.items():
       signal.signal(number, handler)
+    os.close(writing)
+    answering.join()
+
+
+def _answer(reading: int, answer: Callable[[str], None], is_aborting: threading.Event) -> None:
+  received: list[int] = []
+  with open(reading, "rb", buffering=0) as numbers:
+    while byte := numbers.read(1):
+      if byte[0] not in (signal.SIGTERM, signal.SIGINT):
+        continue
+      is_second = byte[0] == signal.SIGINT and signal.SIGINT in received
+      if is_second and not is_aborting.wait(_HEARING_SECONDS):
+        leave(KeyboardInterrupt())
+      if not received:
+        with contextlib.suppress(ValueError):  # what cannot be written is told where it has to be
+          answer(signal.Signals(byte[0]).name)
+      received.append(byte[0])

@@ -52,11 +52,17 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unbox(boxed), shardings)
 
 
-def create_state(config: Config, mesh: Mesh) -> TrainState:
-  """The state before the first update; no array ever stands whole on one device, values do not depend on the mesh."""
-  shardings = _shardings(jax.eval_shape(lambda: _init_boxed(config)), config, mesh)
+def create_state(config: Config, mesh: Mesh, given: dict[str, Any] | None = None) -> TrainState:
+  """The state before the first update; no array ever stands whole on one device, values do not depend on the mesh.
+
+  given: fields that are there already, such as the parameters of another model; random ones are then not made.
+  """
+  given = given or {}
+  others = dict.fromkeys(given, ())
+  shardings = _shardings(jax.eval_shape(lambda: _init_boxed(config)), config, mesh).replace(**others)
   with jax.set_mesh(mesh):
-    return jax.jit(lambda: unbox(_init_boxed(config)), out_shardings=shardings)()
+    state = jax.jit(lambda: unbox(_init_boxed(config)).replace(**others), out_shardings=shardings)()
+  return state.replace(**given)
 
 
 def _init_boxed(config: Config) -> TrainState:

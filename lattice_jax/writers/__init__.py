@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
@@ -62,6 +62,17 @@ class Writers(Writer):
 
   def flush(self) -> None:
     self._tell(lambda writer: writer.flush())
+
+  @contextlib.contextmanager
+  def busy(self, what: str) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+      for writer in self._writers:
+        stack.enter_context(writer.busy(what))
+      yield
+
+  def hints(self) -> list[str]:
+    """Of all writers that have one."""
+    return [hint for hint in (writer.hint() for writer in self._writers) if hint]
 
   def close(self) -> None:
     for writer in self._writers:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lattice_jax.metrics import Record
 
@@ -43,21 +45,42 @@ class Writer:
     """Called after every evaluation."""
 
   def flush(self) -> None:
-    """Called before every checkpoint: what was written must survive the process."""
+    """Called before every checkpoint: what was written must survive the process, and must still be there."""
 
   def close(self) -> None:
     """Called once."""
+
+  def hint(self) -> str:
+    """How to look at what is written, where that needs to be said."""
+    return ""
+
+  @contextlib.contextmanager
+  def busy(self, what: str) -> Iterator[None]:
+    """Around something that takes long and has nothing to report."""
+    del what
+    yield
 
 
 @contextlib.contextmanager
 def writing(workdir: Path) -> Iterator[None]:
   """Turns the system's refusal to write into one sentence."""
+  goes_on = "run the same command: it goes on from the newest checkpoint, or starts anew where there is none."
   try:
     yield
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"{error.filename or workdir} is gone: something else removed it while the run went on; {goes_on}") from error
   except OSError as error:
     raise ValueError(
-      f"{workdir} cannot be written to ({error.strerror or error}); make room or give the right to write, then run the "
-      "same command: it goes on from the newest checkpoint, or starts anew where there is none.") from error
+      f"{workdir} cannot be written to ({error.strerror or error}); make room or give the right to write, then "
+      f"{goes_on}") from error
+
+
+def check_present(path: Path, file: TextIO | None = None) -> None:
+  """Raises FileNotFoundError where there is nothing at `path` any more, or something else than the open `file`."""
+  there = path.stat()
+  if file is not None and not os.path.samestat(there, os.fstat(file.fileno())):
+    raise FileNotFoundError(errno.ENOENT, "it was replaced", str(path))
 
 
 def series(record: Record, unit: str) -> dict[str, float]:

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.metrics import Record, read_jsonl
-from lattice_jax.writers.base import Writer
+from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.writers.base import Writer, check_present
 
 
 class JsonlWriter(Writer):
@@ -17,6 +17,7 @@ class JsonlWriter(Writer):
 
   def __init__(self, path: Path, start_step: int):
     drop_lines_after(path, start_step)
+    self._path = path
     self._file = path.open("a", encoding="utf-8")
 
   def update(self, record: Record) -> None:
@@ -31,20 +32,21 @@ class JsonlWriter(Writer):
   def flush(self) -> None:
     self._file.flush()
     os.fsync(self._file.fileno())
+    check_present(self._path, self._file)
 
   def close(self) -> None:
     self._file.close()
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-  """Rewrites a metrics.jsonl, in one rename, without the lines of later steps."""
+  """Rewrites a metrics.jsonl, in one rename, without the lines of later steps and those that are damaged."""
   if not path.exists():
     return
-  kept = "".join(json.dumps(record) + "\n" for record in read_jsonl(path) if record["step"] <= step)
-  if kept == path.read_text(encoding="utf-8"):
+  kept = "".join(json.dumps(record) + "\n" for record in read_metric_lines(path) if record["step"] <= step).encode()
+  if kept == path.read_bytes():
     return
   partial = path.with_suffix(".partial")
-  partial.write_text(kept, encoding="utf-8")
+  partial.write_bytes(kept)
   partial.replace(path)
 
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
 from lattice_jax.metrics import Record
 from lattice_jax.writers.base import Writer
+
+_CLEAR = "\r\033[K"  # back to the start of the line, and the rest of it empty
 
 
 class StdoutWriter(Writer):
@@ -11,9 +19,36 @@ class StdoutWriter(Writer):
 
   def __init__(self, unit: str):
     self._unit = unit
+    self._start = ""  # of a line: what removes the clock that runs there
 
   def note(self, text: str) -> None:
-    print(text, flush=True)
+    print(f"{self._start}{text}", flush=True)
+
+  @contextlib.contextmanager
+  def busy(self, what: str) -> Iterator[None]:
+    """A line, and on a terminal a clock that goes when the block ends."""
+    if not sys.stdout.isatty():
+      self.note(f"{what} …")
+      yield
+      return
+    start, is_done = time.perf_counter(), threading.Event()
+
+    def tick() -> None:
+      while True:
+        print(f"{_CLEAR}{what} … {time.perf_counter() - start:.0f} s", end="", flush=True)
+        if is_done.wait(1):
+          return
+
+    clock = threading.Thread(target=tick, daemon=True)
+    self._start = _CLEAR
+    clock.start()
+    try:
+      yield
+    finally:
+      is_done.set()
+      clock.join()
+      self._start = ""
+      print(_CLEAR, end="", flush=True)
 
   def report(self, record: Record) -> None:
     width = len(str(record["total"]))

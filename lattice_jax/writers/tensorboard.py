@@ -10,7 +10,7 @@ from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 from lattice_jax.metrics import Record
-from lattice_jax.writers.base import Writer, series
+from lattice_jax.writers.base import Writer, check_present, series
 
 
 class TensorBoardWriter(Writer):
@@ -24,7 +24,8 @@ class TensorBoardWriter(Writer):
     self._unit = unit
     folder.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.suffix[1:]) for path in folder.glob("events.out.tfevents.*")), default=0)
-    self._records = RecordWriter(str(folder / f"events.out.tfevents.{number:06d}"))
+    self._path = folder / f"events.out.tfevents.{number:06d}"
+    self._records = RecordWriter(str(self._path))
     self._write(Event(file_version="brain.Event:2"))
     self._write(Event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START)))
 
@@ -38,6 +39,10 @@ class TensorBoardWriter(Writer):
 
   def flush(self) -> None:
     self._records.flush()
+    check_present(self._path)
+
+  def hint(self) -> str:
+    return f"curves: tensorboard --logdir={self._path.parent} (pip install tensorboard)"
 
   def close(self) -> None:
     self._records.close()

@@ -20,7 +20,7 @@ import wandb.errors
 
 from lattice_jax.metrics import Record, warn
 from lattice_jax.runtime import first_line
-from lattice_jax.writers.base import RunInfo, Writer, series
+from lattice_jax.writers.base import RunInfo, Writer, check_present, series
 
 _MODES = ("online", "offline", "disabled")
 _ANSWER_TIMEOUT = 30  # seconds that the server has to answer at the start, and to take what is left at the end
@@ -42,6 +42,10 @@ class WandbWriter(Writer):
 
   def evaluation(self, record: Record) -> None:
     self._send(f"{record['split']} {record['protocol']}", record)
+
+  def flush(self) -> None:
+    for path in (self._path, Path(self._run.dir)):
+      check_present(path)
 
   def close(self) -> None:
     self._run.finish()

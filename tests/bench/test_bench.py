@@ -63,6 +63,14 @@ def test_cases_that_do_not_fit_are_reported_and_not_run(tmp_path):
   assert first["tokens_per_second"] == pytest.approx(64 / first["median"]) and "median" not in second
 
 
+def test_a_plot_holds_nothing_of_another_machine_code_or_batch_and_nothing_twice():
+  one = MACHINE | {"op": "vq", "head": "mha", "mode": "fwd", "B": 1, "case": "vq", "T": 8, "median": 2.0}
+  others = [one | change for change in (
+    {"commit": "def"}, {"device": "other"}, {"jax": "1"}, {"B": 2}, {"mode": "fwd+bwd"}, {"head": "mqa"}, {"op": "x"})]
+  longer, repeated = one | {"T": 16}, one | {"median": 1.0}
+  assert report.records_like([one, longer, *others, repeated], repeated) == [repeated, longer]
+
+
 def test_the_command_writes_lines_table_and_plot_and_a_second_run_adds_lengths(tmp_path, monkeypatch, capsys):
   main = runpy.run_path(str(SCRIPT))["main"]
   for length in (8, 16):

@@ -53,7 +53,7 @@ def test_slots_suffice_for_every_call_and_are_hardly_more(call_len):
   ({"policy": "window", "tokens": 16}, "at least 17 tokens"),
   ({"policy": "window", "tokens": 40, "window": 3}, "leave the other 0"),
   ({"policy": "window", "window": 9, "skip_layers": 2}, "policy='window' compresses none; use lagkv, local, knorm"),
-  ({"policy": "full", "records": ("weights",)}, "mass and queries"),
+  ({"policy": "full", "records": ("weights",)}, "known are mass, queries"),
   ({"policy": "snapkv", "keep": 4, "pool": 4}, "must be odd"),
 ])
 def test_budgets_that_cannot_be_kept_are_refused(fields, message):

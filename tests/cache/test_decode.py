@@ -128,8 +128,8 @@ def test_compressing_needs_room_and_records():
 
 def test_a_saved_state_answers_several_questions(tmp_path):
   state = prompt_state(MODEL)
-  save_state(tmp_path / "read.safetensors", MODEL, state, MAX_LEN)
-  loaded = load_state(tmp_path / "read.safetensors", MODEL)
+  save_state(tmp_path / "read.safetensors", MODEL, variables(), state, MAX_LEN)
+  loaded = load_state(tmp_path / "read.safetensors", MODEL, variables())
   jax.tree.map(np.testing.assert_array_equal, loaded, state)
   assert jax.tree.structure(loaded) == jax.tree.structure(state)
   for question in (3, 7):
@@ -141,19 +141,21 @@ def test_a_saved_state_answers_several_questions(tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
   ({"cache": replace(LAGKV, keep=4)}, "model.cache.keep=3, and the model has 4"),
-  ({"layers": 2}, "the state of another model")], ids=["policy", "model"])
+  ({"norm_eps": 0.5}, "model.norm_eps=1e-06, and the model has 0.5")], ids=["policy", "model"])
 def test_the_state_of_another_model_or_policy_is_refused(tmp_path, changes, message):
   path = tmp_path / "read.safetensors"
-  save_state(path, MODEL, init_state(MODEL, 1, MAX_LEN), MAX_LEN)
+  save_state(path, MODEL, variables(), init_state(MODEL, 1, MAX_LEN), MAX_LEN)
   with pytest.raises(ValueError, match=message):
-    load_state(path, replace(MODEL, **changes))
+    load_state(path, replace(MODEL, **changes), variables())
+  with pytest.raises(ValueError, match="is what other weights made of the text; load the model that read it"):
+    load_state(path, MODEL, jax.tree.map(lambda leaf: -leaf, variables()))
   whole = path.read_bytes()
-  for content, message in ((whole[:50], "cannot be read as"), (whole.replace(b"state 1", b"state 0"), "is no saved")):
+  for content, message in ((whole[:50], "cannot be read as"), (whole.replace(b"state 2", b"state 1"), "is no saved")):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-      load_state(path, MODEL)
+      load_state(path, MODEL, variables())
   with pytest.raises(ValueError, match="cannot be read as a saved state"):
-    load_state(tmp_path / "nothing.safetensors", MODEL)
+    load_state(tmp_path / "nothing.safetensors", MODEL, variables())
 
 
 def test_layers_that_are_skipped_keep_every_token_and_the_others_do_not_notice():

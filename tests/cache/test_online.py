@@ -166,7 +166,7 @@ def test_a_new_document_has_an_account_of_its_own():
   ({"keep": 0}, "needs its budget as one of"),
   ({"drift": 0.2}, r"drift=0\.2 is a target of model\.cache\.budget='drift', and the budget is 'memory'"),
   ({"budget": "drift"}, r"as model\.cache\.drift between 0 and 1, not 0\.0"),
-  ({"budget": "drift", "drift": 1.0}, r"not 1\.0"),
+  ({"budget": "drift", "drift": 1.0}, r"model\.cache\.drift=1\.0 must lie in \[0, 1\)"),
 ])
 def test_budgets_without_a_target_or_a_choice_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):

@@ -27,7 +27,8 @@ SMALL = ModelConfig(
 DECODERS = {
   "vq-gau": replace(SMALL, pattern=("vq",), block="gau", layers=2),
   "attention-mlp-tied": replace(
-    SMALL, pattern=("attention",), block="mlp", mlp="squared_relu", layers=2, tied_embeddings=True, logit_scale=0.1),
+    SMALL, pattern=("attention",), block="mlp", mlp="squared_relu", layers=2, tied_embeddings=True, tied_bias=True,
+    logit_scale=0.1, norm_bias=True, position_wavelength=1e3, float32_head=True),
   "hybrid-mlp": replace(SMALL, pattern=("window", "vq"), block="mlp", layers=4),
 }
 # A document that goes on, one that ends in mid-row, two that do, one that ends before the row.

@@ -154,6 +154,8 @@ ROWS = (
       ("multi-query", _vq(GROUPED_VQ, kv_heads=1)),
       ("multi-head", _vq(GROUPED_VQ, kv_heads=4)),
       ("window-and-block-differ", _vq(block_len=3, window=7)),
+      # key_gradient="blocks" is left out: its gradients depend on where calls are cut, by definition
+      ("joined-and-stale", _vq(joined=True, stale_rows=True)),
     ),
     forms=tuple(
       (f"{variant or 'gated'}-{reduction}", variant, _vq(base, reduction=reduction))

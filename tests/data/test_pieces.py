@@ -10,14 +10,12 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
 
-from lattice_jax.config import DataConfig
-from lattice_jax.data.export_tokenizer import export_tokenizer
 from lattice_jax.data.pretrained_tokenizer import read_pretrained_tokenizer
 from lattice_jax.data.tokenizers import Tokenizer
 from tests.models.tiny_files import LLAMA, write_gguf
 
 TEXTS = [
-  "", " ", "the cats", "  two  spaces ", "a\n\n\tb", "aaaaaaa  aaa", "naïve 東京 🙂", "12345", "▁the▁", "<0x41> <unk>",
+  "", " ", "the cats", "  two  spaces ", "a\n\n\tb", "aaaaaaa  aaa", "naïve 東京 🙂", "12345", "▁the▁", "<0x41>",
   "don't <|user|> hi"]
 
 
@@ -33,11 +31,19 @@ def trained(add_dummy_prefix=True):
   return model.getvalue()
 
 
+def model(add_dummy_prefix=True):
+  return proto.ModelProto.FromString(trained(add_dummy_prefix))
+
+
+def pieces(add_dummy_prefix=True):
+  return model(add_dummy_prefix).pieces
+
+
 def write_header(path, *, add_dummy_prefix=True, **changes):
-  pieces = proto.ModelProto.FromString(trained(add_dummy_prefix)).pieces
+  held = pieces(add_dummy_prefix)
   fields = {
-    "add_tokenizer_model": "llama", "add_token_list": [piece.piece for piece in pieces],
-    "add_token_scores": [piece.score for piece in pieces], "add_token_types": [piece.type for piece in pieces],
+    "add_tokenizer_model": "llama", "add_token_list": [piece.piece for piece in held],
+    "add_token_scores": [piece.score for piece in held], "add_token_types": [piece.type for piece in held],
     "add_unk_token_id": 0, "add_bos_token_id": 1, "add_eos_token_id": 2,
     "add_add_space_prefix": None if add_dummy_prefix else False} | changes
   fields = [(method, value) for method, value in fields.items() if value is not None]
@@ -61,27 +67,21 @@ def test_special_tokens_of_a_text_become_their_ids_and_each_part_is_a_text(tmp_p
   tokenizer = read_pretrained_tokenizer("tiny", write_header(tmp_path / "a.gguf", add_add_bos_token=False))
   hi = tokenizer.encode(b"hi").tolist()
   assert tokenizer.encode(b"<s>hi</s>hi<s>").tolist() == [1, *hi, 2, *hi, 1]
+  assert tokenizer.encode(b"hi<unk>hi").tolist() == [*hi, 0, *hi]
   assert (tokenizer.start_ids, tokenizer.bos_id) == ((), 1)
   assert tokenizer.decode(np.array([1, *hi, 2])) == b"hi"
   assert tokenizer.pieces.id_of("no such piece") is None
 
 
-def test_an_exported_model_is_the_one_that_was_read(tmp_path):
-  tokenizer = read_pretrained_tokenizer("tiny", write_header(tmp_path / "a.gguf"))
-  assert export_tokenizer(tokenizer, DataConfig(), tmp_path) == ["tokenizer.model", "tokenizer_config.json"]
-  model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
-  assert [model.encode(text) for text in TEXTS] == [tokenizer.encode(text.encode()).tolist() for text in TEXTS]
-
-
 @pytest.mark.parametrize(
   ("changes", "message"), [
-    ({"add_token_scores": None}, "without tokens, scores or types"),
+    ({"add_token_scores": None}, "without scores or types"),
     ({"add_token_scores": [0.0]}, "whose tokens, scores and types do not fit"),
     ({"add_token_types": [9] * 320}, "do not fit"),
     ({"add_token_list": ["a"] * 320}, "a tokenizer that cannot be: sentencepiece cannot read it"),
   ], ids=["none", "short", "types", "twice"])
 def test_a_header_that_contradicts_itself_is_refused(changes, message, tmp_path):
   sizes = {len(value) for value in changes.values() if value} - {1}
-  assert sizes <= {len(proto.ModelProto.FromString(trained()).pieces)}
+  assert sizes <= {len(pieces())}
   with pytest.raises(ValueError, match=message):
     read_pretrained_tokenizer("tiny", write_header(tmp_path / "a.gguf", **changes))

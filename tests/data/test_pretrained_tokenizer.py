@@ -11,7 +11,6 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.export_tokenizer import export_tokenizer, special_ids
 from lattice_jax.data.pretrained_tokenizer import read_pretrained_tokenizer
 from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, get_tokenizer
 from tests.models.tiny_files import LLAMA, write_folder, write_gguf
@@ -86,7 +85,7 @@ def test_gguf_and_json_give_the_same_ids_and_texts(cut, tmp_path):
       plain = plain.replace(token, "")
     assert from_gguf.decode(ids) == from_json.decode(ids) == plain.encode()
   assert (from_gguf.vocab_size, from_gguf.eos_id, from_gguf.start_ids) == (len(trained(cut)[0]), 0, ())
-  assert (from_gguf.stop_ids, from_json.stop_ids) == ((2,), (2, 0))
+  assert from_gguf.stop_ids == from_json.stop_ids == (2, 0)
   assert from_gguf.encode(b"<|bos|>x")[0] == 1
 
 
@@ -125,15 +124,9 @@ def test_chat_is_put_as_the_template_says(tmp_path):
   assert read(write_json(tmp_path)).chat([]) == "of a file []"
 
 
-@pytest.mark.parametrize(
-  "template", [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ messages.append(1) }}",
-    "{% for x in range(10**9) %}{% endfor %}", "{{ raise_exception('no system message') }}",
-    "{% if %}", "{% include '/etc/passwd' %}"],
-  ids=["classes", "change", "range", "refusal", "syntax", "file"])
-def test_a_template_cannot_do_harm(template, tmp_path):
-  tokenizer = read(write_json(tmp_path, chat_template=template))
-  with pytest.raises(ValueError, match="the chat template of tiny failed"):
+def test_a_template_that_fails_names_the_model(tmp_path):
+  tokenizer = read(write_json(tmp_path, chat_template="{{ raise_exception('no system message') }}"))
+  with pytest.raises(ValueError, match=r"^the chat template of tiny failed: no system message\.$"):
     tokenizer.chat([{"role": "user", "content": "x"}])
 
 
@@ -176,28 +169,3 @@ def test_the_config_may_name_it(tmp_path):
     tokenizer.encode(b"a\xff")
   with pytest.raises(ValueError, match="'nothing' is neither a known name"):
     get_tokenizer(DataConfig(tokenizer="pretrained:nothing"))
-
-
-def test_exported_tokenizers_are_read_again(tmp_path):
-  ours, raw = ByteTokenizer(), bytes(range(128)) + "é東🙂".encode()
-  assert export_tokenizer(ours, DataConfig(), tmp_path) == ["tokenizer.json", "tokenizer_config.json"]
-  again = read(tmp_path)
-  np.testing.assert_array_equal(again.encode(raw), ours.encode(raw))
-  assert (again.decode(ours.encode(raw)), again.start_ids, again.vocab_size) == (raw, (1,), ours.vocab_size)
-  folder = tmp_path / "second"
-  folder.mkdir()
-  tokenizer = read(write_header(tmp_path / "a.gguf"))
-  export_tokenizer(tokenizer, DataConfig(), folder)
-  same = read(folder)
-  assert same.chat([]) == tokenizer.chat([])
-  np.testing.assert_array_equal(same.encode(TEXTS[2].encode()), tokenizer.encode(TEXTS[2].encode()))
-  assert special_ids(tokenizer) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-  assert special_ids(ours) == {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-
-
-def test_a_sentencepiece_model_is_copied(tmp_path):
-  data = DataConfig(source="books_sample", tokenizer="bpe_lossless:2048")
-  export_tokenizer(get_tokenizer(data), data, tmp_path)
-  assert (tmp_path / "tokenizer.model").stat().st_size > 10_000
-  with pytest.raises(ValueError, match="symbols:8 cannot be exported"):
-    export_tokenizer(get_tokenizer(DataConfig(tokenizer="symbols:8")), DataConfig(tokenizer="symbols:8"), tmp_path)

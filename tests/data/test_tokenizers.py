@@ -28,6 +28,15 @@ def test_special_ids_decode_to_nothing():
   assert tokenizer.decode(np.array([1, 3 + ord("a"), 0, 2, 3 + ord("b")])) == b"ab"
 
 
+@pytest.mark.parametrize("name", ["bytes", "symbols:8", "bpe_lossless:2048"])
+def test_ids_that_no_token_has_decode_to_nothing(name):
+  """A model may have more rows than there are tokens, and an untrained one draws them."""
+  tokenizer = get_tokenizer(dataclasses.replace(SAMPLE, tokenizer=name))
+  ids = tokenizer.encode(b"3 5").tolist()
+  beyond = [tokenizer.vocab_size, tokenizer.vocab_size + 41, 10**6]
+  assert tokenizer.decode(np.array([*ids, *beyond])) == tokenizer.decode(np.array(ids))
+
+
 @pytest.mark.parametrize("name", ["byte", "bpe_lossless", "bpe_lossless:2k", "bpe_paper:10", "bpe_lossles:2048"])
 def test_unknown_tokenizer_is_refused(name):
   with pytest.raises(ValueError, match=rf"^data.tokenizer='{name}' is not known; use 'bytes', 'bpe_lossless:VOCAB' or"):

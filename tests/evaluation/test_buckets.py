@@ -54,9 +54,17 @@ def test_nan_outside_the_targets_is_not_seen():
   assert jax.tree.map(np.ndarray.tolist, (totals.by_bucket, totals.by_document)) == ([[1.0], [1.0]], [[1.0], [1.0]])
 
 
-def test_table_ends_at_the_longest_position_and_leaves_empty_buckets_blank():
-  nats, tokens = np.array([4 * np.log(2), 0.0]), np.array([2.0, 0.0])
-  buckets = make_buckets(np.array([0, 8]), 20, nats, tokens, bytes_per_token=4.0)
-  assert [(b.start, b.stop, b.tokens) for b in buckets] == [(0, 8, 2), (8, 20, 0)]
-  np.testing.assert_allclose(buckets[0].bits_per_byte, 0.5)
-  assert buckets[1].bits_per_byte is None
+def test_table_ends_at_the_last_target_and_has_no_empty_rows():
+  tokens = np.array([0.0, 2.0, 0.0, 3.0, 0.0])
+  nats = tokens * np.array([0, 2, 0, 4, 0]) * np.log(2)
+  buckets = make_buckets(np.array([0, 8, 16, 32, 64]), 41, nats, tokens, bytes_per_token=4.0)
+  assert [(b.start, b.stop, b.tokens) for b in buckets] == [(8, 16, 2), (32, 41, 3)]
+  np.testing.assert_allclose([b.bits_per_byte for b in buckets], [0.5, 1.0])
+
+
+def test_the_end_is_behind_the_last_target_whatever_the_windows_hold():
+  totals = Totals(np.array([0]), 1)
+  assert totals.end == 0
+  for positions, documents in (([7, 9], [0, -1]), ([3, 5], [0, 0]), ([11, 12], [-1, -1])):
+    totals.add(np.zeros((1, 2), np.float32), chunk(np.array([positions]), np.array([documents])))
+  assert totals.end == 8

@@ -7,6 +7,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from lattice_jax import runtime
 from lattice_jax.config import AttentionConfig, CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.evaluation import cache_flags
 from lattice_jax.evaluation.command import Task
@@ -38,7 +39,7 @@ def judge(workdir, monkeypatch, **values):
 
   def run_grid(grid, subject, folder, *, report):
     asked.append((grid, subject, folder))
-    return AnswerFile(folder / "answers.jsonl")
+    return AnswerFile(folder / "answers.jsonl", subject.key)
 
   def compare(model, variables, caches, tokens_BT, prompt_len, *, report):
     asked.append((caches, tokens_BT, prompt_len))
@@ -47,8 +48,11 @@ def judge(workdir, monkeypatch, **values):
   monkeypatch.setattr(cache_flags, "run_grid", run_grid)
   monkeypatch.setattr(cache_flags, "compare", compare)
   monkeypatch.setattr(cache_flags, "write_comparisons", lambda folder, result: [folder / "compare.md"])
-  for name, value in values.items():
-    setattr(flags.FLAGS, name, value)
+  runtime.parse_flags(["eval.py", *(
+    f"--{name}={','.join(value) if isinstance(value, list) else value}"
+    for name, value in values.items() if name != "cache")])
+  if "cache" in values:
+    flags.FLAGS.cache = values["cache"]
   return asked, cache_flags.judge(make_task(workdir), "test", report=print)
 
 
@@ -61,7 +65,7 @@ def test_a_task_gets_the_full_cache_and_all_that_were_named(tmp_path, monkeypatc
   assert (grid.task, grid.lengths, grid.answers, grid.depths) == ("needles", (128, 256), (7, 16), (0.0, 0.5))
   assert (grid.trials, grid.batch, grid.examples, grid.seed) == (4, 2, 1, 3)
   assert len(subject.text_ids) > 1000
-  assert folder == tmp_path / "needles"
+  assert folder.parent == tmp_path and folder.name == f"needles_{subject.key}"
   assert paths == [folder / "report.md", folder / "table.jsonl", folder / "examples.md"]
 
 
@@ -69,16 +73,21 @@ def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkey
   values = {"task": "text", "cache": [LAGKV], "lengths": ["100", "200"], "trials": 3}
   asked, paths = judge(tmp_path, monkeypatch, **values)
   assert [(tokens_BT.shape, prompt_len) for _, tokens_BT, prompt_len in asked] == [((3, 100), 50), ((3, 200), 100)]
-  assert paths == [tmp_path / "text" / length / "compare.md" for length in ("100", "200")]
-  again, _ = judge(tmp_path, monkeypatch, **values)
+  folder = paths[0].parents[1]
+  assert folder.parent == tmp_path and folder.name.startswith("text_")
+  assert paths == [folder / length / "compare.md" for length in ("100", "200")]
+  again, same = judge(tmp_path, monkeypatch, **values)
   np.testing.assert_array_equal(again[0][1], asked[0][1])
-  other, _ = judge(tmp_path, monkeypatch, **values, task_seed=1)
-  assert (other[0][1] != asked[0][1]).any()
+  assert same == paths
+  other, others = judge(tmp_path, monkeypatch, **values, task_seed=1)
+  assert (other[0][1] != asked[0][1]).any() and not {*others} & {*paths}
+  assert not {*judge(tmp_path, monkeypatch, **values | {"cache": ["full:seed=1"]})[1]} & {*paths, *others}
 
 
 @pytest.mark.parametrize(("values", "message"), [
-  ({"lengths": ["1k"]}, "--lengths=1k must be numbers with commas between them"),
-  ({"depths": []}, "--depths is empty; give"), ({"task": "text", "trials": 0}, "--trials=0 must be at least 1"),
+  ({"lengths": ["1k"]}, "--lengths=1k must be values with commas between them, each of which must be a whole number"),
+  ({"depths": []}, "--depths= must be values with commas"),
+  ({"task": "text", "trials": 0}, "--trials=0 must be positive"),
   ({"lengths": ["4096"]}, "--lengths=4096 is more than the 2,048 tokens that run was made for"),
   ({"cache": ["lagvk"]}, "Did you mean 'lagkv'"), ({"task": "text", "lengths": ["2047"]}, "no document of the split")],
   ids=str)
@@ -92,9 +101,6 @@ def test_outside_of_a_task_one_cache_changes_the_config():
   assert cache_flags.overrides()[:2] == ["model.cache.policy=lagkv", "model.cache.sinks=2"]
   flags.FLAGS.cache = [LAGKV, "full"]
   with pytest.raises(ValueError, match="--cache was given several times; only a --task judges more than one"):
-    cache_flags.overrides()
-  flags.FLAGS.cache, flags.FLAGS.peers = [LAGKV], ["knorm"]
-  with pytest.raises(ValueError, match="--peers=knorm are judged beside a --cache by a --task; give one"):
     cache_flags.overrides()
   flags.FLAGS.task = "passkey"
   assert cache_flags.overrides() == []

@@ -17,10 +17,10 @@ import pytest
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig, VQConfig
 from lattice_jax.config_checks import to_dict
+from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.tokenizers import ByteTokenizer
 from lattice_jax.evaluation import command, report
 from lattice_jax.evaluation.answers import AnswerGroup
-from lattice_jax.evaluation.overrides import apply_overrides
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
@@ -59,7 +59,7 @@ def test_result_is_written_with_all_that_makes_it_again(workdir):
   task, result = evaluate(workdir)
   path = task.write(result, None)
   written = json.loads(path.read_text())
-  assert path == workdir / "eval_test_cold.json"
+  assert path == workdir / f"eval_test_cold_step7_{written['key']}.json"
   assert (written["step"], written["overrides"], written["seq_len"]) == (7, [], 64)
   assert (written["source"], written["fingerprint"]) == ("synthetic", result.fingerprint)
   assert (written["tokenizer"], written["unit"], written["documents"]) == ("bytes", "byte", [])
@@ -68,12 +68,10 @@ def test_result_is_written_with_all_that_makes_it_again(workdir):
   assert sum(bucket["tokens"] for bucket in written["buckets"]) == written["tokens"] == result.tokens
 
 
-def test_an_override_changes_the_model_and_the_file_name_only_of_its_own_result(workdir):
+def test_an_override_changes_the_model_and_the_file_is_called_by_it(workdir):
   plain, masked = evaluate(workdir), evaluate(workdir, overrides=["model.vq.cache=False"])
   assert plain[1].bits_per_byte != masked[1].bits_per_byte
-  assert masked[0].write(masked[1], None).name == "eval_test_cold_model.vq.cache=False.json"
-  shorter = dataclasses.replace(plain[1], seq_len=32)
-  assert plain[0].write(shorter, None).name == "eval_test_cold_T32.json"
+  assert masked[0].write(masked[1], None).name.startswith("eval_test_cold_step7_model.vq.cache=False_")
   assert plain[0].write(plain[1], workdir / "new" / "x.json") == workdir / "new" / "x.json"
 
 
@@ -87,11 +85,11 @@ def test_a_named_step_is_the_one_that_is_read(workdir):
 def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
   shown = []
   task = command.load(workdir, step=None, overrides=[])
-  written = task.write_texts(["abc"], length=8, seed=1, show=shown.append)
+  written, path = task.write_texts(["abc"], length=8, seed=1, show=shown.append)
   (text,) = written.texts
   assert text.startswith("abc") and len(text) > 3
   assert "".join(shown) == text
-  assert (workdir / "sample.txt").read_text() == text + "\n"
+  assert path.parent == workdir and path.read_text() == text + "\n"
   lines = report.format_written(written).splitlines()
   assert lines[0].endswith("8 tokens: as long as asked")
   assert [line.split("  ")[0] for line in lines[1:]] == ["time to first token", "tokens per second", "memory"]
@@ -160,7 +158,7 @@ def test_an_override_takes_the_type_of_its_field(override, field, value):
     ({"overrides": ["modle.vq.cache=False"]}, "Did you mean 'model'"),
     ({"overrides": ["model.vq.cache"]}, "must have the form"),
     ({"overrides": ["model.dim.x=1"]}, "a field and not a section"),
-    ({"overrides": ["model.vq.cache=3"]}, "must be of type bool"),
+    ({"overrides": ["model.vq.cache=3"]}, r"model\.vq\.cache=3 must be true or false"),
     ({"overrides": ["model.vq.codes=6"]}, "not be what the checkpoint holds"),
     ({"step": 5}, "no checkpoint of step 5; it has 3, 7"),
     ({"seq_len": -1}, "seq_len=-1"), ({"chunk_len": -1}, "chunk_len=-1"), ({"batch": 0}, "batch=0"),
@@ -172,9 +170,12 @@ def test_a_mistake_is_answered_in_one_sentence(workdir, options, message):
   assert "\n" not in str(error.value)
 
 
-def test_an_output_that_cannot_be_written_is_named(workdir):
-  with pytest.raises(ValueError, match=r"cannot be written: .*choose another"):
-    report.write_text(workdir / "run.json" / "x.json", "")
+def test_what_cannot_be_written_is_named_with_what_helps(workdir):
+  place = workdir / "run.json" / "x.json"
+  with pytest.raises(ValueError, match=r"x\.json cannot be written: .*; make room or give the right to write there\.$"):
+    report.write_text(place, "")
+  with pytest.raises(ValueError, match=r"right to write there, or choose another --output\.$"):
+    report.write_result(place, evaluate_stub(bits_per_byte=2.2), {})
 
 
 def test_comparison_lists_the_best_first():

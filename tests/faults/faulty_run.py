@@ -3,7 +3,7 @@
 python -m tests.faults.faulty_run WORKDIR MOMENT FAULT
 
 MOMENT: import, data, compile, update, evaluate, last_evaluate, save.
-FAULT: SIGINT, SIGTERM, both_SIGINT, full_disk, full_metrics, read_only.
+FAULT: SIGINT, SIGTERM, both_SIGINT, deaf_SIGINT, full_disk, full_metrics, read_only, file_for_folder.
 
 Without arguments it trains, left alone, in each workdir that a line of its input names, and says so when it has ended.
 """
@@ -16,6 +16,7 @@ import pathlib
 import resource
 import signal
 import sys
+import threading
 import types
 
 from lattice_jax import interrupt
@@ -38,6 +39,20 @@ def obey_permissions():
     raise OSError(ctypes.get_errno(), "capset")
 
 
+def press_ctrl_c_while_deaf():
+  """Ctrl-C, again and again, while the main thread is where Python hears of no signal, as in a compilation."""
+  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # another thread takes it, and nothing wakes this one
+
+  def press():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    while True:
+      os.kill(os.getpid(), signal.SIGINT)
+      ctypes.CDLL(None).usleep(10_000)
+
+  threading.Thread(target=press, daemon=True).start()
+  ctypes.CDLL(None).sleep(1000)
+
+
 def make_fault(name, workdir):
   """What happens, as a function."""
   def limit_files(size):
@@ -47,7 +62,10 @@ def make_fault(name, workdir):
     "full_disk": lambda: limit_files(ROOM),
     "full_metrics": lambda: limit_files((workdir / "metrics.jsonl").stat().st_size),
     "read_only": lambda: (workdir / "checkpoints").chmod(0o555),
+    "file_for_folder": lambda: [(workdir / "checkpoints").rename(workdir / "moved"),
+                                (workdir / "checkpoints").write_text("")],
     "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
+    "deaf_SIGINT": press_ctrl_c_while_deaf,
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "both_SIGINT": lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)],
   }[name]

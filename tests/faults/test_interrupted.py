@@ -76,10 +76,11 @@ def assert_goes_on_to_the_same_end(train_to_the_end, unbroken, monkeypatch):
   ("import", "SIGTERM", "stopped by SIGTERM; nothing is lost"),
   ("data", "SIGINT", "stopped by SIGINT; nothing is lost"),
   ("compile", "SIGTERM", f"stopped by SIGTERM at step 0 of {STEPS}"),
+  ("compile", "deaf_SIGINT", "aborted"),
 ])
 def test_signal_before_the_first_update_ends_with_one_sentence(workdir, moment, fault, sentence):
   stopped = run(workdir, moment, fault)
-  assert_one_sentence(stopped, 128 + signal.Signals[fault], sentence)
+  assert_one_sentence(stopped, 128 + signal.Signals[fault.removeprefix("deaf_")], sentence)
   assert not list(workdir.glob("checkpoints/*"))
 
 
@@ -95,6 +96,14 @@ def test_signal_ends_the_run_with_one_sentence_and_loses_nothing(
     workdir, assert_goes_on_to_the_same_end, moment, fault, sentence):
   stopped = run(workdir, moment, fault)
   assert_one_sentence(stopped, 128 + signal.Signals[fault.removeprefix("both_")], sentence)
+  assert_goes_on_to_the_same_end(workdir)
+
+
+def test_file_in_the_place_of_the_checkpoints_ends_the_run_at_once(workdir, assert_goes_on_to_the_same_end):
+  """The library that writes checkpoints waits minutes for a folder that never comes."""
+  assert_one_sentence(run(workdir, "update", "file_for_folder"), 2, "could not be written under")
+  (workdir / "checkpoints").unlink()
+  (workdir / "moved").rename(workdir / "checkpoints")
   assert_goes_on_to_the_same_end(workdir)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import hypothesis
 import hypothesis.extra.numpy
 import jax
@@ -83,3 +85,11 @@ def test_temperature_zero_takes_the_most_likely_allowed_token():
 def test_options_out_of_range_are_refused_by_name(options, name):
   with pytest.raises(ValueError, match=name):
     Sampling(**options)
+
+
+@pytest.mark.parametrize(("option", "value"), [
+  ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_k", 2**70),
+  ("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan)], ids=str)
+def test_an_option_outside_its_domain_is_refused_in_one_sentence(option, value):
+  with pytest.raises(ValueError, match=rf"^{option}=.* must "):
+    Sampling(**{option: value})

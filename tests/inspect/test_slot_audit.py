@@ -89,6 +89,11 @@ def test_the_report_holds_everything_and_needs_nothing(task, tmp_path):
   pictures = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
   assert len(pictures) == 12 and html.count("data:image/png;base64,") == 12
   assert set(re.findall(r"(?:src|href|url)\W+(\w+:)", html)) == {"data:"}, "the report points outside itself"
+  linked, parts = re.findall(r"href='#([^']+)'", html), re.findall(r"id='?([\w-]+)", html)
+  assert set(linked) <= set(parts) and len(set(parts)) == len(parts)
+  for layer in ("layer-1", "layer-3"):
+    assert {layer, f"{layer}-heads", f"{layer}-writes", f"{layer}-similarity", f"{layer}-slots"} <= set(linked)
+  assert html.index("turns a slot by 0.1 radians") < html.index("Contents") < html.index("id='layer-1'")
   assert "&lt;" in html and "<not>" not in html and "↵" in html
 
 

@@ -69,7 +69,7 @@ def test_rounds_are_means_over_chunks_and_absent_from_forms_without():
   ({"max_step": 1.5, "forget": True}, r"allow steps of 3, .* use max_step=1\.0"),
   ({"form": "parallel", "forget": True}, r"exact for steps of at most 1, .* allow 2; use max_step=0\.5, or"),
   ({"rounds": -1}, r"model\.lattice\.rounds=-1 must be 0 or more"),
-  ({"conv_width": -1}, r"model\.lattice\.conv_width=-1 must be 0, for no convolution"),
+  ({"conv_width": -1}, r"model\.lattice\.conv_width=-1 must be 0 or more"),
   ({"slots": 0}, r"model\.lattice\.slots=0 must be positive"),
 ], ids=str)
 def test_what_cannot_run_is_refused_in_one_sentence(changes, message):

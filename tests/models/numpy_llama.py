@@ -99,7 +99,10 @@ def stretch_yarn(scaling, theta, plain, trained):
   def dimension(turns):
     return width * np.log(trained / (turns * 2 * np.pi)) / (2 * np.log(theta))
 
-  low = max(np.floor(dimension(scaling.get("beta_fast", 32))), 0)
-  high = min(np.ceil(dimension(scaling.get("beta_slow", 1))), width - 1)
+  low, high = dimension(scaling.get("beta_fast", 32)), dimension(scaling.get("beta_slow", 1))
+  if scaling.get("truncate", True):
+    low, high = np.floor(low), np.ceil(high)
+  low, high = max(low, 0), min(high, width - 1)
+  gain = scaling.get("attention_factor", 0.1 * np.log(scaling["factor"]) + 1)
   ramp = np.clip((np.arange(len(plain)) - low) / (high - low + (0.001 if high == low else 0)), 0, 1)
-  return plain / scaling["factor"] * ramp + plain * (1 - ramp), 0.1 * np.log(scaling["factor"]) + 1
+  return plain / scaling["factor"] * ramp + plain * (1 - ramp), gain

@@ -74,12 +74,14 @@ def test_unrolled_layers_and_bfloat16(tmp_path):
 @pytest.mark.parametrize(
   ("change", "message"), [
     ({"block": "gau"}, "model.block=gau"), ({"head_bias": True}, "model.head_bias=True"),
+    ({"tied_embeddings": True, "tied_bias": True}, "model.tied_bias=True"),
+    ({"norm_bias": True}, "model.norm_bias=True"), ({"position_wavelength": 1e4}, "model.position_wavelength"),
     ({"pattern": ("vq",)}, "model.pattern=vq"),
     ({"pattern": ("window", "attention")}, "model.pattern=window,attention"),
     ({"mlp": "squared_relu"}, "model.mlp=squared_relu"),
     ({"attention": AttentionConfig(rope_theta=0.0)}, "model.attention.rope_theta=0"),
     ({"attention": AttentionConfig(gated=True)}, "model.attention.gated=True")],
-  ids=["block", "head-bias", "pattern", "mixed", "mlp", "rope", "gated"])
+  ids=["block", "head-bias", "tied-bias", "norm-bias", "positions", "pattern", "mixed", "mlp", "rope", "gated"])
 def test_a_model_that_the_family_has_not_is_refused(change, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     export(dataclasses.replace(OURS, **change), {}, tmp_path / "out")

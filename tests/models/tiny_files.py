@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import gguf
 import numpy as np
@@ -106,3 +107,33 @@ def permute(config, name, tensor, *, back=False):
     return tensor
   place = np.arange(len(tensor)).reshape(heads, 2, -1).swapaxes(1, 2).ravel()
   return tensor[np.argsort(place)] if back else tensor[place]
+
+
+def gguf_bytes(fields, tensors=(), *, alignment=32):
+  """A file of these metadata and float32 tensors, whatever they say."""
+  tensors = dict(tensors)
+  head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(fields))
+  head += b"".join(_text(key) + _typed(value) for key, value in fields.items())
+  data = b""
+  for name, tensor in tensors.items():
+    head += _text(name) + struct.pack("<I", tensor.ndim) + struct.pack(f"<{tensor.ndim}Q", *tensor.shape[::-1])
+    head += struct.pack("<IQ", 0, len(data))
+    data += tensor.astype("<f4").tobytes() + bytes(-tensor.nbytes % alignment)
+  return head + bytes(-len(head) % alignment) + data
+
+
+def _text(text):
+  raw = text if isinstance(text, bytes) else text.encode()
+  return struct.pack("<Q", len(raw)) + raw
+
+
+def _typed(value):
+  if isinstance(value, bool):
+    return struct.pack("<I?", 7, value)
+  if isinstance(value, int):
+    return struct.pack("<Iq", 11, value)
+  if isinstance(value, float):
+    return struct.pack("<Id", 12, value)
+  if isinstance(value, list):
+    return struct.pack(f"<IIQ{len(value)}q", 9, 11, len(value), *value)
+  return struct.pack("<I", 8) + _text(value)

@@ -20,6 +20,7 @@ from lattice_jax.ops.vq import (
   revive,
   vq_attention,
 )
+from tests.contract.harness import quick_jit
 
 HEADS, CODES, KEY, VALUE = 2, 5, 8, 4
 
@@ -89,14 +90,19 @@ def test_codebook_moving_average_equals_a_numpy_transcription():
     np.testing.assert_allclose(buffers["codebook_sum"], total, rtol=1e-6, atol=1e-6)
 
 
-def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto"):
+def attend(k, v, q, rows, window, impl, block_len=0, reduction="auto", key_gradient="window"):
+  state = empty_state(len(k), window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+  return attend_on(state, k, v, q, rows, window, impl, block_len, reduction, key_gradient)[0]
+
+
+def attend_on(state, k, v, q, rows, window, impl, block_len, reduction, key_gradient):
   batch, length = k.shape[:2]
-  state = empty_state(batch, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
   relative = 0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY))
   bias = jnp.full((HEADS, KEY), 0.1)
   return vq_attention(
     q, quantize(k, rows), v, rows, relative, bias, -bias, state, jnp.zeros((batch, length), jnp.int32),
-    jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction, impl=impl)[0]
+    jnp.ones((batch, length), bool), block_len=block_len or window, reduction=reduction,
+    key_gradient=key_gradient, impl=impl)
 
 
 BOTH = ("serial", "input_scan")
@@ -132,6 +138,81 @@ def test_a_key_gets_its_gradient_from_queries_at_most_a_window_away():
     grad = jax.jit(jax.grad(lambda k, impl=impl: attend(k, v, q, rows, window, impl)[0, asked].sum()))(k)
     has_gradient = np.abs(np.asarray(grad)).sum((0, 2, 3)) > 0
     np.testing.assert_array_equal(has_gradient, [asked - window <= t <= asked for t in range(length)])
+
+
+def key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved_TS):
+  """Through the scores of the pairs (query, key) that move keys; all others see the same keys as constants."""
+  k, v, q, rows, d_out = (np.float64(x) for x in (k, v, q, rows, d_out))
+  length = k.shape[1]
+  relative = np.float64(0.1 * jax.random.normal(jax.random.key(5), (HEADS, window + 1, KEY)))
+  d_k = np.zeros_like(k)
+  for b, h in np.ndindex(k.shape[0], HEADS):
+    code_T = ((k[b, :, h, None] - rows[h]) ** 2).sum(-1).argmin(-1)
+    key_TK, u = rows[h][code_T], 0.1
+    distance_TS = np.arange(length)[:, None] - np.arange(length)
+    bias_TS = np.einsum("TK,TSK->TS", q[b, :, h] - u, relative[h][np.clip(distance_TS, 0, window)])
+    score_TS = (q[b, :, h] + u) @ key_TK.T + np.where(distance_TS <= window, bias_TS, 0)
+    weight_TS = np.where(distance_TS >= 0, np.exp(score_TS), 0)
+    weight_TS /= weight_TS.sum(-1, keepdims=True)
+    out_TV = weight_TS @ v[b, :, h]
+    d_score_TS = weight_TS * (d_out[b, :, h] @ v[b, :, h].T - (d_out[b, :, h] * out_TV).sum(-1, keepdims=True))
+    d_k[b, :, h] = np.where(is_moved_TS, d_score_TS, 0).T @ (q[b, :, h] + u)
+  return d_k
+
+
+@pytest.mark.parametrize(("key_gradient", "window", "block_len"), [
+  ("window", 3, 5), ("blocks", 4, 4), ("blocks", 3, 5), ("blocks", 7, 30)])
+def test_key_gradient_is_that_of_a_float64_transcription(key_gradient, window, block_len):
+  """By blocks, as published: from queries of a key's own block and of blocks that have it in their window."""
+  length = 23
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+  d_out = np.random.default_rng(0).normal(size=v.shape).astype(np.float32)
+  i, j = np.arange(length)[:, None], np.arange(length)
+  is_moved = (i - j <= window) if key_gradient == "window" else (j >= i // block_len * block_len - window)
+  want = key_gradient_in_float64(k, v, q, rows, window, d_out, is_moved & (i >= j))
+  if window == block_len:
+    by_blocks = (i // block_len - j // block_len <= 1) & (i >= j)
+    assert (by_blocks == (is_moved & (i >= j))).all(), "its own block and the next"
+  for impl, reduction in (("reference", "auto"), ("xla", "serial"), ("xla", "input_scan")):
+    got = quick_jit(jax.grad(lambda k, impl=impl, reduction=reduction: (d_out * attend(
+      k, v, q, rows, window, impl, block_len, reduction, key_gradient)).sum()))(k)
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+def test_key_gradient_by_blocks_passes_from_call_to_call():
+  """Cut where a block begins; elsewhere blocks are others."""
+  window, block_len, length = 4, 4, 20
+  k, rows = random_keys(1, length), random_rows()
+  q, v = random_keys(1, length, seed=1), jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE))
+  empty = empty_state(1, window, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+
+  def gradient(cuts):
+    def loss(k):
+      state, total = empty, 0.0
+      for start, stop in zip((0, *cuts), (*cuts, length), strict=True):
+        part = slice(start, stop)
+        out, state = attend_on(
+          state, k[:, part], v[:, part], q[:, part], rows, window, "xla", block_len, "serial", "blocks")
+        total += jnp.sin(3 * out).sum()
+      return total
+    return quick_jit(jax.grad(loss))(k)
+
+  whole = gradient(())
+  np.testing.assert_allclose(gradient((8, 12)), whole, atol=1e-5 * np.abs(whole).max())
+  assert np.abs(gradient((7, 12)) - whole).max() > 1e-2 * np.abs(whole).max()
+
+
+def test_other_key_gradients_are_refused():
+  k, rows = random_keys(1, 8), random_rows()
+  with pytest.raises(ValueError, match="key_gradient='block' of op 'vq' is not one of window, blocks"):
+    attend(k, k[..., :VALUE], k, rows, 4, "xla", key_gradient="block")
+
+
+def test_kernels_take_blocks_of_whole_tiles_only():
+  k, rows = random_keys(1, 8), random_rows()
+  with pytest.raises(ValueError, match="need blocks of whole tiles of 128 tokens"):
+    attend(k, k[..., :VALUE], k, rows, 4, "interpret", key_gradient="blocks")
 
 
 @pytest.mark.parametrize("impl", ["xla", "reference"])

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import pallas_kernels.vq
 from lattice_jax.dispatch import BACKEND
@@ -33,20 +34,21 @@ def test_window_equals_plain_softmax_with_all_gradients():
   assert_close(got, with_gradients(lambda *qkv: plain(*qkv, seen))(*qkv), "bfloat16")
 
 
-def test_vq_equals_the_tpu_kernel_with_all_gradients(monkeypatch):
+@pytest.mark.parametrize("span", [0, 2 * test_vq.TILE], ids=["by-distance", "by-blocks"])
+def test_vq_equals_the_tpu_kernel_with_all_gradients(monkeypatch, span):
   """Which equals the XLA form. Two blocks, heads that share keys, a window of half a block, codes without tokens."""
-  function, floats = test_vq.smallest_call(True)
+  function, floats = test_vq.smallest_call(True, span)
   floats = tuple(x.astype(jnp.bfloat16).astype(jnp.float32) for x in floats)
   want = function(*floats)
   kernel = pallas_kernels.vq.vq_attention
 
-  def on_hopper(qu, qw, k, v, *rest, tile, interpret):
+  def on_hopper(qu, qw, k, v, *rest, tile, span, interpret):
     tokens = (x.astype(jnp.bfloat16) for x in (qu, qw, k, v))
-    return kernel(*tokens, *rest, tile=tile, backend="gpu", interpret=PARAMS if interpret else False)
+    return kernel(*tokens, *rest, tile=tile, span=span, backend="gpu", interpret=PARAMS if interpret else False)
 
   monkeypatch.setattr(pallas_kernels.vq, "vq_attention", on_hopper)
   with interpreted(rows=test_vq.TILE // 2):
-    got = jax.block_until_ready(test_vq.smallest_call(True)[0](*floats))
+    got = jax.block_until_ready(test_vq.smallest_call(True, span)[0](*floats))
   assert rms_ratio(got[0], want[0]) <= TOLERANCE["loss", "bfloat16"]
   for got_grad, want_grad in zip(got[1], want[1], strict=True):
     assert rms_ratio(got_grad, want_grad) <= TOLERANCE["gradient", "bfloat16"]

@@ -44,20 +44,21 @@ def state_with_a_past(arrays, window, dtype):
     document_B=jnp.zeros_like(empty.document_B))
 
 
-def run(arrays, window, dtype, impl, use_cache):
+def run(arrays, window, dtype, impl, use_cache, block=0):
   """Output, state and gradients of a call in which row 0 begins another document and row 1 ends early."""
   place = np.arange(arrays["q"].shape[1])
   ids = jnp.asarray(np.stack([place >= len(place) // 3, 0 * place]), jnp.int32)
   valid = jnp.asarray(np.stack([place < len(place), place < len(place) - 3]))
-  return value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache)
+  return value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache, block)
 
 
-def value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache):
+def value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache, block=0):
+  """block: tokens of the blocks by which keys get their gradient; 0 = by distance."""
   def loss(arrays):
     out, state = vq_attention(
       arrays["q"], quantize(arrays["k"], arrays["rows"], impl="xla"), arrays["v"], arrays["rows"], arrays["relative"],
-      arrays["content"], arrays["position"], state_with_a_past(arrays, window, dtype), ids, valid, block_len=TILE,
-      use_cache=use_cache, impl=impl)
+      arrays["content"], arrays["position"], state_with_a_past(arrays, window, dtype), ids, valid,
+      block_len=block or TILE, key_gradient="blocks" if block else "window", use_cache=use_cache, impl=impl)
     return jnp.sin(3 * out).sum() + (state.mean_BHMV**2).sum(), {
       "output": out, "state": (state.mean_BHMV, state.count_BHM)}
 
@@ -65,8 +66,8 @@ def value_and_gradients(arrays, ids, valid, window, dtype, impl, use_cache):
   return {**results, "gradient": grads}
 
 
-def compiled(window, dtype, impl, use_cache):
-  return jax.jit(functools.partial(run, window=window, dtype=dtype, impl=impl, use_cache=use_cache))
+def compiled(window, dtype, impl, use_cache, block=0):
+  return jax.jit(functools.partial(run, window=window, dtype=dtype, impl=impl, use_cache=use_cache, block=block))
 
 
 def assert_close(got, want, dtype):
@@ -82,6 +83,14 @@ def test_equals_the_xla_form_with_all_gradients(length, heads, kv_heads, codes, 
   arrays = inputs(length, heads, kv_heads, codes, window, dtype)
   got = compiled(window, dtype, "interpret", use_cache)(arrays)
   assert_close(got, compiled(window, "float32", "xla", use_cache)(arrays), dtype)
+
+
+def test_key_gradients_by_blocks_of_several_tiles_equal_the_xla_form():
+  """The last block is not whole, the window no multiple of a tile."""
+  window, block = 12, 2 * TILE
+  arrays = inputs(45, 2, 1, 5, window, "float32")
+  got = compiled(window, "float32", "interpret", True, block)(arrays)
+  assert_close(got, compiled(window, "float32", "xla", True, block)(arrays), "float32")
 
 
 def test_tiles_of_several_strips_and_values_of_several_parts_with_all_gradients(monkeypatch):
@@ -100,9 +109,9 @@ def test_tiles_of_several_strips_and_values_of_several_parts_with_all_gradients(
   assert_close(results("interpret"), results("xla"), "float32")
 
 
-def smallest_call(interpret):
+def smallest_call(interpret, span=0):
   """Value and gradients of the smallest call with everything in it: two tiles, a window of half a one, two heads that
-  share keys."""
+  share keys. span: tokens of blocks by which keys get their gradient."""
   length, window = 13, 4
   arrays = inputs(length, 2, 1, 3, window, "float32")
   ids = jnp.concatenate([jnp.zeros((1, window)), jnp.ones((1, length))], 1).astype(jnp.int32)
@@ -114,7 +123,8 @@ def smallest_call(interpret):
   def loss(*floats):
     *tokens, mean = floats
     out = pallas_kernels.vq.vq_attention(
-      *tokens, ids[:, window:], ids, (mean, count, jnp.ones((2, 1), jnp.int32)), tile=TILE, interpret=interpret)
+      *tokens, ids[:, window:], ids, (mean, count, jnp.ones((2, 1), jnp.int32)), tile=TILE, span=span,
+      interpret=interpret)
     return jnp.sin(out).sum()
 
   return jax.jit(jax.value_and_grad(loss, tuple(range(len(floats))))), floats

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lattice_jax import runtime
 from lattice_jax.sweep import runner
 from lattice_jax.sweep.search import make_search
 from lattice_jax.sweep.trials import read_records
@@ -122,7 +123,12 @@ def command(tmp_path, monkeypatch, capsys):
 
   def run(*arguments):
     monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
-    return main(), *capsys.readouterr()
+    status = 0
+    try:
+      runtime.run_script(main)
+    except SystemExit as left:
+      status = left.code
+    return status, *capsys.readouterr()
 
   return run
 
@@ -150,8 +156,9 @@ def test_exit_status_says_that_a_trial_failed(tmp_path, command):
 def test_a_wrong_command_is_one_sentence(tmp_path, command):
   sweeps.run(sweeps.read(tmp_path, run_cap=1), tmp_path / "runs" / "sweeps" / "sizes")
   path = sweeps.write(tmp_path)
+  (tmp_path / "other").mkdir()
   for arguments in (("none.yaml",), (path, "--table_only", "--against=size=9"), (path, "--table_only", "--beyond=9"),
                     (path, "--table_only", "--workdir=absent"),
-                    (sweeps.write(tmp_path, program="absent.py"),)):
+                    (sweeps.write(tmp_path / "other", program="absent.py"),)):
     status, _, errors = command(*arguments)
     assert (status, len(errors.splitlines())) == (2, 1), errors

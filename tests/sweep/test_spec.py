@@ -59,6 +59,14 @@ def test_multiples_have_no_rounding_errors_and_stay_inside():
   ({"distribution": "q_uniform", "min": 1, "max": 2, "q": 5}, "no multiple of q=5 lies between min=1 and max=2"),
   ({"distribution": "q_uniform", "min": 1, "max": 2, "q": 0}, "q=0 must be positive"),
   ({"distribution": "normal", "sigma": 0}, "sigma=0 must be positive"),
+  ({"distribution": ["uniform"]}, r"distribution \['uniform'\] is not one of"),
+  ({"value": 1, 2: 3, "x": 4}, "'2' is not a field of distribution constant"),
+  ({"min": float("-inf"), "max": 1.0}, "min=-inf must be finite"),
+  ({"min": 0.0, "max": float("nan")}, "max=nan must be finite"),
+  ({"min": 0, "max": 10**400}, r"max=10{400} (must be finite|is too large)"),
+  ({"distribution": "q_uniform", "min": 1, "max": 2, "q": 1e-300}, "lie more than 9,007,199,254,740,992 multiples of"),
+  ({"distribution": "normal", "mu": float("nan")}, "mu=nan must be finite"),
+  ({"values": [1, float("nan")]}, "value=nan must be finite"),
 ], ids=str)
 def test_bad_parameter_is_refused_in_one_sentence(entry, message):
   with pytest.raises(ValueError, match=message) as caught:
@@ -102,6 +110,59 @@ def test_what_is_no_yaml_is_one_sentence(tmp_path):
     read_sweep(tmp_path / "b.yaml")
 
 
+@pytest.mark.parametrize(("text", "message"), [
+  ("a: 1\nb: 2\na: 3", r"line 3 holds the key 'a' a second time; remove one\.$"),
+  ("a: {b: {c: 1, d: 2, c: 3}}", r"line 1 holds the key 'c' a second time; remove one\.$"),
+  ("a: &a [1, *a]", r"line 1 holds itself by an alias\.$"),
+  ("a: &a [x]\n" + "".join(f"{new}: &{new} [{', '.join(9 * [f'*{old}'])}]\n" for old, new in zip("abcdefgh", "bcdefghi",
+                                                                                            strict=True)),
+   r"its aliases unfold to more than 100,000 values\.$"),
+  ("[" * 5000, r"it is nested too deeply\.$"),
+  ("a: " + "9" * 5000, r"Exceeds the limit \(4300 digits\)"),
+  ("a: 2001-99-99", r"month must be in 1\.\.12"),
+  ("a: !!python/object/apply:os.system [true]", r"could not determine a constructor for the tag"),
+  ("a: b\n---\na: c", r"expected a single document"),
+  ("a: \0", r"special characters are not allowed"),
+  ("? [a, b]\n: c\n? {a: b}\n: c", r"found unhashable key"),
+  ("\xff", r"(program|must hold)"),
+], ids=["twice", "twice-inside", "holds-itself", "bomb", "deep", "digits", "date", "code", "two", "zero", "keys",
+        "text"])
+def test_yaml_that_is_ambiguous_or_unfolds_without_end_is_one_sentence(tmp_path, text, message):
+  path = tmp_path / "a.yaml"
+  path.write_text(text, encoding="utf-8")
+  with pytest.raises(ValueError, match=rf"^\S+a.yaml.*{message}") as caught:
+    read_sweep(path)
+  assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+  path.write_bytes(text.encode("utf-16"))
+  with pytest.raises(ValueError, match=r"^\S+a.yaml is not readable YAML: 'utf-8' codec can't decode"):
+    read_sweep(path)
+
+
+def test_aliases_and_merged_keys_are_read_as_everywhere(tmp_path):
+  path = sweeps.write(tmp_path)
+  plain = read_sweep(path)
+  text = path.read_text().replace("  size:\n", "  size: &size\n").replace("  seed:\n", "  seed:\n    <<: *size\n")
+  path.write_text(text)
+  assert "<<" in text and read_sweep(path) == plain
+
+
+def test_a_grid_is_counted_before_it_is_gone_through(tmp_path):
+  parameters = {name: {"values": list(range(1000))} for name in "abcd"}
+  with pytest.raises(ValueError, match=r"sizes\.yaml: the grid has 1,000,000,000,000 trials, and at most 100,000 can "
+                                       r"be gone through; use fewer values, or method random with a run_cap\.$"):
+    sweeps.read(tmp_path, parameters=parameters)
+  many = {"a": {"min": 1, "max": 2_000_000_000}}
+  with pytest.raises(ValueError, match=r"the grid has 2,000,000,000 trials"):
+    sweeps.read(tmp_path, parameters=many)
+  assert sweeps.read(tmp_path, method="random", run_cap=2, parameters=many).run_cap == 2
+
+
+def test_what_a_file_says_at_length_is_quoted_in_part(tmp_path):
+  with pytest.raises(ValueError, match=r"parameter p: \['xxx.* … .*must be a number, a text, true or ") as caught:
+    sweeps.read(tmp_path, parameters={"p": {"value": ["x" * 5000]}})
+  assert len(str(caught.value)) < 700
+
+
 def test_command_is_expanded_as_wandb_does(tmp_path):
   command = ["${env}", "${interpreter}", "${program}", "--fixed", "${args}", "--workdir=x/{run_id}"]
   sweep = sweeps.read(tmp_path, program="train.py", command=command)
@@ -142,3 +203,17 @@ def test_shipped_sweeps_are_valid_and_every_trial_has_a_folder_of_its_own(path):
     search = GridSearch(sweep)
     ids = [search.trial(index).id for index in range(search.total)]
     assert not [name for name in ids if re.search(r"[:;,#?/']", name)], "characters that W&B refuses"
+
+
+@pytest.mark.parametrize(("name", "entry", "message"), [
+  ("config.optimizer.learning_rat", {"value": 1.0}, r"unknown config field optimizer\.learning_rat; "),
+  ("config.optimizer.b2", {"values": [0.9, 2]}, r"parameter config\.optimizer\.b2: 2 must lie in \[0, 1\)"),
+  ("config.train.steps", {"values": [10, 1.5]}, r"parameter config\.train\.steps: 1\.5 must be a whole number"),
+  ("config.optimizer.clip_norm", {"min": -1.0, "max": 1.0}, r"clip_norm: -1\.0 must be 0 or more"),
+  ("config.model.dim", {"min": 0, "max": 64}, r"model\.dim: 0 must be positive"),
+  ("config.model.logit_scale", {"distribution": "normal", "mu": 1.0}, r"logit_scale: -3\.\d+ must be positive"),
+], ids=str)
+def test_values_of_a_field_are_refused_before_any_trial(tmp_path, name, entry, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    sweeps.read(tmp_path, method="random", run_cap=2, parameters={name: entry, "config.train.seed": {"values": [0, 1]}})
+  assert "\n" not in str(caught.value)

@@ -8,6 +8,9 @@ import math
 
 import pytest
 
+from configs import ablation_lattice
+from lattice_jax.config_checks import parse_config, to_dict
+from lattice_jax.sweep.labels import metric_label
 from lattice_jax.sweep.plot import numbers_of, plot_table
 from lattice_jax.sweep.search import GridSearch
 from lattice_jax.sweep.table import markdown, spread, write_table
@@ -24,7 +27,7 @@ def finish(sweep, workdir):
     folder.mkdir(parents=True)
     size = next(value for name, value in trial.values.items() if name != "seed")
     fake.write_run(folder, size if isinstance(size, (int, float)) else len(size), trial.values["seed"])
-    TrialRecord(trial.index, trial.id, trial.values, [], DONE, seconds=1.0).write(folder)
+    TrialRecord(trial.index, trial.id, trial.values, sweep.arguments(trial.values), DONE, seconds=1.0).write(folder)
 
 
 def test_rows_are_means_over_seeds_best_first(tmp_path):
@@ -64,12 +67,51 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     sweeps.table(sweep, runs, against="size=3")
 
 
+def test_trials_of_an_older_file_are_left_out(tmp_path):
+  finish(sweeps.read(tmp_path), tmp_path / "runs")
+  finish(sweeps.read(tmp_path, parameters={"width": {"values": [3]}, "seed": {"values": [0, 1]}}), tmp_path / "runs")
+  table = sweeps.table(
+    sweeps.read(tmp_path, parameters={"size": {"values": [1, 4]}, "seed": {"values": [0, 1]}}), tmp_path / "runs")
+  assert [row.setting for row in table.rows] == [(("size", 4),), (("size", 1),)]
+  assert (table.foreign, table.unfinished) == (4, 0)
+  program = sweeps.read(tmp_path, command=["${program}", "${args}", "--fast"])
+  assert (sweeps.table(program, tmp_path / "runs").rows, sweeps.table(program, tmp_path / "runs").foreign) == ((), 8)
+  assert "4 trial(s) in the folder are not of this sweep file and are left out." in markdown(table)
+
+
+def test_the_state_of_every_memory_is_printed(tmp_path):
+  sweep = sweeps.read(tmp_path, parameters={"size": {"values": [1, 3]}, "seed": {"values": [0]}})
+  finish(sweep, tmp_path / "runs")
+  for folder, name in (("size=1", "ttt_linear"), ("size=3", "base")):
+    path = tmp_path / "runs" / folder / "run.json"
+    config = to_dict(parse_config(ablation_lattice.get_config(name)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
+  text = markdown(sweeps.table(sweep, tmp_path / "runs"))
+  assert "| parameters | state of a layer | tokens/s |" in text
+  assert metric_label(sweeps.METRIC) == "bits per byte on validation (cold)" and metric_label("loss") == "loss"
+  assert "| 3 | 1 | 2.0000 | 1,000 | unit 4,096 + tail 960 | 100 |" in text
+  assert "| 1 | 1 | 4.0000 | 1,000 | weight 2,112 + total 2,112 + tail 576 | 100 |" in text
+
+
+def test_a_base_is_shown_with_its_memory_and_still_found_by_its_name(tmp_path):
+  sweep = sweeps.read(tmp_path, parameters={"config": {"values": ["x:base", "x:linear"]}, "seed": {"values": [0]}})
+  finish(sweep, tmp_path / "runs")
+  for folder, name in (("config=base", "base"), ("config=linear", "linear")):
+    path = tmp_path / "runs" / folder / "run.json"
+    path.write_text(json.dumps(
+      json.loads(path.read_text()) | {"config": to_dict(parse_config(ablation_lattice.get_config(name)))}))
+  table = sweeps.table(sweep, tmp_path / "runs", against="config=base")
+  assert table.shown == {"config": {"x:base": "lattice (base)", "x:linear": "linear"}}
+  assert "| lattice (base) | 1 |" in markdown(table) and "Δ to config=base" in markdown(table)
+
+
 def test_what_is_missing_is_said(tmp_path):
   sweep = sweeps.read(tmp_path)
   assert "6 trial(s) not finished, 0 failed" in markdown(sweeps.table(sweep, tmp_path / "runs"))
   folder = tmp_path / "runs" / "size=1_seed=0"
   folder.mkdir(parents=True)
-  TrialRecord(0, "size=1_seed=0", {"size": 1, "seed": 0}, [], FAILED, "no room").write(folder)
+  values = {"size": 1, "seed": 0}
+  TrialRecord(0, "size=1_seed=0", values, sweep.arguments(values), FAILED, "no room").write(folder)
   text = markdown(sweeps.table(sweep, tmp_path / "runs"))
   assert "5 trial(s) not finished, 1 failed.\n- size=1_seed=0: no room\n" in text
   write_table(sweeps.table(sweep, tmp_path / "runs"), tmp_path / "out")

@@ -32,9 +32,9 @@ def test_run_id_in_the_workdir_is_that_of_the_environment(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-  ((SMOKE, "--config.model.dimm=3"), 'Did you mean "dim"'),
-  ((SMOKE, "--config.model.dim=abc"), "--config.model.dim=abc: must be a whole number, not 'abc'"),
-  ((SMOKE, "--config.optimizer.eps=small"), "--config.optimizer.eps=small: must be a number, not 'small'"),
+  ((SMOKE, "--config.model.dimm=3"), "unknown config field model.dimm; this section has vocab, dim,"),
+  ((SMOKE, "--config.model.dim=abc"), "model.dim=abc must be a whole number."),
+  ((SMOKE, "--set=optimizer.clip_norm=-1"), "optimizer.clip_norm=-1 must be 0 or more and finite."),
   (("--config=configs/quickstart.py:smkoe",), "Did you mean 'smoke'?"),
   (("--config=configs/quickstrt.py",), "--config=configs/quickstrt.py: there is no such file; configs/"),
   ((SMOKE, "--workdri=x"), "Did you mean --workdir?"),

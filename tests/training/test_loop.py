@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from lattice_jax import writers
-from lattice_jax.checkpoint import Checkpoints, load_for_eval, read_run
+from lattice_jax.checkpoint import Checkpoints, load_for_eval
 from lattice_jax.metrics import read_jsonl
+from lattice_jax.run_file import read_run
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training import loop
 from lattice_jax.training.feed import dispatch_size
+from lattice_jax.training.reporter import peak_flops
 from lattice_jax.training.state import abstract_state
 from lattice_jax.training.workdir import locked
 from tests.training import tiny
@@ -35,7 +37,6 @@ def _tiny_run(monkeypatch):
   monkeypatch.setattr(loop, "evaluate_protocols", lambda *args, **kwargs: [types.SimpleNamespace(
     split="validation", protocol="cold", bits_per_byte=next(scores), nll_per_token=1.0, word_perplexity=None,
     accuracy=None, tokens=9, seconds=0.1, buckets=())])
-  monkeypatch.setattr("lattice_jax.training.reporter.peak_flops", lambda: (None, "not asked for"))
 
 
 class Recorder(writers.Writer):
@@ -119,6 +120,7 @@ def test_signal_saves_and_the_same_command_goes_on(tmp_path, recorder, number):
   with pytest.raises(Stop, match=f"stopped by {number.name} at step") as stopped:
     loop.train(recorded_config(), tmp_path / "stopped")
   assert stopped.value.status == 128 + number
+  assert [note for note in recorder.notes if note.startswith(f"{number.name} received: the run saves and stops")]
   step, _ = saved_state(recorded_config(), tmp_path / "stopped")
   assert 7 <= step < 10
   recorder.on_update = lambda step: None
@@ -267,3 +269,78 @@ def test_shorter_run_than_the_workdir_is_refused(tmp_path):
 def test_trace_of_some_updates(tmp_path):
   loop.train(tiny.make_config(train__steps=5), tmp_path, loop.Options(profile=(2, 4)))
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_what_is_changed_at_a_resume_is_told_and_its_old_value_kept(tmp_path, recorder):
+  loop.train(recorded_config(train__steps=2), tmp_path)
+  assert read_run(tmp_path)["history"] == []
+  changed = {"train__steps": 4, "optimizer__learning_rate": 0.25, "optimizer__schedule": "constant"}
+  recorder.notes.clear()
+  loop.train(recorded_config(**changed), tmp_path)
+  told = [note for note in recorder.notes if note.startswith("changed")]
+  assert told == [f"changed since the start before: {change}" for change in (
+    "optimizer.learning_rate: 0.001 → 0.25", "optimizer.schedule: cosine → constant", "train.steps: 2 → 4")]
+  loop.train(recorded_config(**changed), tmp_path)  # nothing new
+  loop.train(recorded_config(**changed | {"train__steps": 5}), tmp_path)
+  first, second = read_run(tmp_path)["history"]
+  assert first["step"] == 2 and first["time"] <= second["time"] and second["step"] == 4
+  assert first["changes"] == {
+    "optimizer.learning_rate": [0.001, 0.25], "optimizer.schedule": ["cosine", "constant"], "train.steps": [2, 4]}
+  assert second["changes"] == {"train.steps": [4, 5]} and read_run(tmp_path)["config"]["train"]["steps"] == 5
+
+
+def test_another_version_of_the_program_is_a_change(tmp_path, recorder):
+  loop.train(recorded_config(train__steps=2), tmp_path)
+  run = read_run(tmp_path)
+  del run["history"]  # as runs were before they had one
+  (tmp_path / "run.json").write_text(json.dumps(run | {"versions": run["versions"] | {"jax": "0.1"}}))
+  loop.train(recorded_config(train__steps=2), tmp_path)
+  (entry,) = read_run(tmp_path)["history"]
+  assert entry["changes"] == {"versions.jax": ["0.1", jax.__version__]}
+
+
+@pytest.mark.parametrize(("removed", "named", "is_stopped"), [
+  (".", "run/.*", True), ("metrics.jsonl", "metrics.jsonl", False), ("run.json", "run.json", True),
+  ("tensorboard", "tensorboard/events.out.tfevents.000002", False), ("checkpoints", "checkpoints/1", True)])
+def test_what_is_removed_while_a_run_goes_on_is_noticed(tmp_path, recorder, removed, named, is_stopped):
+  config = tiny.make_config(train__steps=1, train__writers=("jsonl", "tensorboard", "recorder"))
+  loop.train(config, tmp_path / "run")
+
+  def remove(step):
+    if step == 3:
+      path = tmp_path / "run" / removed
+      (shutil.rmtree if path.is_dir() else os.unlink)(path)
+      if is_stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  recorder.on_update = remove
+  config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
+  with pytest.raises(ValueError, match=f"{named} is gone: something else removed it while the run went on"):
+    loop.train(config, tmp_path / "run")
+
+
+def test_a_metrics_file_that_was_replaced_is_noticed(tmp_path, recorder):
+  def replace(step):
+    if step == 7:
+      shutil.copy(tmp_path / "metrics.jsonl", tmp_path / "copy")
+      (tmp_path / "copy").rename(tmp_path / "metrics.jsonl")
+
+  recorder.on_update = replace
+  with pytest.raises(ValueError, match=r"metrics\.jsonl is gone"):
+    loop.train(recorded_config(), tmp_path)
+
+
+def test_saves_and_what_to_do_next_are_told(tmp_path, recorder):
+  loop.train(tiny.make_config(train__writers=("tensorboard", "recorder")), tmp_path)
+  assert f"curves: tensorboard --logdir={tmp_path}/tensorboard (pip install tensorboard)" in recorder.notes
+  assert [note for note in recorder.notes if note.startswith("saved")] == [
+    f"saved the checkpoint of step {step}" for step in (5, 10, 12)]
+  assert recorder.notes[-1] == f"done; next: python eval.py --workdir={tmp_path}"
+
+
+def test_share_of_the_peak_is_told_where_a_data_sheet_has_one(monkeypatch):
+  assert peak_flops() is None
+  devices = [types.SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")]
+  monkeypatch.setattr(jax, "devices", lambda: devices)
+  monkeypatch.setattr(jax, "device_count", lambda: 2)
+  assert peak_flops() == 2 * 989e12

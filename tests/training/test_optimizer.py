@@ -11,7 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from lattice_jax.config import OptimizerConfig
+from lattice_jax.config import AttentionConfig, LatticeConfig, OptimizerConfig, VQConfig
+from lattice_jax.layers.common import Weight
+from lattice_jax.layers.registry import MEMORIES
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.adafactor import adafactor
 from lattice_jax.training.optimizer import RULES, Optimizer, decay_mask, learning_rate, stacked_mask
@@ -28,6 +30,17 @@ def test_schedule_rises_to_the_peak_and_ends_at_its_fraction(schedule):
   assert max(rates) == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_zero_start_is_the_published_schedule(warmup):
+  """Warm-up from 0 at the first update, and a cosine to a tenth that the last one has not quite reached."""
+  config = OptimizerConfig(learning_rate=2.0, warmup_steps=warmup, zero_start=True)
+  want = [
+    2 * step / warmup if step < warmup else 2 * (0.9 * (1 + np.cos(np.pi * (step - warmup) / (20 - warmup))) / 2 + 0.1)
+    for step in range(20)]
+  assert [float(learning_rate(config, 20, step)) for step in range(20)] == pytest.approx(want, rel=1e-5)
+  assert want[0] == (0.0 if warmup else 2.0)
+
+
 @pytest.mark.parametrize("warmup", [0, 1, 5, 50])
 def test_schedule_is_finite_for_any_warm_up(warmup):
   config = OptimizerConfig(warmup_steps=warmup)
@@ -36,11 +49,12 @@ def test_schedule_is_finite_for_any_warm_up(warmup):
 
 
 @pytest.mark.parametrize("decay", ["scaled", "independent"])
-def test_decay_pulls_matrices_only_and_follows_the_rate_only_when_scaled(decay):
+def test_decay_pulls_weights_only_and_follows_the_rate_only_when_scaled(decay):
   config = OptimizerConfig(
     weight_decay=0.1, decay=decay, learning_rate=0.5, warmup_steps=10, schedule="constant")
-  boxed = {"matrix": nn.LogicallyPartitioned(jnp.ones((3, 2, 2)), ("layers", "embed", "mlp")),
-           "stacked_gain": nn.LogicallyPartitioned(jnp.ones((3, 2)), ("layers", "embed"))}
+  boxed = {"matrix": Weight(jnp.ones((3, 2, 2)), ("layers", "embed", "mlp")),
+           "stacked_gain": nn.LogicallyPartitioned(jnp.ones((3, 2)), ("layers", "embed")),
+           "bias_of_heads": nn.LogicallyPartitioned(jnp.ones((2, 2)), ("heads", "key"))}
   optimizer = Optimizer(config, 100, decay_mask(boxed), stacked_mask(boxed))
   params = {name: box.value for name, box in boxed.items()}
   grads = jax.tree.map(jnp.zeros_like, params)
@@ -48,6 +62,7 @@ def test_decay_pulls_matrices_only_and_follows_the_rate_only_when_scaled(decay):
   rate = 0.1 if decay == "independent" else 0.1 * 0.5 / 10
   np.testing.assert_allclose(new["matrix"], 1 - rate, rtol=1e-6)
   np.testing.assert_array_equal(new["stacked_gain"], 1.0)
+  np.testing.assert_array_equal(new["bias_of_heads"], 1.0)
 
 
 def test_clipping_bounds_the_norm_of_the_gradient_and_reports_the_norm_before():
@@ -58,6 +73,50 @@ def test_clipping_bounds_the_norm_of_the_gradient_and_reports_the_norm_before():
   _, opt_state, norms = optimizer.update(grads, optimizer.init(params), params, step=jnp.asarray(0))
   assert norms["grad_norm"] == 10.0
   np.testing.assert_allclose(opt_state.mu["a"], 0.5 * (1 - config.b2), rtol=1e-5)
+
+
+# What a decoder with a memory has beside its weights: in its blocks' norms, its memory, its head.
+FRAME = {"memory_norm/gain", "memory_norm/bias", "mlp_norm/gain", "mlp_norm/bias", "final_norm/gain",
+         "final_norm/bias", "head_bias", "position_scale"}
+PROJECTIONS = {"query", "key", "value", "out"}
+RECURRENT = PROJECTIONS | {"gate", "query_taps", "key_taps", "value_taps"}
+ATTENTION = PROJECTIONS | {"gate"}, {"query_bias", "key_bias", "value_bias", "out_bias"}
+DECAYS = {
+  "attention": ATTENTION,
+  "window": ATTENTION,
+  "vq": (PROJECTIONS | {"gate", "relative"}, {"content_bias", "position_bias", "near_bias"}),
+  "lattice": (RECURRENT | {"step", "forget"}, {"step_bias", "forget_bias", "start", "gain"}),
+  "linear": (RECURRENT, {"gain"}),
+  "scalar_decay": (RECURRENT | {"width"}, {"width_bias", "log_rate", "skip", "gain"}),
+  "gla": (RECURRENT | {"decay_down", "decay_up"}, {"decay_bias", "gain"}),
+  "deltanet": (RECURRENT | {"step"}, {"step_bias", "gain"}),
+  "gated_deltanet": (RECURRENT | {"step", "width"}, {"step_bias", "width_bias", "log_rate", "gain"}),
+  "gated_slots": (RECURRENT | {"decay"}, {"gain"}),
+  "ttt_linear": (
+    RECURRENT | {"step"},
+    {"step_bias", "place_rate", "inner_start", "inner_bias", "inner_scale", "inner_shift", "gain"}),
+}
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_weights_decay_and_biases_gains_and_learned_starts_do_not(memory):
+  """Every parameter of every memory, whatever its number of axes; several heads, so that biases have two."""
+  config = tiny.make_config(
+    model__pattern=(memory,), model__block="mlp", model__norm_bias=True, model__position_wavelength=1e4,
+    model__attention=AttentionConfig(bias="all", gated=True, window=4), model__lattice=LatticeConfig(forget=True),
+    model__vq=VQConfig(heads=2, kv_heads=2, key_dim=8, value_dim=16, codes=8, block_len=8, near_start=1.0))
+  decays = {
+    "/".join(key.key for key in path).replace("groups/block_0/", ""): decays
+    for path, decays in jax.tree_util.tree_leaves_with_path(make_optimizer(config).decays)}
+  weights, others = DECAYS[memory]
+  assert {name for name, decays in decays.items() if decays} == {
+    "embedding", "head", "mlp/gate", "mlp/up", "mlp/down", *(f"memory/{name}" for name in weights)}
+  assert {name for name, decays in decays.items() if not decays} == FRAME | {f"memory/{name}" for name in others}
+
+
+def test_the_joined_projection_of_vq_decays():
+  vq = VQConfig(key_dim=8, value_dim=16, codes=8, block_len=8, joined=True)
+  assert make_optimizer(tiny.make_config(model__vq=vq)).decays["groups"]["block_0"]["memory"]["joined"]
 
 
 def test_decay_mask_does_not_depend_on_stacking():
@@ -144,6 +203,96 @@ def test_adafactor_updates_each_layer_as_optax_updates_it_alone():
     for layer in range(3):
       expected, states[layer] = alone.update(grads[layer], states[layer], params_L[layer])
       np.testing.assert_allclose(change["weight"][layer], -expected, rtol=1e-4, atol=1e-9)
+
+
+SHAPES = {  # with and without factors, and a number; "joined" is one tensor to Adafactor
+  "joined": (2, 130, 129 + 3 * 130), "content_bias": (2, 1, 4), "embedding": (9, 130), "position_scale": ()}
+PUBLISHED = {
+  "adamw": OptimizerConfig(
+    name="adamw", learning_rate=0.02, warmup_steps=2, zero_start=True, b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01,
+    decay="independent", clip_norm=0.1),
+  "adafactor": OptimizerConfig(
+    name="adafactor", learning_rate=0.02, warmup_steps=2, zero_start=True, weight_decay=0.01, decay="independent",
+    clip_norm=0.0)}
+
+
+def rms(x):
+  return np.sqrt((x * x).mean())
+
+
+def adam_direction(grads, step, moments):
+  """One update of every tensor of a list; moments: dicts that are kept between updates."""
+  norm = np.sqrt(sum((grad**2).sum() for grad in grads))
+  directions = []
+  for grad, kept in zip(grads, moments, strict=True):
+    grad = grad * min(1, 0.1 / norm)
+    kept["m"] = 0.9 * (kept["m"] if "m" in kept else 0) + 0.1 * grad
+    kept["v"] = 0.98 * (kept["v"] if "v" in kept else 0) + 0.02 * grad**2
+    directions.append(kept["m"] / (1 - 0.9**(step + 1)) / (np.sqrt(kept["v"] / (1 - 0.98**(step + 1))) + 1e-9))
+  return directions
+
+
+def adafactor_direction(grads, params, step, moments):
+  """Second moments of matrices by rows and columns, then a clip and the size of the parameter."""
+  old, directions = 1 - (step + 1.0) ** -0.8, []
+  for grad, param, kept in zip(grads, params, moments, strict=True):
+    square = grad**2 + 1e-30
+    if grad.ndim >= 2 and min(grad.shape) >= 128:
+      means = {"row": square.mean(-1, keepdims=True), "column": square.mean(-2, keepdims=True)}
+      for name, mean in means.items():
+        kept[name] = old * (kept[name] if name in kept else 0) + (1 - old) * mean
+      moment = kept["row"] * kept["column"] / kept["row"].mean()
+    else:
+      moment = kept["v"] = old * (kept["v"] if "v" in kept else 0) + (1 - old) * square
+    change = grad / np.sqrt(moment)
+    directions.append(change / max(1, rms(change)) * max(1e-3, rms(param)))
+  return directions
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_three_updates_are_those_of_a_float64_transcription(name):
+  """Of the published optimizers, a tensor of a layer at a time; the first moves nothing but what decays."""
+  axes = {"joined": ("layers", "embed", "value"), "content_bias": ("layers", "heads", "key"),
+          "embedding": ("vocab", "embed"), "position_scale": ()}
+  weights = {"joined", "embedding"}
+  boxed = {
+    key: (Weight if key in weights else nn.LogicallyPartitioned)(jnp.zeros(shape), axes[key])
+    for key, shape in SHAPES.items()}
+  optimizer = Optimizer(PUBLISHED[name], 10, decay_mask(boxed), stacked_mask(boxed))
+  random = np.random.default_rng(0)
+  params = {key: random.normal(size=shape).astype(np.float32) for key, shape in SHAPES.items()}
+  params["content_bias"][:] = 0
+  apart = [(key, slice(n, n + 1) if len(SHAPES[key]) == 3 else ...) for key in SHAPES for n in range(
+    SHAPES[key][0] if len(SHAPES[key]) == 3 else 1)]
+  tensors = [np.float64(params[key][part]).squeeze(0) if part is not ... else np.float64(params[key])
+             for key, part in apart]
+  moments, opt_state, update = [{} for _ in apart], optimizer.init(params), jax.jit(optimizer.update)
+  for step in range(3):
+    grads = {key: np.float32(0.1 * (step + 1) * random.normal(size=shape)) for key, shape in SHAPES.items()}
+    params, opt_state, _ = update(grads, opt_state, params, step=jnp.asarray(step))
+    flat = [np.float64(grads[key][part]).squeeze(0) if part is not ... else np.float64(grads[key])
+            for key, part in apart]
+    directions = (
+      adam_direction(flat, step, moments) if name == "adamw" else adafactor_direction(flat, tensors, step, moments))
+    rate = 0.02 * [0, 0.5, 1][step]
+    tensors = [
+      tensor - rate * direction - (0.01 * tensor if key in weights else 0)
+      for tensor, direction, (key, _) in zip(tensors, directions, apart, strict=True)]
+    for tensor, (key, part) in zip(tensors, apart, strict=True):
+      np.testing.assert_allclose(np.squeeze(params[key][part]), np.squeeze(tensor), rtol=2e-5, atol=2e-6)
+
+
+def test_adafactor_sees_joined_tensors_as_one():
+  """Parts of a joined tensor whose gradients differ in size are not updated as they would be alone."""
+  rule, random = adafactor({"joined": False}), np.random.default_rng(0)
+  parts, grads = ([
+    jnp.asarray(random.normal(size=(130, 129)) * size, jnp.float32) for size in (1e-3, 1.0)] for _ in range(2))
+
+  def direction(grad, param):
+    return rule.update({"joined": grad}, rule.init({"joined": param}), {"joined": param})[0]["joined"]
+
+  joined = direction(jnp.concatenate(grads, -1), jnp.concatenate(parts, -1))
+  assert rms(joined[:, :129]) > 100 * rms(direction(grads[0], parts[0]))
 
 
 def test_adafactor_shards_what_has_the_shape_of_its_parameter_and_keeps_rows_and_columns_small():

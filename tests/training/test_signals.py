@@ -20,7 +20,7 @@ def test_a_signal_that_comes_while_processes_agree_counts_at_the_next_time(monke
 
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(multihost_utils, "process_allgather", gather)
-  with stop_request() as request:
+  with stop_request(lambda name: None) as request:
     assert not request.is_agreed()
     assert request.is_agreed() and request.name == "SIGTERM"
 
@@ -28,5 +28,14 @@ def test_a_signal_that_comes_while_processes_agree_counts_at_the_next_time(monke
 def test_a_signal_to_another_process_is_known_here(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([value, signal.SIGINT]))
-  with stop_request() as request:
+  with stop_request(lambda name: None) as request:
     assert request.is_agreed() and request.name == "SIGINT"
+
+
+def test_a_signal_is_answered_at_once(monkeypatch):
+  said = []
+  with stop_request(said.append) as request:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert request.received == signal.SIGINT
+  assert said == ["SIGTERM"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
 
@@ -25,7 +26,8 @@ EVALUATION = {
 def test_resumed_file_keeps_whole_lines_up_to_the_step(tmp_path):
   path = tmp_path / "metrics.jsonl"
   first = [
-    {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 2, "split": "validation"}, {"step": 3, "loss": 1.0}]
+    {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 2, "split": "validation", "protocol": "cold"},
+    {"step": 3, "loss": 1.0}]
   path.write_text("".join(json.dumps(record) + "\n" for record in first) + '{"step": 4, "lo')
   writer = JsonlWriter(path, 2)
   writer.update({"step": 3, "loss": 0.9})
@@ -88,3 +90,18 @@ def test_full_disk_is_one_sentence_and_closing_adds_none(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r"No space left on device.*goes on from the newest checkpoint"):
     full.report(REPORT)
   full.close()
+
+
+def test_what_takes_long_is_a_line_in_a_log_and_a_clock_on_a_terminal(capsys, monkeypatch):
+  writer = StdoutWriter("byte")
+  with writer.busy("compiling"):
+    writer.note("said meanwhile")
+  assert capsys.readouterr().out == "compiling …\nsaid meanwhile\n"
+  monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+  with pytest.raises(KeyboardInterrupt), writer.busy("compiling"):
+    writer.note("said meanwhile")
+    raise KeyboardInterrupt
+  writer.note("after")
+  said = capsys.readouterr().out
+  assert "\r\033[Kcompiling … 0 s" in said and "\r\033[Ksaid meanwhile\n" in said
+  assert said.endswith("\r\033[Kafter\n")

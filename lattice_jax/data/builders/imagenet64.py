@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
+from lattice_jax.data.archives import open_member, open_zip, read_array, read_array_header, read_blocks
 from lattice_jax.data.builders.base import LocalBuilder
 from lattice_jax.data.fetch import verify_original
 from lattice_jax.data.files import IMAGENET64, ImageSet
@@ -25,7 +26,7 @@ from lattice_jax.data.progress import Progress
 _SIZE = 64
 _IMAGE_BYTES = _SIZE * _SIZE * 3
 _IMAGES_A_SHARD = 4096  # 50 MB, all of it in memory at once
-_BLOCK_IMAGES = 1024
+_MOST_LABEL_BYTES = 1 << 24  # of all published images, were they in one file
 
 
 @dataclass
@@ -88,26 +89,35 @@ def check_zips(folder: Path, image_set: ImageSet) -> None:
 
 def _unpack(path: Path, unpacked: _Unpacked) -> None:
   """Appends all images of a zip of npz files, without holding one of its arrays in memory."""
-  with zipfile.ZipFile(path) as archive:
+  with open_zip(path, path) as archive:
     for member in archive.infolist():
       if member.is_dir() or not member.file_size:
         continue
-      with archive.open(member) as stream, zipfile.ZipFile(stream) as arrays:
-        with arrays.open("labels.npy") as file:
-          labels = np.lib.format.read_array(file, allow_pickle=False)
-        with arrays.open("data.npy") as file:
-          _copy_images(file, len(labels), unpacked.file, f"{path}, {member.filename}")
+      where = f"{path}, {member.filename}"
+      with open_member(archive, member, path) as stream, open_zip(stream, where) as arrays:
+        labels = read_array(arrays, "labels", where, most_bytes=_MOST_LABEL_BYTES)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+          raise ValueError(f"{where} holds labels of {labels.dtype} {labels.shape}, not numbers; fetch it again.")
+        _copy_images(arrays, len(labels), unpacked.file, where)
       unpacked.labels += (labels - 1).tolist()  # published from 1 on
       unpacked.keys += [f"{posixpath.normpath(member.filename)}{number}" for number in range(len(labels))]
 
 
-def _copy_images(file: io.BufferedIOBase, count: int, target: io.BufferedIOBase, where: str) -> None:
-  np.lib.format.read_magic(file)
-  shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-  if (shape, is_fortran, dtype) != ((count, _IMAGE_BYTES), False, np.dtype(np.uint8)):
-    raise ValueError(f"{where} holds {dtype} {shape}, not uint8 {(count, _IMAGE_BYTES)}; fetch it again.")
-  while block := file.read(_BLOCK_IMAGES * _IMAGE_BYTES):
-    target.write(block)
+def _copy_images(arrays: zipfile.ZipFile, count: int, target: io.BufferedIOBase, where: str) -> None:
+  if "data.npy" not in arrays.namelist():
+    raise ValueError(f"{where} holds no array data; fetch it again.")
+  with open_member(arrays, arrays.getinfo("data.npy"), where) as file:
+    shape, is_fortran, dtype = read_array_header(file, where)
+    if (shape, is_fortran, dtype) != ((count, _IMAGE_BYTES), False, np.dtype(np.uint8)):
+      raise ValueError(f"{where} holds {dtype} {shape}, not uint8 {(count, _IMAGE_BYTES)}; fetch it again.")
+    copied = 0
+    for block in read_blocks(file, where):
+      copied += len(block)
+      if copied > count * _IMAGE_BYTES:
+        break
+      target.write(block)
+  if copied != count * _IMAGE_BYTES:
+    raise ValueError(f"{where} does not hold the {count:,} images that it says; fetch it again.")
 
 
 def _read_images(

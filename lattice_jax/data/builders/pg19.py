@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import PG19, BookSet
+from lattice_jax.data.files import PG19, BookSet, decode_text
 from lattice_jax.data.progress import Progress
 
 _BOOKS_A_SHARD = 128  # about 50 MB of text, all of it in memory at once
@@ -75,20 +75,38 @@ def _in_words(books: dict[str, int]) -> str:
 
 
 def _book_id(path: Path) -> int:
-  if not path.stem.isdigit():
+  number = _parse_id(path.stem)
+  if number is None:
     raise ValueError(f"{path} is not a book of the set: its name is not a number; remove it.")
-  return int(path.stem)
+  return number
+
+
+def _parse_id(text: str) -> int | None:
+  """A number that fits into the records; None of other text."""
+  return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
 def _read_metadata(path: Path) -> dict[int, _About]:
   """Lines of id, title, year and link. A comma in a title may come quoted or bare."""
   about = {}
-  for number, line in enumerate(_read_text(path).splitlines(), start=1):
-    row = next(csv.reader([line]))
-    if len(row) < 4 or not row[0].isdigit():
+  # only "\n" ends a line: a title may hold other characters that Python takes for line ends
+  for number, line in enumerate(_read_text(path).removesuffix("\n").split("\n"), start=1):
+    row = _read_row(line)
+    book_id = _parse_id(row[0]) if len(row) >= 4 else None
+    if book_id is None:
       raise ValueError(f"{path}, line {number}, is not a book's id, title, year and link: {line[:80]!r}.")
-    about[int(row[0])] = _About(title=",".join(row[1:-2]), date=row[-2], link=row[-1])
+    if book_id in about:
+      raise ValueError(f"{path}, line {number}, describes book {book_id} a second time; fetch the file again.")
+    about[book_id] = _About(title=",".join(row[1:-2]), date=row[-2], link=row[-1])
   return about
+
+
+def _read_row(line: str) -> list[str]:
+  """The fields of one line; none where it cannot be read."""
+  try:
+    return next(csv.reader([line.removesuffix("\r")]), [])
+  except csv.Error:
+    return []
 
 
 def _read_books(
@@ -105,10 +123,4 @@ def _read_books(
 
 
 def _read_text(path: Path) -> str:
-  raw = path.read_bytes()
-  try:
-    return raw.decode("utf-8")
-  except UnicodeDecodeError as error:
-    raise ValueError(
-      f"{path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start:,}; fetch the file again, or convert "
-      "it with `iconv -t UTF-8`.") from error
+  return decode_text(path.read_bytes(), path)

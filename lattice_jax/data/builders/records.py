@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from lattice_jax.data.corpus_writer import Document
+from lattice_jax.runtime import first_line
 
 _INFO = "dataset_info.json"
 
@@ -26,17 +27,23 @@ def find_prepared(path: Path) -> Path | None:
 
 def check_prepared(folder: Path, names: tuple[str, ...], counts: dict[str, int]) -> None:
   """Raises ValueError unless the folder holds one of the named data sets as array_record, with that many records."""
-  info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
-  if info["name"] not in names:
-    raise ValueError(f"{folder} holds the TFDS data set {info['name']}, not {' or '.join(names)}.")
-  if info["fileFormat"] != "array_record":
+  try:
+    info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
+    name, file_format = str(info["name"]), str(info["fileFormat"])
+    found = {str(split["name"]): sum(map(int, split["shardLengths"])) for split in info["splits"]}
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise ValueError(
-      f"{folder} holds {info['fileFormat']} files, which only TensorFlow reads; build them again with "
+      f"{folder / _INFO} is not what TFDS writes ({type(error).__name__}: {first_line(error)}); remove the folder, "
+      "and make the records again.") from error
+  if name not in names:
+    raise ValueError(f"{folder} holds the TFDS data set {name}, not {' or '.join(names)}.")
+  if file_format != "array_record":
+    raise ValueError(
+      f"{folder} holds {file_format} files, which only TensorFlow reads; build them again with "
       "file_format=\"array_record\".")
-  found = {split["name"]: sum(map(int, split["shardLengths"])) for split in info["splits"]}
   if found != counts:
     raise ValueError(
-      f"{folder} is not the published {info['name']}: expected {_in_words(counts)} records, found {_in_words(found)}.")
+      f"{folder} is not the published {name}: expected {_in_words(counts)} records, found {_in_words(found)}.")
 
 
 def _in_words(counts: dict[str, int]) -> str:
@@ -52,8 +59,12 @@ class Records:
     self._folder = folder
     self._split = split
     self._convert = convert
-    self._source = tfds.builder_from_directory(folder).as_data_source(split)
-    self._range = range(len(self._source))[start:stop]
+    try:
+      self._source = tfds.builder_from_directory(folder).as_data_source(split)
+      self._range = range(len(self._source))[start:stop]
+    # TFDS and the libraries below it report damage by a dozen kinds of exception
+    except Exception as error:
+      raise self._unreadable(split, error) from error
 
   def __len__(self) -> int:
     return len(self._range)
@@ -61,12 +72,13 @@ class Records:
   def __getitem__(self, index: int) -> Document:
     number = self._range[index]
     try:
-      record = self._source[number]
-    except (RuntimeError, OSError, ValueError) as error:
-      raise ValueError(
-        f"record {number:,} of {self._split} in {self._folder} cannot be read ({error}); remove that folder and make "
-        "the records again.") from error
-    return self._convert(record)
+      return self._convert(self._source[number])
+    except Exception as error:
+      raise self._unreadable(f"record {number:,} of {self._split}", error) from error
+
+  def _unreadable(self, what: str, error: Exception) -> ValueError:
+    return ValueError(
+      f"{what} in {self._folder} cannot be read ({first_line(error)}); remove that folder and make the records again.")
 
 
 def build_official(name: str, data_dir: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Grid:
 class Answered:
   """Some trials of one cell: what the answers were like. A line of the file.
 
+  key: of what made it (`evaluation/origin.py`).
   right, nll: of each trial, whether each token of the answer was the likeliest, and its nats, given those before it.
   judged: the tokens of the answer that say something, not the space before it. kept: slots in use after the prompt.
   needle_kept: share of the answer's tokens still in the cache, the mean of layers and heads. cache_bytes: of a row.
@@ -74,6 +75,7 @@ class Answered:
     model's words.
   """
 
+  key: str
   task: str
   length: int
   answer: int
@@ -91,33 +93,64 @@ class Answered:
   written: list[str]
 
   @property
-  def key(self) -> tuple[Any, ...]:
-    """What tells it from other lines."""
-    return self.task, self.length, self.answer, self.depth, self.cache, self.seed, self.trials
+  def cell(self) -> tuple[Any, ...]:
+    """What tells it from other lines of the same origin, but the trials."""
+    return self.task, self.length, self.answer, self.depth, self.cache, self.seed
+
+  def only(self, places: Sequence[int]) -> Answered:
+    """The line of some of its trials."""
+    def some(values: Sequence[Any]) -> list[Any]:
+      return [values[place] for place in places if place < len(values)]
+
+    return dataclasses.replace(
+      self, trials=tuple(some(self.trials)), right=some(self.right), nll=some(self.nll), judged=some(self.judged),
+      needle_kept=some(self.needle_kept), written=some(self.written))
 
 
 class AnswerFile:
   """A file of `Answered`, a line each, in any order; what it holds needs not be asked again."""
 
-  def __init__(self, path: Path):
-    """Raises ValueError where it holds something else."""
+  def __init__(self, path: Path, key: str):
+    """Raises ValueError where it holds something else than answers of that key."""
     self.path = path
-    try:
-      lines = [Answered(**record | {"trials": tuple(record["trials"])}) for record in read_jsonl(path)]
-    except (TypeError, KeyError) as error:
-      raise ValueError(f"{path} holds lines of another kind; move it away, or choose another --workdir.") from error
-    self.answered = {line.key: line for line in lines}
+    self._lines: dict[tuple[Any, ...], list[Answered]] = {}
+    for record in read_jsonl(path):
+      try:
+        line = Answered(**record | {"trials": tuple(record["trials"])})
+      except (TypeError, KeyError) as error:
+        raise ValueError(
+          f"{path} holds lines that are no answers, or do not say what made them; move it away, or choose another "
+          "--workdir.") from error
+      if line.key != key:
+        raise ValueError(
+          f"{path} holds answers of another model, text or version (key {line.key}, not {key}); move it away.")
+      self._lines.setdefault(line.cell, []).append(line)
     self._cut_half_a_line()
 
   def add(self, answered: Answered) -> None:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self.path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(dataclasses.asdict(answered)) + "\n")
-    self.answered[answered.key] = answered
+    self._lines.setdefault(answered.cell, []).append(answered)
 
   def has(self, grid: Grid, sizes: Sizes, cache: str, trials: tuple[int, ...]) -> bool:
-    key = grid.task, sizes.length, sizes.answer, sizes.depth, cache, grid.seed, trials
-    return key in self.answered
+    """Whether all the trials were answered, and as many examples written as the grid wants of them."""
+    cell = grid.task, sizes.length, sizes.answer, sizes.depth, cache, grid.seed
+    lines = self._lines[cell] if cell in self._lines else []
+    wanted = min(grid.examples, len(trials)) if 0 in trials else 0
+    return set(trials) <= {trial for line in lines for trial in line.trials} and wanted <= max(
+      (len(line.written) for line in lines), default=0)
+
+  def lines(self) -> list[Answered]:
+    """Every trial of a cell once, as it was answered last, however many were read together each time."""
+    result = []
+    for lines in self._lines.values():
+      last = {trial: number for number, line in enumerate(lines) for trial in line.trials}
+      for number, line in enumerate(lines):
+        places = [place for place, trial in enumerate(line.trials) if last[trial] == number]
+        if places:
+          result.append(line.only(places))
+    return result
 
   def _cut_half_a_line(self) -> None:
     """Of a run that was killed while it wrote; the next line must not follow on it."""

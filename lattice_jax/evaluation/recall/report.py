@@ -98,7 +98,8 @@ def format_examples(lines: Iterable[Answered], task: str) -> str:
 
 _LEGEND = (
   "Digits (or words) are judged token by token, each given the right ones before it. «kept»: slots in use behind the "
-  "prompt; «answer kept»: share of the answer's own tokens among them, the mean of layers and heads.")
+  "prompt; «answer kept»: share of the answer's own tokens among them, the mean of layers and heads. "
+  "`origin.json` says of which model, text and code this is.")
 
 
 def _rule(summaries: Sequence[Summary]) -> list[str]:

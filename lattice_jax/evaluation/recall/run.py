@@ -25,13 +25,18 @@ Cells = dict[Sizes, list[str]]  # what is asked of some trials → the caches th
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-  """What is asked. text_ids: what haystacks are cut from. context_len: tokens that the model was made for, if known."""
+  """What is asked.
+
+  text_ids: what haystacks are cut from. context_len: tokens that the model was made for, if known. key: of the origin
+  that all answers in a folder have.
+  """
 
   model: ModelConfig
   variables: Any
   tokenizer: Tokenizer
   text_ids: np.ndarray
   context_len: int | None
+  key: str
 
 
 def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[str], None]) -> AnswerFile:
@@ -41,9 +46,10 @@ def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[st
   head by head, goes to `folder`/kept.
 
   Raises:
-    ValueError: a prompt and its answer are longer than the model's context.
+    ValueError: a prompt and its answer are longer than the model's context, or the folder holds answers of another
+      origin.
   """
-  answers = AnswerFile(folder / "answers.jsonl")
+  answers = AnswerFile(folder / "answers.jsonl", subject.key)
   for length in grid.lengths:
     caches = grid.caches_of(length)
     todo = {trials: cells for trials in grid.batches() if (cells := _missing(grid, answers, length, trials))}
@@ -71,8 +77,8 @@ def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[st
             write_map(folder, name, length, kept_map(compressed, length))
           asked = _ask(reader, subject.tokenizer, caches[name], compressed, rows, grid.examples if 0 in trials else 0)
           answers.add(Answered(
-            task=grid.task, length=length, answer=sizes.answer, depth=sizes.depth, cache=name, seed=grid.seed,
-            trials=trials, **asked))
+            key=subject.key, task=grid.task, length=length, answer=sizes.answer, depth=sizes.depth, cache=name,
+            seed=grid.seed, trials=trials, **asked))
         report(
           f"{grid.task}: {length:,} tokens, {sizes.answer} to say, depth {sizes.depth:g}, trials {trials[0]} to "
           f"{trials[-1]}, {len(cells[sizes])} caches")

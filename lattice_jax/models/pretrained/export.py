@@ -19,8 +19,8 @@ from lattice_jax.models.pretrained.tensors import file_names, leaf_name, to_file
 
 SHARD_BYTES = 2 << 30  # of weights that are held in memory at a time
 _SCALING_NAMES = {
-  "linear": (), "llama3": ("low_freq_factor", "high_freq_factor", "original_len"),
-  "yarn": ("beta_fast", "beta_slow", "original_len", "gain")}
+  "llama3": ("low_freq_factor", "high_freq_factor", "original_len"),
+  "yarn": ("beta_fast", "beta_slow", "truncate", "original_len", "gain")}
 _THEIR_NAMES = {"original_len": "original_max_position_embeddings", "gain": "attention_factor"}
 
 
@@ -106,13 +106,17 @@ def _their_config(model: ModelConfig, context_len: int) -> dict[str, Any]:
     config |= {
       "use_sliding_window": has_window, "layer_types": [kinds[memory] for memory in model.pattern] * repeats}
   if attention.rope_scaling.kind != "none":
-    config["rope_scaling"] = _their_scaling(model)
+    config["rope_scaling"] = _their_scaling(model, context_len)
   return config
 
 
-def _their_scaling(model: ModelConfig) -> dict[str, Any]:
+def _their_scaling(model: ModelConfig, context_len: int) -> dict[str, Any]:
   scaling = model.attention.rope_scaling
   values = dataclasses.asdict(scaling)
+  if scaling.kind == "linear":
+    # without it the length that the config names would be taken for the one before stretching
+    return {
+      "rope_type": "linear", "factor": scaling.factor, _THEIR_NAMES["original_len"]: int(context_len / scaling.factor)}
   return {"rope_type": scaling.kind, "factor": scaling.factor} | {
     _THEIR_NAMES[name] if name in _THEIR_NAMES else name: values[name] for name in _SCALING_NAMES[scaling.kind]}
 
@@ -126,8 +130,11 @@ def _check_is_llama(model: ModelConfig) -> None:
     f"model.block={model.block}": model.block != "mlp",
     f"model.mlp={model.mlp}": model.mlp != "swiglu",
     "model.norm_gain=False": not model.norm_gain,
+    "model.norm_bias=True": model.norm_bias,
+    "model.position_wavelength": model.position_wavelength > 0,
     "model.final_norm=False": not model.final_norm,
     "model.head_bias=True": model.head_bias and not model.tied_embeddings,
+    "model.tied_bias=True": model.tied_bias and model.tied_embeddings,
     "model.attention.rope_theta=0": not attention.rope_theta,
     "model.attention.qk_norm=True": attention.qk_norm,
     "model.attention.gated=True": attention.gated,

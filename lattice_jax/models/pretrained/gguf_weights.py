@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from lattice_jax.config import RopeScalingConfig
 from lattice_jax.formats.gguf_file import GGUFFile
+from lattice_jax.formats.shown import shown
 from lattice_jax.layers.rope import scaled_frequencies
-from lattice_jax.models.pretrained.families import positive_number
+from lattice_jax.models.pretrained.metadata import GGUF_BY_ARCHITECTURE, check_keys, positive_number, whole_number
 from lattice_jax.models.pretrained.tensors import EMBEDDING, HEAD
 
 _OUTSIDE = {"token_embd.weight": EMBEDDING, "output.weight": HEAD, "output_norm.weight": "model.norm.weight"}
@@ -19,8 +21,10 @@ _IN_BLOCK = {
   "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
   "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
   "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_SCALING_NAMES = {
+  "type": "rope_type", "factor": "factor", "original_context_length": "original_max_position_embeddings",
+  "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
 _ROPE_FACTORS = "rope_freqs.weight"  # what the frequencies of a Llama 3.1 and later are divided by
-_ARCHITECTURES = ("llama", "qwen2")
 
 
 class GGUFWeights:
@@ -31,7 +35,7 @@ class GGUFWeights:
     self._file = GGUFFile(path)
     self.config = _config(self._file)
     # this architecture keeps pairs of the rotary embedding side by side; ours, as in safetensors, half a head apart
-    self._is_interleaved = self.config["model_type"] == "llama"
+    self._is_interleaved = self._file.text("general.architecture") == "llama"
     self._source = {_their_name(name): name for name in self._file.tensors if name != _ROPE_FACTORS}
     self.shapes = {name: self._file.tensors[source].shape for name, source in self._source.items()}
 
@@ -62,64 +66,113 @@ def _their_name(name: str) -> str:
 
 
 def _config(file: GGUFFile) -> dict[str, Any]:
-  fields = file.fields
-  family = file.text("general.architecture")
-  if family not in _ARCHITECTURES:
-    raise ValueError(
-      f"{file.path} holds a model of architecture {family!r}; GGUF files of architecture {', '.join(_ARCHITECTURES)} "
-      "can be read.")
-  if fields.get("split.count") not in (None, 0, 1):
-    raise ValueError(f"{file.path} is one of {fields['split.count']} parts; join them with `llama-gguf-split --merge`.")
-
-  def field(name: str, default: Any = None) -> Any:
-    key = f"{family}.{name}"
-    value = fields[key] if key in fields else default
+  family, source = _architecture(file), str(file.path)
+  prefix = f"{family}."
+  fields = {name.removeprefix(prefix): value for name, value in file.fields.items() if name.startswith(prefix)}
+  check_keys(fields, GGUF_BY_ARCHITECTURE[family], source, prefix=prefix)
+  for name, value in fields.items():
     if isinstance(value, (list, np.ndarray)):
-      raise ValueError(f"{file.path} gives each layer its own {key}; only models whose layers are alike can be read.")
-    return value
-
-  theta = positive_number({"rope_theta": field("rope.freq_base", 10_000.0)}, "rope_theta", file.path)
-  embedding = file.tensors["token_embd.weight"].shape if "token_embd.weight" in file.tensors else (0,)
-  heads, head_dim = field("attention.head_count"), field("attention.key_length") or field("rope.dimension_count")
-  if field("attention.value_length", head_dim) != head_dim or field("rope.dimension_count", head_dim) != head_dim:
-    raise ValueError(
-      f"{file.path} has heads whose keys, values and rotary part differ in width; all three must be {head_dim}.")
-  return {
-    "model_type": family, "vocab_size": embedding[0], "hidden_size": field("embedding_length"),
-    "intermediate_size": field("feed_forward_length"), "num_hidden_layers": field("block_count"),
-    "num_attention_heads": heads, "num_key_value_heads": field("attention.head_count_kv", heads),
-    "head_dim": head_dim, "rms_norm_eps": field("attention.layer_norm_rms_epsilon"),
-    "max_position_embeddings": field("context_length"), "rope_theta": theta,
-    "rope_scaling": _rope_scaling(file, family, theta),
+      raise ValueError(
+        f"{source} gives each layer its own {prefix}{name}; only models whose layers are alike can be read.")
+  size = {
+    name: whole_number(fields, name, source)
+    for name in ("context_length", "embedding_length", "feed_forward_length", "block_count", "attention.head_count")}
+  fields = {"rope.freq_base": 10_000.0, "attention.head_count_kv": size["attention.head_count"]} | fields
+  theta = positive_number(fields, "rope.freq_base", source, above=1, below=1e12)
+  eps = positive_number(fields, "attention.layer_norm_rms_epsilon", source)
+  _check_same(fields, "attention.layer_norm_epsilon", eps, source)
+  has_window = fields.get("attention.sliding_window") not in (None, 0)
+  config = {
+    # a Llama with windows is a Mistral, which has no architecture of its own
+    "model_type": "mistral" if has_window and family == "llama" else family,
+    "vocab_size": _vocab(file, fields, source), "hidden_size": size["embedding_length"],
+    "intermediate_size": size["feed_forward_length"], "num_hidden_layers": size["block_count"],
+    "num_attention_heads": size["attention.head_count"],
+    "num_key_value_heads": whole_number(fields, "attention.head_count_kv", source),
+    "head_dim": _head_dim(fields, source), "rms_norm_eps": eps,
+    "max_position_embeddings": size["context_length"], "rope_theta": theta,
+    "rope_scaling": _rope_scaling(file, fields, source),
     "tie_word_embeddings": "output.weight" not in file.tensors,
     "attention_bias": "blk.0.attn_output.bias" in file.tensors,
-    "sliding_window": field("attention.sliding_window"), "use_sliding_window": True, "max_window_layers": 0}
+    "sliding_window": whole_number(fields, "attention.sliding_window", source) if has_window else None}
+  return config | ({"use_sliding_window": has_window, "max_window_layers": 0} if family == "qwen2" else {})
 
 
-def _rope_scaling(file: GGUFFile, family: str, theta: float) -> dict[str, Any] | None:
+def _architecture(file: GGUFFile) -> str:
+  family = file.text("general.architecture")
+  if family not in tuple(GGUF_BY_ARCHITECTURE):
+    raise ValueError(
+      f"{file.path} holds a model of architecture {shown(family)}; GGUF files of architecture "
+      f"{', '.join(GGUF_BY_ARCHITECTURE)} can be read.")
+  if file.text("general.type") not in (None, "model"):
+    raise ValueError(f"{file.path} holds {shown(file.text('general.type'))}, not a model; give the model's own file.")
+  if file.fields.get("split.count") not in (None, 0, 1):
+    raise ValueError(
+      f"{file.path} is one of {shown(file.fields['split.count'])} parts; join them with `llama-gguf-split --merge`.")
+  return family
+
+
+def _vocab(file: GGUFFile, fields: dict[str, Any], source: str) -> int:
+  if "token_embd.weight" not in file.tensors:
+    raise ValueError(f"{source} lacks the tensor token_embd.weight; get it again.")
+  rows = file.tensors["token_embd.weight"].shape[0]
+  _check_same(fields, "vocab_size", rows, source)
+  return rows
+
+
+def _head_dim(fields: dict[str, Any], source: str) -> int | None:
+  """The width of keys, values and the rotary part of each head, which must be one; None where none is said."""
+  names = ("attention.key_length", "rope.dimension_count", "attention.value_length")
+  said = [whole_number(fields, name, source) for name in names if name in fields]
+  for name in names:
+    _check_same(fields, name, said[0] if said else None, source)
+  return said[0] if said else None
+
+
+def _check_same(fields: dict[str, Any], name: str, wanted: Any, source: str) -> None:
+  if name in fields and fields[name] != wanted:
+    raise ValueError(
+      f"{source} says {name}={shown(fields[name])}, where the rest of it says {shown(wanted)}; only equal ones can be "
+      "read.")
+
+
+def _rope_scaling(file: GGUFFile, fields: dict[str, Any], source: str) -> dict[str, Any] | None:
+  """As a config.json says it. A factor without a type is linear, and an older key for it is rope.scale_linear."""
+  said = {ours: fields["rope.scaling." + theirs] for theirs, ours in _SCALING_NAMES.items()
+          if "rope.scaling." + theirs in fields}
+  if "rope.scale_linear" in fields:
+    said = {"factor": fields["rope.scale_linear"]} | said
+    _check_same(fields, "rope.scale_linear", said["factor"], source)
+  said = {"rope_type": "linear"} | said
+  gain = positive_number({"rope.scaling.attn_factor": 1.0} | fields, "rope.scaling.attn_factor", source)
+  kind, has_factor = said["rope_type"], said.get("factor") not in (None, 0, 1)
+  if (kind != "yarn" and gain != 1) or (kind == "none" and has_factor):
+    raise ValueError(
+      f"{source} says rope.scaling.type={shown(kind)} with a factor of {shown(said.get('factor'))} and an "
+      f"attn_factor of {gain:g}, which contradict each other; use the model's safetensors.")
+  is_plain = kind == "none" or (kind == "linear" and not has_factor)
   if _ROPE_FACTORS in file.tensors:
-    return _llama3_scaling(file, theta)
-  prefix, fields = f"{family}.rope.scaling.", file.fields
-  kind = file.text(prefix + "type")
-  if kind in (None, "none"):
+    if not is_plain:
+      raise ValueError(f"{source} stretches by {_ROPE_FACTORS} and by rope.scaling; use the model's safetensors.")
+    return _llama3_scaling(file, fields, source)
+  if is_plain:
     return None
-  scaling = {"rope_type": kind}
-  for theirs, name in (
-    ("factor", "factor"), ("original_context_length", "original_max_position_embeddings"),
-    ("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")):
-    if prefix + theirs in fields:
-      scaling[name] = fields[prefix + theirs]
-  return scaling
+  if gain != 1:
+    factor = positive_number(said, "factor", source, least=1)
+    said["attention_factor"] = gain * (0.1 * math.log(factor) + 1)  # the format's factor comes on top of the rule's
+  return said
 
 
-def _llama3_scaling(file: GGUFFile, theta: float) -> dict[str, Any]:
+def _llama3_scaling(file: GGUFFile, fields: dict[str, Any], source: str) -> dict[str, Any]:
   """The file holds the factors, not the rule they came from; all published models share its other numbers."""
   factors_K = file.read(_ROPE_FACTORS)
+  theta, half = fields["rope.freq_base"], factors_K.size
+  is_rule = factors_K.ndim == 1 and bool((factors_K >= 1).all()) and 2 * half == _head_dim(fields, source)
   scaling = RopeScalingConfig(kind="llama3", factor=float(factors_K.max()))
-  plain_K = theta ** (-np.arange(len(factors_K)) / len(factors_K))
-  if not np.allclose(scaled_frequencies(scaling, theta, len(factors_K)) * factors_K, plain_K, rtol=1e-3, atol=0):
+  if not is_rule or not np.allclose(
+    scaled_frequencies(scaling, theta, half) * factors_K, theta ** (-np.arange(half) / half), rtol=1e-3, atol=0):
     raise ValueError(
-      f"{file.path} has rotary factors that are not Llama 3's (up to {scaling.factor:g}); use the model's safetensors.")
+      f"{source} has rotary factors that are not Llama 3's (up to {scaling.factor:g}); use the model's safetensors.")
   return {
     "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
     "high_freq_factor": scaling.high_freq_factor, "original_max_position_embeddings": scaling.original_len}

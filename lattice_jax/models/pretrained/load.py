@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,23 @@ import numpy as np
 from lattice_jax.config import ModelConfig
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.formats.safetensors_folder import SafetensorsFolder
+from lattice_jax.formats.shown import plain
+from lattice_jax.layers.rope import scaled_frequencies
 from lattice_jax.models.pretrained.families import read_family
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
 from lattice_jax.models.pretrained.tensors import (
+  EMBEDDING,
   HEAD,
   block_shape,
   file_names,
   from_file,
   leaf_name,
+  outline,
   parameter_shapes,
   wanted_tensors,
 )
+
+_OLD_FREQUENCIES = ".self_attn.rotary_emb.inv_freq"
 
 
 @runtime_checkable
@@ -43,7 +50,7 @@ class Weights(Protocol):
 class Pretrained:
   """A model whose files were found to hold what its config promises; `params` reads them.
 
-  context_len: tokens it was made to read.
+  context_len: tokens it was made or stretched to read.
   """
 
   model: ModelConfig
@@ -61,14 +68,24 @@ class Pretrained:
     Never more than one array is in memory beside those already placed. `shardings` has the tree of the parameters.
 
     Raises:
-      ValueError: a tensor holds a value that is no number.
+      ValueError: a tensor holds a value that is no number, or the file another head than the embedding it is tied to.
     """
+    if self.model.tied_embeddings and HEAD in self.weights.shapes:
+      self._check_head()
     shardings = shardings or jax.tree.map(lambda leaf: None, self.shapes)
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
       return jax.device_put(self._read_leaf(leaf_name(path), leaf.shape), sharding)
 
     return jax.tree_util.tree_map_with_path(fill, self.shapes, shardings)
+
+  def _check_head(self) -> None:
+    # sums instead of the matrices, of which only one is in memory at a time
+    embedding, head = (hashlib.blake2b(self.weights.read(name)).digest() for name in (EMBEDDING, HEAD))
+    if embedding != head:
+      raise ValueError(
+        f"{self.weights.path} says tie_word_embeddings=true but holds a {HEAD} that differs from {EMBEDDING}; correct "
+        "its config.json if the model has a head of its own, or take the tensor out.")
 
   def _read_leaf(self, leaf: str, shape: tuple[int, ...]) -> np.ndarray:
     names, one_shape = file_names(leaf, self.model), block_shape(leaf, shape)
@@ -92,7 +109,7 @@ def open_pretrained(name: str | Path, *, dtype: str = "float32", context_len: in
   path = find_pretrained(str(name))
   weights = SafetensorsFolder(path) if path.is_dir() else GGUFWeights(path)
   model, context_len = read_family(weights.config, path, dtype=dtype, context_len=context_len)
-  _check_tensors(weights, wanted_tensors(model), is_tied=model.tied_embeddings)
+  _check_tensors(weights, model)
   return Pretrained(model=model, context_len=context_len, weights=weights)
 
 
@@ -102,7 +119,25 @@ def load_pretrained(name: str | Path, *, dtype: str = "float32") -> tuple[ModelC
   return pretrained.model, pretrained.params()
 
 
-def _check_tensors(weights: Weights, wanted: dict[str, tuple[int, ...]], *, is_tied: bool) -> None:
+def _check_tensors(weights: Weights, model: ModelConfig) -> None:
+  """What the config promises is there, in its sizes, and nothing else is. Raises ValueError."""
+  _check_wanted(weights, outline(model))
+  wanted = wanted_tensors(model)
+  _check_wanted(weights, wanted)
+  spare = {name for name in weights.shapes if name.endswith(_OLD_FREQUENCIES)}
+  if model.tied_embeddings and HEAD in weights.shapes:
+    spare.add(HEAD)
+    _check_wanted(weights, {HEAD: (model.vocab, model.dim)})
+  unknown = sorted(set(weights.shapes) - set(wanted) - spare)
+  if unknown:
+    raise ValueError(
+      f"{weights.path} holds the tensor {plain(unknown[0])}{_and_others(unknown)}, which no "
+      f"{weights.config['model_type']} model has; it is another kind of model than its config says.")
+  for name in sorted(spare - {HEAD}):
+    _check_frequencies(weights, name, model)
+
+
+def _check_wanted(weights: Weights, wanted: dict[str, tuple[int, ...]]) -> None:
   missing = sorted(set(wanted) - set(weights.shapes))
   if missing:
     raise ValueError(
@@ -112,16 +147,20 @@ def _check_tensors(weights: Weights, wanted: dict[str, tuple[int, ...]], *, is_t
       raise ValueError(
         f"{weights.path}: tensor {name} has shape {weights.shapes[name]}, and its config promises {shape}; get the "
         "model again.")
-  unknown = sorted(name for name in set(weights.shapes) - set(wanted) if not _is_spare(name, is_tied=is_tied))
-  if unknown:
+
+
+def _check_frequencies(weights: Weights, name: str, model: ModelConfig) -> None:
+  """Some older files hold the rotary frequencies, which follow from the config; often in half precision."""
+  attention = model.attention
+  half = attention.key_dim // 2
+  known = [attention.rope_theta ** (-np.arange(half) / half)]
+  if attention.rope_scaling.kind != "none":
+    known.append(scaled_frequencies(attention.rope_scaling, attention.rope_theta, half))
+  found = weights.read(name)
+  if found.shape != (half,) or not any(np.allclose(found, wanted, rtol=0.01, atol=1e-7) for wanted in known):
     raise ValueError(
-      f"{weights.path} holds the tensor {unknown[0]}{_and_others(unknown)}, which no {weights.config['model_type']} "
-      "model has; it is another kind of model than its config says.")
-
-
-def _is_spare(name: str, *, is_tied: bool) -> bool:
-  """What some files hold though it follows from the rest: the head beside its equal, old rotary frequencies."""
-  return (is_tied and name == HEAD) or name.endswith(".self_attn.rotary_emb.inv_freq")
+      f"{weights.path}: the rotary frequencies in tensor {plain(name)} are not those of its config; one of the two is "
+      "wrong: get the model again.")
 
 
 def _and_others(names: Iterable[str]) -> str:

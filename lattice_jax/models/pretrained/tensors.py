@@ -6,6 +6,7 @@ repetitions of the pattern.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -37,7 +38,18 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(model: ModelConfig) -> Any:
-  """The tree of our parameters' shapes; blocks are stacked."""
+  """The tree of our parameters' shapes; blocks are stacked.
+
+  One block of each memory is traced, however many different ones follow each other before the pattern repeats.
+  """
+  repeats = model.layers // len(model.pattern)
+  tree_of = {
+    memory: _traced(dataclasses.replace(model, pattern=(memory,), layers=repeats)) for memory in set(model.pattern)}
+  blocks = {f"block_{n}": tree_of[memory]["groups"]["block_0"] for n, memory in enumerate(model.pattern)}
+  return tree_of[model.pattern[0]] | {"groups": blocks}
+
+
+def _traced(model: ModelConfig) -> Any:
   return jax.eval_shape(lambda: nn.unbox(init_variables(model, jax.random.key(0))["params"]))
 
 
@@ -77,6 +89,20 @@ def to_file(leaf: str, array: np.ndarray) -> np.ndarray:
   if leaf == "embedding" or not columns:
     return array.reshape(rows, *columns)
   return np.ascontiguousarray(array.reshape(columns[0], rows).T)
+
+
+def outline(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Name → shape of tensors that together show every size of the model.
+
+  It costs nothing however large the sizes are, unlike `wanted_tensors`, so a file is compared with it first.
+  """
+  attention, dim = model.attention, (model.dim,)
+  rows = {"q": attention.heads * attention.key_dim, "k": attention.kv_heads * attention.key_dim}
+  return {
+    EMBEDDING: (model.vocab, *dim), "model.norm.weight": dim,
+    **{f"model.layers.{layer}.input_layernorm.weight": dim for layer in range(model.layers)},
+    **{f"model.layers.0.self_attn.{name}_proj.weight": (size, *dim) for name, size in rows.items()},
+    "model.layers.0.mlp.gate_proj.weight": (model.mlp_dim, *dim)}
 
 
 def wanted_tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:

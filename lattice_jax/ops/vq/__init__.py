@@ -18,10 +18,11 @@ from lattice_jax.ops.vq.reference import attend_quadratic
 from lattice_jax.ops.vq.state import VQState, empty_state, join_stream
 
 __all__ = [
-  "COUNT_FLOOR", "FORMS", "Quantized", "VQState", "choose_reduction", "code_statistics", "codebook", "dead_codes",
-  "empty_state", "moving_average", "quantize", "revive", "vq_attention",
+  "COUNT_FLOOR", "FORMS", "KEY_GRADIENTS", "Quantized", "VQState", "choose_reduction", "code_statistics", "codebook",
+  "dead_codes", "empty_state", "moving_average", "quantize", "revive", "vq_attention",
 ]
 
+KEY_GRADIENTS = ("window", "blocks")
 
 # Scores of one call above which a CPU is faster going from block to block: they no longer fit in its caches. Measured
 # on two cores of an AMD EPYC, one head, forward and backward (docs/results/bench_vq_cpu): at 6 million scores serial
@@ -42,13 +43,13 @@ def vq_attention(
   q: Float[Array, "B T Q K"], key: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
   relative: Float[Array, "H S K"], content_bias: Float[Array, "Q K"], position_bias: Float[Array, "Q K"],
   state: VQState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, block_len: int,
-  near_bias: Float[Array, "Q"] | None = None, reduction: str = "auto", use_cache: bool = True, impl: str = "auto",
+  near_bias: Float[Array, "Q"] | None = None, reduction: str = "auto", use_cache: bool = True,
+  key_gradient: str = "window", stale_rows: bool = False, impl: str = "auto",
 ) -> tuple[Float[Array, "B T Q V"], VQState]:
   """Attends every query to all earlier tokens of its document, and moves the state on.
 
   The score of query i and key j is (q_i + content_bias)·row(j) + (q_i + position_bias)·relative[i − j] + near_bias, all
-  but the first term for distances 0…W only. A key's gradient comes from queries at most W away; values get theirs from
-  everywhere.
+  but the first term for distances 0…W only. Values get their gradient from everywhere, keys as `key_gradient` says.
 
   Args:
     q: queries, already scaled; Q = H·G, query head h·G + g reads key/value head h.
@@ -57,11 +58,14 @@ def vq_attention(
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before.
     ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros.
-    block_len: queries read at a time, any number; a matter of cost alone. Kernels have their own.
+    block_len: queries read at a time, any number; a matter of cost alone, but for "blocks". Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
       measured best.
     use_cache: False forgets what lies further back than W tokens.
+    key_gradient: from which queries: at most W tokens later ("window"), or of blocks, counted from the call's first
+      token, that hold the key or have it among the W slots before them ("blocks").
+    stale_rows: keys of the state's window are the rows that they were read with, not those of `rows`.
     impl: "reference" is the quadratic definition.
 
   Returns:
@@ -86,19 +90,28 @@ def vq_attention(
     # A number of tokens is data like the code it belongs to; its gradient would end at the one-hot codes anyway.
     count_BHM=jax.lax.stop_gradient(state.count_BHM),
     id_BW=relabel(state.id_BW, 0), document_B=jnp.zeros_like(document_B))
-  stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, rows)
-  attend = _choose_form(impl, reduction, block_len, qw_BTHGK.shape, rows.shape[1], state)
+  window_rows = None if stale_rows else rows
+  stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, window_rows)
+  span = _span(key_gradient, block_len)
+  attend = _choose_form(impl, reduction, block_len, span, qw_BTHGK.shape, rows.shape[1], state)
   out_BTHGV, state = attend(
-    qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache)
+    qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache, span=span)
   state = state.replace(id_BW=relabel(state.id_BW, document_B[:, None]), document_B=document_B)
   out_BTQV = out_BTHGV.reshape(batch, length, num_queries, -1)
   return jnp.where(valid[..., None, None], out_BTQV, 0.0), state
 
 
-def _choose_form(impl, reduction, block_len, query_shape, num_codes, state):
+def _span(key_gradient, block_len):
+  """Tokens of the blocks that say which queries give a key its gradient; 0 = those at most W later."""
+  if key_gradient not in KEY_GRADIENTS:
+    raise ValueError(f"key_gradient={key_gradient!r} of op 'vq' is not one of {', '.join(KEY_GRADIENTS)}.")
+  return block_len if key_gradient == "blocks" else 0
+
+
+def _choose_form(impl, reduction, block_len, span, query_shape, num_codes, state):
   """What computes a call: the definition, the kernel, or the linear form."""
   batch, length, kv_heads, group, key_dim = query_shape
-  chosen = choose_impl("vq", impl, **reasons_against(state, key_dim, num_codes, length, reduction))
+  chosen = choose_impl("vq", impl, **reasons_against(state, key_dim, num_codes, length, reduction, span=span))
   if chosen == "reference":
     return attend_quadratic
   if chosen == "xla":

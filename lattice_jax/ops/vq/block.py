@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -13,12 +15,13 @@ from lattice_jax.ops.vq.state import Stream
 
 def attend_block(
   qu_BCHGK: jax.Array, qw_BCHGK: jax.Array, id_BC: jax.Array, near: Stream, cache: Cache | None,
-  rows_HMK: jax.Array, relative_HSK: jax.Array,
+  rows_HMK: jax.Array, relative_HSK: jax.Array, *, by_blocks: bool,
 ) -> jax.Array:
   """fp32 output [B, C, H, G, V] of C queries.
 
   near: the W slots before the block and the block itself. cache: everything older; None forgets what lies further back
-  than W tokens. relative: distances 0 … W.
+  than W tokens. relative: distances 0 … W. by_blocks: keys get the gradient of all queries of the block, not only of
+  those at most W later.
   """
   chunk, slots = id_BC.shape[1], near.id_BS.shape[1]
   window = slots - chunk
@@ -26,7 +29,7 @@ def attend_block(
   is_seen_BCS = (back_CS >= 0) & (id_BC[..., None] == near.id_BS[:, None]) & (near.id_BS != EMPTY)[:, None]
   if cache is None:
     is_seen_BCS &= back_CS <= window
-  score = _content_scores(qu_BCHGK, near.key_BSHK) + _position_bias(qw_BCHGK, relative_HSK, chunk)
+  score = _content_scores(by_blocks, qu_BCHGK, near.key_BSHK) + _position_bias(qw_BCHGK, relative_HSK, chunk)
   scores, values = [jnp.where(is_seen_BCS[:, None, None], score, MASKED)], [near.value_BSHV]
   if cache is not None:
     scores.append(_cache_scores(qu_BCHGK, rows_HMK, cache, id_BC))
@@ -61,24 +64,25 @@ def _position_bias(qw_BCHGK, relative_HSK, chunk):
   return slid.reshape(*slid.shape[:3], -1)[..., :chunk * width].reshape(*slid.shape[:3], chunk, width)
 
 
-@jax.custom_vjp
-def _content_scores(qu_BCHGK, key_BSHK):
-  """Scores of the slots; keys further back than W get no gradient, as in the definition."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _content_scores(by_blocks, qu_BCHGK, key_BSHK):
+  """Scores of the slots; keys further back than W get no gradient, as in the definition, unless it is by blocks."""
   return jnp.einsum("BCHGK,BSHK->BHGCS", qu_BCHGK, key_BSHK, preferred_element_type=jnp.float32)
 
 
-def _content_scores_fwd(qu_BCHGK, key_BSHK):
-  return _content_scores(qu_BCHGK, key_BSHK), (qu_BCHGK, key_BSHK)
+def _content_scores_fwd(by_blocks, qu_BCHGK, key_BSHK):
+  return _content_scores(by_blocks, qu_BCHGK, key_BSHK), (qu_BCHGK, key_BSHK)
 
 
-def _content_scores_bwd(saved, d_score):
+def _content_scores_bwd(by_blocks, saved, d_score):
   qu_BCHGK, key_BSHK = saved
   d_score = d_score.astype(qu_BCHGK.dtype)
   chunk, slots = d_score.shape[-2:]
   d_qu = jnp.einsum("BHGCS,BSHK->BCHGK", d_score, key_BSHK, preferred_element_type=jnp.float32)
-  is_near_CS = jnp.arange(slots) >= jnp.arange(chunk)[:, None]
-  d_key = jnp.einsum(
-    "BHGCS,BCHGK->BSHK", jnp.where(is_near_CS, d_score, 0), qu_BCHGK, preferred_element_type=jnp.float32)
+  if not by_blocks:
+    is_near_CS = jnp.arange(slots) >= jnp.arange(chunk)[:, None]
+    d_score = jnp.where(is_near_CS, d_score, 0)
+  d_key = jnp.einsum("BHGCS,BCHGK->BSHK", d_score, qu_BCHGK, preferred_element_type=jnp.float32)
   return d_qu.astype(qu_BCHGK.dtype), d_key.astype(key_BSHK.dtype)
 
 

@@ -1,7 +1,8 @@
 """Transformer-VQ attention in linear time: blocks of queries, each against its window, itself, and one row per code.
 
 Blocks are counted from the first token of the call, not of the document, and their length is free: the definition
-depends on neither, so neither do outputs and gradients (see README.md of this folder).
+depends on neither, so neither do outputs and gradients (see README.md of this folder), but for those of keys where
+they are asked for by blocks.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ FORMS = (*REDUCTIONS, INPUT_SCAN)
 
 def attend_linear(
   qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array,
-  relative_HSK: jax.Array, id_BT: jax.Array, *, block_len: int, reduction: str, use_cache: bool,
+  relative_HSK: jax.Array, id_BT: jax.Array, *, block_len: int, reduction: str, use_cache: bool, span: int,
 ) -> tuple[jax.Array, VQState]:
-  """Same result as `attend_quadratic`; fp32 output [B,T,H,G,V] and final state.
+  """Same result as `attend_quadratic`; fp32 output [B,T,H,G,V] and final state. span: 0 or block_len.
 
   reduction: "serial", "matmul" and "associative" make the caches of all blocks first and then read all blocks at once;
   "input_scan" goes from block to block with one cache, and recomputes a block's scores in the backward pass.
@@ -39,20 +40,21 @@ def attend_linear(
   attend = _attend_in_turn if reduction == INPUT_SCAN else _attend_together
   cache = Cache(state.count_BHM, state.mean_BHMV, state.document_B)
   out_NBCHGV, cache = attend(
-    (*queries, id_NBC), padded, cache, num_valid_B, rows_HMK, relative_HSK, reduction=reduction, use_cache=use_cache)
+    (*queries, id_NBC), padded, cache, num_valid_B, rows_HMK, relative_HSK, reduction=reduction, use_cache=use_cache,
+    by_blocks=bool(span))
   out_BTHGV = jnp.swapaxes(out_NBCHGV, 0, 1).reshape(id_BT.shape[0], -1, *out_NBCHGV.shape[3:])[:, :length]
   return out_BTHGV, close_state(stream, window, num_valid_B, cache.count_BHM, cache.mean_BHMV, cache.document_B)
 
 
-def _attend_together(blocks, stream, cache, num_valid_B, rows_HMK, relative_HSK, *, reduction, use_cache):
+def _attend_together(blocks, stream, cache, num_valid_B, rows_HMK, relative_HSK, *, reduction, use_cache, by_blocks):
   """All blocks in one batched computation."""
   num, _, chunk = blocks[2].shape
   near = jax.tree.map(lambda x_BS: _overlapping(x_BS, x_BS.shape[1] - (num - 1) * chunk, chunk), stream)
   caches = None
   if use_cache:
     cache, caches = caches_before(stream, cache, num_valid_B, num, chunk, reduction=reduction)
-  out = jax.vmap(lambda qu, qw, ids, near, cache: attend_block(qu, qw, ids, near, cache, rows_HMK, relative_HSK))(
-    *blocks, near, caches)
+  out = jax.vmap(lambda qu, qw, ids, near, cache: attend_block(
+    qu, qw, ids, near, cache, rows_HMK, relative_HSK, by_blocks=by_blocks))(*blocks, near, caches)
   return out, cache
 
 
@@ -67,7 +69,7 @@ def caches_before(
   return REDUCTIONS[reduction](cache, summaries)
 
 
-def _attend_in_turn(blocks, stream, cache, num_valid_B, rows_HMK, relative_HSK, *, reduction, use_cache):
+def _attend_in_turn(blocks, stream, cache, num_valid_B, rows_HMK, relative_HSK, *, reduction, use_cache, by_blocks):
   """A scan over blocks that carries window and cache; only these are kept for the backward pass."""
   del reduction
   num, _, chunk = blocks[2].shape
@@ -79,7 +81,8 @@ def _attend_in_turn(blocks, stream, cache, num_valid_B, rows_HMK, relative_HSK, 
     before, cache = carry
     (qu, qw, ids), block, number = x
     near = jax.tree.map(lambda old, new: jnp.concatenate([old, new], 1), before, block)
-    out = attend_block(qu, qw, ids, near, cache if use_cache else None, rows_HMK, relative_HSK)
+    out = attend_block(
+      qu, qw, ids, near, cache if use_cache else None, rows_HMK, relative_HSK, by_blocks=by_blocks)
     if use_cache:
       oldest = jax.tree.map(lambda x_BS: x_BS[:, :chunk], near)
       id_BC = _foldable(oldest.id_BS[None], num_valid_B, number[None])[0]

@@ -13,19 +13,25 @@ from lattice_jax.ops.vq.state import Stream, VQState, close_state
 
 def attend_quadratic(
   qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array,
-  relative_HSK: jax.Array, id_BT: jax.Array, *, use_cache: bool,
+  relative_HSK: jax.Array, id_BT: jax.Array, *, use_cache: bool, span: int,
 ) -> tuple[jax.Array, VQState]:
-  """Every score of every query against all stream slots and the incoming cache; output [B,T,H,G,V] and final state."""
+  """Every score of every query against all stream slots and the incoming cache; output [B,T,H,G,V] and final state.
+
+  span: tokens of the blocks that say which queries give a key its gradient; 0 = those at most W later.
+  """
   qu_BTHGK, qw_BTHGK = qu_BTHGK.astype(jnp.float32), qw_BTHGK.astype(jnp.float32)
   key_BSHK, value_BSHV = stream.key_BSHK.astype(jnp.float32), stream.value_BSHV.astype(jnp.float32)
   window, length, slots = state.id_BW.shape[1], id_BT.shape[1], stream.id_BS.shape[1]
   distance_TS = window + jnp.arange(length)[:, None] - jnp.arange(slots)
   is_near_TS = (distance_TS >= 0) & (distance_TS <= window)
+  is_moved_TS = is_near_TS
+  if span:
+    is_moved_TS = jnp.arange(slots) >= (jnp.arange(length) // span * span)[:, None]
 
   def scores(key):
     return jnp.einsum("BTHGK,BSHK->BHGTS", qu_BTHGK, key, precision="highest")
 
-  content = jnp.where(is_near_TS, scores(key_BSHK), scores(jax.lax.stop_gradient(key_BSHK)))
+  content = jnp.where(is_moved_TS, scores(key_BSHK), scores(jax.lax.stop_gradient(key_BSHK)))
   distance_HTSK = relative_HSK.astype(jnp.float32)[:, jnp.clip(distance_TS, 0, window)]
   bias = jnp.einsum("BTHGK,HTSK->BHGTS", qw_BTHGK, distance_HTSK, precision="highest")
   is_seen_BTS = (distance_TS >= 0) & (id_BT[:, :, None] == stream.id_BS[:, None]) & (stream.id_BS != EMPTY)[:, None]

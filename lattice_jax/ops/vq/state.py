@@ -14,9 +14,10 @@ class VQState:
   """The last W tokens as they are, everything older summed per code; all of one document.
 
   code_BWH: int32 code of each window token. key_BWHK: its codebook row at the time, kept for the straight-through
-  gradient across calls; scores use today's row of the same code. value_BWHV. id_BW: its document, EMPTY if none.
-  count_BHM: fp32 tokens per code in the cache; mean_BHMV: fp32 mean of their values, not the sum, which would lose
-  precision after many tokens. document_B: int32 document of window and cache, EMPTY before the first token.
+  gradient across calls and where `stale_rows` asks for it; else scores use today's row of the same code. value_BWHV.
+  id_BW: its document, EMPTY if none. count_BHM: fp32 tokens per code in the cache; mean_BHMV: fp32 mean of their
+  values, not the sum, which would lose precision after many tokens. document_B: int32 document of window and cache,
+  EMPTY before the first token.
   """
 
   code_BWH: jax.Array
@@ -54,11 +55,16 @@ class Stream:
 
 def join_stream(
   state: VQState, k_hat_BTHK: jax.Array, v_BTHV: jax.Array, code_BTH: jax.Array, id_BT: jax.Array,
-  codebook_HMK: jax.Array,
+  codebook_HMK: jax.Array | None,
 ) -> Stream:
-  """Window and new tokens in one row; window keys take the value of today's codebook and keep their own gradient."""
-  row_BWHK = rows_of(codebook_HMK, state.code_BWH).astype(state.key_BWHK.dtype)
-  window_BWHK = row_BWHK + (state.key_BWHK - jax.lax.stop_gradient(state.key_BWHK))
+  """Window and new tokens in one row; window keys take the value of today's codebook and keep their own gradient.
+
+  codebook: None leaves window keys the values that they have.
+  """
+  window_BWHK = state.key_BWHK
+  if codebook_HMK is not None:
+    row_BWHK = rows_of(codebook_HMK, state.code_BWH).astype(state.key_BWHK.dtype)
+    window_BWHK = row_BWHK + (state.key_BWHK - jax.lax.stop_gradient(state.key_BWHK))
   return Stream(
     code_BSH=jnp.concatenate([state.code_BWH, code_BTH], 1),
     key_BSHK=jnp.concatenate([window_BWHK, k_hat_BTHK], 1),

@@ -13,7 +13,7 @@ import pytest
 from lattice_jax.cache import make_policy
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
 from lattice_jax.data.tokenizers import ByteTokenizer
-from lattice_jax.evaluation.kept import map_path
+from lattice_jax.evaluation.kept import cache_of_map, map_path
 from lattice_jax.evaluation.recall.grid import AnswerFile, Grid
 from lattice_jax.evaluation.recall.report import summarise, write_summary
 from lattice_jax.evaluation.recall.run import Subject, run_grid
@@ -38,7 +38,7 @@ def subject():
   variables = jax.jit(lambda: unbox(init_variables(MODEL, jax.random.key(0))))()
   return Subject(
     model=MODEL, variables=variables, tokenizer=ByteTokenizer(), text_ids=ByteTokenizer().encode(TEXT),
-    context_len=235)
+    context_len=235, key="k")
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +47,12 @@ def folder(tmp_path_factory):
   told = []
   answers = run_grid(GRID, subject(), folder, report=told.append)
   assert len(told) == 2 * 2 * 2  # sizes of answer, depths, batches
-  assert len(answers.answered) == 3 * len(told)
+  assert len(answers.lines()) == 3 * len(told)
   return folder
 
 
 def lines(folder, cache):
-  return [line for line in AnswerFile(folder / "answers.jsonl").answered.values() if line.cache == cache]
+  return [line for line in AnswerFile(folder / "answers.jsonl", "k").lines() if line.cache == cache]
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -80,13 +80,16 @@ def test_under_the_full_cache_an_answer_is_judged_as_in_one_call_over_prompt_and
 
 def test_every_other_cache_keeps_as_many_tokens_and_judges_otherwise(folder):
   kept = make_policy(LAGKV).kept_length(230)
-  full = {line.key[:4] + line.key[5:]: line for line in lines(folder, "full")}
+  def asked(line):
+    return line.length, line.answer, line.depth, line.trials
+
+  full = {asked(line): line for line in lines(folder, "full")}
   for cache in ("lagkv", "window like lagkv"):
     for line in lines(folder, cache):
       assert line.kept == kept
-      assert line.nll != full[line.key[:4] + line.key[5:]].nll
+      assert line.nll != full[asked(line)].nll
       # what comes first is said by what has read the whole prompt
-      assert [nll[0] for nll in line.nll] == [nll[0] for nll in full[line.key[:4] + line.key[5:]].nll]
+      assert [nll[0] for nll in line.nll] == [nll[0] for nll in full[asked(line)].nll]
       if cache == "window like lagkv":
         assert line.needle_kept == [float(line.depth > 0.5)] * len(line.trials)
 
@@ -106,8 +109,9 @@ def test_maps_say_which_part_of_each_stretch_every_head_kept(folder):
 def test_a_depth_asked_alone_gives_the_same_and_nothing_is_asked_twice(folder, tmp_path):
   alone = dataclasses.replace(GRID, depths=(0.9,), answers=(4,))
   run_grid(alone, subject(), tmp_path, report=lambda line: None)
-  for line in AnswerFile(tmp_path / "answers.jsonl").answered.values():
-    same = AnswerFile(folder / "answers.jsonl").answered[line.key]
+  known = {(line.cell, line.trials): line for line in AnswerFile(folder / "answers.jsonl", "k").lines()}
+  for line in AnswerFile(tmp_path / "answers.jsonl", "k").lines():
+    same = known[line.cell, line.trials]
     np.testing.assert_allclose(np.array(line.nll), np.array(same.nll), rtol=1e-5, atol=1e-4)
     assert (line.right, line.needle_kept, line.written) == (same.right, same.needle_kept, same.written)
   file = folder / "answers.jsonl"
@@ -125,15 +129,30 @@ def test_an_answer_beyond_the_context_is_refused(tmp_path):
 def test_a_line_that_was_cut_is_asked_again(folder, tmp_path):
   whole = (folder / "answers.jsonl").read_text()
   (tmp_path / "answers.jsonl").write_text(whole[:-30])
-  assert len(AnswerFile(tmp_path / "answers.jsonl").answered) == 23
+  assert len(AnswerFile(tmp_path / "answers.jsonl", "k").lines()) == 23
   assert (tmp_path / "answers.jsonl").read_text() == whole[:whole[:-1].rindex("\n") + 1]
   (tmp_path / "answers.jsonl").write_text('{"step": 3}\n')
-  with pytest.raises(ValueError, match="holds lines of another kind; move it away"):
-    AnswerFile(tmp_path / "answers.jsonl")
+  with pytest.raises(ValueError, match=r"holds lines that are no answers, .*; move it away"):
+    AnswerFile(tmp_path / "answers.jsonl", "k")
+
+
+def test_a_trial_that_was_read_with_others_before_counts_once(folder, tmp_path):
+  file = AnswerFile(tmp_path / "answers.jsonl", "k")
+  first, last = (line for line in lines(folder, "full") if (line.answer, line.depth) == (3, 0.0))
+  assert (first.trials, last.trials) == ((0, 1), (2,))
+  for line in (first, last, dataclasses.replace(first, trials=(1, 2), kept=7)):
+    file.add(line)
+  grid, sizes = dataclasses.replace(GRID, batch=3), Sizes(230, 3, 0.0)
+  assert file.has(grid, sizes, "full", (0, 1, 2)) and not file.has(grid, sizes, "full", (2, 3))
+  assert not file.has(dataclasses.replace(grid, examples=2), sizes, "full", (0, 1, 2))  # one was written
+  for one in (file, AnswerFile(tmp_path / "answers.jsonl", "k")):
+    found = {trial: line for line in one.lines() for trial in line.trials}
+    assert [len(one.lines()), *sorted(found)] == [2, 0, 1, 2] and found[0].kept != found[1].kept == 7
+    assert found[0].nll == first.nll[:1] and found[0].written == first.written
 
 
 def test_tables_and_plots_are_of_all_that_was_asked(folder):
-  paths = write_summary(folder, "passkey", list(AnswerFile(folder / "answers.jsonl").answered.values()))
+  paths = write_summary(folder, "passkey", AnswerFile(folder / "answers.jsonl", "k").lines())
   assert [path.name for path in paths] == ["report.md", "table.jsonl", "examples.md"]
   text = paths[0].read_text()
   assert "## 230 tokens, 4 to say" in text and "| window like lagkv | 74 |" in text
@@ -147,6 +166,9 @@ def test_tables_and_plots_are_of_all_that_was_asked(folder):
   plots = plot_recall(folder, folder / "recall.png")
   assert [path.name for path in plots] == ["recall.png", "recall_depths.png", "recall_kept_230.png"]
   assert all(path.stat().st_size > 5000 for path in plots)
+  assert {cache_of_map(path) for path in (folder / "kept").iterdir()} == {"full", "lagkv", "window like lagkv"}
+  names = ["full", "lagkv:epsilon=1e-6", "lagkv:epsilon=1e+6", "window like lagkv:ratio=0.5,sinks=4"]
+  assert [cache_of_map(map_path(folder, name, 64)) for name in names] == names
   with pytest.raises(FileNotFoundError, match=r"table\.jsonl does not exist"):
     plot_recall(folder / "nothing", folder / "x.png")
 

@@ -1,0 +1,93 @@
+"""Zips, and arrays inside them, of unknown origin: what is wrong is one sentence, and nothing unfolds without bound."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+_BLOCK = 1 << 20
+_METHODS = {  # that Python reads
+  zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
+_ENCRYPTED = 1  # bit of the flags
+
+
+def open_zip(file: Path | io.BufferedIOBase, where: Path | str) -> zipfile.ZipFile:
+  """Raises ValueError, which names `where`, unless it is a zip."""
+  try:
+    return zipfile.ZipFile(file)
+  # zipfile and the libraries below it report damage by a dozen kinds of exception
+  except Exception as error:
+    raise damaged(where, error) from error
+
+
+def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: Path | str) -> io.BufferedIOBase:
+  """Raises ValueError where the member is encrypted, packed in a way that cannot be read, or damaged."""
+  if member.flag_bits & _ENCRYPTED:
+    raise ValueError(f"{where}: {member.filename} is encrypted; unpack it with its password, and give what is inside.")
+  if member.compress_type not in _METHODS:
+    raise ValueError(
+      f"{where}: {member.filename} is packed by {_method_name(member.compress_type)}, and only "
+      f"{', '.join(_METHODS.values())} can be read; unpack it with another program, and give what is inside.")
+  try:
+    return archive.open(member)
+  except Exception as error:
+    raise damaged(where, error) from error
+
+
+def _method_name(method: int) -> str:
+  name = zipfile.compressor_names.get(method)
+  return f"method {method}" + (f", {name}" if name else "")
+
+
+def read_blocks(file: io.BufferedIOBase, where: Path | str) -> Iterator[bytes]:
+  """The content, piece by piece. Raises ValueError where it is damaged."""
+  while True:
+    try:
+      block = file.read(_BLOCK)
+    except Exception as error:
+      raise damaged(where, error) from error
+    if not block:
+      return
+    yield block
+
+
+def read_array(archive: zipfile.ZipFile, name: str, where: Path | str, *, most_bytes: int) -> np.ndarray:
+  """The array of an npz. Raises ValueError where it is missing, damaged, larger than that, or of pickled objects."""
+  if f"{name}.npy" not in archive.namelist():
+    raise ValueError(f"{where} holds no array {name}; fetch it again.")
+  member = archive.getinfo(f"{name}.npy")
+  if member.file_size > most_bytes:
+    raise ValueError(
+      f"{where}: the array {name} says it has {member.file_size:,} bytes, more than {most_bytes:,}; fetch it again.")
+  with open_member(archive, member, where) as file:
+    content = io.BytesIO(b"".join(read_blocks(file, where)))
+  shape, is_fortran, dtype = read_array_header(content, f"{where}, {name}")
+  left = content.getbuffer()[content.tell():]
+  if is_fortran or math.prod(shape) * dtype.itemsize != len(left):
+    raise ValueError(f"{where}: the array {name} of {dtype} {shape} has {len(left):,} bytes; fetch it again.")
+  return np.frombuffer(left, dtype).reshape(shape)
+
+
+def read_array_header(file: io.BufferedIOBase, where: Path | str) -> tuple[tuple[int, ...], bool, np.dtype]:
+  """(shape, whether columns come first, dtype). Raises ValueError where it is none, or of pickled objects."""
+  read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+  try:
+    shape, is_fortran, dtype = read[np.lib.format.read_magic(file)](file)
+  except Exception as error:
+    raise damaged(where, error) from error
+  if dtype.hasobject:
+    raise ValueError(f"{where} holds pickled objects, which are not loaded, for they may run code; fetch it again.")
+  if min(shape, default=0) < 0:
+    raise ValueError(f"{where} has the shape {shape}; fetch it again.")
+  return shape, is_fortran, dtype
+
+
+def damaged(where: Path | str, error: Exception) -> ValueError:
+  """What to tell a user whose file could not be read."""
+  reason = " ".join(str(error).split())[:200] or type(error).__name__
+  return ValueError(f"{where} is damaged ({reason}); fetch it again.")

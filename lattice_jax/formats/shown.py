@@ -1,0 +1,37 @@
+"""What a file holds, as it is put into a sentence: on one line, short, and without the names of Python's classes."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+_MAX_LEN = 60
+_MAX_ITEMS = 4
+
+
+def shown(value: Any) -> str:
+  """Numbers, texts and lists as in Python, the middle of long ones left out; of an object that it is one."""
+  if isinstance(value, np.ndarray):
+    value = value[:_MAX_ITEMS + 1].tolist()
+  if isinstance(value, dict):
+    return "an object"
+  if isinstance(value, list):
+    inside = [shown(item) if not isinstance(item, list) else "a list" for item in value[:_MAX_ITEMS]]
+    return f"[{', '.join(inside)}{', …' if len(value) > _MAX_ITEMS else ''}]"
+  if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_MAX_LEN:
+    return f"a number of {int(math.log10(abs(value))) + 1} digits"
+  text = repr(value)
+  return text if len(text) <= _MAX_LEN else f"{text[:_MAX_LEN // 2]} … {text[-_MAX_LEN // 3:]}"
+
+
+def plain(name: str) -> str:
+  """A name as it is, or as `shown` where it is long or would not stay on its line."""
+  return name if name.isprintable() and 0 < len(name) <= _MAX_LEN else shown(name)
+
+
+def as_json(value: Any) -> str:
+  """As a JSON file writes it."""
+  return json.dumps(value, ensure_ascii=False)

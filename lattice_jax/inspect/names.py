@@ -1,0 +1,52 @@
+"""What runs and results are called where they stand beside one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lattice_jax import run_file
+
+# Settings of a result that a legend names where they differ.
+_FACETS = {"step": "step {}", "seq_len": "windows of {:,}", "chunk_len": "{:,} a call", "dtype": "{}"}
+
+
+def run_names(workdirs: Sequence[Path]) -> list[str]:
+  """By their memories where these differ from run to run, else by as much of the path as does."""
+  runs = list(dict.fromkeys(path.resolve() for path in workdirs))
+  memories = [_memory(run) for run in runs]
+  if len(runs) > 1 and len(set(memories)) == len(runs) and None not in memories:
+    names = dict(zip(runs, memories, strict=True))
+  else:
+    longest = max(len(run.parts) for run in runs)
+    depth = next(depth for depth in range(1, longest + 1) if len({run.parts[-depth:] for run in runs}) == len(runs))
+    names = {run: "/".join(run.parts[-depth:]) for run in runs}
+  return [names[path.resolve()] for path in workdirs]
+
+
+def result_names(names: Sequence[str], results: Sequence[dict[str, Any]], figure: str, form: str) -> list[str]:
+  """Run, split, protocol and the figure of each result; of other settings those in which the results differ."""
+  varying = [name for name in _FACETS if len({_facet(result, name) for result in results}) > 1]
+  return [
+    f"{name}: " + ", ".join([
+      result["split"], result["protocol"], *filter(None, (_facet(result, facet) for facet in varying)),
+      *result["overrides"], form.format(result[figure])])
+    for name, result in zip(names, results, strict=True)]
+
+
+def known_run(workdir: Path) -> dict[str, Any]:
+  """What run.json of a workdir says; nothing where there is none, as of a pretrained model."""
+  return run_file.read_run(workdir) if (workdir / run_file.FILE).exists() else {}
+
+
+def _facet(result: dict[str, Any], name: str) -> str | None:
+  return _FACETS[name].format(result[name]) if name in result and result[name] is not None else None
+
+
+def _memory(workdir: Path) -> str | None:
+  """As in lattice or window+lattice; None of what no run.json describes."""
+  found: Any = known_run(workdir)
+  for name in ("config", "model", "pattern"):
+    found = found[name] if isinstance(found, dict) and name in found else None
+  return "+".join(map(str, found)) if isinstance(found, list) else None

@@ -1,0 +1,38 @@
+"""How many numbers a decoder's memory is, part by part: what «at equal state» is measured by."""
+
+from __future__ import annotations
+
+import collections
+import math
+
+import jax
+import numpy as np
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.models.decoder import init_state
+
+
+def state_numbers(model: ModelConfig, max_len: int) -> dict[str, dict[str, int]]:
+  """Of one layer of each memory in the pattern: part of the state → floating-point numbers of a row, heads together.
+
+  max_len: tokens that a cache of all tokens has room for. «tail» is what the convolutions wait for.
+  """
+  state = jax.eval_shape(lambda: init_state(model, 1, max_len))
+  found: dict[str, collections.Counter[str]] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    block, *parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    memory = found.setdefault(model.pattern[int(block.removeprefix("block_"))], collections.Counter())
+    if np.issubdtype(leaf.dtype, np.integer) or not leaf.size:
+      continue
+    part = "tail" if "tail" in parts else parts[-1].rpartition("_")[0]
+    memory[part] += math.prod(leaf.shape[1:])  # the first axis stacks layers
+  return {memory: dict(parts) for memory, parts in found.items()}
+
+
+def describe_state(model: ModelConfig, max_len: int) -> str:
+  """As in "unit 4,096 + tail 960", of every memory of a mixed pattern by name."""
+  memories = state_numbers(model, max_len)
+  texts = {
+    memory: " + ".join(f"{part} {numbers:,}" for part, numbers in sorted(parts.items(), key=lambda item: -item[1]))
+    for memory, parts in memories.items()}
+  return "; ".join(text if len(texts) == 1 else f"{memory}: {text}" for memory, text in texts.items())

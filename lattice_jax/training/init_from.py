@@ -1,0 +1,110 @@
+"""What a new run starts from: random parameters, or those of `--init_from`, a pretrained model or another workdir.
+
+Where `model.origin` is "init_from", as in configs/finetune.py, the model section and the tokenizer are theirs too; else
+a config that is another model than the pretrained one is refused. Either way all of the model is taken over or nothing:
+another memory in the place of its attention would have parameters that its files lack.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lattice_jax.checkpoint import check_tokenizer, load_variables
+from lattice_jax.config import Config, ModelConfig
+from lattice_jax.config_checks import check_config
+from lattice_jax.data.tokenizers import PRETRAINED
+from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.run_file import read_config
+from lattice_jax.training.state import TrainState
+
+# What a config of the origin "init_from" leaves open.
+OPEN = Config(model=ModelConfig(origin="init_from", pattern=("attention",), block="mlp"))
+# Fields that say how a model is computed or trained, not which one it is.
+_FREE = ("origin", "dtype", "remat", "xent_chunk", "impl", "dropout", "layer_drop", "cache")
+_WHAT = "smollm2, a folder of safetensors, a .gguf file or the workdir of a run"
+
+
+def complete(config: Config, init_from: str | Path | None) -> Config:
+  """The config with the model that `init_from` names in the place of what it leaves open.
+
+  Raises:
+    ValueError: there is no such model or run, or the config says something else of it.
+  """
+  is_open = config.model.origin == "init_from"
+  if init_from is None:
+    if is_open:
+      raise ValueError(f"this config takes its model from --init_from, which is missing; name {_WHAT}.")
+    return config
+  if _is_workdir(init_from) and not is_open:
+    return config  # its parameters are taken where their shapes fit
+  theirs, tokenizer = _describe(init_from)
+  for field, ours, open_value, their_value in _fields(config.model, OPEN.model, theirs, "model."):
+    if ours != their_value and not (is_open and ours == open_value):
+      raise ValueError(
+        f"{field}={_shown(ours)} is not what the model of --init_from={init_from} has, {_shown(their_value)}; "
+        "leave it out with --config=configs/finetune.py, which takes the whole model from there.")
+  if config.data.tokenizer != tokenizer and not (is_open and config.data.tokenizer == OPEN.data.tokenizer):
+    raise ValueError(
+      f"data.tokenizer={config.data.tokenizer} is not that of --init_from={init_from}; use data.tokenizer={tokenizer}.")
+  free = {name: getattr(config.model, name) for name in _FREE}
+  completed = dataclasses.replace(
+    config, model=dataclasses.replace(theirs, **free | {"origin": "config"}),
+    data=dataclasses.replace(config.data, tokenizer=tokenizer))
+  check_config(completed)
+  return completed
+
+
+def load_start(config: Config, init_from: str | Path | None, abstract: TrainState) -> tuple[dict[str, Any], str]:
+  """(what of parameters and buffers is there already, each placed as `abstract` says; where it comes from, in words).
+
+  Raises:
+    ValueError: they cannot be read, do not fit, or were trained on tokens of another tokenizer of the same name.
+  """
+  if init_from is None:
+    return {}, "from random parameters"
+  if not _is_workdir(init_from):
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+    return {"params": open_pretrained(init_from).params(shardings)}, f"from the pretrained model {init_from}"
+  workdir = Path(init_from).expanduser()
+  if (workdir / "run.json").is_file():
+    check_tokenizer(workdir, config.data)
+  step, variables = load_variables(workdir, {"params": abstract.params, "buffers": abstract.buffers})
+  return variables, f"from the parameters of {init_from} at step {step}"
+
+
+def _is_workdir(name: str | Path) -> bool:
+  path = Path(name).expanduser()
+  return (path / "run.json").exists() or (path / "checkpoints").exists()
+
+
+def _describe(init_from: str | Path) -> tuple[ModelConfig, str]:
+  """(the model, its tokenizer)."""
+  if _is_workdir(init_from):
+    config = read_config(Path(init_from).expanduser())
+    return config.model, config.data.tokenizer
+  try:
+    pretrained = open_pretrained(init_from)
+  except ValueError as error:
+    raise ValueError(f"--init_from={init_from} must be {_WHAT}: {error}") from error
+  return dataclasses.replace(pretrained.model, context_len=pretrained.context_len), f"{PRETRAINED}{init_from}"
+
+
+def _fields(ours: Any, open_values: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any, Any]]:
+  """Name and the three values of every field that makes the model what it is, sections gone through."""
+  for field in dataclasses.fields(ours):
+    if path == "model." and field.name in _FREE:
+      continue
+    values = [getattr(section, field.name) for section in (ours, open_values, theirs)]
+    if dataclasses.is_dataclass(values[0]):
+      yield from _fields(*values, f"{path}{field.name}.")
+    else:
+      yield f"{path}{field.name}", *values
+
+
+def _shown(value: Any) -> str:
+  return ",".join(value) if isinstance(value, tuple) else str(value)

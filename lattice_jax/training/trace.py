@@ -1,0 +1,37 @@
+"""A `jax.profiler` trace of some updates of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+
+class Trace:
+  """Of updates start … stop − 1, into `folder`; of none where `span` is None."""
+
+  def __init__(self, span: tuple[int, int] | None, folder: Path, note: Callable[[str], None]):
+    self.boundaries = span or ()
+    self._folder, self._note = folder, note
+    self._is_running = False
+
+  def at(self, step: int, *, must_end: bool, drain: Callable[[], None]) -> None:
+    """Begins or ends it where that is due before the update with index `step`; `drain` waits for those before."""
+    if not self.boundaries:
+      return
+    start, stop = self.boundaries
+    if not self._is_running and start <= step < stop and not must_end:
+      drain()
+      jax.profiler.start_trace(self._folder)
+      self._is_running = True
+    elif self._is_running and (step >= stop or must_end):
+      drain()
+      self.close()
+      self._note(f"trace of updates {start} to {step - 1} in {self._folder}")
+
+  def close(self) -> None:
+    """Ends it, also after a failure."""
+    if self._is_running:
+      self._is_running = False
+      jax.profiler.stop_trace()

@@ -1,0 +1,50 @@
+"""How large memories are, as configs say it of them."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+
+from configs import ablation_lattice, delta_enwik8, delta_imagenet64, delta_pg19, lattice_enwik8, recall
+from lattice_jax.config_checks import parse_config
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.parameters import count_parameters
+from lattice_jax.models.state_size import describe_state, state_numbers
+
+
+def memory_of(get_config, variant):
+  """Numbers of a layer's memory, without convolutions and what an open mini-batch adds."""
+  config = parse_config(get_config(variant))
+  (parts,) = state_numbers(config.model, config.data.seq_len).values()
+  return sum(numbers for part, numbers in parts.items() if part not in ("tail", "total"))
+
+
+@pytest.mark.parametrize(("get_config", "lattice", "ttt"), [
+  (ablation_lattice.get_config, 4096, 2112), (delta_enwik8.get_config, 49152, 49920),
+  (delta_pg19.get_config, 147456, 148992), (delta_imagenet64.get_config, 65536, 66560),
+  (recall.get_config, 8192, 8320)], ids=["ablation", "enwik8", "pg19", "imagenet64", "recall"])
+def test_recurrences_have_the_states_that_are_claimed(get_config, lattice, ttt):
+  names = set(delta_enwik8.RECURRENCES) - {"gated_slots", "ttt_linear"}
+  assert {memory_of(get_config, name) for name in names} == {lattice}
+  assert memory_of(get_config, "ttt_linear") == ttt
+  # whole slots
+  assert 0.98 * lattice < memory_of(get_config, "gated_slots") <= lattice
+
+
+@pytest.mark.parametrize(("base", "get_config", "variants", "within"), [
+  (ablation_lattice.get_config("base"), ablation_lattice.get_config, ("ttt_linear", "gla", "slots192"), 1e-3),
+  (lattice_enwik8.get_config(), delta_enwik8.get_config, ("linear", "ttt_linear"), 2e-3)], ids=["ablation", "enwik8"])
+def test_parameters_are_as_equal_as_is_claimed(base, get_config, variants, within):
+  def parameters(config):
+    model = parse_config(config).model
+    return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"])
+
+  assert {name: parameters(get_config(name)) for name in variants} == pytest.approx(
+    dict.fromkeys(variants, parameters(base)), rel=within)
+
+
+def test_a_mixed_pattern_names_each_memory_and_a_cache_of_all_tokens_its_room():
+  hybrid = parse_config(ablation_lattice.get_config("hybrid")).model
+  assert describe_state(hybrid, 512) == "window: key 8,192 + value 4,096; lattice: unit 4,096 + tail 960"
+  softmax = parse_config(ablation_lattice.get_config("softmax")).model
+  assert describe_state(softmax, 512) == "key 65,536 + value 32,768"

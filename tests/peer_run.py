@@ -1,0 +1,25 @@
+"""A program for tests: one of several processes that do nothing but talk to each other, for ever.
+
+python -m tests.peer_run
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lattice_jax import runtime
+
+
+def main(arguments):
+  del arguments
+  runtime.initialize_distributed(True)
+  from jax.experimental import multihost_utils
+
+  while True:
+    multihost_utils.sync_global_devices("all are here")
+    sys.stdout.write("talked\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+  runtime.run_main(main, sys.argv)

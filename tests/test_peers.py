@@ -1,0 +1,60 @@
+"""The death of one of several processes is one sentence of the others, and their end."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from lattice_jax.peers import sentence_of
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = """E1129 00:33:28.046438   21755 coordination_service.cc:1549] [1058290697516801493] Use error polling: \
+UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats):
+{tasks}
+The tasks have crashed. Check the task logs for an earlier error, or scheduler events.
+F1129 00:33:28 client.h:80] Terminating process because the JAX distributed service detected fatal errors.
+"""
+
+
+@pytest.mark.parametrize(("text", "start"), [
+  (PAGES.format(tasks="1"), "process 1 has ended"),
+  (PAGES.format(tasks="3\n12"), "processes 3, 12 have ended"),
+  (PAGES.format(tasks="/job:jax_worker/replica:0/task:7"), "process 7 has ended"),
+  ("F1 client.h:80] UNAVAILABLE: Failed to send RPC to coordination service. Either the leader", "process 0 has ended"),
+])
+def test_pages_of_the_service_name_the_process(text, start):
+  assert sentence_of(text).startswith(start)
+
+
+def test_pages_of_something_else_say_nothing():
+  assert sentence_of("F1129 00:33:28 pjrt.cc:1] Check failed: buffer != nullptr") is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(100)
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_name_the_one_that_was_killed_and_end(victim):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-m", "tests.peer_run"], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      env=os.environ | {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)})
+    for number in (0, 1)]
+  try:
+    assert any(line == "talked\n" for line in processes[victim].stdout)
+    processes[victim].send_signal(signal.SIGKILL)
+    _, errors = processes[1 - victim].communicate(timeout=90)
+  finally:
+    for process in processes:
+      process.kill()
+      process.communicate()
+  assert processes[1 - victim].returncode == 1
+  assert errors.startswith(f"peer_run.py: process {victim} has ended") and errors.count("\n") == 1, errors

@@ -1,0 +1,148 @@
+"""A run that starts from another model: a pretrained one, of which it takes shape and tokenizer too, or another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import runpy
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import finetune
+from lattice_jax.checkpoint import load_for_eval
+from lattice_jax.config import DataConfig
+from lattice_jax.config_checks import parse_config
+from lattice_jax.data.export_tokenizer import export_tokenizer
+from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.evaluation import command
+from lattice_jax.metrics import read_jsonl
+from lattice_jax.models.pretrained import load_pretrained, open_pretrained
+from lattice_jax.run_file import read_run
+from lattice_jax.sharding import make_mesh
+from lattice_jax.training import loop
+from lattice_jax.training.init_from import complete, load_start
+from lattice_jax.training.state import abstract_state, create_state
+from tests.models.tiny_files import LLAMA, WINDOW, make_tensors, write_folder, write_gguf
+from tests.training.tiny import assert_same_bits
+
+SMALL = LLAMA | {"vocab_size": 259, "num_hidden_layers": 1}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return write_model(tmp_path / "model")
+
+
+def write_model(folder, config=SMALL):
+  """Weights, config and a tokenizer of bytes, as `transformers` keeps them."""
+  write_folder(folder, config, make_tensors(config))
+  export_tokenizer(ByteTokenizer(), DataConfig(), folder)
+  return folder
+
+
+def finetuning(tmp_path, **fields):
+  """configs/finetune.py on a text, small, with fields changed by their full names."""
+  (tmp_path / "book.txt").write_text("".join(f"Line {number} of a book.\n" for number in range(200)))
+  config = finetune.get_config()
+  small = {
+    "data.source": f"text:{tmp_path / 'book.txt'}", "data.seq_len": 16, "data.update_len": 16, "data.batch": 8,
+    "train.steps": 12, "train.log_every": 1, "train.writers": ("jsonl",), "optimizer.learning_rate": 3e-3,
+    "optimizer.warmup_steps": 2, "eval.max_batches": 1}
+  for name, value in (small | fields).items():
+    section, _, field = name.rpartition(".")
+    part = config
+    for key in section.split("."):
+      part = part[key]
+    part[field] = value
+  return parse_config(config)
+
+
+def test_the_model_and_its_tokenizer_come_from_the_file_and_the_rest_from_the_config(tmp_path, folder):
+  config = finetuning(tmp_path, **{"model.dtype": "bfloat16", "model.dropout": 0.1, "model.xent_chunk": 32})
+  completed = complete(config, str(folder))
+  pretrained = open_pretrained(folder)
+  assert completed.model == dataclasses.replace(
+    pretrained.model, context_len=64, dtype="bfloat16", dropout=0.1, xent_chunk=32)
+  assert completed.data == dataclasses.replace(config.data, tokenizer=f"pretrained:{folder}")
+  assert completed.train == config.train and completed.optimizer == config.optimizer
+  assert complete(completed, str(folder)) == completed, "a config that says all of it is taken as it is"
+
+
+def test_windows_of_the_file_are_kept(tmp_path):
+  mistral = SMALL | WINDOW | {"model_type": "mistral"}
+  completed = complete(finetuning(tmp_path), write_model(tmp_path / "mistral", mistral))
+  assert completed.model.pattern == ("window",) and completed.model.attention.window == 5
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_parameters_are_those_of_the_file_placed_as_training_needs_them(tmp_path, folder, kind):
+  name = folder
+  if kind == "gguf":
+    name, _ = write_gguf(tmp_path / "model.gguf", SMALL, make_tensors(SMALL))
+  config = finetuning(tmp_path)
+  model = dataclasses.replace(open_pretrained(name).model, dtype="bfloat16")
+  config = dataclasses.replace(config, model=model, mesh=dataclasses.replace(config.mesh, model=2))
+  mesh = make_mesh(config.mesh)
+  abstract = abstract_state(config, mesh)
+  given, origin = load_start(config, name, abstract)
+  assert origin == f"from the pretrained model {name}"
+  state, fresh = create_state(config, mesh, given), create_state(config, mesh)
+  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state) == jax.tree.map(
+    lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), abstract)
+  assert len({shard.device for shard in jax.tree.leaves(state.params)[0].addressable_shards}) == 8
+  assert_same_bits(state.params, load_pretrained(name)[1])
+  assert_same_bits(state.opt_state, fresh.opt_state)
+
+
+def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, folder, monkeypatch, capsys):
+  workdir = tmp_path / "run"
+  config = finetuning(tmp_path)
+  state = loop.train(config, workdir, loop.Options(init_from=str(folder)))
+  assert_same_bits(loop.train(config, workdir, loop.Options(init_from=str(folder))).params, state.params)
+  losses = [line["loss"] for line in read_jsonl(workdir / "metrics.jsonl") if "loss" in line]
+  assert losses[-1] < losses[0] - 0.3
+  stored = read_run(workdir)["config"]
+  assert stored["data"]["tokenizer"] == f"pretrained:{folder}" and stored["model"]["context_len"] == 64
+  again = complete(config, workdir)
+  assert again == complete(config, str(folder)), "a run of this kind is a start like the model that it started from"
+  given, origin = load_start(again, workdir, abstract_state(again, make_mesh(config.mesh)))
+  assert_same_bits(given["params"], state.params)
+  assert origin == f"from the parameters of {workdir} at step 12"
+  task = command.load(workdir, step=None, overrides=())
+  with pytest.raises(ValueError, match=r"windows of 65 tokens are more than the 64 that finetune was made for"):
+    task.with_eval(seq_len=65)
+  (result,) = task.with_eval(split="test", protocol="cold").evaluate()
+  assert result.tokenizer == f"pretrained:{folder}" and np.isfinite(result.bits_per_byte)
+  assert task.write_texts(["Line "], length=100, temperature=0.0)[0].finishes == ("context",)
+  monkeypatch.setattr(sys, "argv", ["export.py", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
+  runpy.run_path("scripts/export.py", run_name="__main__")
+  assert "tokenizer.json" in capsys.readouterr().out
+  assert json.loads((tmp_path / "out/config.json").read_text())["max_position_embeddings"] == 64
+  assert_same_bits(load_pretrained(tmp_path / "out")[1], load_for_eval(workdir)[1])
+
+
+@pytest.mark.parametrize(("fields", "message"), [
+  ({"model.dim": 64}, r"^model.dim=64 is not what the model of --init_from=\S+ has, 32; leave it out with --config="),
+  ({"model.pattern": ("lattice",)}, r"^model.pattern=lattice is not what the model of --init_from=\S+ has, attention"),
+  ({"model.attention.rope_theta": 7.0}, r"^model.attention.rope_theta=7.0 is not what .* has, 100.0; leave it out"),
+  ({"model.origin": "config"}, r"^model.dim=128 is not what the model of --init_from=\S+ has, 32; leave it out with "),
+  ({"data.tokenizer": "bpe_lossless:300"}, r"^data.tokenizer=bpe_lossless:300 is not that of --init_from=\S+; use"),
+  ({"data.seq_len": 128, "data.update_len": 128}, r"^data.seq_len=128 is more than the 64 tokens that the model was "),
+  ({"eval.seq_len": 128}, r"^eval.seq_len=128 is more than the 64 tokens that the model was made for; use at most as"),
+], ids=str)
+def test_what_does_not_fit_is_one_sentence(tmp_path, folder, fields, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    loop.train(finetuning(tmp_path, **fields), tmp_path / "run", loop.Options(init_from=folder))
+  assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "message"), [
+  (None, r"^this config takes its model from --init_from, which is missing; name smollm2, a folder of safetensors, "),
+  ("nothing", r"^--init_from=nothing must be smollm2, a folder of safetensors, a .gguf file or the workdir of a run: "),
+])
+def test_a_start_that_is_not_there_is_one_sentence(tmp_path, name, message):
+  with pytest.raises(ValueError, match=message):
+    loop.train(finetuning(tmp_path), tmp_path / "run", loop.Options(init_from=name))
