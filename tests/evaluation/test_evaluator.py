@@ -189,6 +189,8 @@ def test_max_batches_judges_the_part_that_was_read(source):
   np.testing.assert_allclose(part.bits_per_byte, part.nll_per_token / np.log(2) / 2, rtol=1e-9)
   np.testing.assert_allclose(part.word_perplexity, np.exp(part.nll_per_token * len(source.tokens) / 50), rtol=1e-9)
   assert [document.title for document in part.documents] == ["c", "g"]  # the texts of whole windows, read first
+  # a batch is one of windows, however many calls they take: six whole ones, then those of 26 and of 8 tokens
+  assert run(source, batch=8, chunk_len=16, max_batches=1).tokens == 6 * DATA.seq_len + 26 + 8
 
 
 def test_a_token_cache_beyond_the_limit_is_refused_in_one_sentence():
