@@ -286,6 +286,7 @@ class Run:
     folder = self.workdir / f"nan_step_{step}"
     batch = feed.host_batches[step - feed.first_step]
     dump_update(folder, step=step, state=self.state, batch=batch, metrics=metrics, run=self.description)
+    self.checkpoints.wait()  # a save that still goes on is good, and need not be given up for this
     what = "loss" if not math.isfinite(metrics["loss"]) else "gradient"
     raise Stop(
       f"the {what} of the update after step {step} is not finite (steps {feed.first_step} to "
