@@ -20,6 +20,7 @@ from typing import Any
 # Seconds without a sign of life after which a process counts as dead. JAX's default is 100, for which everybody would
 # wait; the signs are sent by a thread of their own every few seconds, however long a compilation or a read takes.
 HEARTBEAT_TIMEOUT = 8
+HEARTBEAT_VARIABLE = "LATTICE_JAX_HEARTBEAT"  # other seconds, where a network or a host is away for longer at times
 _READING_SECONDS = 0.2  # for what was written before an abort
 
 _SERVICE = re.compile(r"coordination[_ ]service|JAX distributed service")
@@ -28,6 +29,11 @@ _BROKEN = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|
 _NO_LEADER = "Failed to send RPC to coordination service"
 
 _kept: list[Any] = []  # what must live as long as the process
+
+
+def heartbeat_timeout() -> int:
+  """Seconds, which the environment variable may change."""
+  return int(os.environ[HEARTBEAT_VARIABLE]) if HEARTBEAT_VARIABLE in os.environ else HEARTBEAT_TIMEOUT
 
 
 def tell_of_the_dead(leave: Callable[[str], None]) -> None:
@@ -74,7 +80,7 @@ def wait_for_news(error: BaseException | None) -> None:
   """Where processes could not talk, one may have died; within this time the service says which, and aborts this one."""
   while error is not None:
     if _BROKEN.match(str(error)):
-      time.sleep(2 * HEARTBEAT_TIMEOUT)
+      time.sleep(2 * heartbeat_timeout())
       return
     error = error.__cause__ or error.__context__
 

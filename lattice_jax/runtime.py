@@ -27,7 +27,7 @@ from absl import logging as absl_logging
 from lattice_jax import peers, usage
 from lattice_jax.arguments import COUNT, POSITIVE, define
 from lattice_jax.config_flags import as_flags
-from lattice_jax.domains import short
+from lattice_jax.domains import Number, short
 
 _CPU_DEVICES = define(
   "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
@@ -65,12 +65,14 @@ def initialize_distributed(requested: bool) -> None:
   """Joins the processes of a run on several hosts, where `--distributed` asks for it.
 
   Cloud TPU, Slurm and the like tell JAX who takes part; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID do.
+  JAX_PROCESS_ID do. LATTICE_JAX_HEARTBEAT: seconds without a sign of life after which a process counts as dead.
   """
   if not requested:
     return
   import jax
 
+  if peers.HEARTBEAT_VARIABLE in os.environ:
+    _environment_integer(peers.HEARTBEAT_VARIABLE, POSITIVE)
   peers.tell_of_the_dead(_end_without_peer)
   # of the three JAX itself reads only the address
   known = {
@@ -79,7 +81,7 @@ def initialize_distributed(requested: bool) -> None:
     if name in os.environ}
   try:
     jax.distributed.initialize(
-      initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=peers.HEARTBEAT_TIMEOUT, **known)
+      initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=peers.heartbeat_timeout(), **known)
   except ValueError as error:
     raise ValueError(
       f"--distributed: it is not known which processes take part ({first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
@@ -90,9 +92,9 @@ def initialize_distributed(requested: bool) -> None:
       f"({first_line(error)}); start the same command on every host.") from error
 
 
-def _environment_integer(name: str) -> int:
+def _environment_integer(name: str, domain: Number = COUNT) -> int:
   try:
-    return COUNT.parse(os.environ[name])
+    return domain.parse(os.environ[name])
   except ValueError as error:
     raise ValueError(f"{name}={os.environ[name]} {error}") from error
 
