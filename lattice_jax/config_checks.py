@@ -15,9 +15,10 @@ import ml_collections
 from lattice_jax.cache.policy import check_cache
 from lattice_jax.config import Config, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
-from lattice_jax.domains import checked, shown
+from lattice_jax.domains import checked
 from lattice_jax.fields import check_fields, check_known, domain_of
 from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.shown import shown
 
 __all__ = ["check_config", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]
 
@@ -55,6 +56,10 @@ def _check_together(config: Config) -> None:
 def _check_model(model: ModelConfig) -> None:
   for name in model.pattern:
     MEMORIES[name].check(model)
+  if model.position_wavelength and model.dim % 2:
+    raise ValueError(
+      f"model.dim={model.dim} must be even for model.position_wavelength={model.position_wavelength}, whose sinusoids "
+      f"have as many columns; use {model.dim + 1}, or model.position_wavelength=0.")
   if model.layers % len(model.pattern):
     raise ValueError(
       f"model.layers={model.layers} is not a multiple of the {len(model.pattern)} entries of model.pattern; "

@@ -16,6 +16,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from lattice_jax.shown import shown
+
 # Arrays, counters and keys are of 32 bits; a larger number would be cut, and a smaller one would be 0.
 LARGEST_WHOLE = 2**31 - 1
 LARGEST_SEED = 2**32 - 1  # jax.random.key takes the lower 32 bits of what it is given
@@ -255,13 +257,6 @@ def checked(domain: Domain, name: str, value: Any) -> Any:
     return domain.convert(value)
   except ValueError as error:
     raise ValueError(f"{name}={shown(value)} {error}") from error
-
-
-def shown(value: Any) -> str:
-  """A value inside a sentence: short, on one line, without the addresses of objects."""
-  text = " ".join(repr(value).split())
-  text = text if not re.search(r"<[^<>]* at 0x[0-9a-f]+>", text) else f"({type(value).__name__})"
-  return short(text)
 
 
 def short(text: str, length: int = 80) -> str:

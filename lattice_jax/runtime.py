@@ -189,6 +189,8 @@ def quieten_checkpoints() -> None:
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+  # the process that removes the batches of workers which were ended says how many; it takes over these options
+  sys.warnoptions.append("ignore:resource_tracker:UserWarning")
   show = sys.unraisablehook
 
   def show_others(unraisable: Any) -> None:

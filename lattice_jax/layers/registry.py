@@ -83,6 +83,10 @@ def _check_attention(model: ModelConfig) -> None:
       raise ValueError(
         f"model.attention.rope_scaling.{slow}={getattr(scaling, slow)} must be below {fast}="
         f"{getattr(scaling, fast)}.")
+  if scaling.kind == "yarn" and 0 < model.attention.rope_theta <= 1:
+    raise ValueError(
+      f"model.attention.rope_theta={model.attention.rope_theta} must be above 1 for rope_scaling.kind='yarn', which "
+      "counts turns by its logarithm.")
 
 
 def _check_window(model: ModelConfig) -> None:

@@ -207,6 +207,9 @@ def test_adafactor_updates_each_layer_as_optax_updates_it_alone():
 
 SHAPES = {  # with and without factors, and a number; "joined" is one tensor to Adafactor
   "joined": (2, 130, 129 + 3 * 130), "content_bias": (2, 1, 4), "embedding": (9, 130), "position_scale": ()}
+AXES = {"joined": ("layers", "embed", "value"), "content_bias": ("layers", "heads", "key"),
+        "embedding": ("vocab", "embed"), "position_scale": ()}
+WEIGHTS = {"joined", "embedding"}
 PUBLISHED = {
   "adamw": OptimizerConfig(
     name="adamw", learning_rate=0.02, warmup_steps=2, zero_start=True, b1=0.9, b2=0.98, eps=1e-9, weight_decay=0.01,
@@ -249,37 +252,34 @@ def adafactor_direction(grads, params, step, moments):
   return directions
 
 
+def tensors_of(tree):
+  """Every parameter in float64, layer by layer."""
+  parts = [np.float64(tree[name]) if AXES[name][:1] == ("layers",) else np.float64(tree[name])[None] for name in AXES]
+  return [layer for part in parts for layer in part]
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_three_updates_are_those_of_a_float64_transcription(name):
   """Of the published optimizers, a tensor of a layer at a time; the first moves nothing but what decays."""
-  axes = {"joined": ("layers", "embed", "value"), "content_bias": ("layers", "heads", "key"),
-          "embedding": ("vocab", "embed"), "position_scale": ()}
-  weights = {"joined", "embedding"}
   boxed = {
-    key: (Weight if key in weights else nn.LogicallyPartitioned)(jnp.zeros(shape), axes[key])
-    for key, shape in SHAPES.items()}
+    key: (Weight if key in WEIGHTS else nn.LogicallyPartitioned)(jnp.zeros(SHAPES[key]), AXES[key]) for key in AXES}
   optimizer = Optimizer(PUBLISHED[name], 10, decay_mask(boxed), stacked_mask(boxed))
   random = np.random.default_rng(0)
   params = {key: random.normal(size=shape).astype(np.float32) for key, shape in SHAPES.items()}
   params["content_bias"][:] = 0
-  apart = [(key, slice(n, n + 1) if len(SHAPES[key]) == 3 else ...) for key in SHAPES for n in range(
-    SHAPES[key][0] if len(SHAPES[key]) == 3 else 1)]
-  tensors = [np.float64(params[key][part]).squeeze(0) if part is not ... else np.float64(params[key])
-             for key, part in apart]
-  moments, opt_state, update = [{} for _ in apart], optimizer.init(params), jax.jit(optimizer.update)
-  for step in range(3):
+  tensors, decays = tensors_of(params), tensors_of({key: np.full(SHAPES[key], key in WEIGHTS) for key in AXES})
+  moments, opt_state, update = [{} for _ in tensors], optimizer.init(params), jax.jit(optimizer.update)
+  for step, rate in enumerate([0, 0.01, 0.02]):
     grads = {key: np.float32(0.1 * (step + 1) * random.normal(size=shape)) for key, shape in SHAPES.items()}
     params, opt_state, _ = update(grads, opt_state, params, step=jnp.asarray(step))
-    flat = [np.float64(grads[key][part]).squeeze(0) if part is not ... else np.float64(grads[key])
-            for key, part in apart]
+    flat = tensors_of(grads)
     directions = (
       adam_direction(flat, step, moments) if name == "adamw" else adafactor_direction(flat, tensors, step, moments))
-    rate = 0.02 * [0, 0.5, 1][step]
     tensors = [
-      tensor - rate * direction - (0.01 * tensor if key in weights else 0)
-      for tensor, direction, (key, _) in zip(tensors, directions, apart, strict=True)]
-    for tensor, (key, part) in zip(tensors, apart, strict=True):
-      np.testing.assert_allclose(np.squeeze(params[key][part]), np.squeeze(tensor), rtol=2e-5, atol=2e-6)
+      tensor - rate * direction - 0.01 * decay * tensor
+      for tensor, direction, decay in zip(tensors, directions, decays, strict=True)]
+    for got, want in zip(tensors_of(params), tensors, strict=True):
+      np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
 
 
 def test_adafactor_sees_joined_tensors_as_one():

@@ -11,9 +11,9 @@ from typing import Any
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.config_checks import parse_config
-from lattice_jax.formats.shown import shown
 from lattice_jax.models.pretrained.metadata import CONFIG, check_keys, flag, positive_number, whole_number
 from lattice_jax.models.pretrained.rotary import read_rope
+from lattice_jax.shown import shown
 
 # What each family's published config means where config.json is silent.
 _LLAMA = {

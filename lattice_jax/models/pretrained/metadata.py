@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.formats.shown import as_json, plain, shown
+from lattice_jax.shown import as_json, plain, shown
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lattice_jax.formats.shown import shown
 from lattice_jax.models.pretrained.metadata import ROPE, check_keys, flag, positive_number, whole_number
+from lattice_jax.shown import shown
 
 _THETA = 10_000.0  # of all families where a file is silent, as those of Llama 1 and 2 are
 _ORIGINAL = "original_max_position_embeddings"

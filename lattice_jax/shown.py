@@ -1,12 +1,11 @@
-"""What a file holds, as it is put into a sentence: on one line, short, and without the names of Python's classes."""
+"""A value as it is put into a sentence: on one line, short, and without the names and addresses of Python's objects."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
-
-import numpy as np
 
 _MAX_LEN = 60
 _MAX_ITEMS = 4
@@ -14,7 +13,7 @@ _MAX_ITEMS = 4
 
 def shown(value: Any) -> str:
   """Numbers, texts and lists as in Python, the middle of long ones left out; of an object that it is one."""
-  if isinstance(value, np.ndarray):
+  if hasattr(value, "tolist") and getattr(value, "ndim", 0):  # an array of NumPy, which --help does not import
     value = value[:_MAX_ITEMS + 1].tolist()
   if isinstance(value, dict):
     return "an object"
@@ -23,7 +22,9 @@ def shown(value: Any) -> str:
     return f"[{', '.join(inside)}{', …' if len(value) > _MAX_ITEMS else ''}]"
   if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**_MAX_LEN:
     return f"a number of {int(math.log10(abs(value))) + 1} digits"
-  text = repr(value)
+  text = " ".join(repr(value).split())
+  if re.search(r"<[^<>]* at 0x[0-9a-f]+>", text):
+    return f"({type(value).__name__})"
   return text if len(text) <= _MAX_LEN else f"{text[:_MAX_LEN // 2]} … {text[-_MAX_LEN // 3:]}"
 
 
