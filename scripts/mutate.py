@@ -21,6 +21,7 @@ For a person's hands and a weekly run; about ten seconds a mutation on two cores
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import json
@@ -126,27 +127,33 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
   waiting = [i for i, key in enumerate(keys) if key not in known]
   results_file.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
-    testers: queue.Queue[Tester] = queue.Queue()
-    for job in range(min(jobs, len(waiting))):
-      testers.put(Tester(copy_tree(Path(folder) / str(job))))
-    if waiting:
-      check_unbroken([mutations[i] for i in waiting], testers.queue[0])
+    testers = [Tester(copy_tree(Path(folder) / str(job))) for job in range(min(jobs, len(waiting)))]
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    try:
+      if waiting:
+        check_unbroken([mutations[i] for i in waiting], testers[0])
+      free: queue.Queue[Tester] = queue.Queue()
+      for tester in testers:
+        free.put(tester)
 
-    def one(i: int) -> tuple[int, str]:
-      tester = testers.get()
-      try:
-        return i, run_one(mutations[i], tester)
-      finally:
-        testers.put(tester)
+      def one(i: int) -> tuple[int, str]:
+        tester = free.get()
+        try:
+          return i, run_one(mutations[i], tester)
+        finally:
+          free.put(tester)
 
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, results_file.open("a", encoding="utf-8") as file:
-      for done, future in enumerate(concurrent.futures.as_completed([pool.submit(one, i) for i in waiting]), start=1):
-        i, known[keys[i]] = future.result()
-        file.write(json.dumps({"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}) + "\n")
-        file.flush()
-        print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
-    for tester in testers.queue:
-      tester.stop()
+      futures = [pool.submit(one, i) for i in waiting]
+      with results_file.open("a", encoding="utf-8") as file:
+        for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
+          i, known[keys[i]] = future.result()
+          file.write(json.dumps({"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}) + "\n")
+          file.flush()
+          print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
+    finally:  # also of Ctrl-C
+      for tester in testers:
+        tester.stop()
+      pool.shutdown(cancel_futures=True)
   return [known[key] for key in keys]
 
 
@@ -227,7 +234,8 @@ class Tester:
     return int(answer)
 
   def stop(self) -> None:
-    os.killpg(self._parent.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._parent.pid, signal.SIGKILL)
     self._parent.wait()
 
 

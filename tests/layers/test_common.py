@@ -43,5 +43,5 @@ def test_the_mlp_is_its_formula(kind):
 
 def test_the_norm_divides_by_the_root_mean_square_and_multiplies_with_its_gain():
   x, gain = np.random.default_rng(1).normal(size=(2, 1, 4)).astype(np.float32), np.arange(1.0, 5.0, dtype=np.float32)
-  got = RMSNorm(has_gain=True, eps=0.5).apply({"params": {"gain": gain}}, jnp.asarray(x))
+  got = RMSNorm(has_gain=True, has_bias=False, eps=0.5).apply({"params": {"gain": gain}}, jnp.asarray(x))
   np.testing.assert_allclose(got, x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.5) * gain, rtol=1e-5)

@@ -76,7 +76,7 @@ def mask(parts, name):
     "memory_dropout": "memory", "mlp_dropout": "mlp", "memory_layer_drop": "memory_dropout",
     "mlp_layer_drop": "mlp_dropout"}
   if name == "table":
-    return mask_of(parts[name], np.asarray(sinusoids(5, MODEL.dim, max_wavelength=MODEL.vq.max_wavelength)))
+    return mask_of(parts[name], np.asarray(sinusoids(jnp.arange(5), MODEL.dim, max_wavelength=MODEL.vq.max_wavelength)))
   return mask_of(parts[name], parts[before[name]])
 
 

@@ -25,7 +25,7 @@ MODEL = ModelConfig(
 @pytest.mark.parametrize(("changes"), [
   {}, {"tied_embeddings": True}, {"final_norm": False}, {"head_bias": False}], ids=str)
 def test_logits_are_those_of_the_parameters(changes):
-  """Of a layer that adds nothing: head of the norm of the embedding, times the scale, and the bias."""
+  """Of a layer that adds nothing: head of the norm of the embedding, and the bias, times the scale."""
   model = dataclasses.replace(MODEL, **changes)
   params = meta.unbox(quick_jit(lambda rng: init_variables(model, rng))(jax.random.key(0)))["params"]
   params = jax.tree.map(lambda param, noise: param + 0.3 * noise, params, normal_like(0, params))
@@ -42,7 +42,7 @@ def test_logits_are_those_of_the_parameters(changes):
     x_TD = x_TD / np.sqrt((x_TD**2).mean(-1, keepdims=True) + model.norm_eps) * params["final_norm"]["gain"]
   head = params["embedding"].T if model.tied_embeddings else params["head"]
   has_bias = model.head_bias and not model.tied_embeddings
-  want = 0.3 * x_TD @ np.float64(head) + (np.float64(params["head_bias"]) if has_bias else 0)
+  want = 0.3 * (x_TD @ np.float64(head) + (np.float64(params["head_bias"]) if has_bias else 0))
   np.testing.assert_allclose(logits(params)[0], want, rtol=1e-5, atol=1e-5)
 
 

@@ -8,8 +8,9 @@ from lattice_jax.training.workdir import evaluated_steps
 
 
 def test_evaluations_of_the_split_up_to_the_step_count(tmp_path):
-  records = [{"step": 5, "loss": 1.0}, {"step": 5, "split": "validation"}, {"step": 10, "split": "validation"},
-             {"step": 10, "split": "test"}, {"step": 15, "split": "validation"}]
+  evaluations = (5, "validation"), (10, "validation"), (10, "test"), (15, "validation")
+  records = [{"step": 5, "loss": 1.0}, *(
+    {"step": step, "split": split, "protocol": "cold"} for step, split in evaluations)]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
   assert evaluated_steps(tmp_path, "validation", 10) == {5, 10}
   assert evaluated_steps(tmp_path, "test", 9) == set()
