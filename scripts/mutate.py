@@ -230,7 +230,7 @@ class Tester:
       return None
     answer = self._parent.stdout.readline()
     if not answer:
-      raise OSError(f"pytest does not start in {self.tree}; run the suite to see why.")
+      raise ValueError(f"pytest does not start in {self.tree}; run the suite to see why.")
     return int(answer)
 
   def stop(self) -> None:

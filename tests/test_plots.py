@@ -158,7 +158,7 @@ def test_a_model_without_codebook_is_named():
 
 
 def test_a_run_without_updates_is_named(tmp_path):
-  with pytest.raises(FileNotFoundError, match="does not exist; give the workdir"):
+  with pytest.raises(ValueError, match="does not exist; give the workdir"):
     plot_loss([tmp_path], tmp_path / "loss.png")
   (tmp_path / "metrics.jsonl").write_text("")
   with pytest.raises(ValueError, match="no training line yet"):

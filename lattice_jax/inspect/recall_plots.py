@@ -30,7 +30,7 @@ def plot_recall(folder: Path, out: Path) -> list[Path]:
   if (folder / "compare.jsonl").exists():
     return [_plot_losses(_read(folder / "compare.jsonl"), out)]
   if not (folder / "table.jsonl").exists():
-    raise FileNotFoundError(f"{folder}/table.jsonl does not exist; give the folder of a --task that was done.")
+    raise ValueError(f"{folder}/table.jsonl does not exist; give the folder of a --task that was done.")
   rows = _read(folder / "table.jsonl")
   paths = [
     _plot_pareto([row for row in rows if row["depth"] is None], out),
