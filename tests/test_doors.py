@@ -189,8 +189,7 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("sweep", ("sweep.yaml", "--beyond=12,x"), "sweep.py: --beyond=12,x must be values with commas between them"),
   ("plot", ("a", "--what=los"), "plot.py: --what=los is not one of loss, position,"),
   ("plot", (), "plot.py: the following arguments are required: paths."),
-  ("plot", ("nothing",), "plot.py: nothing/metrics.jsonl does not exist; give the workdir of a run that has begun to "
-   "train.\n"),
+  ("plot", ("nothing",), "plot.py: nothing/metrics.jsonl does not exist; give the workdir of a run that trains.\n"),
   ("prepare_data", ("enwik9",), "prepare_data.py: name=enwik9 is not one of enwik8, pg19,"),
   ("prepare_data", ("enwik8", "--path=s3://a"), "prepare_data.py: --path=s3://a is no place of this machine"),
   ("prepare_data", ("enwik8", "--tokenizer=x"), "prepare_data.py: enwik8 is read as bytes;"),

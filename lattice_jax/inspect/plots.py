@@ -29,7 +29,7 @@ _LINES = ("-", "--", ":", "-.")  # of names beyond those that have a colour of t
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
   """(training lines, evaluation lines) of a metrics.jsonl; evaluation lines are those with a "split"."""
   if not path.exists():
-    raise ValueError(f"{path} does not exist; give the workdir of a run that has begun to train.")
+    raise ValueError(f"{path} does not exist; give the workdir of a run that trains.")
   lines = read_metric_lines(path)
   return [line for line in lines if "split" not in line], [line for line in lines if "split" in line]
 
