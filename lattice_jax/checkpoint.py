@@ -208,9 +208,12 @@ def _newest_readable(
       unreadable[step] = first_line(error)
       continue
     if problem is not None:
+      # what reads parameters alone is --init_from itself, or an evaluation
+      way_out = "" if isinstance(abstract, dict) else (
+        f", or start another workdir from its parameters with --init_from={workdir}")
       raise ValueError(
         f"the checkpoint of step {step} in {workdir} does not fit this config: {problem}; use the config it was made "
-        f"with, or start another workdir from its parameters with --init_from={workdir}.")
+        f"with{way_out}.")
     for bad_step, reason in unreadable.items():
       warn(f"The checkpoint of step {bad_step} in {workdir} cannot be read ({reason}); going back to step {step}.")
     return step, tree, list(unreadable)
