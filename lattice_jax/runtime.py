@@ -148,8 +148,6 @@ def run_script(main: Callable[[], int | None]) -> None:
   """As `run_main`, for a script that reads its own arguments; `main` returns the exit status."""
   try:
     status = main()
-  except OSError as error:
-    leave(ValueError(os_sentence(error)))
   except (Exception, KeyboardInterrupt) as error:
     leave(error)
   if status:
@@ -160,7 +158,7 @@ def asks_for_help(argv: list[str]) -> bool:
   return any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:])
 
 
-def os_sentence(error: OSError) -> str:
+def _os_sentence(error: OSError) -> str:
   """What the system refused, without its number."""
   return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror or error}."
 
@@ -257,6 +255,7 @@ def _last_sentence(error: BaseException) -> tuple[str | None, int]:
     return "aborted.", 130
   if isinstance(error, Stop):
     return str(error), error.status
-  if isinstance(error, ValueError):
-    return None if "LATTICE_JAX_TRACEBACK" in os.environ else str(error), 2
+  if isinstance(error, (ValueError, OSError)):
+    sentence = _os_sentence(error) if isinstance(error, OSError) else str(error)
+    return None if "LATTICE_JAX_TRACEBACK" in os.environ else sentence, 2
   return None, 1

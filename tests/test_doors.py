@@ -223,11 +223,14 @@ def test_home_is_found_by_every_flag_that_names_a_place(monkeypatch, run, tmp_pa
   assert arguments.path("~/x") == tmp_path / "x" and arguments.path("~nobody-of-the-kind/x").name == "x"
 
 
-def test_what_the_system_refuses_has_no_number(capsys, monkeypatch):
+@pytest.mark.parametrize("run", [
+  lambda main: runtime.run_script(main), lambda main: runtime.run_main(lambda arguments: main(), ["plot.py"])],
+  ids=["script", "command"])
+def test_what_the_system_refuses_has_no_number(capsys, monkeypatch, run):
   def main():
     pathlib.Path("/").read_text()
 
   monkeypatch.setattr(sys, "argv", ["scripts/plot.py"])
   with pytest.raises(SystemExit) as left:
-    runtime.run_script(main)
+    run(main)
   assert (left.value.code, capsys.readouterr().err) == (2, "plot.py: /: Is a directory.\n")
