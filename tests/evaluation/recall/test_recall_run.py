@@ -169,7 +169,7 @@ def test_tables_and_plots_are_of_all_that_was_asked(folder):
   assert {cache_of_map(path) for path in (folder / "kept").iterdir()} == {"full", "lagkv", "window like lagkv"}
   names = ["full", "lagkv:epsilon=1e-6", "lagkv:epsilon=1e+6", "window like lagkv:ratio=0.5,sinks=4"]
   assert [cache_of_map(map_path(folder, name, 64)) for name in names] == names
-  with pytest.raises(FileNotFoundError, match=r"table\.jsonl does not exist"):
+  with pytest.raises(ValueError, match=r"table\.jsonl does not exist"):
     plot_recall(folder / "nothing", folder / "x.png")
 
 
