@@ -37,6 +37,7 @@ import tests.typecheck
 
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("lattice_jax", f"{tests.typecheck.__name__}.check")
+import lattice_jax.formats.locate
 import lattice_jax.runtime  # behind the hook, which checks what is imported from here on
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=20, database=None)
@@ -72,6 +73,13 @@ def optimized():
 def _ends_are_exceptions(monkeypatch):
   """A command that ends ends its process, which here is that of all tests."""
   monkeypatch.setattr(lattice_jax.runtime, "end_process", sys.exit)
+
+
+@pytest.fixture(autouse=True)
+def _no_optional_package(monkeypatch):
+  """Packages of pretrained weights are no requirement, so a test that needs one would fail elsewhere."""
+  for name in lattice_jax.formats.locate.PACKAGES:
+    monkeypatch.setitem(lattice_jax.formats.locate.PACKAGES, name, ("not_there_in_tests", f"package-of-{name}"))
 
 
 @pytest.fixture(autouse=True)
