@@ -17,7 +17,7 @@ from lattice_jax.config import Config, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
 from lattice_jax.domains import checked
 from lattice_jax.fields import check_fields, check_known, domain_of
-from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.memories.registry import MEMORIES
 from lattice_jax.shown import shown
 
 __all__ = ["check_config", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]

@@ -206,7 +206,7 @@ def _move(objective, s_MV, k_M, v_V, rate):
 
 
 def _token_adjoint(objective, s_MV, token, d_out_V, d_after_MV):
-  """Cotangents of the slots before a token, of q, k, v, and of rate by slot (ops/lattice/README.md, exact scan)."""
+  """Cotangents of the slots before a token, of q, k, v, and of rate by slot (its README, exact scan)."""
   q_M, k_M, v_V, rate = token
   _, h_MV, along_M, b_M, code_M, shrink_M = _move(objective, s_MV, k_M, v_V, rate)
   keep_M, write_M = (1.0 - b_M * along_M) * shrink_M, b_M * shrink_M

@@ -241,7 +241,7 @@ def _backward_kernel(layout, objective, q_ref, k_ref, v_ref, rate_ref, is_start_
 
 
 def _token_adjoint(layout, objective, t, token, before_ref, h_ref, measured, d_out_ref, d_s_ref, d_refs, gate_ref):
-  """The equations of ops/lattice/README.md (exact scan) for one token; d_s_ref goes from after it to before it."""
+  """The equations of memories/lattice/README.md (exact scan) for one token; d_s_ref goes from after it to before it."""
   (q_ref, k_ref, rate_ref), (along_ref, energy_ref), (d_q_ref, d_k_ref, d_v_ref, d_rate_ref) = token, measured, d_refs
   row = pl.ds(t, 1)
   h_d_1L = jnp.sum(h_ref[...] * d_out_ref[0, t], 0, keepdims=True)

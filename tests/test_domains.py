@@ -16,8 +16,9 @@ from lattice_jax.config_checks import check_config, default_config, largest_divi
 from lattice_jax.data.source import SPLITS
 from lattice_jax.domains import LARGEST_WHOLE, SEED, Names, Number, Pairs, Place, Switch, Text, checked
 from lattice_jax.fields import leaves, positive
-from lattice_jax.layers.registry import MEMORIES
-from lattice_jax.ops import lattice, vq
+from lattice_jax.memories.lattice import op as lattice
+from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.vq import op as vq
 from lattice_jax.training.optimizer import RULES
 from lattice_jax.writers import WRITERS
 

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 from lattice_jax.bench.harness import Case
 from lattice_jax.bench.vq import BLOCKWISE, blockwise
-from lattice_jax.ops.lattice import Form, LatticeState, Rule, empty_state, lattice
+from lattice_jax.memories.lattice.op import Form, LatticeState, Rule, empty_state, lattice
 
 DEFINITION, CHECKPOINTED = "definition", "definition, checkpointed"
 BASELINES = (DEFINITION, CHECKPOINTED, BLOCKWISE)

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.bench.harness import Case
+from lattice_jax.memories.vq.op import FORMS, VQState, empty_state, quantize, vq_attention
 from lattice_jax.ops.attention.blockwise import attend_blockwise
 from lattice_jax.ops.attention.keys import Order
-from lattice_jax.ops.vq import FORMS, VQState, empty_state, quantize, vq_attention
 
 QUADRATIC, BLOCKWISE, LIBRARY = "softmax T×T", "softmax blockwise", "jax.nn.dot_product_attention"
 TOKEN_CACHE = "softmax token cache"

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.cache.policy import Policy
-from lattice_jax.ops.attention.keys import EMPTY, document_after, document_runs
+from lattice_jax.ops.documents import EMPTY, document_after, document_runs
 from lattice_jax.types import Segment
 
 

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from lattice_jax.cache.append import Arrivals
 from lattice_jax.cache.kv_cache import CacheView
 from lattice_jax.cache.policy import Policy
-from lattice_jax.ops.attention import EMPTY, Order, attend, attend_itself, merge
+from lattice_jax.ops.attention import Order, attend, attend_itself, merge
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
 from lattice_jax.ops.attention.slots import Readers, attend_slots, slots_seen
+from lattice_jax.ops.documents import EMPTY
 
 
 def attend_new(

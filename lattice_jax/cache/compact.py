@@ -12,7 +12,7 @@ from lattice_jax.cache.kv_cache import KVCache
 from lattice_jax.cache.online import decide, saved_tokens
 from lattice_jax.cache.policy import Policy
 from lattice_jax.cache.scores import GLOBAL_SCORES, PARTITION_SCORES, Everything, Partitions
-from lattice_jax.ops.attention.keys import EMPTY
+from lattice_jax.ops.documents import EMPTY
 
 
 def compact(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> dict[str, KVCache]:

@@ -14,7 +14,7 @@ from lattice_jax.cache.compact import compact
 from lattice_jax.cache.kv_cache import KVCache
 from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.ops.attention.keys import EMPTY
+from lattice_jax.ops.documents import EMPTY
 
 
 def uncompressed(model: ModelConfig, caches: Sequence[CacheConfig] = ()) -> ModelConfig:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.config import ModelConfig
-from lattice_jax.ops.attention.keys import EMPTY
 from lattice_jax.ops.attention.slots import Slots
+from lattice_jax.ops.documents import EMPTY
 
 NUM_COUNTS = 5  # int32 fields of a row: base, length, filled, seen, document
 

@@ -14,7 +14,7 @@ from lattice_jax.inspect.slot_plots import plot_layer
 from lattice_jax.inspect.slot_report import LayerAudit, write_html, write_json
 from lattice_jax.inspect.slot_trace import trace_slots
 from lattice_jax.inspect.slot_writes import summarize
-from lattice_jax.ops.lattice import APPROXIMATE_FORMS
+from lattice_jax.memories.lattice.op import APPROXIMATE_FORMS
 
 START = "⟨start⟩"  # of the document, in place of eos
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from lattice_jax.config import LatticeConfig, ModelConfig
 from lattice_jax.inspect.slot_trace import SlotInputs
+from lattice_jax.memories.lattice.op import Rule
 from lattice_jax.models.decoder import Decoder, init_state, num_groups
-from lattice_jax.ops.lattice import Rule
 from lattice_jax.types import whole_segment
 
 

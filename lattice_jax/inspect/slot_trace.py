@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lattice_jax.ops.lattice import Rule, Slots
-from lattice_jax.ops.lattice.sphere import TINY, unit
-from lattice_jax.ops.lattice.step import Move, move
-from lattice_jax.ops.lattice.tokens import Tokens
+from lattice_jax.memories.lattice.op import Rule, Slots
+from lattice_jax.memories.lattice.sphere import TINY, unit
+from lattice_jax.memories.lattice.step import Move, move
+from lattice_jax.memories.lattice.tokens import Tokens
 
 
 @flax.struct.dataclass

@@ -13,9 +13,9 @@ from lattice_jax.cache.compact import compact
 from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
-from lattice_jax.layers.block import Block
-from lattice_jax.layers.common import RMSNorm, offset, sinusoids, weight
-from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.models.block import Block
+from lattice_jax.modules import RMSNorm, offset, sinusoids, weight
 from lattice_jax.ops.cross_entropy import cross_entropy
 from lattice_jax.types import MEMORY_BOUNDARY, Segment, SumCount, whole_segment
 

@@ -10,7 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.ops import delta, gated_linear, gated_slots, lattice, ttt, vq
+from lattice_jax.memories.delta import op as delta
+from lattice_jax.memories.gated_linear import op as gated_linear
+from lattice_jax.memories.gated_slots import op as gated_slots
+from lattice_jax.memories.lattice import op as lattice
+from lattice_jax.memories.ttt import op as ttt
+from lattice_jax.memories.vq import op as vq
 from lattice_jax.ops.attention import Order, attend
 
 _FEW = 16  # slots, and tokens of a chunk, of the baselines

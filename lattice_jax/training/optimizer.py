@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from lattice_jax.config import OptimizerConfig
-from lattice_jax.layers.common import Weight
+from lattice_jax.modules import Weight
 from lattice_jax.training.adafactor import adafactor
 
 # Each takes the config and the tree that says which parameters are stacked over layers.

@@ -13,7 +13,7 @@ import pytest
 
 from lattice_jax.bench import lattice, report
 from lattice_jax.bench.harness import GIGA, measure
-from lattice_jax.ops.lattice import Form
+from lattice_jax.memories.lattice.op import Form
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from lattice_jax.config import CacheConfig
-from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.memories.registry import MEMORIES
 from tests.contract import laws
 from tests.contract.memories import GROUPED, MODEL, Row
 

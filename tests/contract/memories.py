@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from lattice_jax.config import AttentionConfig, BaselineConfig, CacheConfig, LatticeConfig, ModelConfig, VQConfig
-from lattice_jax.layers.registry import MEMORIES, Memory
-from lattice_jax.ops.vq import FORMS
+from lattice_jax.memories.registry import MEMORIES, Memory
+from lattice_jax.memories.vq.op import FORMS
 
 ROWS_PER_BATCH = 8  # one for each simulated device
 LENGTH = 23  # T of the laws: a prime, longer than every window and than four blocks

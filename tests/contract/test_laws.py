@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.memories.registry import MEMORIES
 from tests.contract import laws
 from tests.contract.memories import ROWS, Row
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.layers.registry import Memory
+from lattice_jax.memories.registry import Memory
 from lattice_jax.types import LayerOutput
 from tests.contract.memories import PIECE, Row
 

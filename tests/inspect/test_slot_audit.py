@@ -18,8 +18,8 @@ from lattice_jax.evaluation import command
 from lattice_jax.inspect.slot_audit import START, audit, text_tokens
 from lattice_jax.inspect.slot_inputs import lattice_layers, read_inputs
 from lattice_jax.inspect.slot_report import write_html
+from lattice_jax.memories.lattice.op import Rule, lattice
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
-from lattice_jax.ops.lattice import Rule, lattice
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment
 

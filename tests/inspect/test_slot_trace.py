@@ -9,9 +9,9 @@ import pytest
 
 from lattice_jax.inspect.slot_trace import SlotInputs, trace_slots
 from lattice_jax.inspect.slot_writes import ages, summarize
-from lattice_jax.ops.lattice import OBJECTIVES, Form, Rule, Slots, empty_state, lattice
-from lattice_jax.ops.lattice.reference import step_token
-from lattice_jax.ops.lattice.tokens import Tokens
+from lattice_jax.memories.lattice.op import OBJECTIVES, Form, Rule, Slots, empty_state, lattice
+from lattice_jax.memories.lattice.reference import step_token
+from lattice_jax.memories.lattice.tokens import Tokens
 
 T, H, M, V = 9, 2, 3, 4
 

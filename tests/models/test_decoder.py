@@ -11,7 +11,7 @@ import pytest
 from flax.core import meta
 
 from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
-from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.memories.registry import MEMORIES
 from lattice_jax.models import decoder
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.types import LayerOutput, whole_segment

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.ops.attention import EMPTY, MASKED, Order, attend, merge
-from lattice_jax.ops.attention.keys import block_reach, document_runs
+from lattice_jax.ops.attention import MASKED, Order, attend, merge
+from lattice_jax.ops.attention.keys import block_reach
+from lattice_jax.ops.documents import EMPTY, document_runs
 
 BATCH, LENGTH, HEADS, QUERIES, KEY, VALUE = 2, 37, 2, 4, 8, 6
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.ops.attention import EMPTY, MASKED, Order, attend
+from lattice_jax.ops.attention import MASKED, Order, attend
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
 from lattice_jax.ops.attention.slots import Readers, Slots, attend_slots, slots_seen
+from lattice_jax.ops.documents import EMPTY
 from tests.contract.harness import quick_jit
 
 LAYERS, BATCH, HEADS, QUERIES, SLOTS, KEY, VALUE, LENGTH = 3, 2, 2, 4, 11, 6, 5, 7

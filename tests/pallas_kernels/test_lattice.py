@@ -9,15 +9,15 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from lattice_jax.ops.lattice import OBJECTIVES, Form, Rule, Slots, empty_state, lattice
-from lattice_jax.ops.lattice.reference import lattice_reference
-from lattice_jax.ops.lattice.tokens import Tokens
+from lattice_jax.memories.lattice.op import OBJECTIVES, Form, Rule, Slots, empty_state, lattice
+from lattice_jax.memories.lattice.reference import lattice_reference
+from lattice_jax.memories.lattice.tokens import Tokens
 from pallas_kernels import specs_lattice
 from pallas_kernels.lattice import recurrence, supports, supports_backend
 from pallas_kernels.lattice_layout import choose_layout, pack_state, pack_values, unpack_state, unpack_values
 from tests.contract.harness import quick_jit
 from tests.contract.tolerances import TOLERANCE, rms_ratio
-from tests.ops.lattice_cases import LENGTH, SLOTS, VALUE, assert_near, run, scene
+from tests.memories.lattice.cases import LENGTH, SLOTS, VALUE, assert_near, run, scene
 
 LIMIT = TOLERANCE["output", "float32"]
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from lattice_jax.dispatch import BACKEND, target_backend
-from lattice_jax.ops.lattice import Form, Rule
-from lattice_jax.ops.lattice.kernel import choose_lattice_impl
+from lattice_jax.memories.lattice.kernel import choose_lattice_impl
+from lattice_jax.memories.lattice.op import Form, Rule
 from pallas_kernels import lattice_hopper, specs_lattice
 from tests.contract.tolerances import TOLERANCE, rms_ratio
 from tests.pallas_kernels.emulated_hopper import emulated

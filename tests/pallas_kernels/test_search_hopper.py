@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from lattice_jax.dispatch import BACKEND
-from lattice_jax.ops.vq import quantize
+from lattice_jax.memories.vq.op import quantize
 from pallas_kernels import search_hopper, specs, vq
 from pallas_kernels.flash_backends import supports_search
 from tests.pallas_kernels.interpreted_hopper import PARAMS, interpreted

@@ -10,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
 import pallas_kernels.vq
-from lattice_jax.ops.vq import Quantized, empty_state, quantize, vq_attention
+from lattice_jax.memories.vq.op import Quantized, empty_state, quantize, vq_attention
 from tests.contract.tolerances import TOLERANCE, rms_ratio
 
 KEY, VALUE, BATCH = 8, 8, 2

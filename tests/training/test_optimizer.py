@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from lattice_jax.config import AttentionConfig, LatticeConfig, OptimizerConfig, VQConfig
-from lattice_jax.layers.common import Weight
-from lattice_jax.layers.registry import MEMORIES
+from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.modules import Weight
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.adafactor import adafactor
 from lattice_jax.training.optimizer import RULES, Optimizer, decay_mask, learning_rate, stacked_mask

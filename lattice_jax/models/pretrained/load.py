@@ -15,7 +15,6 @@ import numpy as np
 from lattice_jax.config import ModelConfig
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.formats.safetensors_folder import SafetensorsFolder
-from lattice_jax.layers.rope import scaled_frequencies
 from lattice_jax.models.pretrained.families import read_family
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
 from lattice_jax.models.pretrained.tensors import (
@@ -29,6 +28,7 @@ from lattice_jax.models.pretrained.tensors import (
   parameter_shapes,
   wanted_tensors,
 )
+from lattice_jax.ops.rotary import scaled_frequencies
 from lattice_jax.shown import plain
 
 _OLD_FREQUENCIES = ".self_attn.rotary_emb.inv_freq"

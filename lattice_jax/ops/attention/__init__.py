@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.blockwise import attend_blockwise
 from lattice_jax.ops.attention.kernel import attend_in_kernel, reasons_against
-from lattice_jax.ops.attention.keys import EMPTY, Order
+from lattice_jax.ops.attention.keys import Order
 from lattice_jax.ops.attention.reference import MASKED, attend_reference
 
-__all__ = ["EMPTY", "MASKED", "Order", "attend", "attend_itself", "merge"]
+__all__ = ["MASKED", "Order", "attend", "attend_itself", "merge"]
 
 
 def attend(

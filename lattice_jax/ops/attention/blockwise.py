@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lattice_jax.ops.attention.keys import EMPTY, Order, allowed, block_reach
+from lattice_jax.ops.attention.keys import Order, allowed, block_reach
 from lattice_jax.ops.attention.reference import MASKED
+from lattice_jax.ops.documents import EMPTY
 from lattice_jax.types import MEMORY_BOUNDARY
 
 

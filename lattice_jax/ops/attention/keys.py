@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-EMPTY = -1  # id of a slot that holds no token
+from lattice_jax.ops.documents import EMPTY
 
 
 @flax.struct.dataclass
@@ -19,27 +19,6 @@ class Order:
 
   index_BT: jax.Array
   id_BT: jax.Array
-
-
-def document_runs(ids_BT: jax.Array, valid_BT: jax.Array, document_B: jax.Array) -> jax.Array:
-  """Number of document changes up to each token, EMPTY where it is invalid; 0 goes on with the state's document.
-
-  Documents are compared by this number and not by id, so an id that comes back is a new document.
-  """
-  before_BT = jnp.concatenate([document_B[:, None], ids_BT[:, :-1]], axis=1)
-  return jnp.where(valid_BT, jnp.cumsum(ids_BT != before_BT, axis=1, dtype=jnp.int32), EMPTY)
-
-
-def document_after(ids_BT: jax.Array, valid_BT: jax.Array, document_B: jax.Array) -> jax.Array:
-  """The document of each row's last valid token, or the state's where there is none."""
-  num_valid_B = valid_BT.sum(1)
-  last_B = jnp.take_along_axis(ids_BT, jnp.maximum(num_valid_B - 1, 0)[:, None], 1)[:, 0]
-  return jnp.where(num_valid_B > 0, last_B, document_B)
-
-
-def relabel(id_BS: jax.Array, document: jax.Array | int) -> jax.Array:
-  """`document` in every slot that holds a token."""
-  return jnp.where(id_BS == EMPTY, EMPTY, document)
 
 
 def allowed(query: Order, key: Order, *, window: int, skip: int = 0) -> jax.Array:

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.dispatch import choose_impl
-from lattice_jax.ops.attention.keys import EMPTY
 from lattice_jax.ops.attention.reference import MASKED
+from lattice_jax.ops.documents import EMPTY
 
 _QUERY_BLOCK = 256
 

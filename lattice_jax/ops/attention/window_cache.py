@@ -6,7 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.ops.attention.keys import EMPTY, Order, relabel
+from lattice_jax.ops.attention.keys import Order
+from lattice_jax.ops.documents import EMPTY, relabel
 
 
 @flax.struct.dataclass

@@ -1,0 +1,1 @@
+"""Memory layers, a folder each."""

@@ -1,0 +1,60 @@
+"""The delta rule: a key's value is put right, not added to; DeltaNet, and Gated DeltaNet where the memory decays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.decay.chunk import keep, pairs, read, recall, write
+from lattice_jax.ops.decay.state import MatrixState, empty_state
+from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, enter
+from lattice_jax.ops.documents import document_after
+from lattice_jax.ops.triangular import inverse_unit_lower
+
+__all__ = ["MatrixState", "delta", "empty_state"]
+
+
+def delta(
+  q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
+  decay: Float[Array, "B T H _"] | None, state: MatrixState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *,
+  chunk_len: int, impl: str = "auto",
+) -> tuple[Float[Array, "B T H V"], MatrixState]:
+  """Multiplies the memory S by the token's decay, takes a gradient step on ½‖Sᵀk − v‖², and reads it with q.
+
+  Args:
+    q, k: queries and keys; k of length one, where a step of one makes Sᵀk equal v.
+    step: size β of the step, in [0, 1]; up to 2 is stable with keys of length at most one.
+    decay: in [0, 1], one factor a head (Gated DeltaNet) or one a key channel. None is one throughout (DeltaNet).
+    state: what came before; `empty_state` makes the first.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
+    impl: "reference" is the definition, token by token.
+
+  Returns:
+    Output in the state's dtype and the next state.
+  """
+  chosen = choose_impl("delta", impl, pallas_reason="there is no Pallas kernel for it yet")
+  decay, inputs = enter((q, k, v, step[..., None]), decay, ids, valid, state.document_B)
+  if chosen == "reference":
+    out_BTHV, memory_BHKV = by_token(_step, decay, inputs, state.memory_BHKV)
+  else:
+    out_BTHV, memory_BHKV = by_chunk(_chunk, decay, inputs, state.memory_BHKV, chunk_len)
+  return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
+
+
+def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+  q_BHK, k_BHK, v_BHV, step_BH1 = inputs
+  memory_BHKV = decay_BHK[..., None] * memory_BHKV
+  held_BHV = jnp.einsum("BHK,BHKV->BHV", k_BHK, memory_BHKV, precision="highest")
+  memory_BHKV += k_BHK[..., None] * (step_BH1 * (v_BHV - held_BHV))[..., None, :]
+  return jnp.einsum("BHK,BHKV->BHV", q_BHK, memory_BHKV, precision="highest"), memory_BHKV
+
+
+def _chunk(memory: jax.Array, decay: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+  q, k, v, step = inputs
+  kept = keep(decay)
+  inverse = inverse_unit_lower(jnp.tril(step * pairs(k, k, kept), -1))
+  change = jnp.einsum("bhjl,bhlv->bhjv", inverse, step * (v - recall(k, kept, memory)), precision="highest")
+  return read(q, k, change, kept, memory), write(k, change, kept, memory)

@@ -1,0 +1,55 @@
+"""Linear attention whose memory decays: not at all, by one factor a head, or by one factor a key channel."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.decay.chunk import keep, read, write
+from lattice_jax.ops.decay.state import MatrixState, empty_state
+from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, enter
+from lattice_jax.ops.documents import document_after
+
+__all__ = ["MatrixState", "empty_state", "gated_linear"]
+
+
+def gated_linear(
+  q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"],
+  decay: Float[Array, "B T H _"] | None, state: MatrixState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *,
+  chunk_len: int, impl: str = "auto",
+) -> tuple[Float[Array, "B T H V"], MatrixState]:
+  """Multiplies the memory by the token's decay, adds k vᵀ to it, and reads it with q.
+
+  Args:
+    q, k: queries and keys, already scaled.
+    decay: in [0, 1]; one factor a head (linear attention with scalar decay, Mamba-2), or one a key channel (GLA). None
+      is one throughout (linear attention).
+    state: what came before.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
+    impl: "reference" is the definition, token by token.
+
+  Returns:
+    Output in the state's dtype and the next state.
+  """
+  chosen = choose_impl("gated_linear", impl, pallas_reason="there is no Pallas kernel for it yet")
+  decay, inputs = enter((q, k, v), decay, ids, valid, state.document_B)
+  if chosen == "reference":
+    out_BTHV, memory_BHKV = by_token(_step, decay, inputs, state.memory_BHKV)
+  else:
+    out_BTHV, memory_BHKV = by_chunk(_chunk, decay, inputs, state.memory_BHKV, chunk_len)
+  return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
+
+
+def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+  q_BHK, k_BHK, v_BHV = inputs
+  memory_BHKV = decay_BHK[..., None] * memory_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
+  return jnp.einsum("BHK,BHKV->BHV", q_BHK, memory_BHKV, precision="highest"), memory_BHKV
+
+
+def _chunk(memory: jax.Array, decay: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+  q, k, v = inputs
+  kept = keep(decay)
+  return read(q, k, v, kept, memory), write(k, v, kept, memory)

@@ -1,0 +1,119 @@
+"""One token: its step forward, and the adjoint of that step written out (README.md of this folder).
+
+Products with a vector and not sums where there is a choice: XLA vectorises them on CPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.memories.lattice.gates import gates
+from lattice_jax.memories.lattice.rule import Rule
+from lattice_jax.memories.lattice.sphere import unit
+from lattice_jax.memories.lattice.state import NORM_FLOOR, Slots
+from lattice_jax.memories.lattice.tokens import Tokens
+
+
+class Move(NamedTuple):
+  """How a token moves the slots S, to (a S + b hᵀ) / length. along: S h. length: of a S + b hᵀ, row by row."""
+
+  h_BHV: jax.Array
+  along_BHM: jax.Array
+  a_BHM: jax.Array
+  b_BHM: jax.Array
+  length_BHM: jax.Array
+
+  @property
+  def keep_BHM(self) -> jax.Array:
+    return self.a_BHM / self.length_BHM
+
+  @property
+  def write_BHM(self) -> jax.Array:
+    return self.b_BHM / self.length_BHM
+
+
+def move(rule: Rule, slots: Slots, token: Tokens) -> tuple[Slots, Move]:
+  """The slots after one token, which lacks the axis T, and how it moved them."""
+  h_BHV = token.v_BTHV
+  if rule.objective == "decoding":
+    h_BHV = h_BHV - sum_slots(token.k_BTHM, slots.unit_BHMV)
+  along_BHM = project(slots.unit_BHMV, h_BHV)
+  a_BHM, b_BHM = gates(rule, *_gate_inputs(slots, token, along_BHM))
+  unit_BHMV, length_BHM = unit(a_BHM[..., None] * slots.unit_BHMV + outer(b_BHM, h_BHV))
+  norm_BHM = None
+  if slots.norm_BHM is not None:
+    norm_BHM = jnp.maximum(token.forget_BTH[..., None] * slots.norm_BHM * length_BHM, NORM_FLOOR)
+  return Slots(unit_BHMV, norm_BHM), Move(h_BHV, along_BHM, a_BHM, b_BHM, length_BHM)
+
+
+def read(slots: Slots, token: Tokens) -> jax.Array:
+  """The token's output."""
+  return sum_slots(token.q_BTHM, slots.unit_BHMV)
+
+
+def read_adjoint(before: Slots, moved: Move, d_out_BHV: jax.Array) -> jax.Array:
+  """Cotangent of the query, from that of the output q·S' with S' = keep S + write hᵀ."""
+  h_d_out_BH = jnp.einsum("BHV,BHV->BH", moved.h_BHV, d_out_BHV, precision="highest")
+  return moved.keep_BHM * project(before.unit_BHMV, d_out_BHV) + moved.write_BHM * h_d_out_BH[..., None]
+
+
+def move_adjoint(
+  rule: Rule, before: Slots, token: Tokens, moved: Move, d_after: Slots, d_out_BHV: jax.Array
+) -> tuple[Slots, Tokens]:
+  """Cotangents of the slots before a token and of the token, from those of the slots after it and of its output.
+
+  That of the query is None here: `read_adjoint` makes it, for many tokens at a time.
+  """
+  S_BHMV, norm_BHM, forget_BH1 = before.unit_BHMV, before.norm_BHM, token.forget_BTH[..., None]
+  h_BHV, along_BHM, length_BHM = moved.h_BHV, moved.along_BHM, moved.length_BHM
+  keep_BHM, write_BHM = moved.keep_BHM, moved.write_BHM
+  X_BHMV = d_after.unit_BHMV + outer(token.q_BTHM, d_out_BHV)
+  X_S_BHM, X_h_BHM = project(S_BHMV * X_BHMV, jnp.ones_like(h_BHV)), project(X_BHMV, h_BHV)
+
+  # The length of a S + b hᵀ takes from X what lies along S', and gives what the next norm asks for.
+  radial_BHM = keep_BHM * X_S_BHM + write_BHM * X_h_BHM
+  if norm_BHM is not None:
+    d_next_BHM = jnp.where(forget_BH1 * norm_BHM * length_BHM > NORM_FLOOR, d_after.norm_BHM, 0)
+    radial_BHM -= length_BHM * d_next_BHM * forget_BH1 * norm_BHM
+  energy_BH1 = (h_BHV * h_BHV).sum(-1, keepdims=True)
+  d_a_BHM = (X_S_BHM - radial_BHM * (keep_BHM + write_BHM * along_BHM)) / length_BHM
+  d_b_BHM = (X_h_BHM - radial_BHM * (keep_BHM * along_BHM + write_BHM * energy_BH1)) / length_BHM
+  pull_gates = jax.vjp(functools.partial(gates, rule), *_gate_inputs(before, token, along_BHM))[1]
+  d_k_BHM, d_step_BH1, d_forget_BH1, d_along_BHM, d_norm_BHM = pull_gates((d_a_BHM, d_b_BHM))
+  if norm_BHM is not None:
+    d_norm_BHM += d_next_BHM * forget_BH1 * length_BHM
+    d_forget_BH1 += (d_next_BHM * norm_BHM * length_BHM).sum(-1, keepdims=True)
+
+  # along = S h,  h = v − k·S
+  d_h_BHV = sum_slots(write_BHM, X_BHMV) + sum_slots(d_along_BHM - write_BHM * radial_BHM * keep_BHM, S_BHMV)
+  d_h_BHV -= (write_BHM**2 * radial_BHM).sum(-1, keepdims=True) * h_BHV
+  d_S_BHMV = keep_BHM[..., None] * X_BHMV - (keep_BHM**2 * radial_BHM)[..., None] * S_BHMV
+  d_S_BHMV += outer(d_along_BHM - keep_BHM * radial_BHM * write_BHM, h_BHV)
+  if rule.objective == "decoding":
+    d_k_BHM -= project(S_BHMV, d_h_BHV)
+    d_S_BHMV -= outer(token.k_BTHM, d_h_BHV)
+  d_token = Tokens(None, d_k_BHM, d_h_BHV, d_step_BH1[..., 0], d_forget_BH1[..., 0])
+  return Slots(d_S_BHMV, d_norm_BHM), d_token
+
+
+def sum_slots(weight_BHM: jax.Array, S_BHMV: jax.Array) -> jax.Array:
+  """Σ over slots of weight·slot."""
+  return jnp.einsum("BHM,BHMV->BHV", weight_BHM, S_BHMV, precision="highest")
+
+
+def project(S_BHMV: jax.Array, h_BHV: jax.Array) -> jax.Array:
+  """The inner product of every slot with h."""
+  return jnp.einsum("BHMV,BHV->BHM", S_BHMV, h_BHV, precision="highest")
+
+
+def outer(weight_BHM: jax.Array, h_BHV: jax.Array) -> jax.Array:
+  """weight·h for every slot."""
+  return weight_BHM[..., None] * h_BHV[..., None, :]
+
+
+def _gate_inputs(slots, token, along_BHM):
+  return token.k_BTHM, token.step_BTH[..., None], token.forget_BTH[..., None], along_BHM, slots.norm_BHM

@@ -1,0 +1,172 @@
+"""The frame of all recurrent memories: everything around the recurrence, which each of them brings.
+
+Projections to q, k and v, short convolution, SiLU, q and k of length one, the recurrence, norm of each head's output,
+SiLU gate, projection back. A memory is a subclass that says which section of the config it has, how wide a key is, what
+its empty state is, and what it does with q, k and v:
+
+    class Delta(RecurrentMemory):
+
+      @property
+      def section(self):
+        return self.config.delta                       # a RecurrentConfig
+
+      @property
+      def key_dim(self):
+        return self.section.key_dim
+
+      def empty(self, batch):
+        return empty_state(batch, self.section.heads, self.key_dim, self.section.value_dim)
+
+      def recur(self, x_BTD, q, k, v, state, segment):
+        step_BTH = jax.nn.sigmoid(self.head_logit("step", x_BTD))
+        out_BTHV, state = delta(q, k, v, step_BTH, state, segment.ids_BT, segment.valid_BT, impl=self.config.impl)
+        return out_BTHV, state, {}
+
+`feature` may be replaced as well. The state of the op has a field `document_B`, which the convolution uses too: int32,
+`EMPTY` before the first token and `document_after` each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.config import ModelConfig, RecurrentConfig
+from lattice_jax.modules import rms_normalize, weight
+from lattice_jax.ops.documents import document_runs
+from lattice_jax.ops.short_conv import short_conv
+from lattice_jax.types import LayerOutput, Segment, SumCount
+
+# (key, shape, dtype) → array
+Initializer = Callable[..., jax.Array]
+
+
+@flax.struct.dataclass
+class ConvTail:
+  """The last W − 1 inputs of the convolutions over q, k and v, of the document of the state."""
+
+  q_BWHK: jax.Array
+  k_BWHK: jax.Array
+  v_BWHV: jax.Array
+
+
+@flax.struct.dataclass
+class RecurrentState:
+  """tail: None without convolution. memory: state of the op; its `document_B` is also that of the tail."""
+
+  tail: ConvTail | None
+  memory: Any
+
+
+class RecurrentMemory(nn.Module):
+  """A memory layer around a recurrence; the file's docstring says what a subclass brings."""
+
+  config: ModelConfig
+
+  @property
+  def section(self) -> RecurrentConfig:
+    """The memory's part of the config."""
+    raise self._lacks("section")
+
+  @property
+  def key_dim(self) -> int:
+    """Width of q and k of a head."""
+    raise self._lacks("key_dim")
+
+  def empty(self, batch: int) -> Any:
+    """State of the op that has seen nothing; needs no parameters."""
+    raise self._lacks("empty")
+
+  def recur(
+    self, x_BTD: jax.Array, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, state: Any, segment: Segment
+  ) -> tuple[jax.Array, Any, dict[str, SumCount]]:
+    """Output [B, T, H, V], state after the call, metrics. x: input of the layer, from which gates are made."""
+    raise self._lacks("recur")
+
+  def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
+    """What becomes of "query", "key" or "value" after the convolution, in fp32; it may not make parameters."""
+    x_BTHK = nn.silu(x_BTHK)
+    return x_BTHK if name == "value" else l2_normalize(x_BTHK)
+
+  def init_state(self, batch: int, max_len: int = 0) -> RecurrentState:
+    """Nothing read; the size does not depend on `max_len`."""
+    del max_len
+    section, dtype = self.section, jnp.dtype(self.config.dtype)
+    if not section.conv_width:
+      return RecurrentState(None, self.empty(batch))
+
+    def no_inputs(width):
+      return jnp.zeros((batch, section.conv_width - 1, section.heads, width), dtype)
+
+    tail = ConvTail(no_inputs(self.key_dim), no_inputs(self.key_dim), no_inputs(section.value_dim))
+    return RecurrentState(tail, self.empty(batch))
+
+  @nn.compact
+  def __call__(self, x_BTD: jax.Array, state: RecurrentState, segment: Segment, *, train: bool) -> LayerOutput:
+    """See `types.LayerOutput`; no losses or statistics."""
+    del train
+    section, dtype, dim = self.section, jnp.dtype(self.config.dtype), x_BTD.shape[-1]
+    x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
+    run_BT = document_runs(segment.ids_BT, segment.valid_BT, state.memory.document_B)
+    old = state.tail or ConvTail(None, None, None)
+    q_BTHK, q_tail = self._input("query", x_BTD, old.q_BWHK, run_BT, self.key_dim, "key")
+    k_BTHK, k_tail = self._input("key", x_BTD, old.k_BWHK, run_BT, self.key_dim, "key")
+    v_BTHV, v_tail = self._input("value", x_BTD, old.v_BWHV, run_BT, section.value_dim, "value")
+    out_BTHV, memory, metrics = self.recur(x_BTD, q_BTHK, k_BTHK, v_BTHV, state.memory, segment)
+
+    gain_V = self.param(
+      "gain", nn.with_logical_partitioning(nn.initializers.ones, ("value",)), (section.value_dim,), jnp.float32)
+    out_BTHV = (rms_normalize(out_BTHV) * gain_V).astype(dtype)
+    if section.gated:
+      out_BTHV *= nn.silu(self.project("gate", x_BTD, section.value_dim, "value"))
+    out_HVD = weight(
+      self, "out", (section.heads, section.value_dim, dim), ("heads", "value", "embed"),
+      fan_in=section.heads * section.value_dim)
+    y_BTD = jnp.einsum("BTHV,HVD->BTD", out_BTHV, out_HVD.astype(dtype))
+    tail = state.tail and ConvTail(q_tail, k_tail, v_tail)
+    return LayerOutput(y_BTD=y_BTD, state=RecurrentState(tail, memory), losses={}, metrics=metrics, statistics={})
+
+  def project(self, name: str, x_BTD: jax.Array, width: int, axis: str) -> jax.Array:
+    """[B, T, H, width] in the dtype of x. axis: logical axis of the width, "key" or "value"."""
+    dim, heads = x_BTD.shape[-1], self.section.heads
+    w_DHK = weight(self, name, (dim, heads, width), ("embed", "heads", axis), fan_in=dim)
+    return jnp.einsum("BTD,DHK->BTHK", x_BTD, w_DHK.astype(x_BTD.dtype))
+
+  def head_logit(self, name: str, x_BTD: jax.Array, *, start: float | Initializer = 0.0) -> jax.Array:
+    """[B, T, H] in fp32, a number for each token and head to make a gate from. start: of its bias."""
+    dim, heads = x_BTD.shape[-1], self.section.heads
+    w_DH = weight(self, name, (dim, heads), ("embed", "heads"), fan_in=dim)
+    init = start if callable(start) else nn.initializers.constant(start)
+    bias_H = self.param(f"{name}_bias", nn.with_logical_partitioning(init, ("heads",)), (heads,), jnp.float32)
+    return jnp.einsum("BTD,DH->BTH", x_BTD, w_DH.astype(x_BTD.dtype), preferred_element_type=jnp.float32) + bias_H
+
+  def _lacks(self, name: str) -> TypeError:
+    return TypeError(
+      f"the recurrent memory {type(self).__name__} must define `{name}`; lattice_jax/memories/recurrent.py shows what "
+      "a memory brings.")
+
+  def _input(self, name, x_BTD, tail_BWHK, run_BT, width, axis):
+    """q, k or v in the dtype of x, and the tail of its convolution."""
+    x_BTHK = self.project(name, x_BTD, width, axis)
+    if tail_BWHK is None:
+      return self.feature(name, x_BTHK.astype(jnp.float32)).astype(x_BTD.dtype), None
+    taps = self.section.conv_width
+    tap_WHK = weight(self, f"{name}_taps", (taps, self.section.heads, width), ("taps", "heads", axis), fan_in=taps)
+
+    # Elementwise work on what the projection gave: the backward pass repeats it and does not keep its steps.
+    @jax.checkpoint
+    def convolve(x_BTHK, tap_WHK, tail_BWHK):
+      y_BTHK, tail_BWHK = short_conv(x_BTHK, tap_WHK, tail_BWHK, run_BT)
+      return self.feature(name, y_BTHK).astype(x_BTHK.dtype), tail_BWHK
+
+    return convolve(x_BTHK, tap_WHK, tail_BWHK)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+  """x / length over the last axis. What is shorter than 0.01 stays short, so that no gradient grows above 100-fold."""
+  return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-4)

@@ -1,0 +1,63 @@
+"""Tokens of recurrences whose memory decays: documents and padding as decays, one token or one chunk at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.ops.chunk_scan import scan_chunks
+from lattice_jax.ops.documents import document_starts, from_chunks, keep_only, to_chunks
+
+# What a token brings, each [B, T, H, …].
+Inputs = tuple[jax.Array, ...]
+
+
+def enter(
+  inputs: Inputs, decay: jax.Array | None, ids: jax.Array, valid: jax.Array, document_B: jax.Array
+) -> tuple[jax.Array, Inputs]:
+  """Decays [B, T, H, K or 1] and inputs in which documents and padding need no further care.
+
+  The first token of a document has decay zero: nothing of what went before is left, and the memory it writes to is
+  empty. An invalid token has decay one and zeros for all else.
+  """
+  if decay is None:
+    decay = jnp.ones((*inputs[0].shape[:3], 1), jnp.float32)
+  is_start_BT = document_starts(ids, valid, document_B)
+  decay = jnp.where(is_start_BT[..., None, None], 0, decay)
+  return jnp.where(valid[..., None, None], decay, 1), keep_only(valid, inputs)
+
+
+def by_token(
+  step: Callable[[Any, jax.Array, Inputs], tuple[jax.Array, Any]], decay: jax.Array, inputs: Inputs, memory: Any
+) -> tuple[jax.Array, Any]:
+  """Outputs [B, T, H, V] and last memory of `step(memory, decay, inputs) → (output, memory)`, which lack the axis T."""
+  dtype = jax.tree.leaves(memory)[0].dtype
+
+  def advance(memory, token):
+    out_BHV, memory = step(memory, *token)
+    return memory, out_BHV
+
+  tokens_T = jax.tree.map(lambda x_BT: jnp.moveaxis(x_BT.astype(dtype), 1, 0), (decay, inputs))
+  memory, out_TBHV = jax.lax.scan(advance, memory, tokens_T)
+  return jnp.moveaxis(out_TBHV, 0, 1), memory
+
+
+def by_chunk(
+  one_chunk: Callable[[Any, jax.Array, Inputs], tuple[jax.Array, Any]], decay: jax.Array, inputs: Inputs, memory: Any,
+  chunk_len: int,
+) -> tuple[jax.Array, Any]:
+  """As `by_token`, of a function that takes [B, H, C, …]; the backward pass keeps one memory a chunk."""
+  length, dtype = decay.shape[1], jax.tree.leaves(memory)[0].dtype
+  chunk_len = min(length, chunk_len)
+
+  def advance(tokens, flags, start, memory):
+    del flags, start
+    out, memory = one_chunk(memory, *jax.tree.map(lambda x_BC: jnp.moveaxis(x_BC.astype(dtype), 1, 2), tokens))
+    return jnp.moveaxis(out, 1, 2), memory
+
+  tokens_NBC = to_chunks(decay, chunk_len, neutral=1), tuple(to_chunks(x_BT, chunk_len) for x_BT in inputs)
+  out_NBCHV, memory = scan_chunks(advance, tokens_NBC, (), (), memory)
+  return from_chunks(out_NBCHV, length), memory

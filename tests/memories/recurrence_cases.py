@@ -1,0 +1,157 @@
+"""The recurrences that Lattice is compared with, as rows of one table, and one compiled call of each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lattice_jax.memories.delta import op as delta
+from lattice_jax.memories.gated_linear import op as gated_linear
+from lattice_jax.memories.gated_slots import op as gated_slots
+from lattice_jax.memories.ttt import op as ttt
+from tests.contract.harness import float_leaves, quick_jit, replace_floats
+
+ROWS, LENGTH, HEADS, KEY, VALUE, SLOTS, CHUNK = 4, 23, 2, 3, 5, 4, 6
+# Document ids of each row after the one its state has read: it goes on; one reset; two; no tokens at all.
+DOCUMENTS = np.repeat(np.array(((0, 0, 0), (1, 2, 2), (9, 5, 6), (0, 0, 0)), np.int32), (8, 8, 7), axis=1)
+RESET = 8  # of row 1, its only one
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+  """shapes: of a token's inputs, head by head. call: (tokens, learned, state, ids, valid, impl=) → (out, state)."""
+
+  name: str
+  shapes: dict[str, tuple[int, ...]]
+  value_dim: int
+  empty: Callable[..., Any]
+  call: Callable[..., tuple[jax.Array, Any]]
+  learned: Callable[[Callable[..., jax.Array]], Any] = lambda normal: ()
+
+
+def _matrix(name: str, op: Callable, **more: tuple[int, ...]) -> Case:
+  """A case whose state is a matrix a head. more: inputs beside q, k and v, a gate of width K or 1 among them."""
+
+  def call(tokens, learned, state, ids, valid, impl):
+    del learned
+    decay = {"decay": tokens["decay"] if "decay" in more else None}
+    return op(**tokens | decay, state=state, ids=ids, valid=valid, chunk_len=CHUNK, impl=impl)
+
+  shapes = {"q": (KEY,), "k": (KEY,), "v": (VALUE,), **more}
+  return Case(name, shapes, VALUE, functools.partial(gated_linear.empty_state, ROWS, HEADS, KEY, VALUE), call)
+
+
+def _call_slots(tokens, learned, state, ids, valid, impl):
+  del learned
+  return gated_slots.gated_slots(**tokens, state=state, ids=ids, valid=valid, chunk_len=CHUNK, impl=impl)
+
+
+def _call_ttt(tokens, learned, state, ids, valid, impl):
+  return ttt.ttt(**tokens, learner=learned, state=state, ids=ids, valid=valid, impl=impl)
+
+
+def _learner(normal):
+  return ttt.Learner(
+    normal(HEADS, VALUE, VALUE), normal(HEADS, VALUE), 1 + 0.2 * normal(HEADS, VALUE), 0.2 * normal(HEADS, VALUE),
+    jnp.abs(1 / jnp.arange(1, CHUNK + 1) + 0.05 * normal(CHUNK)))
+
+
+CASES = (
+  _matrix("linear", gated_linear.gated_linear),
+  _matrix("scalar_decay", gated_linear.gated_linear, decay=(1,)),
+  _matrix("gla", gated_linear.gated_linear, decay=(KEY,)),
+  _matrix("deltanet", delta.delta, step=()),
+  _matrix("gated_deltanet", delta.delta, step=(), decay=(1,)),
+  _matrix("channel_deltanet", delta.delta, step=(), decay=(KEY,)),
+  Case(
+    "gated_slots", {"q": (KEY,), "k": (KEY,), "v": (VALUE,), "share": (SLOTS,), "decay": (SLOTS,)}, VALUE,
+    functools.partial(gated_slots.empty_state, ROWS, HEADS, SLOTS, KEY, VALUE), _call_slots),
+  Case(
+    "ttt_linear", {"q": (VALUE,), "k": (VALUE,), "v": (VALUE,), "step": ()}, VALUE,
+    functools.partial(ttt.empty_state, ROWS, HEADS, VALUE), _call_ttt, _learner),
+)
+
+
+@flax.struct.dataclass
+class Scene:
+  """One call of an op, and the projection of what comes out whose gradient is taken."""
+
+  tokens: dict[str, jax.Array]
+  learned: Any
+  state: Any
+  ids: jax.Array
+  valid: jax.Array
+  d_out: jax.Array
+  d_state: dict[str, jax.Array]
+
+  def cut(self, begin: int, end: int, state: Any) -> Scene:
+    """Tokens [begin, end) of every row, from `state`."""
+    tokens, ids, valid, d_out = jax.tree.map(
+      lambda x: x[:, begin:end], (self.tokens, self.ids, self.valid, self.d_out))
+    return self.replace(tokens=tokens, state=state, ids=ids, valid=valid, d_out=d_out)
+
+
+@flax.struct.dataclass
+class Run:
+  """What a call returns, and the gradients of the scene's projection."""
+
+  out: jax.Array
+  state: Any
+  d_tokens: dict[str, jax.Array] | None = None
+  d_learned: Any = None
+  d_state: dict[str, jax.Array] | None = None
+
+
+@functools.cache
+def scene(case: Case, dtype: str) -> Scene:
+  """Gates lie in [0, 1], both ends included; the last tokens of row 2 and all of row 3 are invalid."""
+  rng = np.random.default_rng(0)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), dtype)
+
+  tokens = {name: normal(ROWS, LENGTH, HEADS, *shape) for name, shape in case.shapes.items()}
+  tokens["k"] /= jnp.linalg.norm(tokens["k"], axis=-1, keepdims=True)
+  for name in {"step", "decay", "share"} & set(tokens):
+    tokens[name] = jnp.asarray(np.clip(rng.uniform(-0.2, 1.4, tokens[name].shape), 0, 1), dtype)
+  state = case.empty(dtype=jnp.dtype(dtype))
+  state = replace_floats(state, {path: normal(*leaf.shape) for path, leaf in float_leaves(state).items()})
+  state = state.replace(document_B=jnp.asarray(DOCUMENTS[:, 0]))
+  if hasattr(state, "fill_B"):
+    state = state.replace(fill_B=jnp.arange(1, ROWS + 1, dtype=jnp.int32))
+  valid = np.arange(LENGTH) < np.array([[LENGTH], [LENGTH], [LENGTH - 4], [0]])
+  return Scene(
+    tokens, case.learned(normal), state, jnp.asarray(DOCUMENTS), jnp.asarray(valid),
+    normal(ROWS, LENGTH, HEADS, case.value_dim) * valid[..., None, None],
+    {path: normal(*leaf.shape) for path, leaf in float_leaves(state).items()})
+
+
+def run(case: Case, here: Scene, impl: str = "xla", *, with_gradient: bool = True) -> Run:
+  """One call; gradients of Σ out·d_out + Σ state·d_state."""
+  return _compiled(case, impl, with_gradient)(here)
+
+
+@functools.cache
+def _compiled(case: Case, impl: str, with_gradient: bool) -> Any:
+  return quick_jit(functools.partial(_run, case, impl, with_gradient))
+
+
+def _run(case: Case, impl: str, with_gradient: bool, here: Scene) -> Run:
+  def project(tokens, learned, floats):
+    out, state = case.call(tokens, learned, replace_floats(here.state, floats), here.ids, here.valid, impl=impl)
+    out = jnp.where(here.valid[..., None, None], out, 0)
+    total = (out * here.d_out).sum()
+    return total + sum((leaf * here.d_state[path]).sum() for path, leaf in float_leaves(state).items()), (out, state)
+
+  inputs = here.tokens, here.learned, float_leaves(here.state)
+  if not with_gradient:
+    return Run(*project(*inputs)[1])
+  grads, (out, state) = jax.grad(project, argnums=(0, 1, 2), has_aux=True)(*inputs)
+  return Run(out, state, *grads)
