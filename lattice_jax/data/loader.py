@@ -10,10 +10,10 @@ import numpy as np
 from absl import flags
 
 from lattice_jax.config import Config
-from lattice_jax.data.coverage import carried_group, cold_groups
+from lattice_jax.data.eval_plan import carried_group, cold_groups
 from lattice_jax.data.plan import Placement, Plan
 from lattice_jax.data.sources import Source
-from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer
 from lattice_jax.types import Batch, Segment
 
 _MAX_STEPS = 2**31 - 1

@@ -26,7 +26,7 @@ from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
 from lattice_jax.data.recall import recall_source
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
 from lattice_jax.data.synthetic import synthetic_documents
-from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, get_tokenizer
 from lattice_jax.domains import did_you_mean
 
 Documents = list[tuple[str, bytes]]  # titles and raw bytes

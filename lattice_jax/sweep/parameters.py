@@ -18,7 +18,7 @@ _DIGITS = 12  # significant digits of a multiple of q, so that 3 × 0.1 is 0.3
 
 
 @runtime_checkable
-class Drawing(Protocol):
+class OptunaTrial(Protocol):
   """The part of an `optuna.Trial`, new or read from a journal, that parameters use."""
 
   def suggest_categorical(self, name: str, choices: tuple[Value, ...]) -> Value: ...
@@ -47,7 +47,7 @@ class Choice:
     """Values that say of all whether they may be."""
     return self.values
 
-  def draw(self, drawing: Drawing) -> Value:
+  def draw(self, drawing: OptunaTrial) -> Value:
     """A value by the sampler, or the one that was drawn before."""
     return self.values[0] if len(self.values) == 1 else drawing.suggest_categorical(self.name, self.values)
 
@@ -70,7 +70,7 @@ class Interval:
   def bounds(self) -> tuple[Value, ...]:
     return self.low, self.high
 
-  def draw(self, drawing: Drawing) -> Value:
+  def draw(self, drawing: OptunaTrial) -> Value:
     return drawing.suggest_float(self.name, self.low, self.high, log=self.log)
 
 
@@ -94,7 +94,7 @@ class Steps:
   def bounds(self) -> tuple[Value, ...]:
     return tuple(self._multiple(count) for count in self._bounds())
 
-  def draw(self, drawing: Drawing) -> Value:
+  def draw(self, drawing: OptunaTrial) -> Value:
     return self._multiple(drawing.suggest_int(self.name, *self._bounds()))
 
   def _bounds(self) -> tuple[int, int]:
@@ -121,7 +121,7 @@ class Normal:
   def bounds(self) -> tuple[Value, ...]:
     return tuple(NormalDist(self.mu, self.sigma).inv_cdf(part) for part in (_TAIL, 1 - _TAIL))
 
-  def draw(self, drawing: Drawing) -> Value:
+  def draw(self, drawing: OptunaTrial) -> Value:
     return NormalDist(self.mu, self.sigma).inv_cdf(drawing.suggest_float(self.name, _TAIL, 1 - _TAIL))
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lattice_jax.sweep.search import Search
-from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import (
   DONE,
   FAILED,

@@ -14,7 +14,7 @@ from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.builders.base import LocalBuilder
 from lattice_jax.data.files import PG19, BookSet, decode_text
-from lattice_jax.data.progress import Progress
+from lattice_jax.data.progress import ProgressLines
 
 _BOOKS_A_SHARD = 128  # about 50 MB of text, all of it in memory at once
 
@@ -53,7 +53,7 @@ class Pg19Books(LocalBuilder):
     # The order in which TFDS's shuffling puts these keys, so that official records and these make the same corpus.
     hasher = hashing.Hasher(split)
     order = sorted(paths, key=hasher.hash_key)
-    progress = Progress(self.report, f"reading {split}", len(order), "books")
+    progress = ProgressLines(self.report, f"reading {split}", len(order), "books")
     return [
       functools.partial(_read_books, order[first:first + _BOOKS_A_SHARD], paths, about, progress, first)
       for first in range(0, len(order), _BOOKS_A_SHARD)]
@@ -110,7 +110,7 @@ def _read_row(line: str) -> list[str]:
 
 
 def _read_books(
-    book_ids: list[int], paths: dict[int, Path], about: dict[int, _About], progress: Progress, done: int,
+    book_ids: list[int], paths: dict[int, Path], about: dict[int, _About], progress: ProgressLines, done: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   for number, book_id in enumerate(book_ids, start=done + 1):
     yield book_id, {
