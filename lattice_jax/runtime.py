@@ -27,6 +27,7 @@ from lattice_jax import peers, usage
 from lattice_jax.arguments import COUNT, POSITIVE, define
 from lattice_jax.config_flags import as_flags
 from lattice_jax.domains import Number, did_you_mean, short
+from lattice_jax.shown import first_line
 
 _CPU_DEVICES = define(
   "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
@@ -96,12 +97,6 @@ def _environment_integer(name: str, domain: Number = COUNT) -> int:
     return domain.parse(os.environ[name])
   except ValueError as error:
     raise ValueError(f"{name}={os.environ[name]} {error}") from error
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-  """The start of an error's message, for use inside a sentence."""
-  text = str(error).strip().split("\n")[0] or type(error).__name__
-  return text if len(text) <= limit else text[:limit] + "…"
 
 
 def parse_flags(argv: list[str]) -> list[str]:

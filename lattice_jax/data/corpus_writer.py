@@ -29,19 +29,11 @@ from lattice_jax.data.corpus import (
 )
 from lattice_jax.data.files import decode_text, sha256_of_file
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
-from lattice_jax.data.source import SPLITS
+from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
 
 _JOURNAL = "journal.jsonl"
 _BATCH_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Document:
-  """raw: UTF-8 text, or the pixels of an image."""
-
-  title: str
-  raw: bytes
 
 
 @runtime_checkable

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,7 @@ _DOCUMENTS, _WINDOWS = 0, 1  # keys of the two shuffles of an epoch
 _MAX_ID = 2**31
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
   """Where the targets of some rows of one update come from.
 
   index_BT: int64, place of the target in `source.tokens`; its document is `source.document_of(index_BT)`.
@@ -164,9 +164,4 @@ def _pieces(
 
 
 def _join(parts: list[Placement], axis: int) -> Placement:
-  if len(parts) == 1:
-    return parts[0]
-  return Placement(
-    index_BT=np.concatenate([part.index_BT for part in parts], axis),
-    positions_BT=np.concatenate([part.positions_BT for part in parts], axis),
-    ids_BT=np.concatenate([part.ids_BT for part in parts], axis))
+  return Placement(*(np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)))

@@ -133,7 +133,7 @@ def _check_field(parameter: Parameter) -> None:
   if not parameter.name.startswith("config."):
     return
   domain = find(Config, parameter.name.removeprefix("config."))
-  for value in parameter.bounds():
+  for value in parameter.extremes():
     try:
       (Text() if domain is None else domain).parse(str(value))
     except ValueError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lattice_jax.sweep.parameters import Choice, Interval, Normal, Steps, parse_parameter
+from lattice_jax.sweep.parameters import Choice, Interval, Multiples, Normal, parse_parameter
 from lattice_jax.sweep.search import GridSearch
 from lattice_jax.sweep.sweep_file import read_sweep
 from tests.sweep import sweeps
@@ -22,11 +22,11 @@ FILES = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
   ({"values": ["a", 1, 0.5, True]}, Choice("p", ("a", 1, 0.5, True))),
   ({"distribution": "constant", "value": "x"}, Choice("p", ("x",))),
   ({"distribution": "categorical", "values": [1]}, Choice("p", (1,))),
-  ({"min": 1, "max": 4}, Steps("p", 1, 4, 1)),
+  ({"min": 1, "max": 4}, Multiples("p", 1, 4, 1)),
   ({"min": 1, "max": 4.0}, Interval("p", 1, 4.0)),
   ({"distribution": "uniform", "min": 1, "max": 4}, Interval("p", 1, 4)),
-  ({"distribution": "int_uniform", "min": 1, "max": 4}, Steps("p", 1, 4, 1)),
-  ({"distribution": "q_uniform", "min": 0.1, "max": 0.5, "q": 0.1}, Steps("p", 0.1, 0.5, 0.1)),
+  ({"distribution": "int_uniform", "min": 1, "max": 4}, Multiples("p", 1, 4, 1)),
+  ({"distribution": "q_uniform", "min": 0.1, "max": 0.5, "q": 0.1}, Multiples("p", 0.1, 0.5, 0.1)),
   ({"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-2}, Interval("p", 1e-4, 1e-2, log=True)),
   ({"distribution": "normal"}, Normal("p", 0.0, 1.0)),
   ({"distribution": "normal", "mu": 2, "sigma": 3}, Normal("p", 2, 3)),
@@ -36,8 +36,8 @@ def test_fields_mean_what_they_mean_in_wandb(entry, parameter):
 
 
 def test_multiples_have_no_rounding_errors_and_stay_inside():
-  assert Steps("p", 0.1, 0.5, 0.1).choices() == (0.1, 0.2, 0.3, 0.4, 0.5)
-  assert Steps("p", 10, 70, 32).choices() == (32, 64)
+  assert Multiples("p", 0.1, 0.5, 0.1).choices() == (0.1, 0.2, 0.3, 0.4, 0.5)
+  assert Multiples("p", 10, 70, 32).choices() == (32, 64)
 
 
 @pytest.mark.parametrize(("entry", "message"), [

@@ -14,7 +14,6 @@ from pathlib import Path
 from lattice_jax.data.archives import open_member, open_zip, read_blocks
 from lattice_jax.data.builders.enwik8 import Enwik8, record_counts
 from lattice_jax.data.builders.records import Records, check_prepared, find_prepared
-from lattice_jax.data.corpus_writer import Document
 from lattice_jax.data.files import (
   Original,
   check_original,
@@ -24,7 +23,7 @@ from lattice_jax.data.files import (
 )
 from lattice_jax.data.prepare.download import download, require_space
 from lattice_jax.data.progress import Report
-from lattice_jax.data.source import SPLITS
+from lattice_jax.data.source import SPLITS, Document
 
 
 def prepare_original(original: Original, root: str | Path, report: Report, *, origin: Path | None = None) -> Path:

@@ -9,8 +9,9 @@ from typing import Any
 
 import tokenizers
 
-from lattice_jax.data.tokenizers.sandbox import call_in_sandbox, reason_of
+from lattice_jax.data.tokenizers.sandbox import call_in_sandbox
 from lattice_jax.formats.safetensors_folder import read_json
+from lattice_jax.shown import reason_of, short_json
 
 # How the library finds a token in a text, where a file does not say.
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
@@ -25,12 +26,12 @@ def stated_tokens(path: Path, config: Mapping[str, Any], special: set[str]) -> l
   """
   decoder, ids = config.get("added_tokens_decoder") or {}, optional_json(path / "added_tokens.json")
   if not isinstance(decoder, dict):
-    raise ValueError(f"{path} says added_tokens_decoder={short(decoder)}; it must be an object of ids and tokens.")
+    raise ValueError(f"{path} says added_tokens_decoder={short_json(decoder)}; it must be an object of ids and tokens.")
   stated = [_of_decoder(id, token, path) for id, token in decoder.items()]
   flags = {token["content"]: token for token in stated}
   for content, id in ids.items():
     if not _is_id(id):
-      raise ValueError(f"{path / 'added_tokens.json'} gives {content!r} the id {short(id)}; it must be a number.")
+      raise ValueError(f"{path / 'added_tokens.json'} gives {content!r} the id {short_json(id)}; it must be a number.")
     plain = _FLAGS | {"content": content, "normalized": content not in special, "special": content in special}
     stated.append((flags[content] if content in flags else plain) | {"id": id})
   return _agreed(stated, path)
@@ -45,7 +46,7 @@ def load_tokenizer(file: Path, added: Sequence[Mapping[str, Any]]) -> tokenizers
   content = read_json(file)
   own = content["added_tokens"] if "added_tokens" in content else []
   if not isinstance(own, list) or not all(isinstance(token, dict) and _is_id(token.get("id")) for token in own):
-    raise ValueError(f"{file} says added_tokens={short(own)}; it must be a list of tokens with their ids.")
+    raise ValueError(f"{file} says added_tokens={short_json(own)}; it must be a list of tokens with their ids.")
   own = [_of_decoder(str(token["id"]), token, file) for token in own]
   theirs = {token["content"]: token for token in added}
   # how a token is found is said last by tokenizer_config.json
@@ -81,15 +82,6 @@ def optional_json(path: Path) -> dict[str, Any]:
   return read_json(path) if path.exists() else {}
 
 
-def short(value: Any) -> str:
-  """A value of a file for use inside a sentence, as JSON writes it where it can."""
-  try:
-    text = json.dumps(value, ensure_ascii=False)
-  except TypeError:
-    text = "a list of numbers"
-  return text if len(text) <= 60 else text[:60] + "…"
-
-
 def _is_id(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_IDS
 
@@ -98,7 +90,7 @@ def _of_decoder(id: str, token: Any, path: Path) -> dict[str, Any]:
   said = {name: token[name] for name in ("content", *_FLAGS) if name in token} if isinstance(token, dict) else {}
   is_token = all(isinstance(value, str if name == "content" else bool) for name, value in said.items())
   if not (id.isascii() and id.isdigit() and len(id) <= 10 and _is_id(int(id)) and is_token and said.get("content")):
-    raise ValueError(f"{path} says of the added token {id[:20]!r} {short(token)}; it must be an id and a token.")
+    raise ValueError(f"{path} says of the added token {id[:20]!r} {short_json(token)}; it must be an id and a token.")
   return _FLAGS | said | {"id": int(id)}
 
 
@@ -111,8 +103,8 @@ def _agreed(tokens: Sequence[Mapping[str, Any]], path: Path) -> list[dict[str, A
     first = by_content.setdefault(content, dict(token))
     if first["id"] != id:
       raise ValueError(
-        f"the files in {path} give the token {content!r} the ids {short(first['id'])} and {short(id)}; correct the one "
-        "that is wrong.")
+        f"the files in {path} give the token {content!r} the ids {first['id']} and {id}; correct the one that is "
+        "wrong.")
     if by_id.setdefault(id, content) != content:
       raise ValueError(
         f"the files in {path} give the id {id} to the tokens {by_id[id]!r} and {content!r}; correct the one that is "

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import tokenizers
 from tokenizers import processors
 
-from lattice_jax.data.tokenizers.sandbox import reason_of
+from lattice_jax.shown import reason_of
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lattice_jax.data.files import decode_text
 from lattice_jax.data.tokenizers.added_tokens import load_tokenizer
 from lattice_jax.data.tokenizers.backend import Backend, FastBackend
 from lattice_jax.data.tokenizers.chat_template import render
@@ -50,11 +51,7 @@ class PretrainedTokenizer:
 
   def encode(self, raw: bytes) -> np.ndarray:
     """Raises ValueError where the bytes are not UTF-8."""
-    try:
-      text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f"the text is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}; convert it.") from error
+    text = decode_text(raw, "the text", "convert it")
     return np.array(self.pieces.encode(text), np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
   def decode(self, ids: np.ndarray) -> bytes:

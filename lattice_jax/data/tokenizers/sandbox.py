@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lattice_jax.shown import reason_of
+
 SECONDS = 5  # of computing, so that a busy machine changes nothing
 MEMORY_BYTES = 2 << 30
 _WAITING_SECONDS = 120  # for a process that does not compute either
@@ -44,11 +46,6 @@ def call_in_sandbox(module: str, request: Any) -> Any:
   if "reason" in outcome:
     raise ValueError(outcome["reason"])
   return outcome["answer"]
-
-
-def reason_of(error: BaseException) -> str:
-  """The start of an error's message, for use inside a sentence."""
-  return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
 
 
 def _serve(module: str, seconds: int, memory_bytes: int) -> None:

@@ -13,8 +13,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as proto
 
-from lattice_jax.data.tokenizers.added_tokens import short
-from lattice_jax.data.tokenizers.sandbox import call_in_sandbox, reason_of
+from lattice_jax.data.tokenizers.sandbox import call_in_sandbox
 from lattice_jax.data.tokenizers.sentencepiece_to_json import as_fast_tokenizer
 from lattice_jax.data.tokenizers.special_tokens import (
   CONTROL,
@@ -25,6 +24,7 @@ from lattice_jax.data.tokenizers.special_tokens import (
   header_tokens,
 )
 from lattice_jax.formats.gguf_file import GGUFFile
+from lattice_jax.shown import reason_of, short_json
 
 _NORMAL, _BYTE = 1, 6  # the first and the last kind of a piece, in both formats
 
@@ -95,8 +95,8 @@ def sentencepiece_of_folder(
       continue
     if id != num_pieces or content in {piece.piece for piece in model.pieces}:
       raise ValueError(
-        f"{file.parent} gives the added token {short(content)} the id {id}, which cannot be: {file.name} with what is "
-        f"added before has {num_pieces:,} tokens, each its own; correct the id.")
+        f"{file.parent} gives the added token {short_json(content)} the id {id}, which cannot be: {file.name} with "
+        f"what is added before has {num_pieces:,} tokens, each its own; correct the id.")
     model.pieces.add(piece=content, score=0.0, type=CONTROL if token["special"] else USER_DEFINED)
   start_ids = _start_ids(model, config.get("add_bos_token") is not False)
   try:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.data.tokenizers.added_tokens import optional_json, short, stated_tokens
+from lattice_jax.data.tokenizers.added_tokens import optional_json, stated_tokens
 from lattice_jax.formats.gguf_file import GGUFFile
+from lattice_jax.shown import short_json
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = "additional_special_tokens"
@@ -71,7 +72,7 @@ def folder_special_tokens(path: Path) -> tuple[SpecialTokens, list[dict[str, Any
   extra = next(filter(None, (_extra(source, path) for source in (config, tokens_map))), ())
   for flag in ("add_bos_token", "split_special_tokens"):
     if config.get(flag) is not None and not isinstance(config[flag], bool):
-      raise ValueError(f"{path} says {flag}={short(config[flag])}; it must be true or false.")
+      raise ValueError(f"{path} says {flag}={short_json(config[flag])}; it must be true or false.")
   rest = {name: value for name, value in config.items() if name not in _NOT_HANDED_ON}
   if isinstance(rest.get(_EXTRA_5), list):
     del rest[_EXTRA_5]
@@ -105,15 +106,15 @@ def header_id(file: GGUFFile, name: str) -> int | None:
     return None
   if not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < num_tokens:
     raise ValueError(
-      f"{file.path} says tokenizer.ggml.{name}_token_id={short(id)}; it must be the id of one of its {num_tokens:,} "
-      "tokens: get the file again.")
+      f"{file.path} says tokenizer.ggml.{name}_token_id={short_json(id)}; it must be the id of one of its "
+      f"{num_tokens:,} tokens: get the file again.")
   return id
 
 
 def header_flag(file: GGUFFile, name: str) -> bool | None:
   says = file.fields.get(f"tokenizer.ggml.{name}")
   if says is not None and not isinstance(says, bool):
-    raise ValueError(f"{file.path} says tokenizer.ggml.{name}={short(says)}; it must be true or false.")
+    raise ValueError(f"{file.path} says tokenizer.ggml.{name}={short_json(says)}; it must be true or false.")
   return says
 
 
@@ -121,7 +122,7 @@ def _text(token: Any, name: str, path: Path) -> str | None:
   """Files say a token as a string, or as an object with `content`."""
   text = token.get("content") if isinstance(token, dict) else token
   if text is not None and not isinstance(text, str):
-    raise ValueError(f"{path} says {name}={short(token)}; it must be a text, or an object whose content is one.")
+    raise ValueError(f"{path} says {name}={short_json(token)}; it must be a text, or an object whose content is one.")
   return text
 
 
@@ -129,7 +130,7 @@ def _extra(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
   renamed = config.get(_EXTRA_5)
   tokens = config.get(EXTRA) or (renamed if isinstance(renamed, list) else [])
   if not isinstance(tokens, list):
-    raise ValueError(f"{path} says {EXTRA}={short(tokens)}; it must be a list of tokens.")
+    raise ValueError(f"{path} says {EXTRA}={short_json(tokens)}; it must be a list of tokens.")
   return tuple(filter(None, (_text(token, EXTRA, path) for token in tokens)))
 
 
@@ -140,7 +141,7 @@ def _folder_stops(path: Path) -> tuple[int, ...]:
     said = optional_json(path / file).get("eos_token_id")
     for id in said if isinstance(said, list) else [said]:
       if id is not None and (not isinstance(id, int) or isinstance(id, bool) or not 0 <= id < 2**31):
-        raise ValueError(f"{path / file} says eos_token_id={short(said)}; it must be an id, or a list of ids.")
+        raise ValueError(f"{path / file} says eos_token_id={short_json(said)}; it must be an id, or a list of ids.")
       stops += [] if id is None else [id]
   return tuple(dict.fromkeys(stops))
 
@@ -165,6 +166,6 @@ def _template(path: Path, config: Mapping[str, Any]) -> str | None:
     template = named["default"]
   if template is not None and not isinstance(template, str):
     raise ValueError(
-      f"{path / 'tokenizer_config.json'} says chat_template={short(template)}; it must be a text, or a list of named "
-      "ones.")
+      f"{path / 'tokenizer_config.json'} says chat_template={short_json(template)}; it must be a text, or a list of "
+      "named ones.")
   return template

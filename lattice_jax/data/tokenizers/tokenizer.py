@@ -12,7 +12,7 @@ import numpy as np
 import sentencepiece
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import SAMPLES, prepare_command, read_sample, sample_files, sha256_once
+from lattice_jax.data.files import SAMPLES, decode_text, prepare_command, read_sample, sample_files, sha256_once
 from lattice_jax.data.own_texts import is_own_text, read_own_texts, texts_folder
 from lattice_jax.data.tokenizers.train_bpe import SETTINGS, parse_name, train_bpe
 from lattice_jax.formats.locate import find_pretrained
@@ -124,12 +124,7 @@ class BPETokenizer(OwnTokenizer):
 
   def encode(self, raw: bytes) -> np.ndarray:
     """Raises ValueError where the bytes are not UTF-8."""
-    try:
-      text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-      raise ValueError(
-        f"the text is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start}; convert it, or use "
-        "data.tokenizer=bytes.") from error
+    text = decode_text(raw, "the text", "convert it, or use data.tokenizer=bytes")
     # No token reaches across a newline. Line by line is several times faster than a whole book, and uses all cores.
     ids = []
     for line_ids in self._model.encode(text.split("\n")):

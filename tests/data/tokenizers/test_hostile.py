@@ -19,6 +19,7 @@ from lattice_jax.data.tokenizers.pretrained import PretrainedTokenizer, read_pre
 from lattice_jax.data.tokenizers.sentencepiece_backend import sentencepiece_of_gguf
 from lattice_jax.data.tokenizers.special_tokens import header_special_tokens
 from lattice_jax.formats.gguf_file import GGUFFile
+from lattice_jax.shown import reason_of
 from tests.data.tokenizers import test_backend
 from tests.data.tokenizers.test_pretrained import SPECIAL, read, write_header, write_json
 
@@ -32,7 +33,7 @@ def in_this_process(monkeypatch):
     try:
       return trial.answer(request)
     except BaseException as error:
-      raise ValueError(sandbox.reason_of(error)) from error
+      raise ValueError(reason_of(error)) from error
 
   for module in (added_tokens, sentencepiece_backend):
     monkeypatch.setattr(module, "call_in_sandbox", call)
