@@ -4,9 +4,9 @@ python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/
 python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/bench_lattice_cpu
 JAX_NUM_CPU_DEVICES=2 python scripts/bench.py lattice --lengths=8192 --cases=scan,blockwise --out=runs/bench
 
-Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
-with the same --out adds lengths to the same files; the plot is of what the same machine and commit measured. With
---scaling all lengths take turns too, and the table says how time and memory grow from one length to the next:
+Compilation is timed separately. Every ratio is a median over rounds, in each of which all cases run one after another.
+A second run with the same --out adds lengths to its files; the plot shows what this machine and commit measured. With
+--scaling, all lengths take turns too, and the table shows how time and memory grow from one length to the next:
 
 python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
 """
@@ -41,7 +41,7 @@ def main() -> None:
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
   parser.add_argument("--batch", type=positive, default=1)
   parser.add_argument("--rounds", type=positive, default=7)
-  parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only how they grow")
+  parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only their growth")
   parser.add_argument("--max_gb", type=positive_number, default=16.0, help="cases that need more memory are not run")
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl, tables and plots")
   arguments = parser.parse_args()
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
-  """Length by length: a table each, one plot and the lines of all."""
+  """Measures length by length: a table for each, one plot, and the records of all."""
   for length in arguments.lengths:
     results = run(arguments, [length], mode)
     report.write_records(arguments.out / "bench.jsonl", results, machine)
@@ -74,7 +74,7 @@ def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -
 
 
 def print_scaling(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
-  """All lengths in one group; the lines go to a file of their own."""
+  """Measures all lengths in one group; its records have a file of their own."""
   results = run(arguments, arguments.lengths, mode)
   report.write_records(arguments.out / "scaling.jsonl", results, machine)
   print(f"\n{arguments.head}, {mode}\n\n{report.scaling(results)}", flush=True)

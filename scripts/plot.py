@@ -24,8 +24,8 @@ def main() -> None:
   parser = Parser(__doc__)
   parser.add_argument("paths", nargs="+", type=path, help="workdirs, or JSON files written by eval.py")
   parser.add_argument("--what", type=one_of(*_PLOTS),
-                      help="by default the loss of workdirs, the position of JSON files")
-  parser.add_argument("--out", type=path, help="the PNG to write; by default a new one, named by what it shows")
+                      help="by default loss for workdirs, position for JSON files")
+  parser.add_argument("--out", type=path, help="the PNG to write; by default a new file, named after the plot")
   arguments = parser.parse_args()
   what = arguments.what or default_plot(arguments.paths)
   out = arguments.out or default_out(what)
@@ -41,10 +41,10 @@ def default_plot(paths: list[Path]) -> str:
 
 
 def default_out(what: str) -> Path:
-  """A name that nobody chose replaces nothing: of recall, which draws several files, none that begins with it."""
+  """The default file, which must not exist; for recall, which writes several files, nor any with its beginning."""
   taken = sorted(Path().glob(f"{what}*.png" if what == "recall" else f"{what}.png"))
   if taken:
-    raise ValueError(f"{taken[0]} is there already; name the file to write with --out, which may replace one.")
+    raise ValueError(f"{taken[0]} exists already; name the file to write with --out, which may replace one.")
   return Path(f"{what}.png")
 
 
@@ -56,7 +56,7 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
 
     return plot_recall(paths[0], out)
   if what == "codebook":
-    from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
+    from lattice_jax.inspect.codebooks import plot_codebook  # the other plots do not need JAX's devices
 
     quieten_checkpoints()
     plot_codebook(paths[0], out)

@@ -234,6 +234,6 @@ def test_prepared_records_are_found_from_the_folder_above(tmp_path, monkeypatch)
 
 
 def test_tfds_own_builder_without_tensorflow_is_one_sentence(tmp_path):
-  with pytest.raises(ValueError, match=r"^--tfds has TFDS's own pg19 make the records, which needs TensorFlow, and "
+  with pytest.raises(ValueError, match=r"^--tfds makes the records with TFDS's own pg19, which needs TensorFlow, and "
                                        r"that is not installed; run `pip install tensorflow-cpu import.*`, or "):
     build_official("pg19", tmp_path)

@@ -1,4 +1,4 @@
-"""enwik8 as a TFDS data set of 64 KiB records."""
+"""enwik8 as a TFDS data set with records of 64 KiB."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Enwik8(LocalBuilder):
 
 
 def record_counts(original: Original) -> dict[str, int]:
-  """How many records each split has."""
+  """The number of records in each split."""
   return {
     split: len(range(start, stop, _RECORD_BYTES)) for split, (start, stop) in byte_splits(original.size).items()}
 

@@ -39,7 +39,7 @@ def test_ids_that_no_token_has_decode_to_nothing(name):
 
 @pytest.mark.parametrize("name", ["byte", "bpe_lossless", "bpe_lossless:2k", "bpe_paper:10", "bpe_lossles:2048"])
 def test_unknown_tokenizer_is_refused(name):
-  with pytest.raises(ValueError, match=rf"^data.tokenizer='{name}' is not known; use 'bytes', 'bpe_lossless:VOCAB' or"):
+  with pytest.raises(ValueError, match=rf"^data.tokenizer='{name}' is unknown; use 'bytes', 'bpe_lossless:VOCAB' or"):
     get_tokenizer(DataConfig(tokenizer=name))
 
 
