@@ -16,7 +16,7 @@ import numpy as np
 
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.bootstrap import interval_of_mean
-from lattice_jax.evaluation.kept import row_bytes, slots_in_use
+from lattice_jax.evaluation.cache_contents import row_bytes, slots_in_use
 from lattice_jax.evaluation.reader import Reader
 from lattice_jax.evaluation.report import markdown, write_text
 from lattice_jax.inference.programs import Progress

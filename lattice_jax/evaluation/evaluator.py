@@ -18,8 +18,8 @@ from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.source import Source
 from lattice_jax.data.tokenizers import Tokenizer
 from lattice_jax.evaluation.answers import AnswerTotals
-from lattice_jax.evaluation.buckets import bucket_starts
 from lattice_jax.evaluation.compiled import Shapes, compile_evaluation
+from lattice_jax.evaluation.position_buckets import bucket_starts
 from lattice_jax.evaluation.result import EvalResult, make_result
 from lattice_jax.evaluation.totals import Totals
 from lattice_jax.inference.placed import place_variables

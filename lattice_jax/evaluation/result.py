@@ -9,7 +9,7 @@ import numpy as np
 
 from lattice_jax.data.source import Source
 from lattice_jax.evaluation.answers import AnswerGroup, AnswerTotals
-from lattice_jax.evaluation.buckets import Bucket, make_buckets
+from lattice_jax.evaluation.position_buckets import PositionBucket, make_buckets
 from lattice_jax.evaluation.totals import Totals
 
 
@@ -61,7 +61,7 @@ class EvalResult:
   seconds: float
   compile_seconds: float
   tokens_per_second: float
-  buckets: tuple[Bucket, ...]
+  buckets: tuple[PositionBucket, ...]
   documents: tuple[DocumentResult, ...]
   accuracy: float | None
   answers: tuple[AnswerGroup, ...]

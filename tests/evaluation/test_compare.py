@@ -14,7 +14,7 @@ from lattice_jax.cache import make_policy
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
 from lattice_jax.evaluation.compare import _by_position, compare, format_comparisons, write_comparisons
 from lattice_jax.evaluation.reader import Reader
-from lattice_jax.inspect.recall_plots import plot_recall
+from lattice_jax.inspect.retrieval_plots import plot_retrieval
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment
@@ -85,7 +85,7 @@ def test_the_table_and_the_plot_hold_every_cache(tmp_path):
   assert [path.name for path in write_comparisons(tmp_path, comparisons)] == ["compare.md", "compare.jsonl"]
   assert (tmp_path / "compare.md").read_text() == format_comparisons(comparisons)
   assert [json.loads(line)["cache"] for line in (tmp_path / "compare.jsonl").read_text().splitlines()] == list(CACHES)
-  (plot,) = plot_recall(tmp_path, tmp_path / "a.png")
+  (plot,) = plot_retrieval(tmp_path, tmp_path / "a.png")
   assert plot.stat().st_size > 5000
 
 

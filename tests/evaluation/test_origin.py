@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 
 from lattice_jax.evaluation import cache_flags, command
 from lattice_jax.evaluation.origin import code_fingerprint, keyed_name, origin_key
-from lattice_jax.evaluation.recall.grid import AnswerFile
+from lattice_jax.evaluation.retrieval.plan import AnswerFile
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
 from tests.evaluation.test_cache_flags import make_task

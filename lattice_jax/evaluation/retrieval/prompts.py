@@ -21,7 +21,7 @@ _WORDS = (
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PromptSizes:
   """length: tokens of the prompt. answer: digits, or words of "copy". depth: place of what is asked for, in [0, 1]."""
 
   length: int
@@ -30,7 +30,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, eq=False)
-class RecallPrompt:
+class RetrievalPrompt:
   """tokens: the prompt. answer: what should follow. needle: [start, stop) of the answer in the prompt.
 
   fork: leading tokens that are those of the trial's haystack; 0 where it has none.
@@ -62,13 +62,13 @@ class Haystack:
     return self.tokenizer.encode(text.encode()).astype(np.int32)
 
 
-def passkey(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
+def passkey(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
   """One number in ordinary text, and the question for it."""
   random = _random(haystack, sizes)
   return _one_of(haystack, sizes, "The pass key is", _digits(random, sizes.answer), [])
 
 
-def needles(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
+def needles(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
   """Four people's numbers in ordinary text, evenly spread but the one that is asked for."""
   random = _random(haystack, sizes)
   asked, *others = random.choice(_NAMES, 4, replace=False).tolist()
@@ -76,13 +76,13 @@ def needles(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
   return _one_of(haystack, sizes, f"The pass key of {asked} is", _digits(random, sizes.answer), distractors)
 
 
-def copy(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
+def copy(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
   """A list of words in ordinary text, to be said again."""
   words = _random(haystack, sizes).choice(_WORDS, sizes.answer)
   return _one_of(haystack, sizes, "The list of words is", ", ".join(words), [])
 
 
-def pairs(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
+def pairs(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
   """Nothing but keys and values, and the question for the value of one key."""
   random, encode = _random(haystack, sizes), haystack.encode
   head = np.concatenate([np.array(haystack.tokenizer.start_ids, np.int32), encode("Each record has a value.\n")])
@@ -104,15 +104,17 @@ def pairs(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
   body = np.concatenate([head, *(line for line, _, _ in lines)])
   fill = np.resize(encode("\n"), sizes.length - len(body) - len(question))
   first = len(head) + sum(len(line) for line, _, _ in lines[:asked]) + len(question)
-  return RecallPrompt(
+  return RetrievalPrompt(
     tokens=np.concatenate([body, fill, question]), answer=answer, needle=(first, first + len(answer)), fork=0)
 
 
-TASKS: dict[str, Callable[[Haystack, Sizes], RecallPrompt]] = {
+TASKS: dict[str, Callable[[Haystack, PromptSizes], RetrievalPrompt]] = {
   "passkey": passkey, "needles": needles, "copy": copy, "pairs": pairs}
 
 
-def _one_of(haystack: Haystack, sizes: Sizes, saying: str, answer: str, distractors: Sequence[str]) -> RecallPrompt:
+def _one_of(
+  haystack: Haystack, sizes: PromptSizes, saying: str, answer: str, distractors: Sequence[str]
+) -> RetrievalPrompt:
   """Sentences put into the haystack, one of them at `depth` and the others evenly, and its start again at the end."""
   encode = haystack.encode
   question, value = encode(f"\n{saying}"), encode(f" {answer}")
@@ -131,12 +133,12 @@ def _one_of(haystack: Haystack, sizes: Sizes, saying: str, answer: str, distract
       needle = sum(map(len, parts)) + len(question)
     parts.append(ids)
     before = place
-  return RecallPrompt(
+  return RetrievalPrompt(
     tokens=np.concatenate([*parts, hay[before:], question]), answer=value, needle=(needle, needle + len(value)),
     fork=places[0])
 
 
-def _random(haystack: Haystack, sizes: Sizes) -> np.random.Generator:
+def _random(haystack: Haystack, sizes: PromptSizes) -> np.random.Generator:
   return np.random.default_rng([*haystack.random_key, sizes.length, sizes.answer, round(1000 * sizes.depth)])
 
 
@@ -144,5 +146,5 @@ def _digits(random: np.random.Generator, number: int) -> str:
   return "".join(map(str, random.integers(0, 10, number).tolist()))
 
 
-def _too_short(sizes: Sizes, what: str) -> str:
+def _too_short(sizes: PromptSizes, what: str) -> str:
   return f"a prompt of {sizes.length} tokens has no room for {what}; use longer prompts or shorter answers."

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 
-from lattice_jax.evaluation.kept import cache_of_map
-from lattice_jax.evaluation.recall.report import FULL
+from lattice_jax.evaluation.cache_contents import cache_of_map
+from lattice_jax.evaluation.retrieval.summary import FULL
 from lattice_jax.inspect.plots import COLORS, panel_grid, save_figure
 
 _MARKERS = "osD^v<>P*X"
@@ -21,7 +21,7 @@ _HEAT = "cividis"
 _DARK = 50  # per cent; below it the map is so dark that figures on it are white
 
 
-def plot_recall(folder: Path, out: Path) -> list[Path]:
+def plot_retrieval(folder: Path, out: Path) -> list[Path]:
   """From a folder that `eval.py --task` wrote: `out` and files beside it, each named by what it shows.
 
   Raises:

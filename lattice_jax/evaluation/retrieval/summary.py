@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from lattice_jax.evaluation.bootstrap import interval_of_mean
-from lattice_jax.evaluation.recall.grid import Answered
 from lattice_jax.evaluation.report import markdown, write_text
+from lattice_jax.evaluation.retrieval.plan import AnswerRecord
 
 FULL = "full"
 _ENOUGH = 0.5  # of the digits right under the full cache; below it a cell says nothing about other caches
@@ -25,7 +25,7 @@ class Summary:
 
   token_accuracy: share of the answers' tokens that were the likeliest; exact_accuracy: of answers without a fault.
   low, high: of the token accuracy, 95 % by resampling trials. is_telling: the full cache says at least half of the
-  tokens right. The other fields are means of those of `Answered`.
+  tokens right. The other fields are means of those of `AnswerRecord`.
   """
 
   length: int
@@ -46,9 +46,9 @@ class Summary:
   is_telling: bool
 
 
-def summarise(lines: Iterable[Answered], *, by_depth: bool) -> list[Summary]:
+def summarise(lines: Iterable[AnswerRecord], *, by_depth: bool) -> list[Summary]:
   """By length, size of answer and cache, in the order of the lines; with `by_depth` each depth apart."""
-  groups: dict[tuple[int, int, float | None, str], list[Answered]] = {}
+  groups: dict[tuple[int, int, float | None, str], list[AnswerRecord]] = {}
   for line in lines:
     groups.setdefault((line.length, line.answer, line.depth if by_depth else None, line.cache), []).append(line)
   full = {key[:3]: _accuracies(group)[0].mean() for key, group in groups.items() if key[3] == FULL}
@@ -72,7 +72,7 @@ def format_table(summaries: Sequence[Summary], task: str) -> str:
   return "\n\n".join([*parts, *_rule(summaries)]) + "\n"
 
 
-def write_summary(folder: Path, task: str, lines: Sequence[Answered]) -> list[Path]:
+def write_summary(folder: Path, task: str, lines: Sequence[AnswerRecord]) -> list[Path]:
   """report.md, all cells as table.jsonl, and examples.md: what the model itself wrote in each cell."""
   overall, cells = summarise(lines, by_depth=False), summarise(lines, by_depth=True)
   texts = {
@@ -84,7 +84,7 @@ def write_summary(folder: Path, task: str, lines: Sequence[Answered]) -> list[Pa
   return [folder / name for name in texts]
 
 
-def format_examples(lines: Iterable[Answered], task: str) -> str:
+def format_examples(lines: Iterable[AnswerRecord], task: str) -> str:
   """Markdown, a table for each cell: the texts that the model wrote under each cache, a column for each trial."""
   parts = [f"# {task}: answers as the model wrote them, greedily"]
   written = sorted((line for line in lines if line.written), key=lambda line: (line.length, line.answer, line.depth))
@@ -120,7 +120,8 @@ def _rule(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _summary(
-  key: tuple[int, int, float | None, str], group: Sequence[Answered], full: dict[tuple[int, int, float | None], float],
+  key: tuple[int, int, float | None, str], group: Sequence[AnswerRecord],
+  full: dict[tuple[int, int, float | None], float],
 ) -> Summary:
   tokens, exact, nll = _accuracies(group)
   low, high = interval_of_mean(tokens)
@@ -133,7 +134,7 @@ def _summary(
     nll_per_token=float(nll.mean()), is_telling=key[:3] not in full or bool(full[key[:3]] >= _ENOUGH))
 
 
-def _accuracies(group: Sequence[Answered]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _accuracies(group: Sequence[AnswerRecord]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """(share of judged tokens that are right, whether all are, nats a token) of every trial."""
   trials = [
     (np.array(right)[judged], np.array(nll)[judged]) for line in group

@@ -12,7 +12,7 @@ _DEFAULT_UNIT = 64
 
 
 @dataclass(frozen=True)
-class Bucket:
+class PositionBucket:
   """Targets whose input stands at a position in [start, stop) of its document or window.
 
   bits_per_byte takes the whole split's bytes per token, so that the buckets average to the total.
@@ -36,11 +36,11 @@ def bucket_starts(model: ModelConfig, longest: int) -> np.ndarray:
 
 def make_buckets(
   starts: np.ndarray, end: int, nats: np.ndarray, tokens: np.ndarray, bytes_per_token: float
-) -> tuple[Bucket, ...]:
+) -> tuple[PositionBucket, ...]:
   """The buckets that hold targets, from the sums of nats and tokens in each; `end` is behind the last target."""
   stops = [*starts[1:].tolist(), end]
   return tuple(
-    Bucket(
+    PositionBucket(
       start=int(start), stop=min(stop, end), tokens=round(count),
       bits_per_byte=nat / count / np.log(2).item() / bytes_per_token)
     for start, stop, nat, count in zip(starts, stops, nats.tolist(), tokens.tolist(), strict=True) if count)

@@ -12,12 +12,12 @@ from typing import Any
 
 from lattice_jax.config import CacheConfig
 from lattice_jax.evaluation.caches import with_peers
-from lattice_jax.evaluation.recall.tasks import TASKS, Sizes
+from lattice_jax.evaluation.retrieval.prompts import TASKS, PromptSizes
 from lattice_jax.metrics import read_jsonl
 
 
 @dataclass(frozen=True)
-class Grid:
+class RetrievalPlan:
   """Every length with every answer's size, depth and trial, under every cache.
 
   lengths: tokens of the prompts. answers: digits, or words. batch: trials that are read together. examples: trials of
@@ -51,7 +51,7 @@ class Grid:
         f"--examples={min(max(self.examples, 0), self.batch)}, or more rows.")
 
   def caches_of(self, length: int) -> dict[str, CacheConfig]:
-    """Those of the grid and their peers at that length."""
+    """Those of the plan and their peers at that length."""
     return with_peers(self.caches, self.peers, length)
 
   def batches(self) -> Iterator[tuple[int, ...]]:
@@ -59,12 +59,12 @@ class Grid:
     for first in range(0, self.trials, self.batch):
       yield tuple(range(first, min(first + self.batch, self.trials)))
 
-  def sizes_of(self, length: int) -> list[Sizes]:
-    return [Sizes(length, answer, depth) for answer, depth in itertools.product(self.answers, self.depths)]
+  def sizes_of(self, length: int) -> list[PromptSizes]:
+    return [PromptSizes(length, answer, depth) for answer, depth in itertools.product(self.answers, self.depths)]
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerRecord:
   """Some trials of one cell: what the answers were like. A line of the file.
 
   key: of what made it (`evaluation/origin.py`).
@@ -97,7 +97,7 @@ class Answered:
     """What tells it from other lines of the same origin, but the trials."""
     return self.task, self.length, self.answer, self.depth, self.cache, self.seed
 
-  def only(self, places: Sequence[int]) -> Answered:
+  def only(self, places: Sequence[int]) -> AnswerRecord:
     """The line of some of its trials."""
     def some(values: Sequence[Any]) -> list[Any]:
       return [values[place] for place in places if place < len(values)]
@@ -108,15 +108,15 @@ class Answered:
 
 
 class AnswerFile:
-  """A file of `Answered`, a line each, in any order; what it holds needs not be asked again."""
+  """A file of `AnswerRecord`, a line each, in any order; what it holds needs not be asked again."""
 
   def __init__(self, path: Path, key: str):
     """Raises ValueError where it holds something else than answers of that key."""
     self.path = path
-    self._lines: dict[tuple[Any, ...], list[Answered]] = {}
+    self._lines: dict[tuple[Any, ...], list[AnswerRecord]] = {}
     for record in read_jsonl(path):
       try:
-        line = Answered(**record | {"trials": tuple(record["trials"])})
+        line = AnswerRecord(**record | {"trials": tuple(record["trials"])})
       except (TypeError, KeyError) as error:
         raise ValueError(
           f"{path} holds lines that are no answers, or do not say what made them; move it away, or choose another "
@@ -127,21 +127,21 @@ class AnswerFile:
       self._lines.setdefault(line.cell, []).append(line)
     self._cut_half_a_line()
 
-  def add(self, answered: Answered) -> None:
+  def add(self, answered: AnswerRecord) -> None:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self.path.open("a", encoding="utf-8") as file:
       file.write(json.dumps(dataclasses.asdict(answered)) + "\n")
     self._lines.setdefault(answered.cell, []).append(answered)
 
-  def has(self, grid: Grid, sizes: Sizes, cache: str, trials: tuple[int, ...]) -> bool:
-    """Whether all the trials were answered, and as many examples written as the grid wants of them."""
-    cell = grid.task, sizes.length, sizes.answer, sizes.depth, cache, grid.seed
+  def has(self, plan: RetrievalPlan, sizes: PromptSizes, cache: str, trials: tuple[int, ...]) -> bool:
+    """Whether all the trials were answered, and as many examples written as the plan wants of them."""
+    cell = plan.task, sizes.length, sizes.answer, sizes.depth, cache, plan.seed
     lines = self._lines[cell] if cell in self._lines else []
-    wanted = min(grid.examples, len(trials)) if 0 in trials else 0
+    wanted = min(plan.examples, len(trials)) if 0 in trials else 0
     return set(trials) <= {trial for line in lines for trial in line.trials} and wanted <= max(
       (len(line.written) for line in lines), default=0)
 
-  def lines(self) -> list[Answered]:
+  def lines(self) -> list[AnswerRecord]:
     """Every trial of a cell once, as it was answered last, however many were read together each time."""
     result = []
     for lines in self._lines.values():

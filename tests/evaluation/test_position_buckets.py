@@ -7,7 +7,7 @@ import numpy as np
 
 from lattice_jax.config import ModelConfig, VQConfig
 from lattice_jax.data.loader import EvalBatch
-from lattice_jax.evaluation.buckets import bucket_starts, make_buckets
+from lattice_jax.evaluation.position_buckets import bucket_starts, make_buckets
 from lattice_jax.evaluation.totals import Totals
 
 
