@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
   asked = flag_rules.read_asked(_PRETRAINED.value, _PROTOCOL.value, comparison=_COMPRESSORS.value)
   flag_rules.check_flags(asked, flag_rules.given_flags(), _SET.value)
   runtime.enable_compilation_cache()
-  from lattice_jax.evaluation import cache_flags, command, report  # --help and misspelt flags need not wait for JAX
+  from lattice_jax.evaluation import cache_flags, command, result_tables  # --help and mistakes need not wait for JAX
 
   task = command.choose(
     _WORKDIR.value, _PRETRAINED.value, step=_STEP.value, dtype=_DTYPE.value,
@@ -59,10 +59,10 @@ def main(argv: list[str]) -> None:
     task = task.with_eval(split=_SPLIT.value, protocol=asked.protocol, **given)
     for result in task.evaluate():
       path = task.write(result, Path(_OUTPUT.value) if _OUTPUT.value else None)
-      print(f"\n{report.format_result(result)}\n\nwrote {path}", flush=True)
+      print(f"\n{result_tables.format_result(result)}\n\nwrote {path}", flush=True)
       results.append(result)
   if _COMPRESSORS.value:
-    print(f"\n{report.format_comparison(results, *task.baselines(_SPLIT.value))}", flush=True)
+    print(f"\n{result_tables.format_comparison(results, *task.baselines(_SPLIT.value))}", flush=True)
   if asked.task:
     for path in cache_flags.judge(task, _SPLIT.value, report=lambda line: print(line, flush=True)):
       print(f"wrote {path}")
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
     print(flush=True)
     written, path = task.write_texts(length=flags_of_text.text_length(), show=show, **flags_of_text.text_options())
     texts = written.texts if len(written.texts) > 1 else ()
-    print("\n\n".join(["", *texts, report.format_written(written), f"wrote {path}"]))
+    print("\n\n".join(["", *texts, result_tables.format_written(written), f"wrote {path}"]))
 
 
 if __name__ == "__main__":

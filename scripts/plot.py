@@ -2,9 +2,9 @@
 
 python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte over updates
 python scripts/plot.py runs/a/eval_test_*.json --out=pos.png     # bits per byte by position
-python scripts/plot.py --what=answers runs/*/eval_test_*.json   # of a task: accuracy by pairs and by distance
+python scripts/plot.py --what=answers runs/*/eval_test_*.json    # accuracy on a task, by pairs and by distance
 python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
-python scripts/plot.py --what=retrieval runs/smollm2/passkey_*  # of caches: quality against bytes, depths, kept
+python scripts/plot.py --what=retrieval runs/smollm2/passkey_*   # a --task under caches: accuracy by bytes, by depth
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def default_plot(paths: list[Path]) -> str:
 
 
 def default_out(what: str) -> Path:
-  """A name that nobody chose replaces nothing: of retrieval, which draws several files, none that begins with it."""
+  """A default name never replaces a file; for retrieval, which draws several, not even one that begins with it."""
   taken = sorted(Path().glob(f"{what}*.png" if what == "retrieval" else f"{what}.png"))
   if taken:
     raise ValueError(f"{taken[0]} is there already; name the file to write with --out, which may replace one.")

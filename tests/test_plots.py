@@ -76,7 +76,7 @@ def test_answers_of_several_tasks_are_drawn_and_a_text_has_none(tmp_path):
   group = {"label": "pairs", "first": 4, "last": 4, "answers": 9, "accuracy": 0.5, "nll_per_answer": 1.0}
   answers = [group, group | {"first": 8, "last": 8}, group | {"label": "distance", "first": 2, "last": 3}]
   path = write_eval(run)
-  with pytest.raises(ValueError, match=r"is not of a task with answers; use --what=position"):
+  with pytest.raises(ValueError, match=r"is not the result of a task with answers; use --what=position"):
     plot_answers([path], tmp_path / "answers.png")
   path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.5, "answers": answers}))
   plot_answers([path, path], tmp_path / "answers.png")

@@ -18,7 +18,7 @@ from lattice_jax.evaluation.caches import cache_overrides, parse_caches, with_pe
 from lattice_jax.evaluation.command import Task
 from lattice_jax.evaluation.compare import compare, write_comparisons
 from lattice_jax.evaluation.origin import code_fingerprint, origin_key
-from lattice_jax.evaluation.report import write_text
+from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.evaluation.retrieval.plan import RetrievalPlan
 from lattice_jax.evaluation.retrieval.run import Subject, run_plan
 from lattice_jax.evaluation.retrieval.summary import FULL, write_summary

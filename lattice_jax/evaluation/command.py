@@ -29,8 +29,8 @@ from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
 from lattice_jax.evaluation.origin import keyed_name, origin_key
 from lattice_jax.evaluation.overrides import check_variables_fit
-from lattice_jax.evaluation.report import write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
+from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import Options
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.models.decoder import init_variables

@@ -1,4 +1,4 @@
-"""What general-purpose compressors reach on a split, to set beside a model's bits per byte."""
+"""Bits per byte of general-purpose compressors on a split, as baselines for a model."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 def compressor_bits_per_byte(train: bytes, test: bytes) -> dict[str, float]:
   """Bits per byte of `test` given `train`: 8 · (C(train + test) − C(train)) / bytes of test.
 
-  "order-0" codes each byte by its frequency in train, every count raised by one; nothing is learnt from test. The
-  others see as much of train as their format keeps: gzip 32 KiB, bz2 900 kB, xz 64 MiB. About 10 s for 6 MB.
+  "order-0" codes each byte by its frequency in `train`, with one added to every count; it learns nothing from `test`.
+  The others see as much of `train` as their window holds: gzip 32 KiB, bz2 900 kB, xz 64 MiB. 6 MB take about 10 s.
   """
   if not test:
     raise ValueError("there are no bytes to compress: the split is empty.")

@@ -1,4 +1,4 @@
-"""Loss by position: where the buckets begin, and their table."""
+"""Loss by position: where the position buckets start, and the figures of each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _DEFAULT_UNIT = 64
 
 @dataclass(frozen=True)
 class PositionBucket:
-  """Targets whose input stands at a position in [start, stop) of its document or window.
+  """Targets whose input token is at a position in [start, stop) of its document or window.
 
-  bits_per_byte takes the whole split's bytes per token, so that the buckets average to the total.
+  bits_per_byte uses the bytes per token of the whole split, so that the buckets average to the total.
   """
 
   start: int
@@ -37,7 +37,7 @@ def bucket_starts(model: ModelConfig, longest: int) -> np.ndarray:
 def make_buckets(
   starts: np.ndarray, end: int, nats: np.ndarray, tokens: np.ndarray, bytes_per_token: float
 ) -> tuple[PositionBucket, ...]:
-  """The buckets that hold targets, from the sums of nats and tokens in each; `end` is behind the last target."""
+  """The non-empty buckets, from each one's sums of nats and tokens; `end` is one past the last target's position."""
   stops = [*starts[1:].tolist(), end]
   return tuple(
     PositionBucket(

@@ -1,4 +1,4 @@
-"""What is asked, how often and under which caches, and the file that takes the answers one by one."""
+"""What a retrieval task asks, how often and under which caches, and the file that collects the answers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lattice_jax.metrics import read_jsonl
 
 @dataclass(frozen=True)
 class RetrievalPlan:
-  """Every length with every answer's size, depth and trial, under every cache.
+  """Every combination of prompt length, answer size, depth and trial, under every cache.
 
-  lengths: tokens of the prompts. answers: digits, or words. batch: trials that are read together. examples: trials of
-  which the answer is written too, greedily; at most a batch.
+  lengths: tokens of a prompt. answers: digits, or words, of an answer. batch: trials that are read together. examples:
+  trials for which the model also writes an answer of its own, greedily; at most a batch.
   """
 
   task: str
@@ -51,11 +51,11 @@ class RetrievalPlan:
         f"--examples={min(max(self.examples, 0), self.batch)}, or more rows.")
 
   def caches_of(self, length: int) -> dict[str, CacheConfig]:
-    """Those of the plan and their peers at that length."""
+    """The caches of the plan and their peers at that length."""
     return with_peers(self.caches, self.peers, length)
 
   def batches(self) -> Iterator[tuple[int, ...]]:
-    """The trials, as many at a time as are read together; the last are fewer."""
+    """The trials in batches that are read together; the last batch may be smaller."""
     for first in range(0, self.trials, self.batch):
       yield tuple(range(first, min(first + self.batch, self.trials)))
 
@@ -65,14 +65,15 @@ class RetrievalPlan:
 
 @dataclass(frozen=True)
 class AnswerRecord:
-  """Some trials of one cell: what the answers were like. A line of the file.
+  """How some trials of one cell were answered: a line of the file.
 
-  key: of what made it (`evaluation/origin.py`).
-  right, nll: of each trial, whether each token of the answer was the likeliest, and its nats, given those before it.
-  judged: the tokens of the answer that say something, not the space before it. kept: slots in use after the prompt.
-  needle_kept: share of the answer's tokens still in the cache, the mean of layers and heads. cache_bytes: of a row.
-  per_partition: tokens that a head keeps of every partition; 0 where there is no such number. written: answers in the
-    model's words.
+  key: of the origin (`evaluation/origin.py`).
+  right, nll: for each trial and token of the answer, whether it was the most likely one and its nats, given the correct
+    tokens before it.
+  judged: which tokens of the answer count; the space before it does not. kept: slots in use after the prompt.
+  needle_kept: share of the answer's tokens still in the cache, averaged over layers and heads. cache_bytes: of a row.
+  per_partition: tokens that a head keeps of every partition; 0 if the policy has no such number. written: answers that
+    the model wrote itself.
   """
 
   key: str
@@ -94,11 +95,11 @@ class AnswerRecord:
 
   @property
   def cell(self) -> tuple[Any, ...]:
-    """What tells it from other lines of the same origin, but the trials."""
+    """What, besides the trials, tells this record from others of the same origin."""
     return self.task, self.length, self.answer, self.depth, self.cache, self.seed
 
   def only(self, places: Sequence[int]) -> AnswerRecord:
-    """The line of some of its trials."""
+    """The record of some of its trials."""
     def some(values: Sequence[Any]) -> list[Any]:
       return [values[place] for place in places if place < len(values)]
 
@@ -108,10 +109,10 @@ class AnswerRecord:
 
 
 class AnswerFile:
-  """A file of `AnswerRecord`, a line each, in any order; what it holds needs not be asked again."""
+  """A file with one `AnswerRecord` per line, in any order; what it holds need not be asked again."""
 
   def __init__(self, path: Path, key: str):
-    """Raises ValueError where it holds something else than answers of that key."""
+    """Raises ValueError if it holds anything but answers with that key."""
     self.path = path
     self._lines: dict[tuple[Any, ...], list[AnswerRecord]] = {}
     for record in read_jsonl(path):
@@ -119,13 +120,13 @@ class AnswerFile:
         line = AnswerRecord(**record | {"trials": tuple(record["trials"])})
       except (TypeError, KeyError) as error:
         raise ValueError(
-          f"{path} holds lines that are no answers, or do not say what made them; move it away, or choose another "
+          f"{path} holds lines that are no answers, or do not name their origin; move it away, or choose another "
           "--workdir.") from error
       if line.key != key:
         raise ValueError(
           f"{path} holds answers of another model, text or version (key {line.key}, not {key}); move it away.")
       self._lines.setdefault(line.cell, []).append(line)
-    self._cut_half_a_line()
+    self._cut_partial_line()
 
   def add(self, answered: AnswerRecord) -> None:
     self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +135,7 @@ class AnswerFile:
     self._lines.setdefault(answered.cell, []).append(answered)
 
   def has(self, plan: RetrievalPlan, sizes: PromptSizes, cache: str, trials: tuple[int, ...]) -> bool:
-    """Whether all the trials were answered, and as many examples written as the plan wants of them."""
+    """Whether all these trials were answered and as many examples written as the plan wants."""
     cell = plan.task, sizes.length, sizes.answer, sizes.depth, cache, plan.seed
     lines = self._lines[cell] if cell in self._lines else []
     wanted = min(plan.examples, len(trials)) if 0 in trials else 0
@@ -142,7 +143,7 @@ class AnswerFile:
       (len(line.written) for line in lines), default=0)
 
   def lines(self) -> list[AnswerRecord]:
-    """Every trial of a cell once, as it was answered last, however many were read together each time."""
+    """Every trial of a cell once, with its latest answer, even if trials were batched differently before."""
     result = []
     for lines in self._lines.values():
       last = {trial: number for number, line in enumerate(lines) for trial in line.trials}
@@ -152,8 +153,8 @@ class AnswerFile:
           result.append(line.only(places))
     return result
 
-  def _cut_half_a_line(self) -> None:
-    """Of a run that was killed while it wrote; the next line must not follow on it."""
+  def _cut_partial_line(self) -> None:
+    """Removes the partial last line of a run that was killed, so that the next line starts on its own."""
     if self.path.exists():
       raw = self.path.read_bytes()
       whole = raw[:raw.rfind(b"\n") + 1]

@@ -1,7 +1,7 @@
-"""Texts in which something is said once and asked for at the end, over any tokenizer; the seed decides everything.
+"""Prompts that state something once and ask for it at the end, for any tokenizer; the seed decides everything.
 
-Every prompt of a length has exactly that many tokens, the question included; the answer follows. All prompts of one
-trial share a haystack, so that its reading can be shared too.
+A prompt has exactly as many tokens as its length says, including the question; the answer follows it. All prompts of
+one trial share a haystack, so that it needs to be read only once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class PromptSizes:
-  """length: tokens of the prompt. answer: digits, or words of "copy". depth: place of what is asked for, in [0, 1]."""
+  """length: tokens of the prompt. answer: digits, or words in "copy". depth: where the answer stands, in [0, 1]."""
 
   length: int
   answer: int
@@ -31,9 +31,9 @@ class PromptSizes:
 
 @dataclass(frozen=True, eq=False)
 class RetrievalPrompt:
-  """tokens: the prompt. answer: what should follow. needle: [start, stop) of the answer in the prompt.
+  """tokens: the prompt. answer: what should follow it. needle: [start, stop) of the answer within the prompt.
 
-  fork: leading tokens that are those of the trial's haystack; 0 where it has none.
+  fork: how many leading tokens are those of the trial's haystack; 0 if it has none.
   """
 
   tokens: np.ndarray
@@ -43,17 +43,17 @@ class RetrievalPrompt:
 
 
 class Haystack:
-  """Tokens of ordinary text, of which every trial gets a stretch of its own."""
+  """A stretch of ordinary text, a different one for each trial."""
 
   def __init__(self, tokenizer: Tokenizer, text_ids: np.ndarray, *, trial: int, seed: int):
-    """`text_ids` is read in a circle, from a place that trial and seed decide."""
+    """Reads `text_ids` cyclically from a place that depends on the trial and the seed."""
     self.tokenizer = tokenizer
     self._text_ids = text_ids
     self._start = int(np.random.default_rng([seed, trial, 0]).integers(len(text_ids)))
     self.random_key = [seed, trial, 1]
 
   def tokens(self, length: int) -> np.ndarray:
-    """The first `length` tokens, with what the model reads before every text."""
+    """The first `length` tokens, beginning with the tokenizer's start ids."""
     start_ids = np.array(self.tokenizer.start_ids, np.int32)
     place = self._start + np.arange(max(length - len(start_ids), 0))
     return np.concatenate([start_ids, self._text_ids[place % len(self._text_ids)].astype(np.int32)])[:length]
@@ -63,13 +63,13 @@ class Haystack:
 
 
 def passkey(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
-  """One number in ordinary text, and the question for it."""
+  """One number in ordinary text, and a question for it."""
   random = _random(haystack, sizes)
   return _one_of(haystack, sizes, "The pass key is", _digits(random, sizes.answer), [])
 
 
 def needles(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
-  """Four people's numbers in ordinary text, evenly spread but the one that is asked for."""
+  """The numbers of four people in ordinary text, and a question for one; the other three are evenly spread."""
   random = _random(haystack, sizes)
   asked, *others = random.choice(_NAMES, 4, replace=False).tolist()
   distractors = [f"The pass key of {name} is {_digits(random, sizes.answer)}" for name in others]
@@ -77,13 +77,13 @@ def needles(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
 
 
 def copy(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
-  """A list of words in ordinary text, to be said again."""
+  """A list of words in ordinary text, and a request to repeat it."""
   words = _random(haystack, sizes).choice(_WORDS, sizes.answer)
   return _one_of(haystack, sizes, "The list of words is", ", ".join(words), [])
 
 
 def pairs(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
-  """Nothing but keys and values, and the question for the value of one key."""
+  """Nothing but records, each with a value, and a question for the value of one."""
   random, encode = _random(haystack, sizes), haystack.encode
   head = np.concatenate([np.array(haystack.tokenizer.start_ids, np.int32), encode("Each record has a value.\n")])
   lines, keys, used = [], set(), len(head)
@@ -92,7 +92,7 @@ def pairs(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
     said, value = encode(f"The value of record {key} is"), encode(f" {_digits(random, sizes.answer)}")
     line = np.concatenate([said, value, encode(".\n")])
     used += len(line)
-    if used + len(said) > sizes.length:  # the question must fit behind it
+    if used + len(said) > sizes.length:  # the question must still fit
       break
     if key not in keys:
       keys.add(key)
@@ -115,7 +115,7 @@ TASKS: dict[str, Callable[[Haystack, PromptSizes], RetrievalPrompt]] = {
 def _one_of(
   haystack: Haystack, sizes: PromptSizes, saying: str, answer: str, distractors: Sequence[str]
 ) -> RetrievalPrompt:
-  """Sentences put into the haystack, one of them at `depth` and the others evenly, and its start again at the end."""
+  """The haystack with the statement at `depth` and evenly spaced distractors; the statement's start is the question."""
   encode = haystack.encode
   question, value = encode(f"\n{saying}"), encode(f" {answer}")
   asked = np.concatenate([question, value, encode(".\n")])
@@ -124,7 +124,7 @@ def _one_of(
   first = len(haystack.tokenizer.start_ids)
   room = sizes.length - len(question) - sum(len(ids) for _, ids in inserted)
   if room <= first:
-    raise ValueError(_too_short(sizes, "what is said and the question"))
+    raise ValueError(_too_short(sizes, "the statement and the question"))
   hay, parts, before, needle = haystack.tokens(room), [], 0, 0
   places = [first + round(depth * (room - first)) for depth, _ in inserted]
   for place, (_, ids) in zip(places, inserted, strict=True):

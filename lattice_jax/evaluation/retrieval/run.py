@@ -18,17 +18,17 @@ from lattice_jax.evaluation.retrieval.plan import AnswerFile, AnswerRecord, Retr
 from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes, RetrievalPrompt
 from lattice_jax.inference.programs import Progress
 
-_CACHE_UNIT = 64  # of which the slots of the full cache are a multiple
+_CACHE_UNIT = 64  # the full cache has a multiple of so many slots
 
-Cells = dict[PromptSizes, list[str]]  # what is asked of some trials → the caches that have not answered yet
+Cells = dict[PromptSizes, list[str]]  # sizes of the prompts of some trials → the caches that have not answered them yet
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-  """What is asked.
+  """The model that is asked, and the text of its prompts.
 
-  text_ids: what haystacks are cut from. context_len: tokens that the model was made for, if known. key: of the origin
-  that all answers in a folder have.
+  text_ids: the text from which haystacks are cut. context_len: tokens that the model was made for, if known. key: of
+  the origin that all answers in a folder share.
   """
 
   model: ModelConfig
@@ -40,14 +40,13 @@ class Subject:
 
 
 def run_plan(plan: RetrievalPlan, subject: Subject, folder: Path, *, report: Callable[[str], None]) -> AnswerFile:
-  """Asks what `folder`/answers.jsonl does not hold yet, and adds it line by line; the same call goes on later.
+  """Asks what `folder`/answers.jsonl does not hold yet and appends each answer; the same call resumes later.
 
-  `report` is told of each cell of a batch that is done. What the first trial's first prompt keeps under each cache,
-  head by head, goes to `folder`/kept.
+  `report` gets a line for each finished cell of a batch. Maps of what each cache keeps of the first trial's first
+  prompt, head by head, go to `folder`/kept.
 
   Raises:
-    ValueError: a prompt and its answer are longer than the model's context, or the folder holds answers of another
-      origin.
+    ValueError: a prompt and its answer exceed the model's context, or the folder holds answers of another origin.
   """
   answers = AnswerFile(folder / "answers.jsonl", subject.key)
   for length in plan.lengths:
@@ -63,7 +62,7 @@ def run_plan(plan: RetrievalPlan, subject: Subject, folder: Path, *, report: Cal
       raise ValueError(
         f"prompts of {length:,} tokens with answers of {answer_len} are more than the {subject.context_len:,} that the "
         f"model was made for; use --lengths of at most {subject.context_len - answer_len:,}.")
-    # answers come in one call, so caches that drop tokens need room for no more
+    # an answer is read in one call, so caches that drop tokens need no room for more
     caches = {name: replace(cache, call_len=answer_len) for name, cache in caches.items()}
     reader = Reader(
       subject.model, subject.variables, list(caches.values()), batch=plan.batch,
@@ -80,7 +79,7 @@ def run_plan(plan: RetrievalPlan, subject: Subject, folder: Path, *, report: Cal
             key=subject.key, task=plan.task, length=length, answer=sizes.answer, depth=sizes.depth, cache=name,
             seed=plan.seed, trials=trials, **asked))
         report(
-          f"{plan.task}: {length:,} tokens, {sizes.answer} to say, depth {sizes.depth:g}, trials {trials[0]} to "
+          f"{plan.task}: {length:,} tokens, answer size {sizes.answer}, depth {sizes.depth:g}, trials {trials[0]} to "
           f"{trials[-1]}, {len(cells[sizes])} caches")
   return answers
 
@@ -101,7 +100,7 @@ def _read(
   reader: Reader, cells: Sequence[PromptSizes], trials: tuple[int, ...],
   prompts: dict[tuple[PromptSizes, int], RetrievalPrompt],
 ) -> Iterator[tuple[PromptSizes, Progress]]:
-  """Every prompt, read under the full cache; the haystack before it is read once for all, in whole chunks."""
+  """Reads every prompt under the full cache; the haystack that prompts share is read once, in whole chunks."""
   shared = {sizes: min(prompts[sizes, trial].fork for trial in trials) for sizes in cells}
   base, read = reader.start(), 0
   for sizes in sorted(cells, key=lambda sizes: shared[sizes]):
@@ -116,7 +115,7 @@ def _ask(
   reader: Reader, tokenizer: Tokenizer, cache: CacheConfig, progress: Progress, rows: Sequence[RetrievalPrompt],
   examples: int,
 ) -> dict[str, Any]:
-  """What one cache makes of the answers: the fields of `AnswerRecord`; `progress` is given away."""
+  """The fields of `AnswerRecord` that describe the answers under one cache. Takes over (donates) `progress`."""
   policy = make_policy(cache)
   padded = [np.pad(row.answer, (0, cache.call_len - len(row.answer))) for row in rows]
   nll_BG, right_BG = reader.answer(cache, progress, padded)

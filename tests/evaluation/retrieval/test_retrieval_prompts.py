@@ -1,4 +1,4 @@
-"""Prompts of recall tasks: their length, where the answer stands, what the trials share, and that seeds decide."""
+"""Prompts of retrieval tasks: their length, where the answer stands, what the trials share, and that seeds decide."""
 
 from __future__ import annotations
 

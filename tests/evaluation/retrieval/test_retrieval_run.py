@@ -1,4 +1,4 @@
-"""Recall under caches on a tiny model: one reading for all is the same as each alone, resuming, tables and plots."""
+"""Retrieval under caches on a tiny model: one shared reading equals separate ones; resuming, tables and plots."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_tables_and_plots_are_of_all_that_was_asked(folder):
   paths = write_summary(folder, "passkey", AnswerFile(folder / "answers.jsonl", "k").lines())
   assert [path.name for path in paths] == ["report.md", "table.jsonl", "examples.md"]
   text = paths[0].read_text()
-  assert "## 230 tokens, 4 to say" in text and "| window like lagkv | 74 |" in text
+  assert "## 230 tokens, answer size 4" in text and "| window like lagkv | 74 |" in text
   rows = [json.loads(line) for line in paths[1].read_text().splitlines()]
   assert len(rows) == 3 * 2 + 3 * 2 * 2
   assert {row["trials"] for row in rows if row["depth"] is None} == {6}

@@ -1,4 +1,4 @@
-"""What was measured, as JSON lines, a table and a plot."""
+"""Measurements as JSON lines, tables and plots."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def describe_machine() -> dict[str, Any]:
 
 
 def write_records(path: Path, results: Sequence[Measured], machine: dict[str, Any]) -> None:
-  """Appends one line a case."""
+  """Appends one line per case."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a", encoding="utf-8") as file:
     for result in results:
       file.write(json.dumps(machine | result.record()) + "\n")
 
 
-def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
-  """One group in Markdown: seconds and memory, and how many times faster than each baseline (20–80 % of the rounds)."""
+def format_table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
+  """One group in Markdown: time, memory, and the speed-up over each baseline (with its 20–80 % range over rounds)."""
   factors = {baseline: dict(ratios(results, baseline)) for baseline in baselines}
   factors = {baseline: values for baseline, values in factors.items() if values}
   has_errors = any(result.error is not None for result in results)
@@ -55,8 +55,8 @@ def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def scaling(results: Sequence[Measured]) -> str:
-  """How the time of each case grows from one length to the next, in Markdown; all lengths were measured in turn."""
+def format_scaling(results: Sequence[Measured]) -> str:
+  """How the time of each case grows from one length to the next, in Markdown."""
   rows = [["", "tokens", "time ratio", "20–80 %", "temporary bytes ratio"], ["---", *["---:"] * 4]]
   for name in dict.fromkeys(result.case.name for result in results):
     by_length = sorted((r for r in results if r.case.name == name and r.seconds), key=lambda r: r.case.tokens)
@@ -68,8 +68,8 @@ def scaling(results: Sequence[Measured]) -> str:
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
-  """Microseconds a token over the length, one line a case."""
+def plot_records(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
+  """Draws microseconds per token over the length, one line per case."""
   figure, (axes,) = new_figure(title)
   names = list(dict.fromkeys(record["case"] for record in records))
   for index, name in enumerate(names):
@@ -89,7 +89,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def records_like(records: Sequence[dict[str, Any]], one: dict[str, Any]) -> list[dict[str, Any]]:
-  """Those of the same machine and code, op and mode as one of them, at any length; of a repeated case the newest."""
+  """The records, at any length, of the same machine, code, op and mode as `one`; of a repeated case the newest."""
   same = [name for name in ("device", "jax", "commit", "op", "head", "mode", "B", "dtype") if name in one]
   newest = {
     (record["case"], record["T"]): record for record in records
