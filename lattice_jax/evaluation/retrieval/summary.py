@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from lattice_jax.evaluation.bootstrap import interval_of_mean
-from lattice_jax.evaluation.result_tables import markdown, write_text
+from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.evaluation.retrieval.plan import AnswerRecord
+from lattice_jax.markdown import markdown_table
 
 FULL = "full"
 _ENOUGH = 0.5  # share right under the full cache, below which a cell says nothing about other caches
@@ -63,7 +64,7 @@ def format_table(summaries: Sequence[Summary], task: str) -> str:
     parts.append(f"## {length:,} tokens, answer size {answer}")
     if not rows[0].is_telling:
       parts.append("The full cache gets less than half right, so that nothing follows for the others.")
-    parts.append(markdown([
+    parts.append(markdown_table([
       ("cache", "kept", "bytes per row", "answer kept", "tokens right", "95 %", "exact", "nats per token", "trials"),
       *((
         row.cache, f"{row.kept:,}", f"{row.cache_bytes:,}", f"{row.needle_kept:.0%}", f"{row.token_accuracy:.1%}",
@@ -92,7 +93,7 @@ def format_examples(lines: Iterable[AnswerRecord], task: str) -> str:
     written, key=lambda line: (line.length, line.answer, line.depth)):
     rows = [(line.cache, *(_as_code(text) for text in line.written)) for line in cell]
     columns = ("cache", *(f"trial {trial}" for trial in range(max(map(len, rows)) - 1)))
-    parts += [f"## {length:,} tokens, answer size {answer}, depth {depth:g}", markdown([columns, *rows])]
+    parts += [f"## {length:,} tokens, answer size {answer}, depth {depth:g}", markdown_table([columns, *rows])]
   return "\n\n".join(parts) + "\n"
 
 
@@ -111,7 +112,7 @@ def _rule(summaries: Sequence[Summary]) -> list[str]:
   if not rows:
     return []
   rows.sort(key=lambda pair: pair[0].per_partition / pair[0].answer_tokens)
-  return ["## Tokens kept per partition against the answer's length", markdown([
+  return ["## Tokens kept per partition against the answer's length", markdown_table([
     ("cache", "prompt", "kept per partition", "answer tokens", "ratio", "tokens right", "relative to full"),
     *((
       row.cache, f"{row.length:,}", f"{row.per_partition}", f"{row.answer_tokens:.0f}",
