@@ -23,16 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
 from lattice_jax.bench import lattice, vq
-from lattice_jax.bench.harness import GIGA, Measured, measure
-from lattice_jax.bench.records import (
-  describe_machine,
-  format_scaling,
-  format_table,
-  plot_records,
-  read_records,
-  records_like,
-  write_records,
-)
+from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
+from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
+from lattice_jax.metrics import read_jsonl
 from lattice_jax.runtime import enable_compilation_cache, run_script
 
 OPS = {"vq": vq, "lattice": lattice}
@@ -75,7 +68,7 @@ def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -
     write_records(arguments.out / "bench.jsonl", results, machine)
     text = format_table(results, OPS[arguments.op].BASELINES)
     print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{text}", flush=True)
-  records = read_records(arguments.out / "bench.jsonl")
+  records = read_jsonl(arguments.out / "bench.jsonl")
   records = records_like(records, records[-1])
   out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
   plot_records(records, f"{arguments.head}, {mode}", out)

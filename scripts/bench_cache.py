@@ -21,8 +21,7 @@ import numpy as np
 
 from lattice_jax.arguments import Parser, of, one_of, path, positive, some_of
 from lattice_jax.bench import cache as bench
-from lattice_jax.bench.harness import quantiles
-from lattice_jax.bench.records import describe_machine
+from lattice_jax.bench.harness import describe_machine, quantiles
 from lattice_jax.cache import POLICIES
 from lattice_jax.config import CacheConfig
 from lattice_jax.fields import find

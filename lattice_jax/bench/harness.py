@@ -6,13 +6,17 @@ the median over rounds of a ratio, with its 20 and 80 % quantiles.
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from lattice_jax.runtime import git_commit
 
 MIN_SECONDS = 0.05  # of one sample; shorter calls are repeated within it
 GIGA = 1 << 30
@@ -57,6 +61,14 @@ class Measured:
     return {
       **self.case.group, "case": self.case.name, **times, **speed, **error, "rounds": len(self.seconds),
       "temp_bytes": self.temp_bytes, "compile_seconds": self.compile_seconds, "program": self.program}
+
+
+def describe_machine() -> dict[str, Any]:
+  """The fields that every record carries."""
+  device = jax.devices()[0]
+  return {
+    "device": device.device_kind if device.platform != "cpu" else _cpu_name(), "jax": jax.__version__,
+    "commit": git_commit()}
 
 
 def measure(cases: Sequence[BenchCase], *, rounds: int, max_bytes: int) -> list[Measured]:
@@ -121,3 +133,10 @@ def _sample(program: Any, arguments: tuple[Any, ...], count: int) -> float:
 
 def _describe(hlo: str) -> dict[str, int]:
   return {"while": hlo.count(" while("), "custom-call": hlo.count(" custom-call("), "dot": hlo.count(" dot(")}
+
+
+def _cpu_name() -> str:
+  info = Path("/proc/cpuinfo")
+  lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+  return f"{len(names)} × {names[0]}" if names else platform.processor() or "CPU"

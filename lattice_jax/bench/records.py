@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from lattice_jax.bench.harness import Measured, quantiles, ratios
-from lattice_jax.inspect.plots import COLORS, new_figure, save_with_legend
+from lattice_jax.inspect.plots import line_style, new_figure, save_with_legend
 from lattice_jax.markdown import markdown_table
-from lattice_jax.runtime import git_commit
 
 _MARKERS = "os^Dv<>p*"
-
-
-def describe_machine() -> dict[str, Any]:
-  """The fields that every record carries."""
-  device = jax.devices()[0]
-  return {
-    "device": device.device_kind if device.platform != "cpu" else _cpu_name(), "jax": jax.__version__,
-    "commit": git_commit()}
 
 
 def write_records(path: Path, results: Sequence[Measured], machine: dict[str, Any]) -> None:
@@ -75,17 +64,14 @@ def plot_records(records: Sequence[dict[str, Any]], title: str, out: Path) -> No
   for index, name in enumerate(names):
     points = sorted((r["T"], 1e6 / r["tokens_per_second"]) for r in records if r["case"] == name and r["rounds"])
     if points:
-      axes.plot(*zip(*points, strict=True), marker=_MARKERS[index % len(_MARKERS)], label=name,
-                color=COLORS[index % len(COLORS)], linestyle="-" if index < len(COLORS) else "--")
+      color, line = line_style(index)
+      axes.plot(
+        *zip(*points, strict=True), marker=_MARKERS[index % len(_MARKERS)], label=name, color=color, linestyle=line)
   axes.set_xscale("log", base=2)
   axes.set_yscale("log")
   axes.set_xlabel("length of a row (tokens)")
   axes.set_ylabel("time per token (µs)")
   save_with_legend(figure, axes, out)
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def records_like(records: Sequence[dict[str, Any]], one: dict[str, Any]) -> list[dict[str, Any]]:
@@ -95,10 +81,3 @@ def records_like(records: Sequence[dict[str, Any]], one: dict[str, Any]) -> list
     (record["case"], record["T"]): record for record in records
     if all(name in record and record[name] == one[name] for name in same)}
   return list(newest.values())
-
-
-def _cpu_name() -> str:
-  info = Path("/proc/cpuinfo")
-  lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-  return f"{len(names)} × {names[0]}" if names else platform.processor() or "CPU"

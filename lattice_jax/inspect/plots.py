@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
@@ -171,7 +170,6 @@ def new_figure(
 ) -> tuple[Figure, list[Any]]:
   """A figure without pyplot (no global state, no display) with plots of relative `widths` side by side."""
   figure = Figure(figsize=size, dpi=120, layout="constrained")
-  FigureCanvasAgg(figure)
   plots = list(figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0])
   plots[0].set_title(title, loc="left")
   for axes in plots:
@@ -184,17 +182,17 @@ def panel_grid(number: int, size: tuple[float, float]) -> tuple[Figure, list[lis
   columns = number if number <= 3 else min(range(3, 6), key=lambda columns: (-number % columns, -(-number // columns)))
   rows = -(-number // columns)
   figure = Figure(figsize=(size[0] * columns + 1.2, size[1] * rows + 0.6), dpi=120, layout="constrained")
-  FigureCanvasAgg(figure)
   plots = list(figure.subplots(rows, columns, squeeze=False).flat)
   for axes in plots[number:]:
     axes.set_visible(False)
   return figure, [plots[start:min(start + columns, number)] for start in range(0, number, columns)]
 
 
-def save_figure(figure: Figure, out: Path) -> None:
-  """Writes the PNG; makes its folder if needed."""
+def save_figure(figure: Figure, out: Path) -> Path:
+  """Writes the PNG to `out`, makes its folder if needed, and returns `out`."""
   out.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(out)
+  return out
 
 
 def _unit(record: dict[str, Any]) -> str:

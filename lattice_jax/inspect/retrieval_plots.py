@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib.colors import Normalize
 from lattice_jax.evaluation.cache_contents import cache_of_map
 from lattice_jax.evaluation.retrieval.summary import FULL
 from lattice_jax.inspect.plots import COLORS, panel_grid, save_figure
+from lattice_jax.metrics import read_jsonl
 
 _MARKERS = "osD^v<>P*X"
 _HEAT = "cividis"
@@ -28,10 +28,10 @@ def plot_retrieval(folder: Path, out: Path) -> list[Path]:
     ValueError: the folder holds no finished task.
   """
   if (folder / "compare.jsonl").exists():
-    return [_plot_losses(_read(folder / "compare.jsonl"), out)]
+    return [_plot_losses(read_jsonl(folder / "compare.jsonl"), out)]
   if not (folder / "table.jsonl").exists():
     raise ValueError(f"{folder}/table.jsonl does not exist; give the folder of a --task that has finished.")
-  rows = _read(folder / "table.jsonl")
+  rows = read_jsonl(folder / "table.jsonl")
   paths = [
     _plot_pareto([row for row in rows if row["depth"] is None], out),
     _plot_depths([row for row in rows if row["depth"] is not None], _beside(out, "depths"))]
@@ -68,8 +68,7 @@ def _plot_pareto(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   figure.supxlabel("keys and values of a row (MiB); bars: 95 % interval from resampling prompts", fontsize="medium")
   figure.legend(
     list(shown.values()), list(shown), loc="outside upper center", ncols=len(shown), frameon=False, fontsize="medium")
-  save_figure(figure, out)
-  return out
+  return save_figure(figure, out)
 
 
 def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
@@ -99,8 +98,7 @@ def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
     "tokens of the prompt, and digits or words of the answer below. Depth: 0 at the start of the prompt, 1 at its end. "
     "Blank: not asked", fontsize="small")
   figure.colorbar(image, ax=list(itertools.chain(*grid)), label="answer tokens right (%)", aspect=30, pad=0.01)
-  save_figure(figure, out)
-  return out
+  return save_figure(figure, out)
 
 
 def _plot_kept(caches: Sequence[str], files: Mapping[str, Path], length: int, out: Path) -> Path:
@@ -120,8 +118,7 @@ def _plot_kept(caches: Sequence[str], files: Mapping[str, Path], length: int, ou
     line[0].set_ylabel(f"layer ({heads} heads each)", fontsize="small")
   figure.supxlabel("position in the prompt (tokens)", fontsize="small")
   figure.colorbar(image, ax=list(itertools.chain(*grid)), label="share of tokens kept", aspect=30, pad=0.01)
-  save_figure(figure, out)
-  return out
+  return save_figure(figure, out)
 
 
 def _plot_losses(rows: Sequence[dict[str, Any]], out: Path) -> Path:
@@ -136,8 +133,7 @@ def _plot_losses(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   axes.set_ylabel(f"loss above «{rows[0]['cache']}» (nats per token)")
   axes.grid(True, alpha=0.25)
   axes.legend(frameon=False, fontsize="small")
-  save_figure(figure, out)
-  return out
+  return save_figure(figure, out)
 
 
 def _name_cache(axes: Any, cache: str, width: float) -> None:
@@ -160,7 +156,3 @@ def _by_family(caches: Iterable[str]) -> list[str]:
 
 def _beside(out: Path, what: str) -> Path:
   return out.with_stem(f"{out.stem}_{what}")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

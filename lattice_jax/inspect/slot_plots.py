@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
@@ -59,11 +58,8 @@ def plot_layer(name: str, trace: SlotTrace, folder: Path, *, threshold: float) -
     figures["lengths"] = _heat_maps(
       f"{name}: length of each slot", "length", trace.norm_THM, "viridis",
       Normalize(float(trace.norm_THM.min()), float(trace.norm_THM.max())), np.mean)
-  paths = {}
-  for what, figure in figures.items():
-    paths[what] = folder / f"{name.replace(' ', '')}_{what}.png"
-    save_figure(figure, paths[what])
-  return paths
+  return {
+    what: save_figure(figure, folder / f"{name.replace(' ', '')}_{what}.png") for what, figure in figures.items()}
 
 
 def _around_one(keep_THM: np.ndarray) -> Normalize:
@@ -75,7 +71,6 @@ def _around_one(keep_THM: np.ndarray) -> Normalize:
 
 def _new_figure(title: str, rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
   figure = Figure(figsize=size, dpi=110, layout="constrained")
-  FigureCanvasAgg(figure)
   figure.suptitle(title, x=0.01, ha="left", fontsize=11)
   return figure, figure.subplots(rows, columns, squeeze=False)
 

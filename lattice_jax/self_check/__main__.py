@@ -15,7 +15,7 @@ import sys
 import jax
 
 from lattice_jax.arguments import Parser, of, path, positive, some_of
-from lattice_jax.bench.records import describe_machine
+from lattice_jax.bench.harness import describe_machine
 from lattice_jax.dispatch import OVERRIDE
 from lattice_jax.domains import Names, did_you_mean
 from lattice_jax.runtime import run_script

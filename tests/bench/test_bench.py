@@ -14,7 +14,8 @@ import pytest
 
 from lattice_jax.bench import vq
 from lattice_jax.bench.harness import BenchCase, measure, ratios
-from lattice_jax.bench.records import format_table, read_records, records_like, write_records
+from lattice_jax.bench.records import format_table, records_like, write_records
+from lattice_jax.metrics import read_jsonl
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
 MACHINE = {"device": "test", "jax": "0", "commit": "abc"}
@@ -62,7 +63,7 @@ def test_cases_that_do_not_fit_are_reported_and_not_run(tmp_path):
   assert list(ratios([fitting, too_large], "thrice")) == []
   assert "| thrice | does not fit |" in format_table([fitting, too_large], ["once"])
   write_records(tmp_path / "bench.jsonl", [fitting, too_large], MACHINE)
-  first, second = read_records(tmp_path / "bench.jsonl")
+  first, second = read_jsonl(tmp_path / "bench.jsonl")
   assert first["tokens_per_second"] == pytest.approx(64 / first["median"]) and "median" not in second
 
 
@@ -95,4 +96,4 @@ def test_scaling_compares_lengths_of_one_case(tmp_path, monkeypatch, capsys):
   runpy.run_path(str(SCRIPT))["main"]()
   row = capsys.readouterr().out.splitlines()[-1].split("|")
   assert row[1:3] == [" vq serial ", " 8 → 16 "]
-  assert [record["T"] for record in read_records(tmp_path / "scaling.jsonl")] == [8, 16]
+  assert [record["T"] for record in read_jsonl(tmp_path / "scaling.jsonl")] == [8, 16]
