@@ -112,7 +112,7 @@ def test_panels_stand_in_rows_that_leave_few_places_empty(number, rows):
   assert sum(axes.get_visible() for axes in figure.axes) == number
 
 
-def test_a_position_plot_ends_with_the_data_and_has_no_curve_where_nothing_was_judged(tmp_path, monkeypatch):
+def test_a_position_plot_ends_with_the_data_and_has_no_curve_where_nothing_was_evaluated(tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(plots, "save_figure", lambda figure, out: drawn.append(figure.axes[0]))
   path = write_eval(write_run(tmp_path / "a"))

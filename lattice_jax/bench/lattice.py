@@ -69,8 +69,8 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
   devices = jax.device_count()
   if devices > 1 and shape.heads % devices == 0:
     for name, attend, is_like in (("scan", forms["scan"], exact), (BLOCKWISE, _blockwise, None)):
-      dealt, placed = _deal_heads(attend, arguments)
-      yield BenchCase(f"{name}, heads over {devices} devices", group, run(dealt), placed, batch * length, is_like)
+      spread, placed = _spread_heads(attend, arguments)
+      yield BenchCase(f"{name}, heads over {devices} devices", group, run(spread), placed, batch * length, is_like)
 
 
 def _inputs(shape: Shape, batch: int, length: int) -> Inputs:
@@ -105,16 +105,16 @@ def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, *_: jax.Array) -> tuple
   return (blockwise(q, k, v),)
 
 
-def _deal_heads(attend: Callable[..., Any], arguments: Inputs) -> tuple[Callable[..., Any], Inputs]:
+def _spread_heads(attend: Callable[..., Any], arguments: Inputs) -> tuple[Callable[..., Any], Inputs]:
   """(`attend` with equally many heads on every device, its arguments spread alike)."""
   mesh = jax.make_mesh((jax.device_count(),), ("heads",))
   of_token, of_slots = P(None, None, "heads"), P(None, "heads")
   in_specs = (of_token,) * 4 + (P("heads"),)
   outputs = jax.eval_shape(attend, *arguments)
   out_specs = tuple(of_token if out.shape == arguments[2].shape else of_slots for out in outputs)
-  dealt = jax.shard_map(attend, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+  spread = jax.shard_map(attend, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
   placed = tuple(jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arguments, in_specs, strict=True))
-  return dealt, placed
+  return spread, placed
 
 
 def _run_checkpointed(q, k, v, step, start):

@@ -74,13 +74,13 @@ def evaluate(
       min(eval.batch, _num_rows(eval.protocol, lengths, seq_len)), math.lcm(mesh.shape["data"], num_hosts)),
     chunk_len=chunk_len, max_len=_token_cache_len(model, eval.protocol, longest, chunk_len),
     has_answers=source.answers is not None)
-  batches = _first_batches(eval, eval_batches(
+  batches = _first_batches(eval, should_stop, eval_batches(
     source, tokenizer, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, batch=shapes.batch,
     host=host, num_hosts=num_hosts))
   totals = Totals(bucket_starts(model, longest), source.num_documents)
   answers = AnswerTotals(source, longest) if source.answers else None
   metrics, seconds, compile_seconds = _run(
-    model, shapes, mesh, {"params": params, "buffers": buffers}, _until(should_stop, batches), totals, answers)
+    model, shapes, mesh, {"params": params, "buffers": buffers}, batches, totals, answers)
   if not eval.max_batches and totals.by_bucket[1].sum() != source.num_targets:
     raise RuntimeError(f"evaluation counted {totals.by_bucket[1].sum()} of {source.num_targets} targets.")
   return make_result(
@@ -124,20 +124,17 @@ def _run(
   return metrics, seconds, compile_seconds
 
 
-def _until(should_stop: Callable[[], bool] | None, batches: Iterator[EvalBatch]) -> Iterator[EvalBatch]:
-  for chunk in batches:
-    if should_stop is not None and should_stop():
-      raise EvaluationStopped
-    yield chunk
-
-
-def _first_batches(eval: EvalConfig, batches: Iterator[EvalBatch]) -> Iterator[EvalBatch]:
-  """The first `max_batches` batches: of whole windows (cold) or of chunks (carried)."""
+def _first_batches(
+  eval: EvalConfig, should_stop: Callable[[], bool] | None, batches: Iterator[EvalBatch]
+) -> Iterator[EvalBatch]:
+  """The first `max_batches` batches, of whole windows (cold) or of chunks (carried), until `should_stop`."""
   taken = 0
   for chunk in batches:
     taken += chunk.fresh or eval.protocol == "carried"
     if eval.max_batches and taken > eval.max_batches:
       return
+    if should_stop is not None and should_stop():
+      raise EvaluationStopped
     yield chunk
 
 

@@ -34,5 +34,5 @@ def keyed_name(parts: list[str], origin: Mapping[str, Any]) -> str:
 def code_fingerprint() -> str:
   """The fingerprint of the source code of everything that asks and scores."""
   root = Path(__file__).parents[1]
-  paths = [path for name in _ASKING for path in (sorted((root / name).glob("*.py")) or [root / name])]
+  paths = [path for name in _ASKING for path in (sorted((root / name).rglob("*.py")) or [root / name])]
   return fingerprint(*(path.read_bytes() for path in paths))

@@ -17,10 +17,10 @@ def format_result(result: EvalResult) -> str:
   heading = (
     f"{result.source}, {result.tokenizer} tokenizer, {result.split} split, {result.protocol}: {_context(result)}")
   if result.accuracy is not None:
-    labels = dict.fromkeys(group.label for group in result.answers)
-    return "\n\n".join([heading, _task_totals(result), *(_answers(result, label) for label in labels)])
-  tables = [heading, _totals(result), *([_documents(result)] if result.documents else []), _buckets(result)]
-  return "\n\n".join(tables)
+    tables = [_answers(result, label) for label in dict.fromkeys(group.label for group in result.answers)]
+  else:
+    tables = [*([_documents(result)] if result.documents else []), _buckets(result)]
+  return "\n\n".join([heading, _totals(result), *tables])
 
 
 def format_comparison(results: Sequence[EvalResult], baselines: Mapping[str, float], unit: str) -> str:
@@ -80,37 +80,27 @@ def _context(result: EvalResult) -> str:
 
 
 def _totals(result: EvalResult) -> str:
-  cut = "" if result.is_whole else f" of {result.split_tokens:,}"
-  words = []
-  if result.words is not None:
-    estimated = "" if result.is_whole else ", estimated"
-    origin = "of the raw text" if result.words == result.raw_words else f"published; {result.raw_words:,} in the text"
-    words = [
-      (f"word perplexity{estimated}", _perplexity(result.word_perplexity)), ("words", f"{result.words:,} ({origin})")]
+  nats, tokens = f"{result.nll_per_token:.4f}", f"{result.tokens:,}"
+  if not result.is_whole:
+    tokens += f" of {result.split_tokens:,}"
+  if result.accuracy is not None:
+    rows = [("accuracy", f"{result.accuracy:.2%}"), ("nats per answer", nats), ("answers", tokens)]
+  else:
+    rows = [
+      (f"bits per {result.unit}", f"{result.bits_per_byte:.4f}"), *_words(result), ("nats per token", nats),
+      ("tokens", tokens), ("tokens per second", f"{result.tokens_per_second:,.0f}")]
   return align([
-    (f"bits per {result.unit}", f"{result.bits_per_byte:.4f}"),
-    *words,
-    ("nats per token", f"{result.nll_per_token:.4f}"),
-    ("tokens", f"{result.tokens:,}{cut}"),
-    ("tokens per second", f"{result.tokens_per_second:,.0f}"),
-    *_run_rows(result),
-  ])
+    *rows, ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
+    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items()))])
 
 
-def _task_totals(result: EvalResult) -> str:
-  cut = "" if result.is_whole else f" of {result.split_tokens:,}"
-  return align([
-    ("accuracy", f"{result.accuracy:.2%}"),
-    ("nats per answer", f"{result.nll_per_token:.4f}"),
-    ("answers", f"{result.tokens:,}{cut}"),
-    *_run_rows(result),
-  ])
-
-
-def _run_rows(result: EvalResult) -> list[tuple[str, str]]:
+def _words(result: EvalResult) -> list[tuple[str, str]]:
+  if result.words is None:
+    return []
+  estimated = "" if result.is_whole else ", estimated"
+  origin = "of the raw text" if result.words == result.raw_words else f"published; {result.raw_words:,} in the text"
   return [
-    ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
-    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items()))]
+    (f"word perplexity{estimated}", _perplexity(result.word_perplexity)), ("words", f"{result.words:,} ({origin})")]
 
 
 def _answers(result: EvalResult, label: str) -> str:

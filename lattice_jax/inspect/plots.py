@@ -73,7 +73,7 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   axes.set_ylim(_readable_range(*map(np.concatenate, zip(*worth_reading, strict=True))))
   axes.set_xlim(left=0)
   axes.set_xlabel("training (optimizer updates)")
-  axes.set_ylabel(f"bits per {_common_unit(_run_unit(path) for path in workdirs)}")
+  axes.set_ylabel(f"bits per {_common_unit(_unit(known_run(path)) for path in workdirs)}")
   save_with_legend(figure, axes, out)
 
 
@@ -197,10 +197,6 @@ def save_figure(figure: Figure, out: Path) -> Path:
 
 def _unit(record: dict[str, Any]) -> str:
   return record["unit"] if "unit" in record else "byte"  # older files have no unit, and are of text
-
-
-def _run_unit(workdir: Path) -> str:
-  return _unit(known_run(workdir))
 
 
 def _common_unit(units: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The inputs that the Lattice layers of a model receive while it reads one text; the audit is about them alone."""
+"""The inputs that a model's Lattice layers receive while it reads one text. The slot audit is for Lattice alone."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Summary:
   is_telling: bool
 
 
-def summarise(lines: Iterable[AnswerRecord], *, by_depth: bool) -> list[Summary]:
+def summarize(lines: Iterable[AnswerRecord], *, by_depth: bool) -> list[Summary]:
   """Groups by length, answer size and cache, in the order of the lines; with `by_depth` by depth as well."""
   groups: dict[tuple[int, int, float | None, str], list[AnswerRecord]] = {}
   for line in lines:
@@ -75,7 +75,7 @@ def format_table(summaries: Sequence[Summary], task: str) -> str:
 
 def write_summary(folder: Path, task: str, lines: Sequence[AnswerRecord]) -> list[Path]:
   """Writes report.md, table.jsonl with all cells, and examples.md with what the model itself wrote in each cell."""
-  overall, cells = summarise(lines, by_depth=False), summarise(lines, by_depth=True)
+  overall, cells = summarize(lines, by_depth=False), summarize(lines, by_depth=True)
   texts = {
     "report.md": format_table(overall, task),
     "table.jsonl": "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [*overall, *cells]),

@@ -17,7 +17,7 @@ from lattice_jax.evaluation.cache_contents import cache_of_map, map_path
 from lattice_jax.evaluation.retrieval.plan import AnswerFile, RetrievalPlan
 from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes
 from lattice_jax.evaluation.retrieval.run import Subject, run_plan
-from lattice_jax.evaluation.retrieval.summary import summarise, write_summary
+from lattice_jax.evaluation.retrieval.summary import summarize, write_summary
 from lattice_jax.inspect.retrieval_plots import plot_retrieval
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
@@ -62,7 +62,7 @@ def all_logits(variables, tokens_BT, model):
   return jax.nn.log_softmax(Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits))
 
 
-def test_under_the_full_cache_an_answer_is_judged_as_in_one_call_over_prompt_and_answer(folder):
+def test_under_the_full_cache_an_answer_is_scored_as_in_one_call_over_prompt_and_answer(folder):
   for line in lines(folder, "full"):
     for index, trial in enumerate(line.trials):
       haystack = Haystack(ByteTokenizer(), subject().text_ids, trial=trial, seed=1)
@@ -78,7 +78,7 @@ def test_under_the_full_cache_an_answer_is_judged_as_in_one_call_over_prompt_and
     assert line.cache_bytes == 2 * 230 * (2 * 8 * 4 + 4)
 
 
-def test_every_other_cache_keeps_as_many_tokens_and_judges_otherwise(folder):
+def test_every_other_cache_keeps_as_many_tokens_and_scores_answers_differently(folder):
   kept = make_policy(LAGKV).kept_length(230)
   def asked(line):
     return line.length, line.answer, line.depth, line.trials
@@ -177,7 +177,7 @@ def test_a_cell_is_telling_where_the_full_cache_knows_the_answer(folder):
   line = lines(folder, "full")[0]
   for share, is_telling in ((1, True), (0, False)):
     full = dataclasses.replace(line, right=[[bool(share)] * len(right) for right in line.right])
-    (summary, other) = summarise([full, dataclasses.replace(line, cache="lagkv")], by_depth=False)
+    (summary, other) = summarize([full, dataclasses.replace(line, cache="lagkv")], by_depth=False)
     assert (summary.token_accuracy, summary.is_telling, other.is_telling) == (share, is_telling, is_telling)
 
 
