@@ -106,7 +106,7 @@ def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, *_: jax.Array) -> tuple
 
 
 def _spread_heads(attend: Callable[..., Any], arguments: Inputs) -> tuple[Callable[..., Any], Inputs]:
-  """(`attend` with equally many heads on every device, its arguments spread alike)."""
+  """(`attend` with equally many heads on every device, its arguments placed accordingly)."""
   mesh = jax.make_mesh((jax.device_count(),), ("heads",))
   of_token, of_slots = P(None, None, "heads"), P(None, "heads")
   in_specs = (of_token,) * 4 + (P("heads"),)

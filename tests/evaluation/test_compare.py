@@ -93,5 +93,5 @@ def test_a_comparison_without_text_or_with_one_cache_is_refused():
   tokens_BT = np.zeros((1, 10), np.int32)
   with pytest.raises(ValueError, match="needs at least two caches"):
     compare(MODEL, {}, {"full": CacheConfig()}, tokens_BT, 5)
-  with pytest.raises(ValueError, match="a prompt of 9 tokens leaves too little of texts of 10"):
+  with pytest.raises(ValueError, match="a prompt of 9 tokens leaves too little of a text of 10"):
     compare(MODEL, {}, CACHES, tokens_BT, 9)
