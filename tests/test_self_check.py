@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lattice_jax.memories.cases import Case, Sizes
 from lattice_jax.self_check import results
 from lattice_jax.self_check.__main__ import main
-from lattice_jax.self_check.cases import Case, Sizes, make_cases
-from lattice_jax.self_check.check import check, largest_error
+from lattice_jax.self_check.check import check, largest_error, make_cases
 
 OPS = {"attention", "vq", "lattice", "gated_linear", "delta", "gated_slots", "ttt"}
 

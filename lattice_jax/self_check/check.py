@@ -1,4 +1,4 @@
-"""Compares an implementation with the definition: errors of results and gradients, and the time of both."""
+"""Compares implementations of an op with its definition: errors of results and gradients, and the time of both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lattice_jax.self_check.cases import Case
+from lattice_jax.memories.cases import Case, Sizes
+from lattice_jax.memories.registry import FOLDERS, find_memory
 
 # RMS of the difference over RMS of the value, for each array. Gradients, which sum over all tokens, cancel more; bf16
 # rounds every product of a token once or twice.
@@ -41,6 +42,12 @@ class Row:
     """True also if this device has no such implementation, which is no error. NaN is never within a limit."""
     return bool(self.reason) or (
       self.result_error <= LIMITS["result", self.dtype] and self.gradient_error <= LIMITS["gradient", self.dtype])
+
+
+def make_cases(sizes: Sizes) -> Iterator[Case]:
+  """Every memory's cases, once if memories share an op."""
+  for make in dict.fromkeys(find_memory(name).cases for name in FOLDERS):
+    yield from make(sizes)
 
 
 def check(case: Case, impls: tuple[str, ...], dtype: str) -> Iterator[Row]:

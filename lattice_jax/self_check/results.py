@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.markdown import markdown_table
-from lattice_jax.self_check.cases import Sizes
+from lattice_jax.memories.cases import Sizes
 from lattice_jax.self_check.check import CALLS, LIMITS, Row
 
 _NAMES = ("op", "form", "impl", "dtype", "result", "gradient", "ms", "definition ms", "")
