@@ -1,4 +1,10 @@
-"""Documents in rows of tokens: where they begin, whose a state is, and rows cut into chunks."""
+"""Documents in rows of tokens: where they begin, to whom a state belongs, and rows cut into chunks.
+
+Padding and documents are the op's own duty, not that of the layer above it: every public op takes `valid` (or an order
+with EMPTY slots) and must give the same outputs at valid tokens, the same state and the same gradients whatever numbers
+stand at invalid tokens, NaN and infinity included, and must give them a gradient of zero. Its docstring names the line
+that does so, most often `keep_only`, and its test feeds NaN (tests/ops/test_padding.py).
+"""
 
 from __future__ import annotations
 
@@ -42,18 +48,33 @@ def select(is_B: jax.Array, chosen: Any, other: Any) -> Any:
   return jax.tree.map(lambda a, b: jnp.where(is_B.reshape(-1, *(1,) * (b.ndim - 1)), a, b), chosen, other)
 
 
-def keep_only(is_kept_BT: jax.Array, tree: Any) -> Any:
-  """Arrays [B, T, …] with zeros, whatever they held, at all other tokens."""
+def keep_only(is_kept: jax.Array, tree: Any, neutral: float = 0) -> Any:
+  """Arrays with `neutral` in place, whatever they held, of what is not kept; the mask has their first axes."""
   return jax.tree.map(
-    lambda x_BT: jnp.where(is_kept_BT.reshape(*is_kept_BT.shape, *(1,) * (x_BT.ndim - 2)), x_BT, 0), tree)
+    lambda x: jnp.where(is_kept.reshape(*is_kept.shape, *(1,) * (x.ndim - is_kept.ndim)), x, neutral), tree)
 
 
-def to_chunks(x_BT: jax.Array, chunk_len: int, neutral: float = 0) -> jax.Array:
-  """[B, T, …] → [N, B, C, …], filled up with `neutral`."""
-  padding = -x_BT.shape[1] % chunk_len
-  if padding:
-    x_BT = jnp.pad(x_BT, ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2)), constant_values=neutral)
-  return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, chunk_len, *x_BT.shape[2:]), 1, 0)
+def last_slots(joined: Any, num_new_B: jax.Array, window: int) -> Any:
+  """Of arrays of W old slots and then new tokens [B, W + T, …], the newest W once `num_new_B` tokens are taken in."""
+  slot_BW = num_new_B[:, None] + jnp.arange(window)
+  return jax.tree.map(lambda x_BS: jax.vmap(lambda x_S, slot_W: x_S[slot_W])(x_BS, slot_BW), joined)
+
+
+def pad_time(tree: Any, padding: int, neutral: float = 0) -> Any:
+  """Arrays [B, T, …] with so many more tokens at the end."""
+  return jax.tree.map(
+    lambda x_BT: jnp.pad(x_BT, ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2)), constant_values=neutral)
+    if padding else x_BT, tree)
+
+
+def to_chunks(tree: Any, chunk_len: int, neutral: float = 0) -> Any:
+  """Arrays [B, T, …] → [N, B, C, …], filled up with `neutral`."""
+
+  def cut(x_BT: jax.Array) -> jax.Array:
+    x_BT = pad_time(x_BT, -x_BT.shape[1] % chunk_len, neutral)
+    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, chunk_len, *x_BT.shape[2:]), 1, 0)
+
+  return jax.tree.map(cut, tree)
 
 
 def from_chunks(x_NBC: jax.Array, length: int) -> jax.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.ops.documents import EMPTY
+from lattice_jax.ops.documents import EMPTY, keep_only, last_slots
 
 
 def short_conv(
@@ -23,13 +23,5 @@ def short_conv(
     there = slice(reach - back, reach - back + length)
     is_same_BT = run_BS[:, there] == run_BT
     y_BTHK += jnp.where(is_same_BT[..., None, None], x_BSHK[:, there].astype(jnp.float32) * tap_WHK[back], 0)
-  return y_BTHK, _last_inputs(x_BSHK, run_BS, reach, (run_BT != EMPTY).sum(1))
-
-
-def _last_inputs(x_BSHK: jax.Array, run_BS: jax.Array, reach: int, num_valid_B: jax.Array) -> jax.Array:
-  """The inputs of the last `reach` valid tokens, zero where they are of another document than the last one."""
-  index_BW = num_valid_B[:, None] + jnp.arange(reach)
-  run_BW = jnp.take_along_axis(run_BS, index_BW, 1)
-  last_B1 = jnp.take_along_axis(run_BS, num_valid_B[:, None] + reach - 1, 1)
-  tail_BWHK = jnp.take_along_axis(x_BSHK, index_BW[..., None, None], 1)
-  return jnp.where((run_BW == last_B1)[..., None, None], tail_BWHK, 0)
+  run_BW, tail_BWHK = last_slots((run_BS, x_BSHK), (run_BT != EMPTY).sum(1), reach)
+  return y_BTHK, keep_only(run_BW == run_BW[:, -1:], tail_BWHK)

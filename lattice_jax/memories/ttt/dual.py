@@ -19,8 +19,8 @@ def ttt_dual(
 ) -> tuple[jax.Array, Memory]:
   """As `ttt_reference`; the backward pass keeps one memory a mini-batch."""
   length = grid.place_BT.shape[1]
-  cut = functools.partial(to_chunks, chunk_len=min(length, learner.rate_C.shape[0]))
-  out_NBCHV, memory = scan_chunks(_block, *jax.tree.map(cut, (tokens, grid)), learner, memory)
+  chunks = to_chunks((tokens, grid), min(length, learner.rate_C.shape[0]))
+  out_NBCHV, memory = scan_chunks(_block, *chunks, learner, memory)
   return from_chunks(out_NBCHV, length), memory
 
 
