@@ -30,5 +30,4 @@ def _inverse_unit_lower_jvp(primals, tangents):
 
 
 def _product(left: jax.Array, middle: jax.Array, right: jax.Array) -> jax.Array:
-  right = jnp.einsum("...ij,...jk->...ik", middle, right, precision="highest")
-  return jnp.einsum("...ij,...jk->...ik", left, right, precision="highest")
+  return jnp.matmul(left, jnp.matmul(middle, right, precision="highest"), precision="highest")

@@ -11,7 +11,7 @@ from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.ttt.dual import ttt_dual
 from lattice_jax.memories.ttt.reference import ttt_reference
 from lattice_jax.memories.ttt.rule import Learner, inner_loss, output_gradient
-from lattice_jax.ops.chunk_grid import make_grid
+from lattice_jax.ops.chunk_grid import make_chunk_grid
 from lattice_jax.ops.documents import EMPTY, document_after, document_starts, keep_only
 
 __all__ = ["Learner", "TTTState", "empty_state", "inner_loss", "output_gradient", "ttt"]
@@ -62,7 +62,7 @@ def ttt(
   run = ttt_reference if chosen == "reference" else ttt_dual
   dtype = state.weight_BHKV.dtype
   is_start_BT = document_starts(ids, valid, state.document_B)
-  grid, fill_B = make_grid(is_start_BT, valid, state.fill_B, learner.rate_C.shape[0])
+  grid, fill_B = make_chunk_grid(is_start_BT, valid, state.fill_B, learner.rate_C.shape[0])
   tokens = keep_only(valid, (q, k, v, step[..., None]))
   learner = jax.tree.map(lambda x: x.astype(dtype), learner)
   out_BTHV, memory = run(learner, tokens, grid, (state.weight_BHKV, state.total_BHKV))

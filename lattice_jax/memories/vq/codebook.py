@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lattice_jax.ops.documents import keep_only
+
 COUNT_FLOOR = 0.01  # a code that is never used drifts to the origin once its moving count falls below this
 _SPLIT_NOISE = 0.1  # of the row's length: how far a revived code starts from the one it is split off
 
@@ -20,7 +22,7 @@ def code_statistics(
 ) -> tuple[Float[Array, "H M"], Float[Array, "H M K"]]:
   """Number of valid keys of each code and their sum, over batch and time."""
   one_hot_BTHM = jax.nn.one_hot(code, codes, dtype=jnp.float32) * valid[..., None, None]
-  k_BTHK = jax.lax.stop_gradient(k).astype(jnp.float32)
+  k_BTHK = keep_only(valid, jax.lax.stop_gradient(k).astype(jnp.float32))
   return one_hot_BTHM.sum((0, 1)), jnp.einsum("BTHM,BTHK->HMK", one_hot_BTHM, k_BTHK, precision="highest")
 
 

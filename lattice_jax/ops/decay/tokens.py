@@ -15,7 +15,7 @@ from lattice_jax.ops.documents import document_starts, from_chunks, keep_only, t
 Inputs = tuple[jax.Array, ...]
 
 
-def enter(
+def encode_documents(
   inputs: Inputs, decay: jax.Array | None, ids: jax.Array, valid: jax.Array, document_B: jax.Array
 ) -> tuple[jax.Array, Inputs]:
   """Decays [B, T, H, K or 1] and inputs in which documents and padding need no further care.
