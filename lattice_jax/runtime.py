@@ -133,6 +133,7 @@ def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
     sys.stdout.write(usage.of_command(inspect.getmodule(main).__doc__))
     return
   quieten_checkpoints()
+  show_log()
   try:
     arguments = parse_flags(argv)[1:]
     if _CPU_DEVICES.value is not None:
@@ -182,6 +183,16 @@ def within(seconds: float, action: Callable[[], object]) -> None:
   thread = threading.Thread(target=act, daemon=True)
   thread.start()
   thread.join(seconds)
+
+
+def show_log() -> None:
+  """What the library logs, such as the implementation of each op, as lines on stdout."""
+  logger, handler = logging.getLogger("lattice_jax"), logging.StreamHandler(sys.stdout)
+  # on a terminal a clock may run on the line
+  handler.setFormatter(logging.Formatter("\r\033[K%(message)s" if sys.stdout.isatty() else "%(message)s"))
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
 
 
 def quieten_checkpoints() -> None:

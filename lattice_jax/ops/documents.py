@@ -12,11 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
 
 EMPTY = -1  # id of a slot that holds no token, and of a state before its first token
 
 
-def document_runs(ids_BT: jax.Array, valid_BT: jax.Array, document_B: jax.Array) -> jax.Array:
+def document_runs(
+  ids_BT: Int[Array, "B T"], valid_BT: Bool[Array, "B T"], document_B: Int[Array, "B"]
+) -> Int[Array, "B T"]:
   """Number of document changes up to each token, EMPTY where it is invalid; 0 goes on with the state's document.
 
   Documents are compared by this number and not by id, so an id that comes back is a new document.
@@ -25,7 +28,9 @@ def document_runs(ids_BT: jax.Array, valid_BT: jax.Array, document_B: jax.Array)
   return jnp.where(valid_BT, jnp.cumsum(ids_BT != before_BT, axis=1, dtype=jnp.int32), EMPTY)
 
 
-def document_after(ids_BT: jax.Array, valid_BT: jax.Array, document_B: jax.Array) -> jax.Array:
+def document_after(
+  ids_BT: Int[Array, "B T"], valid_BT: Bool[Array, "B T"], document_B: Int[Array, "B"]
+) -> Int[Array, "B"]:
   """The document of each row's last valid token, or the state's where there is none."""
   num_valid_B = valid_BT.sum(1)
   last_B = jnp.take_along_axis(ids_BT, jnp.maximum(num_valid_B - 1, 0)[:, None], 1)[:, 0]
@@ -37,10 +42,12 @@ def relabel(id_BS: jax.Array, document: jax.Array | int) -> jax.Array:
   return jnp.where(id_BS == EMPTY, EMPTY, document)
 
 
-def document_starts(ids_BT: jax.Array, is_valid_BT: jax.Array, document_B: jax.Array) -> jax.Array:
-  """Bool [B, T]: valid tokens of another document than the token before them, or than the state."""
-  run_BT = document_runs(ids_BT, is_valid_BT, document_B)
-  return is_valid_BT & (run_BT != jnp.pad(run_BT, ((0, 0), (1, 0)))[:, :-1])
+def document_starts(
+  ids_BT: Int[Array, "B T"], valid_BT: Bool[Array, "B T"], document_B: Int[Array, "B"]
+) -> Bool[Array, "B T"]:
+  """Valid tokens of another document than the token before them, or than the state."""
+  run_BT = document_runs(ids_BT, valid_BT, document_B)
+  return valid_BT & (run_BT != jnp.pad(run_BT, ((0, 0), (1, 0)))[:, :-1])
 
 
 def select(is_B: jax.Array, chosen: Any, other: Any) -> Any:

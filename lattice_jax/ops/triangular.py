@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 @jax.custom_jvp
-def inverse_unit_lower(strict: jax.Array) -> jax.Array:
+def inverse_unit_lower(strict: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
   """(I + strict)⁻¹ for a strictly lower [..., C, C], by doubling the blocks whose inverse is known."""
   size = strict.shape[-1]
   row = jnp.arange(size)

@@ -26,7 +26,9 @@ def code_statistics(
   return one_hot_BTHM.sum((0, 1)), jnp.einsum("BTHM,BTHK->HMK", one_hot_BTHM, k_BTHK, precision="highest")
 
 
-def moving_average(old: jax.Array, new: jax.Array, rate: float) -> jax.Array:
+def moving_average(
+  old: Float[Array, "*shape"], new: Float[Array, "*shape"], rate: float
+) -> Float[Array, "*shape"]:
   """rate·old + (1 − rate)·new; `new` is a sum over the whole global batch of an update."""
   return rate * old + (1 - rate) * new
 

@@ -41,7 +41,7 @@ def choose_reduction(reduction: str, num_scores: int) -> str:
 
 
 def vq_attention(
-  q: Float[Array, "B T Q K"], key: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
+  q: Float[Array, "B T Q K"], quantized: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
   relative: Float[Array, "H S K"], content_bias: Float[Array, "Q K"], position_bias: Float[Array, "Q K"],
   state: VQState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, block_len: int,
   near_bias: Float[Array, "Q"] | None = None, reduction: str = "auto", use_cache: bool = True,
@@ -54,7 +54,7 @@ def vq_attention(
 
   Args:
     q: queries, already scaled; Q = H·G, query head h·G + g reads key/value head h.
-    key: quantised keys of the new tokens.
+    quantized: keys of the new tokens.
     rows: codebook.
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before.
@@ -76,7 +76,7 @@ def vq_attention(
   batch, length, num_queries, key_dim = q.shape
   kv_heads = v.shape[2]
   dtype = state.value_BWHV.dtype
-  q, tokens = keep_only(valid, (q, Tokens(key.code_BTH, key.key_BTHK, v)))
+  q, tokens = keep_only(valid, (q, Tokens(quantized.code_BTH, quantized.key_BTHK, v)))
 
   def add_bias(bias):
     return (q + bias.astype(q.dtype)).astype(dtype).reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)

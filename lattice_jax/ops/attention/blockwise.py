@@ -19,8 +19,8 @@ from lattice_jax.types import MEMORY_BOUNDARY
 
 
 def attend_blockwise(
-  q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query: Order, key: Order, *, window: int, block: int,
-  skip: int = 0,
+  q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query_order: Order, key_order: Order, *,
+  window: int, block: int, skip: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend_reference`: fp32 output [B,T,H,G,V] and log-sum-exp [B,T,H,G]."""
   length = q_BTHGK.shape[1]
@@ -29,18 +29,18 @@ def attend_blockwise(
   q_BTHGK = pad_time(q_BTHGK, num_query) * jnp.asarray(q_BTHGK.shape[-1] ** -0.5, q_BTHGK.dtype)
   k_BSHK, v_BSHV = pad_time((k_BSHK, v_BSHV), num_key)
   out_BTHGV, lse_BTHG = _attend(
-    query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, pad_time(query, num_query, EMPTY),
-    pad_time(key, num_key, EMPTY))
+    query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, pad_time(query_order, num_query, EMPTY),
+    pad_time(key_order, num_key, EMPTY))
   return out_BTHGV[:, :length], lse_BTHG[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _attend(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query, key):
-  return _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query, key)[0]
+def _attend(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order):
+  return _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order)[0]
 
 
-def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query, key):
-  first_N, stop_N = block_reach(query, key, query_block=query_block, key_block=key_block, window=window)
+def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order):
+  first_N, stop_N = block_reach(query_order, key_order, query_block=query_block, key_block=key_block, window=window)
   batch, _, heads, group, _ = q_BTHGK.shape
   value_dim = v_BSHV.shape[-1]
 
@@ -49,7 +49,7 @@ def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, quer
 
     def one_key_block(n, carry):
       top, total, acc = carry
-      k_BCHK, v_BCHV, key_C = (_take(x, n, key_block) for x in (k_BSHK, v_BSHV, key))
+      k_BCHK, v_BCHV, key_C = (_take(x, n, key_block) for x in (k_BSHK, v_BSHV, key_order))
       score, is_allowed = _scores(q_BCHGK, k_BCHK, query_C, key_C, window, skip)
       new_top = jnp.maximum(top, score.max(-1))
       weight = jnp.where(is_allowed, jnp.exp(score - new_top[..., None]), 0.0)
@@ -64,16 +64,16 @@ def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, quer
     safe = jnp.where(sees, total, 1.0)
     return None, (acc / safe[..., None], jnp.where(sees, top + jnp.log(safe), MASKED))
 
-  xs = *to_chunks((q_BTHGK, query), query_block), first_N, stop_N
+  xs = *to_chunks((q_BTHGK, query_order), query_block), first_N, stop_N
   _, (out, lse) = jax.lax.scan(one_query_block, None, xs)
   out_BTHGV, lse_BTHG = checkpoint_name((_unblock(out), _unblock(lse[..., None])[..., 0]), MEMORY_BOUNDARY)
-  return (out_BTHGV, lse_BTHG), (q_BTHGK, k_BSHK, v_BSHV, query, key, out_BTHGV, lse_BTHG)
+  return (out_BTHGV, lse_BTHG), (q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, out_BTHGV, lse_BTHG)
 
 
 def _backward(query_block, key_block, window, skip, saved, cotangents):
-  q_BTHGK, k_BSHK, v_BSHV, query, key, out_BTHGV, lse_BTHG = saved
+  q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, out_BTHGV, lse_BTHG = saved
   d_out_BTHGV, d_lse_BTHG = cotangents
-  first_N, stop_N = block_reach(query, key, query_block=query_block, key_block=key_block, window=window)
+  first_N, stop_N = block_reach(query_order, key_order, query_block=query_block, key_block=key_block, window=window)
   # d score = weight · (d weight − Σ weight·d weight + d lse); the sum is out · d out.
   shift_BTHG = d_lse_BTHG - (out_BTHGV * d_out_BTHGV).sum(-1)
 
@@ -84,7 +84,7 @@ def _backward(query_block, key_block, window, skip, saved, cotangents):
 
     def one_key_block(n, carry):
       d_q, d_k, d_v = carry
-      k_BCHK, v_BCHV, key_C = (_take(x, n, key_block) for x in (k_BSHK, v_BSHV, key))
+      k_BCHK, v_BCHV, key_C = (_take(x, n, key_block) for x in (k_BSHK, v_BSHV, key_order))
       score, is_allowed = _scores(q_BCHGK, k_BCHK, query_C, key_C, window, skip)
       weight = jnp.where(is_allowed, jnp.exp(score - lse), 0.0)
       d_weight = jnp.einsum("BCHGV,BSHV->BHGCS", d_out, v_BCHV, preferred_element_type=jnp.float32)
@@ -98,7 +98,7 @@ def _backward(query_block, key_block, window, skip, saved, cotangents):
     d_q, d_k, d_v = jax.lax.fori_loop(first, stop, one_key_block, (jnp.zeros(q_BCHGK.shape), d_k, d_v))
     return (d_k, d_v), d_q
 
-  xs = to_chunks((q_BTHGK, query, d_out_BTHGV, shift_BTHG, lse_BTHG), query_block)
+  xs = to_chunks((q_BTHGK, query_order, d_out_BTHGV, shift_BTHG, lse_BTHG), query_block)
   start = jnp.zeros(k_BSHK.shape), jnp.zeros(v_BSHV.shape)
   (d_k, d_v), d_q = jax.lax.scan(one_query_block, start, (*xs, first_N, stop_N))
   d_q_BTHGK = from_chunks(d_q, q_BTHGK.shape[1])
@@ -108,9 +108,9 @@ def _backward(query_block, key_block, window, skip, saved, cotangents):
 _attend.defvjp(_forward, _backward)
 
 
-def _scores(q_BCHGK, k_BSHK, query, key, window, skip):
+def _scores(q_BCHGK, k_BSHK, query_order, key_order, window, skip):
   score_BHGCS = jnp.einsum("BCHGK,BSHK->BHGCS", q_BCHGK, k_BSHK, preferred_element_type=jnp.float32)
-  is_allowed = allowed(query, key, window=window, skip=skip)[:, None, None]
+  is_allowed = allowed(query_order, key_order, window=window, skip=skip)[:, None, None]
   return jnp.where(is_allowed, score_BHGCS, MASKED), is_allowed
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.reference import MASKED
-from lattice_jax.ops.documents import EMPTY, from_chunks, to_chunks
+from lattice_jax.ops.documents import EMPTY, from_chunks, keep_only, to_chunks
 
 _QUERY_BLOCK = 256
 
@@ -49,10 +49,12 @@ def attend_slots(
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend`, over slots that may differ from head to head: fp32 output [B, T, H·G, V], log-sum-exp [B, T, H·G].
 
-  With `window`, queries see the first `sinks` tokens of the document and the last `window` alone.
+  With `window`, queries see the first `sinks` tokens of the document and the last `window` alone. Queries that see no
+  slots, invalid ones among them, are replaced by zeros at the door.
   """
   batch, length, num_queries, key_dim = q.shape
   heads, value_dim = slots.value_LBHSV.shape[2], slots.value_LBHSV.shape[-1]
+  q = keep_only(readers.sees_BT, q)
   q_BTHGK = q.reshape(batch, length, heads, num_queries // heads, key_dim) * jnp.asarray(key_dim**-0.5, q.dtype)
   if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
     out, lse = _attend_at_once(sinks, window, q_BTHGK, slots, readers)
