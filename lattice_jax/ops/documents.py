@@ -3,7 +3,7 @@
 Padding and documents are the op's own duty, not that of the layer above it: every public op takes `valid` (or an order
 with EMPTY slots) and must give the same outputs at valid tokens, the same state and the same gradients whatever numbers
 stand at invalid tokens, NaN and infinity included, and must give them a gradient of zero. Its docstring names the line
-that does so, most often `keep_only`, and its test feeds NaN (tests/ops/test_padding.py).
+that does so, most often `keep_only`, and a case of its tests feeds NaN and fails when that line is dropped.
 """
 
 from __future__ import annotations
