@@ -1,4 +1,4 @@
-"""Where documents begin, and where chunks do that are counted from the first token of their document."""
+"""Chunks counted from the first token of their document: where they begin and end, and how a call takes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The delta rule: a key's value is put right, not added to; DeltaNet, and Gated DeltaNet where the memory decays."""
+"""The delta rule, which overwrites the value of a key: DeltaNet, and Gated DeltaNet where the memory decays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def delta(
     step: size β of the step, in [0, 1]; up to 2 is stable with keys of length at most one.
     decay: in [0, 1], one factor a head (Gated DeltaNet) or one a key channel. None is one throughout (DeltaNet).
     state: what came before; `empty_state` makes the first.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
     chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
     impl: "reference" is the definition, token by token.
 

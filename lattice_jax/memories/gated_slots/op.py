@@ -48,7 +48,7 @@ def gated_slots(
     share: of the token that a slot takes; 1 − decay makes slots averages.
     decay: of every slot, in [0, 1].
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
     chunk_len: tokens taken at a time; a matter of cost alone: C² M numbers a chunk and head.
     impl: "reference" is the definition, token by token.
 

@@ -46,7 +46,7 @@ def lattice(
       it has the effect of a step of η/α.
     start: slots of a document before its first token; their directions, that is.
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `tokens.mask` makes invalid tokens (a suffix) leave the state alone.
     form: how it is computed; approximate forms define what is computed, and `state` must be made for the same form.
       `Form()` by default, the exact scan.
     impl: "reference" is the definition, token by token; "pallas" has kernels for form "scan" of retracted slots.

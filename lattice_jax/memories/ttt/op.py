@@ -42,7 +42,7 @@ def ttt(
   q: Float[Array, "B T H V"], k: Float[Array, "B T H V"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
   learner: Learner, state: TTTState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], TTTState]:
-  """Trains f(x) = x + LN(x W + b) to give v for k, and reads f(q).
+  """Trains f(x) = x + LN(x W + b) to map k to v, and reads f(q).
 
   Mini-batches are counted from the document's first token. All gradients of one are taken at its start; a token is read
   with the gradients up to its own.
@@ -52,7 +52,7 @@ def ttt(
     step: size ≥ 0 of the step of each token, before the factor of its place.
     learner: where a document begins, and how steps grow; the length of `rate_C` is that of a mini-batch.
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `keep_only` makes invalid tokens (a suffix) leave the state alone.
     impl: "reference" is the definition, token by token.
 
   Returns:
