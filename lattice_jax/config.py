@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lattice_jax.cache.config import CacheConfig
 from lattice_jax.config_memories import (
   AttentionConfig,
   BaselineConfig,
-  CacheConfig,
   LatticeConfig,
   RecurrentConfig,
   RopeScalingConfig,

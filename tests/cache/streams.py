@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.cache import KVCache, Policy, empty_cache, make_policy
 from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import CacheView
+from lattice_jax.cache.kv_cache import CacheView, KVCache, empty_cache
+from lattice_jax.cache.policies.snapkv import SnapKVConfig
+from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
 from lattice_jax.types import Segment
@@ -21,8 +22,7 @@ HEADS, QUERIES, KEY, VALUE = 2, 4, 6, 5
 SINKS, LAG, KEEP = 3, 8, 3
 LENGTH, CALL = 75, 13  # tokens of the longest row, and of a call at most
 ROWS = (LENGTH, 41, 18, 2)  # tokens of each row: several partitions, two, none complete, fewer than the sinks
-LAGKV = CacheConfig(policy="lagkv", sinks=SINKS, lag=LAG, keep=KEEP, observe=4, pool=3)
-WITHOUT_LAWS = ("local", "keydiff", "random")  # policies that have no row in `test_laws`: they differ by a score alone
+LAGKV = CacheConfig(policy="lagkv", sinks=SINKS, lag=LAG, keep=KEEP, snapkv=SnapKVConfig(observe=4, pool=3))
 MODEL = ModelConfig(attention=AttentionConfig(heads=QUERIES, kv_heads=HEADS, key_dim=KEY, value_dim=VALUE))
 
 
@@ -84,7 +84,7 @@ def as_they_come(config: CacheConfig, seed: int) -> KVCache:
   return cache
 
 
-def kept(cache: KVCache, row: int) -> np.ndarray:
+def positions_of(cache: KVCache, row: int) -> np.ndarray:
   """Positions that each head of a row holds, [H, length]."""
   length = int(cache.length_B[row])
   position_HS = np.asarray(cache.position_BHS[row])

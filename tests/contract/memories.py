@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lattice_jax.cache.policies.window import WindowConfig
 from lattice_jax.config import AttentionConfig, BaselineConfig, CacheConfig, LatticeConfig, ModelConfig, VQConfig
 from lattice_jax.memories.registry import MEMORIES, Memory
 from lattice_jax.memories.vq.op import FORMS
@@ -141,7 +142,7 @@ ROWS = (
   ),
   Row(
     "window-with-sinks", MEMORIES["attention"],
-    replace(_attention("attention"), cache=CacheConfig(policy="window", sinks=2, window=5))),
+    replace(_attention("attention"), cache=CacheConfig(policy="window", sinks=2, window=WindowConfig(window=5)))),
   Row(
     "vq", MEMORIES["vq"], _vq(),
     variants=(
