@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -66,20 +67,20 @@ def feed(
   return np.asarray(out), cache
 
 
-def at_once(config: CacheConfig, stream: Any = None) -> KVCache:
+def at_once(config: CacheConfig, stream: Any = None, fold: Any = None) -> KVCache:
   """All rows in one call."""
-  policy = make_policy(config)
+  policy = replace(make_policy(config), fold=fold)
   zero_B = np.zeros(len(ROWS), np.int64)
   return feed(policy, fresh(policy), zero_B, np.array(ROWS), LENGTH, stream)[1]
 
 
-def as_they_come(config: CacheConfig, seed: int) -> KVCache:
+def as_they_come(config: CacheConfig, seed: int, stream: Any = None, fold: Any = None) -> KVCache:
   """Every row in pieces of its own random lengths."""
-  policy, rng = make_policy(config), np.random.default_rng(seed)
+  policy, rng = replace(make_policy(config), fold=fold), np.random.default_rng(seed)
   cache, start_B, end_B = fresh(policy), np.zeros(len(ROWS), np.int64), np.array(ROWS)
   while (start_B < end_B).any():
     count_B = np.minimum(rng.integers(0, CALL + 1, len(ROWS)), end_B - start_B)
-    _, cache = feed(policy, cache, start_B, count_B, CALL)
+    _, cache = feed(policy, cache, start_B, count_B, CALL, stream)
     start_B += count_B
   return cache
 
