@@ -14,7 +14,7 @@ import pytest
 from lattice_jax.cache.config import CacheConfig
 from lattice_jax.cache.policies.registry import NAMES, POLICIES
 from lattice_jax.cache.policies.snapkv import SnapKVConfig
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.registry import find_memory
 from tests.contract import laws
 from tests.contract.memories import GROUPED, MODEL, Row
 from tests.contract.memories import ROWS as CONTRACT
@@ -36,7 +36,7 @@ def row_of(policy: str) -> Row:
   cache = CacheConfig(policy=policy, sinks=2, lag=4, keep=2, snapkv=SnapKVConfig(observe=3, pool=3))
   model = replace(MODEL, pattern=("attention",), attention=GROUPED, cache=cache)
   sums = ("mass_BHS",) if POLICIES[policy].records(cache.own).mass else ()
-  return Row(f"attention with {policy}", MEMORIES["attention"], model, accumulators=sums)
+  return Row(f"attention with {policy}", find_memory("attention"), model, accumulators=sums)
 
 
 @pytest.mark.parametrize(("policy", "law"), [
@@ -50,5 +50,5 @@ def test_every_policy_has_a_row_here_or_is_exempt_from_nothing_in_the_contract()
   exempt = {name: POLICIES[name].exempt_from for name in NAMES}
   assert [name for name in NAMES if exempt[name]] == list(ROWS)
   assert not [law for name, names in ROWS.items() for law in names if law.split()[0] in exempt[name]]
-  whole = {row.model.cache.policy for row in CONTRACT if row.memory is MEMORIES["attention"]}
+  whole = {row.model.cache.policy for row in CONTRACT if row.model.pattern == ("attention",)}
   assert {name for name in NAMES if not exempt[name]} <= whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -110,7 +111,7 @@ def test_a_ragged_row_is_the_row_alone(name):
 
 def test_memory_is_never_exceeded_and_its_bound_is_room_enough():
   small = make_policy(replace(MEMORY, call_len=1))
-  cache, lengths = empty_cache(MODEL, small, len(ROWS), small.num_slots(LENGTH)), []
+  cache, lengths = empty_cache(MODEL.attention, small, len(ROWS), small.num_slots(LENGTH), jnp.dtype("float32")), []
   for start in range(LENGTH):
     start_B = np.full(len(ROWS), start)
     _, cache = feed(small, cache, start_B, (start_B < ROWS).astype(np.int64), 1, uneven())

@@ -18,8 +18,8 @@ class WindowCache:
   """The last tokens of each row in order, newest in the last slot; all of one document.
 
   key_BSHK, value_BSHV: as they were computed, rotary embedding included. id_BS: document of the slot, EMPTY if none.
-  document_B: EMPTY before any token. seen_B, summary: tokens of the document so far, and what the fold made of those that
-  left; None without a fold.
+  document_B: EMPTY before any token.
+  seen_B, summary: tokens of the document so far, and what the fold has made of those that left; None without a fold.
   """
 
   key_BSHK: jax.Array
