@@ -1,7 +1,7 @@
 """Domains: the values that a config field, a flag or a script's argument may have, all checked by one mechanism.
 
 A domain is declared together with its value: config fields through `lattice_jax.fields`, flags and arguments of scripts
-through `lattice_jax.arguments`.
+through `lattice_jax.commands`.
 """
 
 from __future__ import annotations
