@@ -21,11 +21,11 @@ import numpy as np
 
 from lattice_jax.bench import cache as bench
 from lattice_jax.bench.harness import describe_machine, quantiles
+from lattice_jax.cache.config import CacheConfig
 from lattice_jax.cache.policies.registry import DROPPING, POLICIES
 from lattice_jax.cache.policies.window import WindowConfig
 from lattice_jax.commands.arguments import Parser, of, one_of, path, positive, some_of
 from lattice_jax.commands.run import run_script
-from lattice_jax.config import CacheConfig
 from lattice_jax.fields import find
 from lattice_jax.runtime import enable_compilation_cache
 
