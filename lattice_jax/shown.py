@@ -36,3 +36,9 @@ def plain(name: str) -> str:
 def as_json(value: Any) -> str:
   """As a JSON file writes it."""
   return json.dumps(value, ensure_ascii=False)
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+  """The start of an error's message, for use inside a sentence."""
+  text = str(error).strip().split("\n")[0] or type(error).__name__
+  return text if len(text) <= limit else text[:limit] + "…"

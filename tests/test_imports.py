@@ -11,14 +11,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels", "lattice_jax.peers", "lattice_jax.shown"),
+  ("pallas_kernels", "lattice_jax.shown"),
   ("lattice_jax.domains",),
   ("lattice_jax.fields",),
   ("lattice_jax.config_memories", "lattice_jax.arguments"),
+  ("lattice_jax.processes",),
+  ("lattice_jax.files",),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.interrupt"),
   ("lattice_jax.config_dict", "lattice_jax.config_flags", "lattice_jax.usage"),
   ("lattice_jax.runtime",),
-  ("lattice_jax.together", "lattice_jax.formats"),
+  ("lattice_jax.formats",),
   ("lattice_jax.ops",),
   ("lattice_jax.cache", "lattice_jax.modules"),
   ("lattice_jax.memories",),

@@ -31,7 +31,7 @@ from lattice_jax.data.tokenizers import (
   model_path,
   model_sha256,
 )
-from lattice_jax.runtime import first_line
+from lattice_jax.shown import first_line
 
 FORMAT = 1
 TOKENS, DOCUMENTS, INFO = "tokens.bin", "documents.npz", "corpus.json"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.config_checks import parse_config
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.files import Record
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.models.state_size import describe_state
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.labels import is_seed, short_names, short_values

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.files import Record
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.parameters import Value
 from lattice_jax.writers.base import series

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 
 from lattice_jax.config import Config
-from lattice_jax.metrics import Record, bits_per_byte
+from lattice_jax.files import Record
+from lattice_jax.metrics import bits_per_byte
 from lattice_jax.writers import Writer
 
 # Peak of one device in FLOP/s for bf16 without sparsity, from the vendors' sheets; the first name that fits counts.

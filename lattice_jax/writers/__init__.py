@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 from lattice_jax.writers.base import RunInfo, Writer, writing
 from lattice_jax.writers.jsonl import JsonlWriter
 from lattice_jax.writers.stdout import StdoutWriter

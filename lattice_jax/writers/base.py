@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 
 
 @dataclass(frozen=True)

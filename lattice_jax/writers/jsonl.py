@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.files import Record, replace_file
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.writers.base import Writer, check_present
 
 
@@ -43,11 +44,8 @@ def drop_lines_after(path: Path, step: int) -> None:
   if not path.exists():
     return
   kept = "".join(json.dumps(record) + "\n" for record in read_metric_lines(path) if record["step"] <= step).encode()
-  if kept == path.read_bytes():
-    return
-  partial = path.with_suffix(".partial")
-  partial.write_bytes(kept)
-  partial.replace(path)
+  if kept != path.read_bytes():
+    replace_file(path, kept)
 
 
 def _json_value(value: Any) -> Any:

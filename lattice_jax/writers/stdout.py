@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 from lattice_jax.writers.base import Writer
 
 _CLEAR = "\r\033[K"  # back to the start of the line, and the rest of it empty

@@ -9,7 +9,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 from lattice_jax.writers.base import Writer, check_present, series
 
 

@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 import wandb
 import wandb.errors
 
-from lattice_jax.metrics import Record, warn
-from lattice_jax.runtime import first_line
+from lattice_jax.files import Record, replace_file
+from lattice_jax.processes import warn
+from lattice_jax.shown import first_line
 from lattice_jax.writers.base import RunInfo, Writer, check_present, series
 
 _MODES = ("online", "offline", "disabled")
@@ -61,9 +62,7 @@ class WandbWriter(Writer):
     self._run.log({"step": record["step"]} | series(record, self._unit), step=row, commit=True)
 
   def _save(self) -> None:
-    partial = self._path.with_suffix(".partial")
-    partial.write_text(json.dumps(self._sent) + "\n", encoding="utf-8")
-    partial.replace(self._path)
+    replace_file(self._path, json.dumps(self._sent) + "\n")
 
 
 def _read_sent(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from lattice_jax.config_checks import parse_config
 from lattice_jax.data.export_tokenizer import export_tokenizer
 from lattice_jax.data.tokenizers import ByteTokenizer
 from lattice_jax.evaluation import command
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
 from lattice_jax.run_file import read_run
 from lattice_jax.sharding import make_mesh

@@ -17,7 +17,7 @@ import pytest
 
 from lattice_jax import writers
 from lattice_jax.checkpoint import Checkpoints, load_for_eval
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.run_file import read_run
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import make_mesh

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lattice_jax import writers
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.writers import RunInfo, Writers
 from lattice_jax.writers.base import series
 from lattice_jax.writers.jsonl import JsonlWriter

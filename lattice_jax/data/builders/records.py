@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from lattice_jax.data.corpus_writer import Document
-from lattice_jax.runtime import first_line
+from lattice_jax.shown import first_line
 
 _INFO = "dataset_info.json"
 

@@ -13,7 +13,7 @@ from typing import Any
 from lattice_jax.config import CacheConfig
 from lattice_jax.evaluation.caches import with_peers
 from lattice_jax.evaluation.recall.tasks import TASKS, Sizes
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 
 
 @dataclass(frozen=True)
