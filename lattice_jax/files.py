@@ -1,4 +1,4 @@
-"""How files are written and locked: appended to line by line, replaced as a whole, and held by one process at a time."""
+"""How files are written: locked by one process, replaced as a whole, appended to line by line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lock_folder(folder: Path, taken: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-  """A file to write, which takes the place of `path` in one step when the block succeeds and is removed when it fails."""
+  """A file to write that replaces `path` in one step if the block succeeds, and is removed if it fails."""
   partial = path.with_name(path.name + ".partial")
   try:
     yield partial

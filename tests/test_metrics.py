@@ -1,4 +1,4 @@
-"""Ratios, units, and the reading of metrics.jsonl."""
+"""Ratios, units, and the reading of JSON Lines."""
 
 from __future__ import annotations
 
