@@ -34,7 +34,7 @@ def lock_folder(folder: Path, taken: str) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
   """A file to write that replaces `path` in one step if the block succeeds, and is removed if it fails."""
-  partial = path.with_name(path.name + ".partial")
+  partial = path.with_name(path.name + ".part")
   try:
     yield partial
     partial.replace(path)

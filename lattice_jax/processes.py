@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lattice_jax.arguments import COUNT, POSITIVE
 from lattice_jax.domains import Number
 from lattice_jax.shown import first_line
 
@@ -155,13 +154,13 @@ def await_abort(error: BaseException | None) -> None:
 
 def _heartbeat_timeout() -> int:
   if HEARTBEAT_VARIABLE in os.environ:
-    return _environment_integer(HEARTBEAT_VARIABLE, POSITIVE)
+    return _environment_integer(HEARTBEAT_VARIABLE, lowest=1)
   return HEARTBEAT_TIMEOUT
 
 
-def _environment_integer(name: str, domain: Number = COUNT) -> int:
+def _environment_integer(name: str, lowest: int = 0) -> int:
   try:
-    return domain.parse(os.environ[name])
+    return Number(int, lowest).parse(os.environ[name])
   except ValueError as error:
     raise ValueError(f"{name}={os.environ[name]} {error}") from error
 

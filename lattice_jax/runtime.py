@@ -6,7 +6,6 @@ JAX is imported where it is used: neither --help nor a misspelt flag need wait f
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import logging
 import multiprocessing
@@ -27,7 +26,7 @@ from absl import logging as absl_logging
 from lattice_jax import processes, usage
 from lattice_jax.arguments import POSITIVE, define
 from lattice_jax.config_flags import as_flags
-from lattice_jax.domains import short
+from lattice_jax.domains import did_you_mean, short
 
 _CPU_DEVICES = define(
   "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
@@ -75,17 +74,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     reason = str(error).rpartition("] ")[2]
     raise ValueError(f"--flagfile cannot be read ({reason}).") from error
   except flags.UnrecognizedFlagError as error:
-    raise ValueError(f"unknown flag --{error.flagname}.{_like_flag(error.flagname)}") from error
+    hint = did_you_mean(error.flagname, list(flags.FLAGS), quote="--{}".format)
+    raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
   except flags.Error as error:
     text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", lambda said: f"{short(said[1])} {said[2]} ",
                   " ".join(str(error).split()))
     missing = re.fullmatch(r"Missing value for flag (--\w+)", text)
     raise ValueError(f"{missing[1]} has no value; write {missing[1]}=VALUE." if missing else text) from error
-
-
-def _like_flag(name: str) -> str:
-  close = difflib.get_close_matches(name, list(flags.FLAGS), n=1)
-  return f" Did you mean --{close[0]}?" if close else ""
 
 
 def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.evaluation.result import EvalResult
+from lattice_jax.files import replace_file
 from lattice_jax.inference.text import Written
 
 
@@ -53,11 +54,9 @@ def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None
 
 def write_text(path: Path, text: str, *, instead: str = "") -> None:
   """Whole or not at all. Raises ValueError where the file cannot be written; `instead` is what may help beside room."""
-  partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, text)
   except OSError as error:
     raise ValueError(
       f"{path} cannot be written: {error.strerror}; make room or give the right to write there{instead}.") from error
@@ -71,12 +70,6 @@ def align(rows: Sequence[Sequence[str]]) -> str:
       cell.ljust(width) if index == 0 else cell.rjust(width)
       for index, (cell, width) in enumerate(zip(row, widths, strict=True)))
     for row in rows)
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-  """The first row is the heading; columns but the first stand to the right."""
-  head, *body = [f"| {' | '.join(row)} |" for row in rows]
-  return "\n".join([head, f"|---|{'---:|' * (len(rows[0]) - 1)}", *body])
 
 
 def _context(result: EvalResult) -> str:

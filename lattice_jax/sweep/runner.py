@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lattice_jax.files import lock_folder
 from lattice_jax.sweep.search import Search
-from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import (
   DONE,
   FAILED,
@@ -74,7 +74,7 @@ class Runner:
       self._search.tell(trial.index, read_evaluation(folder, self._sweep.metric)[0])
       return
     folder.mkdir(parents=True, exist_ok=True)
-    TrialRecord(trial.index, trial.id, trial.values, arguments, STARTED).write(folder)
+    TrialRecord(**vars(trial), arguments=arguments, state=STARTED).write(folder)
     self._say(f"{self._place(trial)} {'begins' if record is None else 'goes on'}")
     slot = min(set(range(self._jobs)) - {running.slot for running in self._running})
     with (folder / "stdout.txt").open("ab") as output, (folder / "stderr.txt").open("ab") as errors:
@@ -116,8 +116,8 @@ class Runner:
       except ValueError as problem:
         error = str(problem)
     state = DONE if error is None else FAILED
-    TrialRecord(trial.index, trial.id, trial.values, self._sweep.arguments(trial.values), state, error, seconds) \
-      .write(folder)
+    TrialRecord(**vars(trial), arguments=self._sweep.arguments(trial.values), state=state, error=error,
+                seconds=seconds).write(folder)
     if error is None:
       self._search.tell(trial.index, value)
       self._say(f"{self._place(trial)} {value:.4f} in {seconds:.0f} s")
@@ -129,17 +129,10 @@ class Runner:
     return f"[{trial.index + 1}/{self._search.total}] {trial.id}:"
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-  """Holds the folder for one sweep at a time; the system releases it however that ends."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "lock").open("a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise ValueError(
-        f"another sweep runs in --workdir={workdir}; stop it first, or choose another workdir.") from error
-    yield
+def locked(workdir: Path) -> contextlib.AbstractContextManager[None]:
+  """Holds the folder for one sweep at a time."""
+  return lock_folder(
+    workdir, f"another sweep runs in --workdir={workdir}; stop it first, or choose another workdir.")
 
 
 def trial_environment(trial: Trial) -> dict[str, str]:

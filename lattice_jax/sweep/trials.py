@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lattice_jax.files import Record
+from lattice_jax.files import Record, replace_json
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.parameters import Value
@@ -25,22 +25,16 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class TrialRecord:
-  """What became of a trial. error: why it failed, one line. seconds: of its last process."""
+class TrialRecord(Trial):
+  """What became of a trial. error: why it failed, in one line. seconds: how long its last process took."""
 
-  index: int
-  id: str
-  values: dict[str, Value]
   arguments: list[str]
   state: str
   error: str | None = None
   seconds: float | None = None
 
   def write(self, folder: Path) -> None:
-    """Whole or not at all."""
-    partial = folder / "trial.partial"
-    partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "trial.json")
+    replace_json(folder / "trial.json", asdict(self))
 
 
 def read_record(folder: Path) -> TrialRecord | None:

@@ -17,7 +17,7 @@ from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
 from lattice_jax.data.sources import Source, load_source
-from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer, model_sha256
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer, model_sha256
 from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.processes import check_agreement, propagate_failure
