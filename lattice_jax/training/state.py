@@ -46,7 +46,7 @@ def make_optimizer(config: Config) -> Optimizer:
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
   """Shapes, dtypes and shardings of the state: what a checkpoint is restored into."""
-  boxed = jax.eval_shape(lambda: _init_boxed(config))
+  boxed = jax.eval_shape(lambda: initial_state(config))
   shardings = _shardings(boxed, config, mesh)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unbox(boxed), shardings)
@@ -59,13 +59,14 @@ def create_state(config: Config, mesh: Mesh, given: dict[str, Any] | None = None
   """
   given = given or {}
   others = dict.fromkeys(given, ())
-  shardings = _shardings(jax.eval_shape(lambda: _init_boxed(config)), config, mesh).replace(**others)
+  shardings = _shardings(jax.eval_shape(lambda: initial_state(config)), config, mesh).replace(**others)
   with jax.set_mesh(mesh):
-    state = jax.jit(lambda: unbox(_init_boxed(config)).replace(**others), out_shardings=shardings)()
+    state = jax.jit(lambda: unbox(initial_state(config)).replace(**others), out_shardings=shardings)()
   return state.replace(**given)
 
 
-def _init_boxed(config: Config) -> TrainState:
+def initial_state(config: Config) -> TrainState:
+  """The state before the first update, with boxed arrays; call it under `jax.jit`."""
   variables = decoder.init_variables(config.model, jax.random.key(config.train.seed))
   return TrainState(
     step=jnp.zeros((), jnp.int32),
