@@ -1,4 +1,4 @@
-"""What every command does when it starts and ends: flags, the compilation cache, and errors as one sentence.
+"""What a program does when it starts and ends: the compilation cache, several hosts, and errors as one sentence.
 
 JAX is imported where it is used: neither --help nor a misspelt flag need wait for it.
 """
@@ -6,11 +6,9 @@ JAX is imported where it is used: neither --help nor a misspelt flag need wait f
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -20,16 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import flags
 from absl import logging as absl_logging
 
-from lattice_jax import processes, usage
-from lattice_jax.arguments import POSITIVE, define
-from lattice_jax.config_flags import as_flags
-from lattice_jax.domains import did_you_mean, short
-
-_CPU_DEVICES = define(
-  "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
+from lattice_jax import processes
 
 CLOSING_TIMEOUT = 5  # seconds in which a run that failed must close what it opened
 LEAVING_TIMEOUT = 4  # seconds that a process which ends with an error waits for the others to end too
@@ -63,55 +54,6 @@ def initialize_distributed(requested: bool) -> None:
   """Joins the processes of a run on several hosts, if `--distributed` asks for it."""
   if requested:
     processes.join(_end_without_peer)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """Sets all flags and returns the other arguments; raises ValueError for flags that are unknown or malformed."""
-  try:
-    argv = [*argv[:1], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-    return flags.FLAGS(as_flags(argv) if "set" in flags.FLAGS else argv)
-  except flags.CantOpenFlagFileError as error:
-    reason = str(error).rpartition("] ")[2]
-    raise ValueError(f"--flagfile cannot be read ({reason}).") from error
-  except flags.UnrecognizedFlagError as error:
-    hint = did_you_mean(error.flagname, list(flags.FLAGS), quote="--{}".format)
-    raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
-  except flags.Error as error:
-    text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", lambda said: f"{short(said[1])} {said[2]} ",
-                  " ".join(str(error).split()))
-    missing = re.fullmatch(r"Missing value for flag (--\w+)", text)
-    raise ValueError(f"{missing[1]} has no value; write {missing[1]}=VALUE." if missing else text) from error
-
-
-def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
-  """Calls `main`; a user's mistake becomes one sentence on standard error and exit status 2, never a traceback."""
-  if asks_for_help(argv):
-    sys.stdout.write(usage.of_command(inspect.getmodule(main).__doc__))
-    return
-  quieten_checkpoints()
-  try:
-    arguments = parse_flags(argv)[1:]
-    if _CPU_DEVICES.value is not None:
-      import jax
-
-      jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
-    main(arguments)
-  except (Exception, KeyboardInterrupt) as error:
-    leave(error)
-
-
-def run_script(main: Callable[[], int | None]) -> None:
-  """Like `run_main`, for a script that parses its own arguments; `main` returns the exit status."""
-  try:
-    status = main()
-  except (Exception, KeyboardInterrupt) as error:
-    leave(error)
-  if status:
-    sys.exit(status)
-
-
-def asks_for_help(argv: list[str]) -> bool:
-  return any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:])
 
 
 def _os_sentence(error: OSError) -> str:
