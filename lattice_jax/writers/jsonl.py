@@ -1,4 +1,4 @@
-"""metrics.jsonl, the record that every other view of a run can be made from."""
+"""metrics.jsonl, the record from which every other view of a run can be made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lattice_jax.writers.base import Writer, check_present
 
 
 class JsonlWriter(Writer):
-  """Appends to metrics.jsonl; lines after `start_step`, left by a run that was cut off, are removed first."""
+  """Appends to metrics.jsonl, after removing lines of steps beyond `start_step` that an interrupted process left."""
 
   def __init__(self, path: Path, start_step: int):
     drop_lines_after(path, start_step)
@@ -40,7 +40,7 @@ class JsonlWriter(Writer):
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-  """Rewrites a metrics.jsonl, in one rename, without the lines of later steps and those that are damaged."""
+  """Replaces a metrics.jsonl by one without the lines of later steps and without damaged lines."""
   if not path.exists():
     return
   kept = "".join(json.dumps(record) + "\n" for record in read_metric_lines(path) if record["step"] <= step).encode()

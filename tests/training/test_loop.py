@@ -315,7 +315,7 @@ def test_what_is_removed_while_a_run_goes_on_is_noticed(tmp_path, recorder, remo
 
   recorder.on_update = remove
   config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
-  with pytest.raises(ValueError, match=f"{named} is gone: something else removed it while the run went on"):
+  with pytest.raises(ValueError, match=f"{named} is gone: something else removed it during the run"):
     loop.train(config, tmp_path / "run")
 
 
