@@ -55,11 +55,16 @@ def replace_json(path: Path, content: Any) -> None:
   replace_file(path, json.dumps(content, indent=2) + "\n")
 
 
+def to_jsonl(records: Iterable[Any]) -> str:
+  """One line of JSON for each record."""
+  return "".join(json.dumps(record) + "\n" for record in records)
+
+
 def append_jsonl(path: Path, records: Iterable[Record]) -> None:
-  """Appends one line for each record; makes the file and its folder where they are missing."""
+  """Appends one line for each record; makes the file and its folder if they are missing."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a", encoding="utf-8") as file:
-    file.writelines(json.dumps(record) + "\n" for record in records)
+    file.write(to_jsonl(records))
 
 
 def read_jsonl(path: Path, is_whole: Callable[[Record], bool] = lambda record: True) -> list[Record]:

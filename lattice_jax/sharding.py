@@ -67,17 +67,22 @@ def param_shardings(boxed: Any, mesh: Mesh, config: MeshConfig) -> Any:
       raise ValueError(f"mesh.rules sends {logical!r} to {axis!r}; the mesh has the axes {', '.join(mesh.shape)}.")
 
   def leaf_sharding(leaf: Any) -> NamedSharding:
-    if not _is_box(leaf):
+    if not is_box(leaf):
       return replicated(mesh)
     wanted = [rules[name] if name in rules else None for name in leaf.names]
     return NamedSharding(mesh, _fitting_spec(wanted, leaf.value.shape, mesh))
 
-  return jax.tree.map(leaf_sharding, boxed, is_leaf=_is_box)
+  return jax.tree.map(leaf_sharding, boxed, is_leaf=is_box)
+
+
+def is_box(leaf: Any) -> bool:
+  """Whether an array carries the names of its logical axes."""
+  return isinstance(leaf, nn.Partitioned)
 
 
 def unbox(tree: Any) -> Any:
   """The bare arrays; unlike `nn.unbox`, this adds no sharding constraints from a context."""
-  return jax.tree.map(lambda leaf: leaf.value if _is_box(leaf) else leaf, tree, is_leaf=_is_box)
+  return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, tree, is_leaf=is_box)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
@@ -128,10 +133,6 @@ def _fitting_spec(wanted: list[str | None], shape: tuple[int, ...], mesh: Mesh) 
     fits = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
     spec.append(axis if fits else None)
   return PartitionSpec(*spec)
-
-
-def _is_box(leaf: Any) -> bool:
-  return isinstance(leaf, nn.Partitioned)
 
 
 def _is_name(key: Any) -> bool:

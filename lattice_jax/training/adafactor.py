@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import optax
+
+from lattice_jax.sharding import is_box
 
 DECAY_EXPONENT = 0.8  # at update t the moments keep the fraction 1 − t^-0.8 of their value
 CLIP_RMS = 1.0
@@ -24,10 +25,10 @@ def adafactor(stacked: Any) -> optax.GradientTransformation:
   scale = optax.chain(optax.clip_by_block_rms(CLIP_RMS), optax.scale_by_param_block_rms())
 
   def init_tensor(is_stacked: bool, param: Any) -> optax.FactoredState:
-    tensor = param.value if isinstance(param, nn.Partitioned) else param
+    tensor = param.value if is_box(param) else param
     state = (jax.vmap(moments.init) if is_stacked else moments.init)(tensor)
     # row and column means are small and replicated; a moment of the parameter's shape is sharded like the parameter
-    is_whole = isinstance(param, nn.Partitioned) and state.v.shape == tensor.shape
+    is_whole = is_box(param) and state.v.shape == tensor.shape
     return state._replace(v=param.replace_boxed(state.v)) if is_whole else state
 
   def update_tensor(is_stacked: bool, grad: jax.Array, state: Any, param: jax.Array) -> tuple[jax.Array, Any]:

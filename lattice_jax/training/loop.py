@@ -36,33 +36,25 @@ from lattice_jax.training.workdir import check_run_file, dump_update, evaluated_
 from lattice_jax.writers import check_writers
 
 
-@dataclass(frozen=True)
-class Options:
-  """What the command line adds to a config.
+def train(
+  config: Config, workdir: Path, *, init_from: str | Path | None = None, profile: tuple[int, int] | None = None
+) -> TrainState:
+  """Trains until `train.steps`, from the newest checkpoint in `workdir` if there is one.
 
   init_from: a pretrained model, or a workdir whose newest parameters and buffers a new run starts with.
   profile: (start, stop): a `jax.profiler` trace of updates start … stop − 1 goes to workdir/profile.
-  """
-
-  init_from: str | Path | None = None
-  profile: tuple[int, int] | None = None
-
-
-def train(config: Config, workdir: Path, options: Options | None = None) -> TrainState:
-  """Trains until `train.steps`, from the newest checkpoint in `workdir` if there is one.
 
   Raises:
     ValueError: config, data or workdir do not fit each other; nothing of an earlier run is lost.
     Stop: a signal came (everything is saved), or a loss was not finite (the update is dumped for replay).
   """
   check_writers(config.train.writers)
-  options = options or Options()
   with propagate_failure():
-    config = complete(config, options.init_from)
+    config = complete(config, init_from)
   mesh = make_mesh(config.mesh)
   check_batch(config, mesh)
   with locked(workdir), jax.set_mesh(mesh):
-    run = Run(config, workdir, options, mesh)
+    run = Run(config, workdir, mesh, init_from=init_from, profile=profile)
     try:
       # before this there is nothing to save, and a signal ends the program as usual
       with stop_request(run.acknowledge) as request:
@@ -86,18 +78,20 @@ class Dispatched:
 class Run:
   """One process's part of a training run: the state, with its data, checkpoints and writers."""
 
-  def __init__(self, config: Config, workdir: Path, options: Options, mesh: Mesh):
+  def __init__(
+    self, config: Config, workdir: Path, mesh: Mesh, *, init_from: str | Path | None, profile: tuple[int, int] | None
+  ):
     self.config, self.workdir, self.mesh = config, workdir, mesh
     self.data = open_data(config)
     earlier = read_earlier(config, workdir, self.data)
     self.checkpoints = Checkpoints(
       workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
-    start = restore(config, workdir, self.checkpoints, self.data, mesh, options.init_from)
+    start = restore(config, workdir, self.checkpoints, self.data, mesh, init_from)
     self.description, self.writers = announce(config, workdir, self.data, start, earlier, mesh)
     self.reporter = Reporter(
       config, self.writers, tokens_per_byte=self.data.train.num_targets / self.data.train.num_bytes,
       flops_per_token=flops_per_token(config.model, config.data.seq_len), peak_flops=peak_flops())
-    self.trace = Trace(options.profile, workdir / "profile", self.writers.note)
+    self.trace = Trace(profile, workdir / "profile", self.writers.note)
     self.state, self.step, self.saved_step = start.state, start.step, start.step
     self.evaluated = evaluated_steps(workdir, config.eval.split, up_to=start.step)
     self.score: tuple[int, float] | None = None
@@ -124,7 +118,7 @@ class Run:
         self._flush()
       if is_over:
         self._finish_saving()
-      self.trace.at(self.step, must_end=is_over, drain=self._log_dispatched)
+      self.trace.start_or_stop(self.step, must_end=is_over, drain=self._log_dispatched)
       if is_over:
         break
       feed = feed or self._fetch(batches)

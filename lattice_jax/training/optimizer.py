@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from lattice_jax.config import OptimizerConfig
 from lattice_jax.modules import Weight
+from lattice_jax.sharding import is_box
 from lattice_jax.training.adafactor import adafactor
 
 # Each rule takes the config and a tree of bool, true for parameters that are stacked over layers.
@@ -88,13 +88,9 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) ->
 
 def decay_mask(boxed: Any) -> Any:
   """True for parameters that `modules.weight` made."""
-  return jax.tree.map(lambda leaf: isinstance(leaf, Weight), boxed, is_leaf=_is_box)
+  return jax.tree.map(lambda leaf: isinstance(leaf, Weight), boxed, is_leaf=is_box)
 
 
 def stacked_mask(boxed: Any) -> Any:
   """True for parameters whose first axis is the layer."""
-  return jax.tree.map(lambda leaf: _is_box(leaf) and leaf.names[:1] == ("layers",), boxed, is_leaf=_is_box)
-
-
-def _is_box(leaf: Any) -> bool:
-  return isinstance(leaf, nn.Partitioned)
+  return jax.tree.map(lambda leaf: is_box(leaf) and leaf.names[:1] == ("layers",), boxed, is_leaf=is_box)

@@ -16,7 +16,7 @@ class Trace:
     self._folder, self._note = folder, note
     self._is_running = False
 
-  def at(self, step: int, *, must_end: bool, drain: Callable[[], None]) -> None:
+  def start_or_stop(self, step: int, *, must_end: bool, drain: Callable[[], None]) -> None:
     """Starts or ends the trace if due before the update with index `step`; `drain` waits for earlier updates."""
     if not self.boundaries:
       return

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.files import Record, replace_file
+from lattice_jax.files import Record, replace_file, to_jsonl
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.writers.base import Writer, check_present
 
@@ -22,7 +21,7 @@ class JsonlWriter(Writer):
     self._file = path.open("a", encoding="utf-8")
 
   def update(self, record: Record) -> None:
-    self._file.write(json.dumps({name: _json_value(value) for name, value in record.items()}) + "\n")
+    self._file.write(to_jsonl([{name: _json_value(value) for name, value in record.items()}]))
 
   def evaluation(self, record: Record) -> None:
     self.update(record)
@@ -43,7 +42,7 @@ def drop_lines_after(path: Path, step: int) -> None:
   """Replaces a metrics.jsonl by one without the lines of later steps and without damaged lines."""
   if not path.exists():
     return
-  kept = "".join(json.dumps(record) + "\n" for record in read_metric_lines(path) if record["step"] <= step).encode()
+  kept = to_jsonl(record for record in read_metric_lines(path) if record["step"] <= step).encode()
   if kept != path.read_bytes():
     replace_file(path, kept)
 
