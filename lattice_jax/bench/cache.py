@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.cache import KVCache, Policy, cache_bytes, make_policy
 from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import CacheView
+from lattice_jax.cache.kv_cache import CacheView, KVCache, cache_bytes
+from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
-from lattice_jax.types import Segment
+from lattice_jax.types import make_segment
 
 # The sizes of SmolLM2-135M.
 MODEL = ModelConfig(
@@ -50,7 +50,7 @@ def measure(
   Only the cost of the policy itself tells the last two apart. `num_tokens` should be a multiple of `cache.lag`, so that
   compressions are counted as often as they happen.
   """
-  kept = make_policy(cache).kept_length(text_len)
+  kept = make_policy(cache).length_after(text_len)
   cases = {
     "full": (CacheConfig(), text_len), cache.policy: (replace(cache, call_len=1), text_len),
     f"full of {kept}": (CacheConfig(), kept)}
@@ -80,7 +80,7 @@ def _prepare(
 
 def filled(policy: Policy, cache: KVCache, seen: int) -> KVCache:
   """A stack of caches as after `seen` tokens, with random keys and values in the slots in use."""
-  length = policy.kept_length(seen)
+  length = policy.length_after(seen)
   slot_S = jnp.arange(cache.num_slots)
   is_used_S = slot_S < length
   keys = jax.random.split(jax.random.key(0), 2)
@@ -102,7 +102,7 @@ def _model_step(model: ModelConfig) -> tuple[Callable[..., Any], Any]:
   variables = jax.jit(lambda: unbox(init_variables(model, jax.random.key(0))))()
 
   def step(variables, state, position_BT):
-    output = Decoder(model).apply(variables, jnp.ones_like(position_BT), state, _segment(position_BT))
+    output = Decoder(model).apply(variables, jnp.ones_like(position_BT), state, make_segment(position_BT))
     return Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits), output.state
 
   return step, variables
@@ -117,20 +117,13 @@ def _attention_step(model: ModelConfig, policy: Policy) -> tuple[Callable[..., A
 
   def step(token, state, position_BT):
     def one_layer(stack, layer):
-      out, view = read_and_append(policy, *token, CacheView(stack, layer), _segment(position_BT), impl=model.impl)
+      out, view = read_and_append(policy, *token, CacheView(stack, layer), make_segment(position_BT), impl=model.impl)
       return view.stack, out
 
     stack, out = jax.lax.scan(one_layer, state["block_0"], jnp.arange(model.layers))
     return out, compact(policy, {"block_0": stack}, call_len=1)
 
   return step, token
-
-
-def _segment(position_BT: jax.Array) -> Segment:
-  zeros_BT = jnp.zeros_like(position_BT)
-  return Segment(
-    positions_BT=position_BT, ids_BT=zeros_BT, valid_BT=jnp.ones_like(position_BT, bool),
-    marks_BT=zeros_BT.astype(jnp.int8))
 
 
 def _decode(step: Callable[..., Any], start: tuple[Any, int], num_tokens: int) -> list[float]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.cache import KVCache, compress, uncompressed
+from lattice_jax.cache.convert import compress, uncompressed
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.caches import with_cache
 from lattice_jax.inference.placed import mesh_of, place_variables
@@ -19,7 +19,7 @@ from lattice_jax.inference.prompts import prompt_chunk
 from lattice_jax.inference.sampling import Sampling
 from lattice_jax.models.decoder import Decoder
 from lattice_jax.sharding import replicated
-from lattice_jax.types import Segment
+from lattice_jax.types import make_segment
 
 _GREEDY = Sampling(temperature=0.0)
 
@@ -85,11 +85,6 @@ def fork(progress: Progress) -> Progress:
   return jax.tree.map(jnp.copy, progress)
 
 
-def caches_of(progress: Progress) -> list[KVCache]:
-  """The stacks of caches, block by block."""
-  return [state for state in progress.state.values() if isinstance(state, KVCache)]
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _judged(
   model: ModelConfig, variables: Any, answers_BG: jax.Array, progress: Progress) -> tuple[jax.Array, jax.Array]:
@@ -97,7 +92,7 @@ def _judged(
   logits_BGA = progress.logits_BA[:, None]
   if length:
     position_BT = progress.position_B[:, None] + jnp.arange(length, dtype=jnp.int32)
-    output = decoder.apply(variables, answers_BG[:, :-1], progress.state, _segment(position_BT))
+    output = decoder.apply(variables, answers_BG[:, :-1], progress.state, make_segment(position_BT))
     rest_BTA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)
     logits_BGA = jnp.concatenate([logits_BGA, rest_BTA], axis=1)
   log_probability_BGA = jax.nn.log_softmax(logits_BGA)
@@ -108,7 +103,7 @@ def _judged(
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _stepped(model: ModelConfig, variables: Any, token_B: jax.Array, progress: Progress) -> Progress:
   decoder = Decoder(model)
-  output = decoder.apply(variables, token_B[:, None], progress.state, _segment(progress.position_B[:, None]))
+  output = decoder.apply(variables, token_B[:, None], progress.state, make_segment(progress.position_B[:, None]))
   logits_BA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)[:, 0]
   return progress.replace(logits_BA=logits_BA, position_B=progress.position_B + 1, state=output.state)
 
@@ -116,9 +111,3 @@ def _stepped(model: ModelConfig, variables: Any, token_B: jax.Array, progress: P
 @jax.jit
 def _likeliest(logits_BA: jax.Array) -> jax.Array:
   return logits_BA.argmax(-1).astype(jnp.int32)
-
-
-def _segment(position_BT: jax.Array) -> Segment:
-  return Segment(
-    positions_BT=position_BT, ids_BT=jnp.zeros_like(position_BT), valid_BT=jnp.ones_like(position_BT, bool),
-    marks_BT=jnp.zeros_like(position_BT, jnp.int8))
