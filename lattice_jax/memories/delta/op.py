@@ -14,7 +14,7 @@ from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, enter
 from lattice_jax.ops.documents import document_after
 from lattice_jax.ops.triangular import inverse_unit_lower
 
-__all__ = ["MatrixState", "delta", "empty_state"]
+__all__ = ["MatrixState", "delta", "empty_state", "gated_delta"]
 
 
 def delta(
@@ -29,8 +29,7 @@ def delta(
     step: size β of the step, in [0, 1]; up to 2 is stable with keys of length at most one.
     decay: in [0, 1], one factor a head (Gated DeltaNet) or one a key channel. None is one throughout (DeltaNet).
     state: what came before; None starts without tokens.
-    ids, valid: document of each token, and whether it is one; invalid tokens (a suffix) leave the state alone. None: one
-      document, all valid.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone. None: one document, all valid.
     chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
     impl: "reference" is the definition, token by token.
 
@@ -46,6 +45,9 @@ def delta(
   else:
     out_BTHV, memory_BHKV = by_chunk(_chunk, decay, inputs, state.memory_BHKV, chunk_len)
   return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
+
+
+gated_delta = delta  # what users of the library look for where the memory decays
 
 
 def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:

@@ -28,8 +28,7 @@ def gated_linear(
     decay: in [0, 1]; one factor a head (linear attention with scalar decay, Mamba-2), or one a key channel (GLA). None
       is one throughout (linear attention).
     state: what came before; None starts without tokens.
-    ids, valid: document of each token, and whether it is one; invalid tokens (a suffix) leave the state alone. None: one
-      document, all valid.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone. None: one document, all valid.
     chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
     impl: "reference" is the definition, token by token.
 

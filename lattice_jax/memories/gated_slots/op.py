@@ -48,8 +48,7 @@ def gated_slots(
     share: of the token that a slot takes; 1 − decay makes slots averages.
     decay: of every slot, in [0, 1].
     state: what came before; None starts without tokens.
-    ids, valid: document of each token, and whether it is one; invalid tokens (a suffix) leave the state alone. None: one
-      document, all valid.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone. None: one document, all valid.
     chunk_len: tokens taken at a time; a matter of cost alone: C² M numbers a chunk and head.
     impl: "reference" is the definition, token by token.
 

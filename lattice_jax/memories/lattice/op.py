@@ -48,8 +48,7 @@ def lattice(
       it has the effect of a step of η/α.
     start: slots of a document before its first token; their directions, that is.
     state: what came before; None starts without tokens.
-    ids, valid: document of each token, and whether it is one; invalid tokens (a suffix) leave the state alone. None: one
-      document, all valid.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone. None: one document, all valid.
     rule: `Rule()` by default, one step on the decoding objective, after which slots have length one again.
     form: how it is computed; approximate forms define what is computed, and `state` must be made for the same form.
       `Form()` by default, the exact scan.

@@ -54,8 +54,7 @@ def ttt(
     step: size ≥ 0 of the step of each token, before the factor of its place.
     learner: where a document begins, and how steps grow; the length of `rate_C` is that of a mini-batch.
     state: what came before; None starts without tokens.
-    ids, valid: document of each token, and whether it is one; invalid tokens (a suffix) leave the state alone. None: one
-      document, all valid.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone. None: one document, all valid.
     impl: "reference" is the definition, token by token.
 
   Returns:

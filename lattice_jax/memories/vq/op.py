@@ -58,8 +58,8 @@ def vq_attention(
     rows: codebook.
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before; None starts without tokens.
-    ids, valid: document of each token, and whether it is one; invalid tokens (a suffix) leave the state alone and
-      read zeros. None: one document, all valid.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros. None: one
+      document, all valid.
     block_len: queries read at a time, any number; a matter of cost alone, but for "blocks". Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
