@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.config_checks import check_config
@@ -23,7 +23,7 @@ from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
-from lattice_jax.data.tokenizers import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
 from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
