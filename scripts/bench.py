@@ -21,10 +21,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
 from lattice_jax.bench import lattice, report, vq
 from lattice_jax.bench.harness import GIGA, Measured, measure
-from lattice_jax.runtime import enable_compilation_cache, run_script
+from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
+from lattice_jax.commands.run import run_script
+from lattice_jax.runtime import enable_compilation_cache
 
 OPS = {"vq": vq, "lattice": lattice}
 

@@ -1,4 +1,4 @@
-"""Texts on the command line: what a shell passes on as it stands, and prompts from files and standard input."""
+"""What only a command line can say: values with commas between them, texts with escapes, prompts out of files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,34 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from lattice_jax.domains import AnyText, Place
+from lattice_jax.domains import AnyText, Domain, Number, Place
+
+POSITIVE, COUNT = Number(int, 1), Number(int, 0)
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"'}
 _LONGEST = 16 << 20  # bytes of a prompt; a device file has no end
+
+
+@dataclass(frozen=True)
+class Several(Domain):
+  """One or more values of the same domain, separated by commas."""
+
+  of: Domain
+  kind: type = tuple
+
+  def convert(self, value: Any) -> tuple[Any, ...]:
+    return tuple(self.of.convert(item) for item in value)
+
+  def parse(self, text: str) -> tuple[Any, ...]:
+    try:
+      return tuple(self.of.parse(part) for part in text.split(","))
+    except ValueError as error:
+      raise ValueError(f"must be values with commas between them, each of which {error}") from error
+
+  def describe(self) -> str:
+    return f"{self.of.describe()}, …"
 
 
 @dataclass(frozen=True)

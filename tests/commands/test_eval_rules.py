@@ -10,9 +10,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from lattice_jax.evaluation import flag_rules
-from lattice_jax.evaluation.flag_rules import Asked, check_flags, given_flags, read_asked
-from lattice_jax.inference import flags as flags_of_text
+from lattice_jax.commands import eval_rules, text_flags
+from lattice_jax.commands.eval_rules import Asked, check_flags, read_asked
+from lattice_jax.commands.flags import given_flags
 
 ROOT = Path(__file__).parents[2]
 EVALUATION = Asked(
@@ -43,9 +43,9 @@ def test_a_flag_that_nothing_reads_is_refused(asked, argument):
 
 
 def test_every_flag_of_the_command_has_a_rule_or_is_what_is_asked_for():
-  files = (ROOT / "eval.py", *(ROOT / "lattice_jax" / part / "flags.py" for part in ("evaluation", "inference")))
+  files = (ROOT / "lattice_jax" / "commands" / name for name in ("eval.py", "cache_flags.py", "text_flags.py"))
   defined = {name for file in files for name in re.findall(r'define\w*\(\s*"(\w+)"', file.read_text())}
-  ruled = {name for names, _, _ in flag_rules._RULES for name in names}
+  ruled = {name for names, _, _ in eval_rules._RULES for name in names}
   assert defined - ruled == {"workdir", "pretrained", "protocol", "compressors", "task", "cache", "generate"}
   assert ruled <= defined
 
@@ -91,6 +91,6 @@ def test_an_evaluation_is_made_unless_something_else_is_asked_for(arguments, pre
 def test_chance_decides_a_text_but_at_temperature_zero():
   with flagsaver.flagsaver():
     flags.FLAGS(["eval.py", "--generate=3"])
-    assert flags_of_text.draws()
+    assert text_flags.draws()
     flags.FLAGS.temperature = 0.0
-    assert not flags_of_text.draws()
+    assert not text_flags.draws()

@@ -1,4 +1,4 @@
-"""A stored run, loaded to be judged: what eval.py does between its flags and its prints."""
+"""A model with its weights, of a stored run or pretrained: it evaluates, writes texts, and names its results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.checkpoint import check_tokenizer, load_for_eval
-from lattice_jax.config import Config, DataConfig
+from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.photos import SIZE
@@ -28,7 +28,6 @@ from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim
 from lattice_jax.evaluation.origin import keyed_name, origin_key
-from lattice_jax.evaluation.overrides import check_variables_fit
 from lattice_jax.evaluation.report import write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.inference.generate import Options
@@ -38,17 +37,17 @@ from lattice_jax.models.parameters import content_digest, count_parameters
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
-from lattice_jax.sharding import make_mesh, param_shardings
+from lattice_jax.sharding import make_mesh, param_shardings, unbox
 
-_PRETRAINED_LEN = 1024  # tokens of a window that a pretrained model is judged on, unless an override says otherwise
+_PRETRAINED_LEN = 1024  # tokens of a window on which a pretrained model is evaluated, unless an override says otherwise
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-  """A run's config, with overrides, and the parameters of one of its checkpoints.
+class LoadedModel:
+  """A run's config, with overrides, and the parameters of one of its checkpoints; or a pretrained model.
 
-  Or of a pretrained model, which has no `step`; `workdir` is then where results go. context_len: tokens that it, or a
-  run that started from it, was made to read.
+  A pretrained model has no `step`, and `workdir` is where its results go. context_len: tokens that it, or a run that
+  started from it, was made to read.
   """
 
   workdir: Path
@@ -60,12 +59,16 @@ class Task:
   mesh: Mesh
   context_len: int | None = None
 
+  @property
+  def variables(self) -> dict[str, Any]:
+    return {"params": self.params, "buffers": self.buffers}
+
   @functools.cached_property
   def origin(self) -> dict[str, Any]:
     """What decides all that the model says: weights and vocabulary by content, whatever they are called, and config."""
     tokenizer = get_tokenizer(self.config.data)
     return {
-      "weights": content_digest({"params": self.params, "buffers": self.buffers}), "step": self.step,
+      "weights": content_digest(self.variables), "step": self.step,
       "model": dataclasses.asdict(self.config.model), "overrides": list(self.overrides),
       "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
 
@@ -83,8 +86,8 @@ class Task:
       f"{self.config.name} {origin}{changes}: {count_parameters(self.params):,} parameters "
       f"on {self.mesh.size} {jax.default_backend()} device{'s' if self.mesh.size > 1 else ''}")
 
-  def with_eval(self, **changes: Any) -> Task:
-    """The same task with fields of `config.eval` changed. Raises ValueError for values out of range."""
+  def with_eval(self, **changes: Any) -> LoadedModel:
+    """The same model with fields of `config.eval` changed. Raises ValueError for values out of range."""
     for name in ("seq_len", "batch"):
       if name in changes and changes[name] < 1:
         raise ValueError(f"{name}={changes[name]} must be positive.")
@@ -98,7 +101,7 @@ class Task:
     check_config(config)
     return dataclasses.replace(self, config=config)
 
-  def read(self, split: str) -> tuple[Source, Tokenizer]:
+  def read_split(self, split: str) -> tuple[Source, Tokenizer]:
     """The split and its tokenizer. Raises ValueError where it holds tokens that the model has not."""
     source, tokenizer = load_source(self.config.data, split), get_tokenizer(self.config.data)
     vocab = self.config.model.vocab
@@ -112,7 +115,8 @@ class Task:
     """One result for each protocol of `config.eval`.
 
     Raises:
-      ValueError: as `read` and `evaluator.evaluate`, or a cache that drops tokens between calls is never asked to.
+      ValueError: as `read_split` and `evaluator.evaluate`, or a cache drops tokens only between calls and there is
+        just one call.
     """
     config, eval = self.config, self.config.eval
     is_one_call = eval.protocol != "carried" and not 0 < eval.chunk_len < (eval.seq_len or config.data.seq_len)
@@ -120,12 +124,12 @@ class Task:
       raise ValueError(
         f"the cache policy {config.model.cache.policy!r} drops tokens between calls, and each window is read in one "
         "call, as if nothing were dropped; give a --chunk_len below the window's length, such as --chunk_len=128.")
-    source, tokenizer = self.read(eval.split)
+    source, tokenizer = self.read_split(eval.split)
     return evaluate_protocols(
       config.model, self.params, self.buffers, source, tokenizer, eval=eval, data=config.data, mesh=self.mesh)
 
-  def write(self, result: EvalResult, path: Path | None) -> Path:
-    """The result as JSON at `path`, or in the workdir by its key; of two protocols each gets its own file."""
+  def save(self, result: EvalResult, path: Path | None) -> Path:
+    """Writes the result as JSON to `path`, or to the workdir under its key; each of two protocols has its own file."""
     config, window = self.config, [] if result.seq_len == self.config.data.seq_len else [f"T{result.seq_len}"]
     name, origin = self.name_of(
       "eval", result.split, result.protocol, *window, text=result.fingerprint, split=result.split,
@@ -177,7 +181,7 @@ class Task:
     if len(prompts) == 1:
       show(prompts[0] + between)
     written = write_texts(
-      self.config.model, {"params": self.params, "buffers": self.buffers}, tokenizer, asked, length=length,
+      self.config.model, self.variables, tokenizer, asked, length=length,
       options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
     texts = [prompt + between + text for prompt, text in zip(prompts, written.texts, strict=True)]
     name, _ = self.name_of(
@@ -188,27 +192,12 @@ class Task:
     return dataclasses.replace(written, texts=tuple(texts)), path
 
 
-def choose(
-  workdir: str | None, pretrained: str | None, *, step: int | None, dtype: str, overrides: Sequence[str]) -> Task:
-  """The run of `workdir` at `step`, or the model `pretrained` in `dtype`.
-
-  Raises:
-    ValueError: neither is named, or as they do.
-  """
-  if pretrained is not None:
-    results = Path(workdir or f"runs/{model_name(pretrained)}")
-    return load_pretrained_task(pretrained, workdir=results, dtype=dtype, overrides=overrides)
-  if workdir is None:
-    raise ValueError("give the --workdir of a training run, or a --pretrained model such as --pretrained=smollm2.")
-  return load(Path(workdir), step=step, overrides=overrides)
-
-
 def model_name(pretrained: str) -> str:
   """What a pretrained model is called: its folder, dots and all, or its file without .gguf."""
   return Path(os.path.abspath(Path(pretrained).expanduser())).name.removesuffix(".gguf")
 
 
-def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
+def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> LoadedModel:
   """The run's newest checkpoint, or that of `step`.
 
   Raises:
@@ -221,13 +210,16 @@ def load(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Task:
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
   if overrides:
     check_variables_fit(config.model, {"params": params, "buffers": buffers})
-  return Task(
+  return LoadedModel(
     workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh,
     context_len=config.model.context_len or None)
 
 
-def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Sequence[str]) -> Task:
-  """A pretrained model; it is judged on books_sample unless an override names another `data.source`.
+def load_pretrained_model(
+  name: str, *, workdir: Path | None, dtype: str, overrides: Sequence[str]) -> LoadedModel:
+  """A pretrained model, which reads books_sample unless an override names another `data.source`.
+
+  workdir: where its results go; runs/ and its name when None.
 
   Raises:
     ValueError: the model is not there or cannot be read, or an override does not fit it.
@@ -240,12 +232,29 @@ def load_pretrained_task(name: str, *, workdir: Path, dtype: str, overrides: Seq
   boxed = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
   params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh))
-  return Task(
-    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers={}, step=None, mesh=mesh,
-    context_len=pretrained.context_len)
+  return LoadedModel(
+    workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides), params=params,
+    buffers={}, step=None, mesh=mesh, context_len=pretrained.context_len)
 
 
 def _images(source: Source) -> Iterator[np.ndarray]:
   tokenizer = ByteTokenizer()
   for start, stop in itertools.pairwise(source.offsets.tolist()):
     yield np.frombuffer(tokenizer.decode(source.tokens[start:stop]), np.uint8).reshape(SIZE, SIZE, 3)
+
+
+def check_variables_fit(model: ModelConfig, variables: Any) -> None:
+  """Raises ValueError when overrides describe a model whose parameters and buffers are not the stored ones."""
+  wanted = _shapes(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
+  stored = _shapes(variables)
+  changed = sorted(dict(wanted.items() ^ stored.items()))
+  if changed:
+    raise ValueError(
+      f"with these overrides the model's {changed[0]} would not be what the checkpoint holds; override only fields "
+      "that leave parameters and codebooks as they are, such as model.vq.cache.")
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unbox(variables))}

@@ -10,8 +10,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from lattice_jax.inference.flags import text_length, text_options
-from lattice_jax.runtime import parse_flags
+from lattice_jax.commands.flags import parse_flags
+from lattice_jax.commands.text_flags import text_length, text_options
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,9 @@ from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
-from lattice_jax.evaluation import command, report
+from lattice_jax.evaluation import loaded_model, report
 from lattice_jax.evaluation.answers import AnswerGroup
+from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
@@ -50,7 +51,7 @@ def workdir(tmp_path_factory):
 
 
 def evaluate(workdir, *, overrides=(), step=None, **options):
-  task = command.load(workdir, step=step, overrides=overrides)
+  task = load_run(workdir, step=step, overrides=overrides)
   task = task.with_eval(**{"split": "test", "protocol": "cold", "batch": 8, "max_batches": 2} | options)
   (result,) = task.evaluate()
   return task, result
@@ -58,7 +59,7 @@ def evaluate(workdir, *, overrides=(), step=None, **options):
 
 def test_result_is_written_with_all_that_makes_it_again(workdir):
   task, result = evaluate(workdir)
-  path = task.write(result, None)
+  path = task.save(result, None)
   written = json.loads(path.read_text())
   assert path == workdir / f"eval_test_cold_step7_{written['key']}.json"
   assert (written["step"], written["overrides"], written["seq_len"]) == (7, [], 64)
@@ -72,12 +73,12 @@ def test_result_is_written_with_all_that_makes_it_again(workdir):
 def test_an_override_changes_the_model_and_the_file_is_called_by_it(workdir):
   plain, masked = evaluate(workdir), evaluate(workdir, overrides=["model.vq.cache=False"])
   assert plain[1].bits_per_byte != masked[1].bits_per_byte
-  assert masked[0].write(masked[1], None).name.startswith("eval_test_cold_step7_model.vq.cache=False_")
-  assert plain[0].write(plain[1], workdir / "new" / "x.json") == workdir / "new" / "x.json"
+  assert masked[0].save(masked[1], None).name.startswith("eval_test_cold_step7_model.vq.cache=False_")
+  assert plain[0].save(plain[1], workdir / "new" / "x.json") == workdir / "new" / "x.json"
 
 
 def test_a_named_step_is_the_one_that_is_read(workdir):
-  newest, named = command.load(workdir, step=None, overrides=[]), command.load(workdir, step=3, overrides=[])
+  newest, named = load_run(workdir, step=None, overrides=[]), load_run(workdir, step=3, overrides=[])
   assert (newest.step, named.step) == (7, 3)
   for old, new in zip(*map(jax.tree.leaves, (named.params, newest.params)), strict=True):
     np.testing.assert_allclose(2 * np.asarray(old), new)
@@ -85,7 +86,7 @@ def test_a_named_step_is_the_one_that_is_read(workdir):
 
 def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
   shown = []
-  task = command.load(workdir, step=None, overrides=[])
+  task = load_run(workdir, step=None, overrides=[])
   written, path = task.write_texts(["abc"], length=8, seed=1, show=shown.append)
   (text,) = written.texts
   assert text.startswith("abc") and len(text) > 3
@@ -97,7 +98,7 @@ def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
 
 
 def test_a_context_beyond_what_the_model_was_made_for_is_refused(workdir):
-  task = dataclasses.replace(command.load(workdir, step=None, overrides=[]), context_len=10)
+  task = dataclasses.replace(load_run(workdir, step=None, overrides=[]), context_len=10)
   with pytest.raises(ValueError, match="a context of 11 tokens is more than the 10 that tiny was made for"):
     task.write_texts(["abc"], length=8, limit=11)
   with pytest.raises(ValueError, match="row 0 has 11 tokens, and the context holds 10"):
@@ -117,16 +118,16 @@ def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
     asked.append((prompts, options.start_ids))
     return Written(texts=("",), finishes=("stop",), num_tokens=(0,), timing=Timing())
 
-  monkeypatch.setattr(command, "get_tokenizer", lambda data: Chatting())
-  monkeypatch.setattr(command, "write_texts", write_texts)
-  task = command.load(workdir, step=None, overrides=[])
+  monkeypatch.setattr(loaded_model, "get_tokenizer", lambda data: Chatting())
+  monkeypatch.setattr(loaded_model, "write_texts", write_texts)
+  task = load_run(workdir, step=None, overrides=[])
   for is_chat in (True, False):
     task.write_texts(["hi"], length=8, is_chat=is_chat)
   assert asked == [(["<s>hi"], ()), (["hi"], Chatting.start_ids)]
 
 
 def test_a_text_of_another_model_and_a_cache_that_is_never_asked_to_drop_are_refused(workdir):
-  task = command.load(workdir, step=None, overrides=[]).with_eval(split="test", batch=8)
+  task = load_run(workdir, step=None, overrides=[]).with_eval(split="test", batch=8)
 
   def changed(**fields):
     return dataclasses.replace(task, config=dataclasses.replace(
@@ -216,7 +217,7 @@ def evaluate_stub(**changes):
 
 
 def baselines(workdir, source):
-  task = command.load(workdir, step=None, overrides=[f"data.source={source}"])
+  task = load_run(workdir, step=None, overrides=[f"data.source={source}"])
   return task.baselines("test")
 
 

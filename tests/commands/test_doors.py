@@ -13,7 +13,9 @@ import sys
 
 import pytest
 
-from lattice_jax import arguments, runtime
+from lattice_jax.commands import arguments
+from lattice_jax.commands import run as door
+from lattice_jax.commands.flags import FlagParser
 from lattice_jax.config import DataConfig
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
@@ -21,7 +23,7 @@ from lattice_jax.domains import Number
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.self_check import __main__ as self_check
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted(
   path.stem for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text()
   and path.stem not in ("check_overhead", "pretrained_reference"))  # a command; a stranger to this environment
@@ -42,7 +44,7 @@ FLAGS = {
 }
 ASK = """
 import importlib, json, sys
-from lattice_jax import arguments, runtime
+from lattice_jax.commands.flags import FlagParser, parse_flags
 from absl import flags
 importlib.import_module(sys.argv[1])
 command, numbers = sys.argv[1], json.loads(sys.argv[2])
@@ -50,7 +52,7 @@ said, foreign = {}, []
 library = ("absl.", "pytype")
 for name in sorted(flags.FLAGS):
   flag = flags.FLAGS[name]
-  if not isinstance(flag.parser, arguments.FlagParser):
+  if not isinstance(flag.parser, FlagParser):
     foreign.append([name, flags.FLAGS.find_module_defining_flag(name)])
     continue
   domain = getattr(flag.parser.domain, "of", flag.parser.domain)
@@ -58,7 +60,7 @@ for name in sorted(flags.FLAGS):
     said[name] = {}
     for text in numbers:
       try:
-        runtime.parse_flags([command, f"--{name}={text}"])
+        parse_flags([command, f"--{name}={text}"])
         said[name][text] = None
       except ValueError as error:
         said[name][text] = str(error)
@@ -85,7 +87,7 @@ def test_every_numeric_flag_has_a_domain(command):
     [sys.executable, "-c", ASK, command, json.dumps(NUMBERS)], cwd=ROOT, capture_output=True, text=True, check=True)
   said, foreign = json.loads(done.stdout)
   assert set(said) == set(FLAGS[command])
-  assert all(module.startswith("absl") for _, module in foreign), "a flag that was not made by arguments.define"
+  assert all(module.startswith("absl") for _, module in foreign), "a flag that was not made by commands.flags.define"
   for name, answers in said.items():
     for text, sentence in answers.items():
       if is_number_inside(text, *FLAGS[command][name]):
@@ -135,7 +137,7 @@ def run(monkeypatch):
       importlib.import_module(f"scripts.{name}").main
     called = f"lattice_jax/{name}/__main__.py" if name == "self_check" else f"scripts/{name}.py"
     monkeypatch.setattr(sys, "argv", [called, *words])
-    runtime.run_script(main)
+    door.run_script(main)
 
   yield call
   os.environ.clear()
@@ -219,12 +221,12 @@ def test_a_place_inside_another_value_is_of_this_machine_too(open_it):
 
 def test_home_is_found_by_every_flag_that_names_a_place(monkeypatch, run, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
-  assert arguments.FlagParser(arguments.place.domain).parse("~/x") == f"{tmp_path}/x"
+  assert FlagParser(arguments.place.domain).parse("~/x") == f"{tmp_path}/x"
   assert arguments.path("~/x") == tmp_path / "x" and arguments.path("~nobody-of-the-kind/x").name == "x"
 
 
 @pytest.mark.parametrize("run", [
-  lambda main: runtime.run_script(main), lambda main: runtime.run_main(lambda arguments: main(), ["plot.py"])],
+  lambda main: door.run_script(main), lambda main: door.run_command(main, ["plot.py"])],
   ids=["script", "command"])
 def test_what_the_system_refuses_has_no_number(capsys, monkeypatch, run):
   def main():

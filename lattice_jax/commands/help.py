@@ -1,6 +1,6 @@
 """What --help prints, and docs/configuration.md, both from where flags, experiments and fields are declared.
 
-python -m lattice_jax.usage > docs/configuration.md
+python -m lattice_jax.commands.help > docs/configuration.md
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from lattice_jax.arguments import FlagParser
+from lattice_jax.commands.flags import FlagParser
 from lattice_jax.config import Config
 from lattice_jax.fields import domain_of
 from lattice_jax.markdown import markdown_table
@@ -80,7 +80,7 @@ def flag_entries() -> list[Entry]:
 
 def experiments() -> Iterator[Entry]:
   """Every file under configs/ with the first line of its docstring and its variants."""
-  root = Path(__file__).parents[1]
+  root = Path(__file__).parents[2]
   if str(root) not in sys.path:
     sys.path.insert(0, str(root))
   common = importlib.import_module("configs.common")
@@ -128,8 +128,9 @@ def markdown() -> str:
     "same changes of a stored run (`--set=model.vq.cache=false`). Several fields of a section can be changed at once,",
     "`--config.model.vq=\"{'codes': 128, 'block_len': 64}\"`; those that are not named stay. A value outside its",
     "domain is refused before anything is done.", "",
-    "This page is printed by `python -m lattice_jax.usage > docs/configuration.md`; `python train.py --help` says the",
-    "same.", "", "## Experiments", "", markdown_table([("configs/NAME.py", "what it is", "variants, after a colon"), *(
+    "This page is printed by `python -m lattice_jax.commands.help > docs/configuration.md`; `python train.py --help`",
+    "says the same.", "", "## Experiments", "",
+    markdown_table([("configs/NAME.py", "what it is", "variants, after a colon"), *(
       (f"`{entry.name}`", entry.meaning, entry.detail.removeprefix("variants: ")) for entry in experiments())], "lll")]
   for title, entries in sections():
     if entries:

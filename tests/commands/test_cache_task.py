@@ -7,10 +7,10 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from lattice_jax import runtime
+from lattice_jax.commands import cache_flags, cache_task
+from lattice_jax.commands.flags import parse_flags
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
-from lattice_jax.evaluation import cache_flags
-from lattice_jax.evaluation.command import Task
+from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.evaluation.recall.grid import AnswerFile
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.sharding import make_mesh
@@ -30,7 +30,7 @@ def _flags():
 
 def make_task(workdir):
   mesh = make_mesh(CONFIG.mesh)
-  return Task(
+  return LoadedModel(
     workdir=workdir, config=CONFIG, overrides=(), params={}, buffers={}, step=None, mesh=mesh, context_len=2048)
 
 
@@ -46,15 +46,15 @@ def judge(workdir, monkeypatch, **values):
     asked.append((caches, tokens_BT, prompt_len))
     return []
 
-  monkeypatch.setattr(cache_flags, "run_grid", run_grid)
-  monkeypatch.setattr(cache_flags, "compare", compare)
-  monkeypatch.setattr(cache_flags, "write_comparisons", lambda folder, result: [folder / "compare.md"])
-  runtime.parse_flags(["eval.py", *(
+  monkeypatch.setattr(cache_task, "run_grid", run_grid)
+  monkeypatch.setattr(cache_task, "compare", compare)
+  monkeypatch.setattr(cache_task, "write_comparisons", lambda folder, result: [folder / "compare.md"])
+  parse_flags(["eval.py", *(
     f"--{name}={','.join(value) if isinstance(value, list) else value}"
     for name, value in values.items() if name != "cache")])
   if "cache" in values:
     flags.FLAGS.cache = values["cache"]
-  return asked, cache_flags.judge(make_task(workdir), "test", report=print)
+  return asked, cache_task.run_task(make_task(workdir), "test", report=print)
 
 
 def test_a_task_gets_the_full_cache_and_all_that_were_named(tmp_path, monkeypatch):
@@ -99,9 +99,9 @@ def test_a_mistake_is_answered_in_one_sentence(values, message, tmp_path, monkey
 
 def test_outside_of_a_task_one_cache_changes_the_config():
   flags.FLAGS.cache = [LAGKV]
-  assert cache_flags.overrides()[:2] == ["model.cache.policy=lagkv", "model.cache.sinks=2"]
+  assert cache_flags.cache_overrides()[:2] == ["model.cache.policy=lagkv", "model.cache.sinks=2"]
   flags.FLAGS.cache = [LAGKV, "full"]
   with pytest.raises(ValueError, match="--cache was given several times; only a --task judges more than one"):
-    cache_flags.overrides()
+    cache_flags.cache_overrides()
   flags.FLAGS.task = "passkey"
-  assert cache_flags.overrides() == []
+  assert cache_flags.cache_overrides() == []

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from absl import flags
-
-from lattice_jax.evaluation import flags as flags_of_caches
-from lattice_jax.inference import flags as flags_of_text
+from lattice_jax.commands import cache_flags, text_flags
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,11 @@ _OF_TRAINING = ("train", "optimizer")
 
 def read_asked(pretrained: str | None, protocol: str | None, *, comparison: bool) -> Asked:
   """What the flags of caches and texts, and these three of eval.py, ask for."""
-  has_prompt, task = flags_of_text.has_prompt(), flags_of_caches.TASK.value or ""
+  has_prompt, task = text_flags.has_prompt(), cache_flags.TASK.value or ""
   return Asked(
     pretrained=pretrained is not None, comparison=comparison, task=task, prompt=has_prompt,
     protocol=protocol or ("none" if task or (pretrained and has_prompt) else "cold"),
-    text=flags_of_text.text_length() > 0, draws=flags_of_text.draws())
-
-
-def given_flags() -> list[str]:
-  return [name for name in flags.FLAGS if not flags.FLAGS[name].using_default_value]
+    text=text_flags.text_length() > 0, draws=text_flags.draws())
 
 
 def check_flags(asked: Asked, given: Collection[str], overrides: Sequence[str]) -> None:

@@ -1,12 +1,12 @@
-"""The flags of a command that writes text."""
+"""Flags of eval.py about the texts that the model writes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from lattice_jax.arguments import COUNT, POSITIVE, define, define_several
+from lattice_jax.commands.domains import COUNT, POSITIVE, EscapedText, PromptFile, PromptText
+from lattice_jax.commands.flags import define, define_several
 from lattice_jax.domains import SEED, TEMPERATURE, TOP_K, TOP_P, Switch
-from lattice_jax.inference.flag_texts import EscapedText, PromptFile, PromptText
 
 _DEFAULT_LENGTH = 200
 
@@ -48,7 +48,7 @@ def draws() -> bool:
 
 
 def text_options() -> dict[str, Any]:
-  """The arguments of `Task.write_texts` but the length."""
+  """The arguments of `LoadedModel.write_texts`, except the length."""
   return {
     "prompts": _prompts() or [""], "is_chat": _CHAT.value, "stop_strings": _STOP.value, "limit": _CONTEXT.value,
     "temperature": _TEMPERATURE.value, "top_k": _TOP_K.value, "top_p": _TOP_P.value, "seed": _SEED.value}
