@@ -13,8 +13,7 @@ from lattice_jax.cache.kv_cache import CacheView, KVCache, empty_cache
 from lattice_jax.cache.policies.full import FullConfig
 from lattice_jax.cache.policy import Policy, check_cache, make_policy
 from lattice_jax.cache.step import read_and_append
-from lattice_jax.config import Config
-from lattice_jax.evaluation.caches import parse_caches
+from lattice_jax.evaluation.caches import parse_cache
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.types import whole_segment
 
@@ -28,17 +27,17 @@ def compress_kv(
   Args:
     k, v: keys and values as attention reads them, rotary embedding included.
     policy: as eval.py's --cache has it, such as "lagkv:ratio=0.25" (docs/cache_policies.md), or a `CacheConfig`.
-    q: queries of the same tokens, Q = H·G, of which query head h·G + g reads head h; for the policies h2o, snapkv, tova.
+    q: queries of the same tokens, for the policies h2o, snapkv and tova; Q = H·G, query head h·G + g reads head h.
     valid: which tokens there are, a prefix of every row; None is all.
 
   Returns:
-    k, v and positions of the S tokens that are kept, oldest first. S follows from T and the policy. Heads keep different
-    tokens but equally many; where a row keeps fewer than S, the rest is zeros at position −1.
+    k, v and positions of the S tokens that are kept, oldest first. S follows from T and the policy. Heads keep
+    different tokens but equally many; where a row keeps fewer than S, the rest is zeros at position −1.
 
   Raises:
     ValueError: there is no such policy, its budget cannot be kept, or it needs queries and there are none.
   """
-  config = policy if isinstance(policy, CacheConfig) else parse_caches(Config(), [policy])[policy]
+  config = policy if isinstance(policy, CacheConfig) else parse_cache(policy)
   check_cache(config)
   policy = make_policy(config)
   _check_arrays(config.policy, policy, k, v, q)
@@ -62,15 +61,17 @@ def compress_kv(
 def _check_arrays(name: str, policy: Policy, k: jax.Array, v: jax.Array, q: jax.Array | None) -> None:
   shapes = f"k of shape {k.shape} and v of shape {v.shape}"
   if k.ndim != 4 or v.ndim != 4 or k.shape[:3] != v.shape[:3]:
-    raise ValueError(f"compress_kv was given {shapes}; it takes k [batch, tokens, heads, width] and v likewise, and only "
-                     "their widths may differ.")
+    raise ValueError(f"compress_kv was given {shapes}; it takes k [batch, tokens, heads, width] and v likewise, and "
+                     "only their widths may differ.")
   if policy.config.skip_layers:
     raise ValueError(f"compress_kv was given skip_layers={policy.config.skip_layers}, and knows of no layers; leave it "
                      "out, and do not call it for the layers that are to stay whole.")
   if q is None and (policy.records_mass or policy.num_queries):
     raise ValueError(f"the policy {name!r} scores tokens by the attention that they receive, so compress_kv needs the "
                      "queries too; give q=[batch, tokens, query heads, key width].")
-  if q is not None and (q.ndim != 4 or q.shape[:2] != k.shape[:2] or q.shape[2] % k.shape[2] or q.shape[3] != k.shape[3]):
+  if q is None:
+    return
+  if q.ndim != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]) or q.shape[2] % k.shape[2]:
     raise ValueError(f"compress_kv was given q of shape {q.shape} with {shapes}; q must have their rows and tokens, a "
                      "multiple of their heads, and the width of k.")
 
