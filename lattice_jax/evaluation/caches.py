@@ -22,7 +22,8 @@ def cache_overrides(text: str, argument: str = "--cache") -> list[str]:
   policy, _, fields = text.partition(":")
   if policy not in POLICIES:
     raise ValueError(
-      f"{argument}={text} names the policy {policy!r}; {', '.join(POLICIES)} are known.{did_you_mean(policy, POLICIES)}")
+      f"{argument}={text} names the policy {policy!r}; {', '.join(POLICIES)} are known."
+      f"{did_you_mean(policy, POLICIES)}")
   wrong = [field for field in fields.split(",") if fields and field.count("=") != 1]
   if wrong:
     raise ValueError(f"{argument}={text}: {wrong[0]!r} must have the form field=value, as in lagkv:lag=128,ratio=0.25.")
