@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from lattice_jax.cache.append import append, arrivals
 from lattice_jax.cache.config import CacheConfig
@@ -19,16 +20,15 @@ from lattice_jax.types import whole_segment
 
 
 def compress_kv(
-  k: Float[Array, "B T H K"], v: Float[Array, "B T H V"], policy: str | CacheConfig, *,
-  q: Float[Array, "B T Q K"] | None = None, valid: Bool[Array, "B T"] | None = None,
+  k: ArrayLike, v: ArrayLike, policy: str | CacheConfig, *, q: ArrayLike | None = None, valid: ArrayLike | None = None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H V"], Int[Array, "B S H"]]:
   """What the policy keeps of T tokens, and where each stood.
 
   Args:
-    k, v: keys and values as attention reads them, rotary embedding included.
+    k, v: [B, T, H, K] and [B, T, H, V], keys and values as attention reads them, rotary embedding included.
     policy: as eval.py's --cache has it, such as "lagkv:ratio=0.25" (docs/cache_policies.md), or a `CacheConfig`.
-    q: queries of the same tokens, for the policies h2o, snapkv and tova; Q = H·G, query head h·G + g reads head h.
-    valid: which tokens there are, a prefix of every row; None is all.
+    q: [B, T, H·G, K], queries of the same tokens, for the policies h2o, snapkv and tova; query head h·G + g reads head h.
+    valid: [B, T], which tokens there are, a prefix of every row; None is all.
 
   Returns:
     k, v and positions of the S tokens that are kept, oldest first. S follows from T and the policy. Heads keep
@@ -37,6 +37,7 @@ def compress_kv(
   Raises:
     ValueError: there is no such policy, its budget cannot be kept, or it needs queries and there are none.
   """
+  k, v, q, valid = (None if x is None else jnp.asarray(x) for x in (k, v, q, valid))
   config = policy if isinstance(policy, CacheConfig) else parse_cache(policy)
   check_cache(config)
   policy = make_policy(config)
