@@ -10,7 +10,7 @@ import pytest
 from lattice_jax.ops.attention import MASKED, Order, attend
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
-from lattice_jax.ops.attention.slots import Readers, Slots, attend_slots, slots_seen
+from lattice_jax.ops.attention.slots import Readers, StackedSlots, attend_slots, slots_seen
 from lattice_jax.ops.documents import EMPTY
 from tests.contract.harness import quick_jit
 
@@ -27,7 +27,7 @@ def inputs():
   for row, used in enumerate(USED):
     for head in range(HEADS):
       position[:, row, head, :used] = [0, 1, *sorted(rng.choice(np.arange(2, 20), used - 2, replace=False))]
-  slots = Slots(key, value, jnp.asarray(position), jnp.int32(1), jnp.asarray(USED, jnp.int32))
+  slots = StackedSlots(key, value, jnp.asarray(position), jnp.int32(1), jnp.asarray(USED, jnp.int32))
   index_BT = jnp.broadcast_to(20 + jnp.arange(LENGTH, dtype=jnp.int32), (BATCH, LENGTH))
   # the last tokens of row 1 are of another document
   return q, slots, Readers(index_BT, jnp.asarray([[True] * LENGTH, [True] * 4 + [False] * 3]))
@@ -78,3 +78,18 @@ def test_blocks_of_queries_that_are_filled_up_receive_nothing_more():
   score_HTS = np.einsum("thk,sk->hts", np.float64(q[0]), np.float64(k[0, :, 0])) / np.sqrt(KEY)
   odds_HTS = np.exp(score_HTS) * np.tri(length)
   np.testing.assert_allclose(mass_BHS[0, 0], (odds_HTS / odds_HTS.sum(-1, keepdims=True)).sum((0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("impl", ["xla", "reference"])
+def test_what_stands_at_queries_that_see_no_slots_changes_nothing(impl):
+  q, slots, readers = inputs()
+  sees = readers.sees_BT[..., None, None]
+
+  def loss(q, key, value):
+    out, lse = attend_slots(q, slots.replace(key_LBHSK=key, value_LBHSV=value), readers, block=4, impl=impl)
+    return jnp.sin(out).sum() + jnp.where(sees[..., 0], lse, 0).sum(), (out, lse)
+
+  run = quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+  dirty = run(jnp.where(sees, q, jnp.nan), slots.key_LBHSK, slots.value_LBHSV)
+  jax.tree.map(np.testing.assert_array_equal, dirty, run(q, slots.key_LBHSK, slots.value_LBHSV))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dirty))
