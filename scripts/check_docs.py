@@ -1,6 +1,6 @@
 """Checks every command line that README.md, docs/ and the docstrings of configs/ show, without doing its work.
 
-python scripts/check_docs.py
+python scripts/check_docs.py [PAGE …]
 
 Each Python program is started with the documented arguments in a process of its own, and stopped where it has
 accepted them: train.py once its config is read and checked, eval.py once its flags, --set and --cache are, a script
@@ -135,6 +135,7 @@ def _start(words: list[str], said: int) -> None:
   """The program, from its first line to where it has accepted its arguments."""
   os.dup2(said, 1)
   os.dup2(said, 2)
+  sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
   os.chdir(ROOT)
   parse = arguments.Parser.parse_args
 
@@ -176,16 +177,19 @@ def pages() -> Iterator[tuple[Path, str]]:
     ["git", "ls-files", "--cached", "--others", "--exclude-standard", "README.md", "docs/*.md", "lattice_jax/*.md"],
     cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
   for name in files:
-    yield ROOT / name, (ROOT / name).read_text(encoding="utf-8")
+    yield Path(name), (ROOT / name).read_text(encoding="utf-8")
   for path in ROOT.glob("configs/*.py"):
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    yield path, re.sub(r"(?m)^(?=python )", "    ", docstring)
+    yield path.relative_to(ROOT), re.sub(r"(?m)^(?=python )", "    ", docstring)
 
 
 def main() -> int:
   """Prints what was checked; the number of mistakes, at most 1, is the exit status."""
+  parser = arguments.Parser(__doc__)
+  parser.add_argument("pages", nargs="*", type=arguments.path, help="Markdown files; by default all")
+  chosen = [(path, path.read_text(encoding="utf-8")) for path in parser.parse_args().pages]
   known, done, mistakes = known_flags(), {}, []
-  for path, text in pages():
+  for path, text in chosen or pages():
     variables: dict[str, str] = {}
     for line in commands_of(text):
       words = words_of(line, variables)
@@ -193,20 +197,20 @@ def main() -> int:
         key = tuple(words)
         done[key] = done[key] if key in done else refuse(words)
         if done[key]:
-          mistakes.append(f"{path.relative_to(ROOT)}: {line}\n    {done[key]}")
+          mistakes.append(f"{path}: {line}\n    {done[key]}")
     for name in flags_of(text):
       if name.startswith("config."):
         try:
           find(Config, name.removeprefix("config."))
         except ValueError as error:
-          mistakes.append(f"{path.relative_to(ROOT)}: --{name}\n    {error}")
+          mistakes.append(f"{path}: --{name}\n    {error}")
       elif name not in known:
-        mistakes.append(f"{path.relative_to(ROOT)}: no command has a flag --{name}")
+        mistakes.append(f"{path}: no command has a flag --{name}")
   kinds = Counter(words[0] for words in done)
-  print("\n".join(mistakes), end="\n" if mistakes else "")
-  print(f"{len(done)} different command lines: {kinds.pop('python')} of Python, started with their arguments; "
-        + ", ".join(f"{number} of {name}" for name, number in kinds.items()) + ", whose files or packages exist. "
-        + f"{len(mistakes)} mistakes.")
+  print("\n".join([*mistakes, (
+    f"{len(done)} different command lines ({', '.join(f'{number} of {name}' for name, number in kinds.items())}): "
+    "those of Python were started with their arguments, of the others files and packages exist. "
+    f"{len(mistakes)} mistakes.")]))
   return min(1, len(mistakes))
 
 
