@@ -8,10 +8,11 @@ from absl import flags
 from absl.testing import flagsaver
 
 from lattice_jax import runtime
-from lattice_jax.config import AttentionConfig, CacheConfig, Config, DataConfig, ModelConfig
+from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.evaluation import cache_flags
 from lattice_jax.evaluation.command import Task
 from lattice_jax.evaluation.recall.grid import AnswerFile
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.sharding import make_mesh
 
 CONFIG = Config(

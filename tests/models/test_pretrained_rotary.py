@@ -8,11 +8,13 @@ import pathlib
 import numpy as np
 import pytest
 
-from lattice_jax.config import AttentionConfig, ModelConfig, RopeScalingConfig
+from lattice_jax.config import ModelConfig
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
 from lattice_jax.models.pretrained.export import export_model
 from lattice_jax.models.pretrained.families import read_family
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
+from lattice_jax.ops.rotary_config import RopeScalingConfig
 from tests.models import numpy_llama
 from tests.models.test_export import SPECIAL, make_params
 from tests.models.test_pretrained import our_logits
