@@ -38,7 +38,10 @@ _SHORT = re.compile(r"(train|eval|sweep|bench|plot|audit|prepare_data)\.py --")
 
 
 def commands_of(text: str) -> Iterator[str]:
-  """Command lines of a Markdown text: in code blocks, with their continuations, and in running text."""
+  """Command lines of a Markdown text: in code blocks, with their continuations, and in running text.
+
+  Those of a block that is called console are of another tree, such as that of an exercise.
+  """
   block, language, waiting = False, "", ""
   for line in text.splitlines():
     if line.lstrip().startswith("```"):

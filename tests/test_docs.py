@@ -46,6 +46,7 @@ def test_the_first_page_fits_a_screen_or_two():
   assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
 
 
+@pytest.mark.slow
 def test_the_picture_shows_the_stored_figures(tmp_path):
   source = (ROOT / "docs" / "pictures" / "memories.py").read_text(encoding="utf-8")
   copy = tmp_path / "docs" / "pictures" / "memories.py"
@@ -78,6 +79,8 @@ ACCEPTED = (
   "LATTICE_JAX_IMPL=xla python -m lattice_jax.self_check --out=there")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # each command is a process
 def test_commands_that_would_be_refused_are_found_and_no_others(tmp_path):
   page = tmp_path / "page.md"
   page.write_text("\n".join(line if line[0] == "`" else f"    {line}" for line in (*REFUSED, *ACCEPTED)))
