@@ -6,7 +6,6 @@ JAX is imported where it is used: neither --help nor a misspelt flag need wait f
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import logging
 import multiprocessing
@@ -27,7 +26,8 @@ from absl import logging as absl_logging
 from lattice_jax import peers, usage
 from lattice_jax.arguments import COUNT, POSITIVE, define
 from lattice_jax.config_flags import as_flags
-from lattice_jax.domains import Number, short
+from lattice_jax.domains import Number, did_you_mean, short
+from lattice_jax.shown import first_line
 
 _CPU_DEVICES = define(
   "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
@@ -99,12 +99,6 @@ def _environment_integer(name: str, domain: Number = COUNT) -> int:
     raise ValueError(f"{name}={os.environ[name]} {error}") from error
 
 
-def first_line(error: BaseException, limit: int = 200) -> str:
-  """The start of an error's message, for use inside a sentence."""
-  text = str(error).strip().split("\n")[0] or type(error).__name__
-  return text if len(text) <= limit else text[:limit] + "…"
-
-
 def parse_flags(argv: list[str]) -> list[str]:
   """The arguments that are no flags, after all flags are set; raises ValueError for flags that cannot be."""
   try:
@@ -114,17 +108,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     reason = str(error).rpartition("] ")[2]
     raise ValueError(f"--flagfile cannot be read ({reason}).") from error
   except flags.UnrecognizedFlagError as error:
-    raise ValueError(f"unknown flag --{error.flagname}.{_like_flag(error.flagname)}") from error
+    hint = did_you_mean(error.flagname, list(flags.FLAGS), quote="--{}".format)
+    raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
   except flags.Error as error:
     text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", lambda said: f"{short(said[1])} {said[2]} ",
                   " ".join(str(error).split()))
     missing = re.fullmatch(r"Missing value for flag (--\w+)", text)
     raise ValueError(f"{missing[1]} has no value; write {missing[1]}=VALUE." if missing else text) from error
-
-
-def _like_flag(name: str) -> str:
-  close = difflib.get_close_matches(name, list(flags.FLAGS), n=1)
-  return f" Did you mean --{close[0]}?" if close else ""
 
 
 def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:

@@ -13,7 +13,7 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels", "lattice_jax.peers", "lattice_jax.shown"),
+  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.peers", "lattice_jax.shown"),
   ("lattice_jax.domains",),
   ("lattice_jax.fields",),
   ("lattice_jax.config_memories", "lattice_jax.arguments", "lattice_jax.memories.section",

@@ -12,7 +12,7 @@ import numpy as np
 
 from lattice_jax.config import CacheConfig
 from lattice_jax.data.source import Source
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation import flags
 from lattice_jax.evaluation.caches import cache_overrides, parse_caches, with_peers
 from lattice_jax.evaluation.command import Task

@@ -18,7 +18,7 @@ from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.config_text import apply_overrides
-from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation import command, report
 from lattice_jax.evaluation.answers import AnswerGroup
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
