@@ -4,8 +4,8 @@ python scripts/check_docs.py [PAGE …]
 
 Each Python program is started with the documented arguments in a process of its own, and stopped where it has
 accepted them: train.py once its config is read and checked, eval.py once its flags, --set and --cache are, a script
-once its arguments are. Shell scripts, tests and pinned packages that are named must exist, and so must each flag in
-running text.
+once its arguments are. Shell scripts, tests and pinned packages that are named must exist, and so must each flag and
+each path in running text.
 """
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ def flags_of(text: str) -> Iterator[str]:
   for span in _SPAN.findall(re.sub(r"(?m)^    .*$", "", text)):
     if not span.startswith(("pip ", "tensorboard ")):
       yield from re.findall(r"(?<![\w-])--([a-z][\w.]*)", span)
+
+
+def paths_of(text: str) -> Iterator[str]:
+  """Files and folders of this repository that running text names."""
+  for span in _SPAN.findall(re.sub(r"(?ms)^```.*?^```", "", text)):
+    if re.fullmatch(r"(configs|docs|lattice_jax|pallas_kernels|scripts|tests)/[\w/.*-]*", span):
+      yield span
 
 
 def known_flags() -> set[str]:
@@ -209,6 +216,7 @@ def main() -> int:
           mistakes.append(f"{path}: --{name}\n    {error}")
       elif name not in known:
         mistakes.append(f"{path}: no command has a flag --{name}")
+    mistakes += [f"{path}: there is no {name}" for name in paths_of(text) if not any(ROOT.glob(name.rstrip("/")))]
   kinds = Counter(words[0] for words in done)
   print("\n".join([*mistakes, (
     f"{len(done)} different command lines ({', '.join(f'{number} of {name}' for name, number in kinds.items())}): "

@@ -72,7 +72,8 @@ REFUSED = {
   "bash scripts/test.sh tests/test_none.py": "there is no tests/test_none.py",
   "pip install tensorboard==0.1": "pinned nowhere",
   "`--config.model.vq.code=3`": "model.vq.code",
-  "`--wide`": "no command has a flag --wide"}
+  "`--wide`": "no command has a flag --wide",
+  "`lattice_jax/layers/vq.py`": "there is no lattice_jax/layers/vq.py"}
 ACCEPTED = (
   "python train.py --config=configs/quickstart.py:smoke --workdir=runs/a --config.train.steps=3",
   "python scripts/plot.py --what=codebook runs/a  # of a run",
