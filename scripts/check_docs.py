@@ -26,7 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from lattice_jax import arguments, config_text, runtime
+from lattice_jax import config_text, runtime
+from lattice_jax.commands import arguments
 from lattice_jax.config import Config
 from lattice_jax.fields import find
 
