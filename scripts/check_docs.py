@@ -72,7 +72,7 @@ def flags_of(text: str) -> Iterator[str]:
   text = re.sub(r"(?ms)^```.*?^```", "", text)
   for span in _SPAN.findall(re.sub(r"(?m)^    .*$", "", text)):
     if not span.startswith(("pip ", "tensorboard ")):
-      yield from re.findall(r"(?<![\w-])--([a-z][\w.]*)", span)
+      yield from re.findall(r"(?<![\w-])--([a-z]\w*(?:\.\w+)*)", span)
 
 
 def paths_of(text: str) -> Iterator[str]:
