@@ -20,8 +20,8 @@ import numpy as np
 
 from lattice_jax.config import DataConfig
 from lattice_jax.data.archives import open_zip, read_array
-from lattice_jax.data.files import IMAGENET64, prepare_command, sha256_once
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import IMAGENET64, prepare_command, sha256_once
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
 from lattice_jax.data.tokenizers.tokenizer import (
   ByteTokenizer,

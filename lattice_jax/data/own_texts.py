@@ -20,8 +20,8 @@ import zlib
 from pathlib import Path
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import decode_text, sha256_of_file
 from lattice_jax.data.hashing import permutation
+from lattice_jax.data.published import decode_text, sha256_of_file
 from lattice_jax.data.source import SPLITS, Document, fingerprint
 from lattice_jax.domains import Place
 

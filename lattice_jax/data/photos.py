@@ -12,7 +12,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lattice_jax.data.files import read_sample, sample_files
+from lattice_jax.data.published import read_sample, sample_files
 from lattice_jax.shown import first_line
 
 SIZE = 64

@@ -11,7 +11,9 @@ import numpy as np
 
 from lattice_jax.config import DataConfig
 from lattice_jax.data.corpus import read_corpus
-from lattice_jax.data.files import (
+from lattice_jax.data.own_texts import PREFIX, is_own_text, read_own_texts, texts_key
+from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
+from lattice_jax.data.published import (
   ENWIK8,
   Original,
   check_original,
@@ -21,8 +23,6 @@ from lattice_jax.data.files import (
   sample_files,
   sha256_once,
 )
-from lattice_jax.data.own_texts import PREFIX, is_own_text, read_own_texts, texts_key
-from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
 from lattice_jax.data.recall import recall_source
 from lattice_jax.data.source import SPLITS, Document, Source, Texts, fingerprint
 from lattice_jax.data.synthetic import synthetic_documents

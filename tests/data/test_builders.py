@@ -16,7 +16,7 @@ from lattice_jax.data.builders.imagenet64 import Imagenet64Npz
 from lattice_jax.data.builders.pg19 import Pg19Books
 from lattice_jax.data.builders.records import Records, build_official, check_prepared, find_prepared
 from lattice_jax.data.corpus_writer import Document
-from lattice_jax.data.files import Original
+from lattice_jax.data.published import Original
 from tests.data.originals import BOOKS, SPLIT_IDS, TEXTS, TITLES, images, write_books, write_images
 
 

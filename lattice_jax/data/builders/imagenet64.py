@@ -19,9 +19,9 @@ from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.archives import open_member, open_zip, read_array, read_array_header, read_blocks
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import IMAGENET64, ImageSet
 from lattice_jax.data.prepare.download import verify_original
 from lattice_jax.data.progress import ProgressLines
+from lattice_jax.data.published import IMAGENET64, ImageSet
 
 _SIZE = 64
 _IMAGE_BYTES = _SIZE * _SIZE * 3

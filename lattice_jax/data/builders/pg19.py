@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import PG19, BookSet, counts_in_words, decode_text
 from lattice_jax.data.progress import ProgressLines
+from lattice_jax.data.published import PG19, BookSet, counts_in_words, decode_text
 
 _BOOKS_A_SHARD = 128  # about 50 MB of text, held in memory
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from lattice_jax.data.files import counts_in_words
+from lattice_jax.data.published import counts_in_words
 from lattice_jax.data.source import Document
 from lattice_jax.shown import first_line
 

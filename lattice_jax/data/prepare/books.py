@@ -11,11 +11,11 @@ from lattice_jax.data.builders.pg19 import Pg19Books, check_books
 from lattice_jax.data.builders.records import Records
 from lattice_jax.data.corpus import corpus_command, corpus_folder, is_corpus_ready
 from lattice_jax.data.corpus_writer import Documents, Recipe, write_corpus
-from lattice_jax.data.files import BookSet, decode_text
 from lattice_jax.data.prepare.bucket import fetch_books
 from lattice_jax.data.prepare.download import require_space
 from lattice_jax.data.prepare.records import RecordSet, get_records
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import BookSet, decode_text
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.tokenizers.tokenizer import model_path
 from lattice_jax.data.tokenizers.train_bpe import parse_name, train_bpe

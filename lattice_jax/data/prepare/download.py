@@ -9,8 +9,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from lattice_jax.data.files import Original, check_original, sha256_of_file
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
+from lattice_jax.data.published import Original, check_original, sha256_of_file
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30  # seconds without a response

@@ -14,9 +14,9 @@ from pathlib import Path
 from lattice_jax.data.archives import open_member, open_zip, read_blocks
 from lattice_jax.data.builders.enwik8 import Enwik8, record_counts
 from lattice_jax.data.builders.records import Records, check_prepared, find_prepared
-from lattice_jax.data.files import Original, check_original, prepare_command, prepared_path, sha256_of_file
 from lattice_jax.data.prepare.download import download, require_space
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import Original, check_original, prepare_command, prepared_path, sha256_of_file
 from lattice_jax.data.source import SPLITS, Document
 
 

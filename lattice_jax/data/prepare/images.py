@@ -10,11 +10,11 @@ from lattice_jax.data.builders.imagenet64 import Imagenet64Npz, check_zips
 from lattice_jax.data.builders.records import Records
 from lattice_jax.data.corpus import corpus_command, corpus_folder, is_corpus_ready
 from lattice_jax.data.corpus_writer import Recipe, write_corpus
-from lattice_jax.data.files import ImageSet
 from lattice_jax.data.photos import IMAGE_TOKENS
 from lattice_jax.data.prepare.download import fetch_original, require_space
 from lattice_jax.data.prepare.records import RecordSet, get_records
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import ImageSet
 from lattice_jax.data.source import Document
 
 # Pixels are on disk twice: as records, and either unpacked from the zips (before) or as tokens (after).

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import SAMPLES, read_sample, sample_files
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import SAMPLES, read_sample, sample_files
 from lattice_jax.data.source import SPLITS
 from lattice_jax.data.sources import read_raw
 from lattice_jax.data.tokenizers.tokenizer import model_path

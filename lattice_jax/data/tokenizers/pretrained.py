@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lattice_jax.data.files import decode_text
+from lattice_jax.data.published import decode_text
 from lattice_jax.data.tokenizers.added_tokens import load_tokenizer
 from lattice_jax.data.tokenizers.backend import Backend, FastBackend
 from lattice_jax.data.tokenizers.chat_template import render

@@ -12,8 +12,8 @@ import numpy as np
 import sentencepiece
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import SAMPLES, decode_text, prepare_command, read_sample, sample_files, sha256_once
 from lattice_jax.data.own_texts import is_own_text, read_own_texts, texts_folder
+from lattice_jax.data.published import SAMPLES, decode_text, prepare_command, read_sample, sample_files, sha256_once
 from lattice_jax.data.tokenizers.train_bpe import SETTINGS, parse_name, train_bpe
 from lattice_jax.formats.locate import find_pretrained
 

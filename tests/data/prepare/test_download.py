@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from lattice_jax.data.files import Original
 from lattice_jax.data.prepare import bucket
 from lattice_jax.data.prepare.bucket import fetch_books
 from lattice_jax.data.prepare.download import fetch_original, require_space, verify_original
+from lattice_jax.data.published import Original
 from tests.data.originals import BOOKS, book_files
 from tests.data.prepare.server import bucket as bucket_answers
 from tests.data.prepare.server import serve

@@ -12,11 +12,11 @@ from lattice_jax.data.builders.pg19 import Pg19Books
 from lattice_jax.data.builders.records import find_prepared
 from lattice_jax.data.corpus import corpus_folder, read_corpus
 from lattice_jax.data.corpus_writer import Document
-from lattice_jax.data.files import PG19, SAMPLES
 from lattice_jax.data.prepare import books as prepare_books
 from lattice_jax.data.prepare import bucket
 from lattice_jax.data.prepare.images import prepare_images
 from lattice_jax.data.prepare.samples import prepare_sample
+from lattice_jax.data.published import PG19, SAMPLES
 from lattice_jax.data.source import SPLITS
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_path

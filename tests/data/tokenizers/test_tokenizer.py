@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import SAMPLES
+from lattice_jax.data.published import SAMPLES
 from lattice_jax.data.sources import read_raw
 from lattice_jax.data.tokenizers.tokenizer import BPETokenizer, get_tokenizer
 from lattice_jax.data.tokenizers.train_bpe import train_bpe
