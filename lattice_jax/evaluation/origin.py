@@ -15,8 +15,8 @@ from lattice_jax.data.source import fingerprint
 # What asks, compresses and judges in a --task, beside the model. A changed comment is a change too: asking again costs
 # time, and going on with what other code has answered costs the result.
 _ASKING = (
-  "cache", "evaluation/caches.py", "evaluation/compare.py", "evaluation/kept.py", "evaluation/reader.py",
-  "evaluation/recall/run.py", "evaluation/recall/tasks.py")
+  "cache", "evaluation/caches.py", "evaluation/compare.py", "evaluation/kept.py", "evaluation/recall/run.py",
+  "evaluation/recall/tasks.py", "inference/session.py")
 _MOST_READABLE = 100  # letters of a name before its key
 
 
