@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 
 import ml_collections
 
 from lattice_jax import config_dict
 from lattice_jax.domains import did_you_mean
+from lattice_jax.memories.registry import sections
 
 # Real data sets and the shipped samples that stand in for them.
 SAMPLES = {"enwik8": "enwiki_sample", "pg19": "books_sample", "imagenet64": "photos_sample"}
@@ -164,16 +164,8 @@ def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def _shrink_model(model: ml_collections.ConfigDict) -> None:
   model.update({"dim": 16, "layers": 2 * len(model.pattern), "mlp_dim": 32, "xent_chunk": 128})
-  for memory, value_dim in ((model.attention, 16), (model.vq, 32)):
-    heads = min(4, memory.heads)
-    memory.update({
-      "heads": heads, "kv_heads": math.gcd(heads, memory.kv_heads), "key_dim": 16, "value_dim": value_dim})
-  model.attention.window = min(16, model.attention.window)
-  model.vq.update({"codes": 16, "block_len": 16})
-  model.lattice.update({"heads": min(4, model.lattice.heads), "slots": 16, "value_dim": 16, "chunk_len": 8})
-  model.baseline.update({
-    "heads": min(4, model.baseline.heads), "key_dim": 16, "value_dim": 16, "slots": 8, "chunk_len": 8, "gate_rank": 4,
-    "mini_batch": 8})
+  for part in sections():
+    model[part.name].update(part.smoke(model[part.name]))
 
 
 def make_softmax_twin(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 import ml_collections
 
 from configs import common, lattice_enwik8
+from lattice_jax.memories.registry import find_section
 
 RECURRENCES = ("linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "gated_slots", "ttt_linear")
 
@@ -53,30 +54,31 @@ def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1
 
   unit: the MLP's width changes by multiples of it, so that meshes still divide it.
   """
-  lattice, baseline = model.lattice, model.baseline
+  lattice, recurrence = model.lattice, model[find_section(name).name]
   model.pattern = tuple(name if memory == "lattice" else memory for memory in model.pattern)
-  baseline.update({
+  same = {
     "heads": lattice.heads, "key_dim": lattice.slots, "value_dim": lattice.value_dim, "conv_width": lattice.conv_width,
     "gated": lattice.gated,
     # A slot holds a key and a value.
-    "slots": lattice.slots * lattice.value_dim // (lattice.slots + lattice.value_dim)})
+    "slots": lattice.slots * lattice.value_dim // (lattice.slots + lattice.value_dim)}
+  recurrence.update({field: value for field, value in same.items() if field in recurrence})
   left = _own_parameters(model, "lattice") - _own_parameters(model, name)
   model.mlp_dim += unit * round(left / (3 * model.dim * unit))
 
 
 def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
   """What a layer has beside values, gate and output."""
-  baseline, heads, dim = model.baseline, model.baseline.heads, model.dim
-  keys, values = baseline.key_dim, baseline.value_dim
+  config, dim, keys = model[find_section(name).name], model.dim, model.lattice.slots
+  heads, values = config.heads, config.value_dim
   gate = heads * (dim + 1)
   own = {
-    "lattice": gate + heads * keys * values,
-    "linear": 0,
-    "scalar_decay": gate + 2 * heads,
-    "gla": baseline.gate_rank * (dim + heads * keys) + heads * keys,
-    "deltanet": gate,
-    "gated_deltanet": 2 * gate + heads,
-    "gated_slots": dim * heads * baseline.slots,
-    "ttt_linear": gate + heads * values * (values + 3) + baseline.mini_batch,
-  }[name]
-  return own + 2 * heads * (dim + baseline.conv_width) * (values if name == "ttt_linear" else keys)
+    "lattice": lambda: gate + heads * keys * values,
+    "linear": lambda: 0,
+    "scalar_decay": lambda: gate + 2 * heads,
+    "gla": lambda: config.gate_rank * (dim + heads * keys) + heads * keys,
+    "deltanet": lambda: gate,
+    "gated_deltanet": lambda: 2 * gate + heads,
+    "gated_slots": lambda: dim * heads * config.slots,
+    "ttt_linear": lambda: gate + heads * values * (values + 3) + config.mini_batch,
+  }[name]()
+  return own + 2 * heads * (dim + config.conv_width) * (values if name == "ttt_linear" else keys)

@@ -40,7 +40,10 @@ def without_memory() -> ml_collections.ConfigDict:
   config.model.vq.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "codes": 64, "block_len": 32})
   # A value of length one turns a slot by too little: with such the task was not learned (docs/results/recall).
   config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 64, "unit_values": False})
-  config.model.baseline.update({"heads": 2, "key_dim": 64, "value_dim": 64, "slots": 32})
+  for section in ("gated_linear", "delta", "gated_slots"):
+    config.model[section].update({"heads": 2, "key_dim": 64, "value_dim": 64})
+  config.model.gated_slots.slots = 32
+  config.model.ttt.update({"heads": 2, "value_dim": 64})
   config.data.update({
     "source": "recall", "tokenizer": "symbols:256", "seq_len": 256, "update_len": 256, "batch": 16})
   config.data.recall.update({"pairs": 64, "fewest_pairs": 4})

@@ -5,17 +5,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from lattice_jax.config_memories import (
-  AttentionConfig,
-  BaselineConfig,
-  CacheConfig,
-  LatticeConfig,
-  RecurrentConfig,
-  RopeScalingConfig,
-  VQConfig,
-)
+from lattice_jax.config_memories import CacheConfig
 from lattice_jax.fields import (
   at_least,
   choice,
@@ -30,19 +23,17 @@ from lattice_jax.fields import (
   text,
   within,
 )
+from lattice_jax.memories.registry import FOLDERS, sections
 
 __all__ = [
-  "MEMORY_NAMES", "AttentionConfig", "BaselineConfig", "CacheConfig", "Config", "DataConfig", "EvalConfig",
-  "LatticeConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "RecallConfig", "RecurrentConfig",
-  "RopeScalingConfig", "TrainConfig", "VQConfig"]
+  "MEMORY_NAMES", "CacheConfig", "Config", "DataConfig", "EvalConfig", "MeshConfig", "ModelConfig", "OptimizerConfig",
+  "RecallConfig", "TrainConfig"]
 
-MEMORY_NAMES = (
-  "attention", "window", "vq", "lattice", "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "gated_slots",
-  "ttt_linear")  # the rows of layers/registry.py
+MEMORY_NAMES = tuple(FOLDERS)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class _DecoderConfig:
   """The decoder: `layers` blocks that repeat `pattern`, each entry the name of a memory in the registry."""
 
   vocab: int = positive(259, "tokens that the model knows")
@@ -78,11 +69,13 @@ class ModelConfig:
   context_len: int = at_least(0, 0, "tokens that a pretrained model was made to read; 0 = no bound of its own")
   origin: str = choice(
     "config", ("config", "init_from"), "config: the model is this section; init_from: it is that of --init_from")
-  attention: AttentionConfig = section(AttentionConfig, "the memories \"attention\" and \"window\"")
   cache: CacheConfig = section(CacheConfig, "what \"attention\" keeps of the tokens it has read")
-  vq: VQConfig = section(VQConfig, "the memory \"vq\"")
-  lattice: LatticeConfig = section(LatticeConfig, "the memory \"lattice\"")
-  baseline: BaselineConfig = section(BaselineConfig, "the other recurrent memories")
+
+
+# The sections of memories are fields too: their folders say which there are.
+ModelConfig = dataclasses.make_dataclass(
+  "ModelConfig", [(part.name, part.config, section(part.config, part.doc)) for part in sections()],
+  bases=(_DecoderConfig,), frozen=True, namespace={"__doc__": _DecoderConfig.__doc__, "__module__": __name__})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lattice_jax.config import Config, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
 from lattice_jax.domains import checked
 from lattice_jax.fields import check_fields, check_known, domain_of
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.shown import shown
 
 __all__ = ["check_config", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]
@@ -55,7 +55,7 @@ def _check_together(config: Config) -> None:
 
 def _check_model(model: ModelConfig) -> None:
   for name in model.pattern:
-    MEMORIES[name].check(model)
+    find_memory(name).check(model)
   if model.position_wavelength and model.dim % 2:
     raise ValueError(
       f"model.dim={model.dim} must be even for model.position_wavelength={model.position_wavelength}, whose sinusoids "
@@ -68,10 +68,11 @@ def _check_model(model: ModelConfig) -> None:
 
 def _check_cache(model: ModelConfig) -> None:
   check_cache(model.cache)
-  if model.cache.policy != "full" and "attention" not in model.pattern:
+  if model.cache.policy != "full" and not any(find_memory(name).needs_token_cache for name in model.pattern):
+    able = " or ".join(repr(name) for name in FOLDERS if find_memory(name).needs_token_cache)
     raise ValueError(
       f"model.cache.policy={model.cache.policy!r} has nothing to keep: model.pattern={','.join(model.pattern)} has no "
-      "memory 'attention'; use model.cache.policy='full', or a pattern with 'attention'.")
+      f"memory {able}; use model.cache.policy='full', or a pattern with {able}.")
 
 
 def _check_lengths(config: Config) -> None:
@@ -96,7 +97,7 @@ def _check_lengths(config: Config) -> None:
 
 def _check_carried(config: Config, name: str) -> None:
   data = config.data
-  if MEMORIES[name].needs_token_cache and (data.update_len < data.seq_len or data.rows == "documents"):
+  if find_memory(name).needs_token_cache and (data.update_len < data.seq_len or data.rows == "documents"):
     raise ValueError(
       f"the memory {name!r} forgets between updates, so data.rows={data.rows!r} with data.update_len={data.update_len} "
       f"and data.seq_len={data.seq_len} cannot carry it; use data.rows='sequences' or 'packed' and "
@@ -104,7 +105,7 @@ def _check_carried(config: Config, name: str) -> None:
 
 
 def _check_block(config: Config, name: str) -> None:
-  field = MEMORIES[name].block_field
+  field = find_memory(name).block_field
   if field is None:
     return
   block, update_len = _get(config, field), config.data.update_len

@@ -12,7 +12,7 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -241,10 +241,10 @@ def literal(text: str, otherwise: str) -> Any:
     raise ValueError(otherwise) from error
 
 
-def did_you_mean(given: str, allowed: Collection[str]) -> str:
+def did_you_mean(given: str, allowed: Collection[str], *, quote: Callable[[str], str] = repr) -> str:
   """The end of an error message: the nearest allowed name, or nothing."""
   close = difflib.get_close_matches(given, list(allowed), n=1)
-  return f" Did you mean {close[0]!r}?" if close else ""
+  return f" Did you mean {quote(close[0])}?" if close else ""
 
 
 SEED = Number(int, 0, LARGEST_SEED)

@@ -8,6 +8,7 @@ from typing import Any
 
 from lattice_jax.config import Config
 from lattice_jax.config_checks import parse_config
+from lattice_jax.stored_config import upgrade
 
 FILE = "run.json"
 _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -46,7 +47,7 @@ def check_run(run: Any, what: Path | str, *needed: str) -> None:
 def stored_config(run: dict[str, Any], what: Path | str) -> Config:
   """The config in a description; fields that are younger than the run get their defaults."""
   try:
-    return parse_config(run["config"])
+    return parse_config(upgrade(run["config"]))
   except ValueError as error:
     raise ValueError(f"{what} holds a config that does not fit this program: {error}") from error
 

@@ -22,6 +22,7 @@ from absl import logging as absl_logging
 
 from lattice_jax import peers
 from lattice_jax.domains import Number
+from lattice_jax.shown import first_line
 
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
 CLOSING_TIMEOUT = 5  # seconds that a run which failed has to close what it opened
@@ -90,10 +91,6 @@ def _environment_integer(name: str, lowest: int = 0) -> int:
     raise ValueError(f"{name}={os.environ[name]} {error}") from error
 
 
-def first_line(error: BaseException, limit: int = 200) -> str:
-  """The start of an error's message, for use inside a sentence."""
-  text = str(error).strip().split("\n")[0] or type(error).__name__
-  return text if len(text) <= limit else text[:limit] + "…"
 
 
 def _os_sentence(error: OSError) -> str:

@@ -15,8 +15,8 @@ from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.commands.arguments import Parser, count, one_of, path, place
 from lattice_jax.commands.run import run_script
 from lattice_jax.config import DataConfig
-from lattice_jax.data.export_tokenizer import export_tokenizer, special_ids
-from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
+from lattice_jax.data.tokenizers.export import export_tokenizer, special_ids
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.models.pretrained.export import export_model
 

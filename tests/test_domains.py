@@ -9,15 +9,16 @@ import typing
 
 import pytest
 
-from lattice_jax import config, config_memories, dispatch
+from lattice_jax import config_memories, dispatch
 from lattice_jax.cache import policy
 from lattice_jax.config import Config
 from lattice_jax.config_checks import check_config, default_config, largest_divisor, parse_config, to_dict
 from lattice_jax.data.source import SPLITS
 from lattice_jax.domains import LARGEST_WHOLE, SEED, Names, Number, Pairs, Place, Switch, Text, checked
 from lattice_jax.fields import leaves, positive
+from lattice_jax.memories.lattice import config as lattice_config
 from lattice_jax.memories.lattice import op as lattice
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.vq import config as vq_config
 from lattice_jax.memories.vq import op as vq
 from lattice_jax.training.optimizer import RULES
 from lattice_jax.writers import WRITERS
@@ -132,10 +133,9 @@ def test_a_field_without_domain_is_an_error():
 
 
 @pytest.mark.parametrize(("stated", "owned"), [
-  (config.MEMORY_NAMES, MEMORIES), (config_memories.REDUCTIONS, ("auto", *vq.FORMS)),
-  (config_memories.KEY_GRADIENTS, vq.KEY_GRADIENTS),
-  (config_memories.OBJECTIVES, lattice.OBJECTIVES), (config_memories.STATES, lattice.STATES),
-  (config_memories.FORMS, lattice.FORMS), (policy.POLICIES, config_memories.POLICIES),
+  (vq_config.REDUCTIONS, ("auto", *vq.FORMS)), (vq_config.KEY_GRADIENTS, vq.KEY_GRADIENTS),
+  (lattice_config.OBJECTIVES, lattice.OBJECTIVES), (lattice_config.STATES, lattice.STATES),
+  (lattice_config.FORMS, lattice.FORMS), (policy.POLICIES, config_memories.POLICIES),
   (FIELDS["model.impl"].metadata["domain"].allowed, dispatch.IMPLEMENTATIONS),
   (FIELDS["train.writers"].metadata["doc"].partition(": ")[2].split(", "), WRITERS),
   (FIELDS["optimizer.name"].metadata["domain"].allowed, RULES),

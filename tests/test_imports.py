@@ -10,12 +10,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+_FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories").glob("*/config.py"))
+
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels", "lattice_jax.peers", "lattice_jax.shown"),
+  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.peers", "lattice_jax.shown"),
   ("lattice_jax.domains",),
   ("lattice_jax.fields",),
-  ("lattice_jax.config_memories",),
+  ("lattice_jax.config_memories", "lattice_jax.memories.section",
+   "lattice_jax.memories.recurrent_config", "lattice_jax.ops.rotary_config"),
+  (*(f"lattice_jax.memories.{memory}.config" for memory in _FOLDERS),),
+  ("lattice_jax.memories.registry",),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
   ("lattice_jax.config_dict",),
   ("lattice_jax.runtime",),
@@ -24,7 +29,7 @@ LAYERS = (
   ("lattice_jax.cache", "lattice_jax.modules"),
   ("lattice_jax.memories",),
   ("lattice_jax.config_checks",),
-  ("lattice_jax.config_text",),
+  ("lattice_jax.config_text", "lattice_jax.stored_config"),
   ("lattice_jax.models", "lattice_jax.data", "lattice_jax.metrics"),
   ("lattice_jax.sharding", "lattice_jax.writers"),
   ("lattice_jax.training.adafactor",),

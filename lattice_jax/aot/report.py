@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 
+from lattice_jax.markdown import markdown_table
+
 KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training steps"}
 _COMPILERS = ("libtpu", "jax-cuda13-plugin")
 _COLUMNS = {
@@ -65,11 +67,10 @@ def table(records: Sequence[dict[str, Any]]) -> str:
   """Markdown."""
   columns = [name for name in _COLUMNS if any(name in record for record in records)]
   rows = [["case", "target", *(_COLUMNS[name] for name in columns), "holds"]]
-  rows.append(["---", "---", *["---:"] * len(columns), "---"])
   for record in records:
     cells = [_show(name, record[name]) if name in record else "" for name in columns]
     rows.append([record["case"], record["target"], *cells, "; ".join(record["failures"]) or "yes"])
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+  return markdown_table(rows, "ll" + "r" * len(columns) + "l")
 
 
 def _show(name: str, value: Any) -> str:

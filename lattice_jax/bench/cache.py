@@ -17,7 +17,8 @@ from lattice_jax.cache import KVCache, Policy, cache_bytes, make_policy
 from lattice_jax.cache.compact import compact
 from lattice_jax.cache.kv_cache import CacheView
 from lattice_jax.cache.step import read_and_append
-from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
+from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
 from lattice_jax.types import Segment

@@ -14,6 +14,7 @@ import numpy as np
 
 from lattice_jax.bench.harness import Measured, quantiles, ratios
 from lattice_jax.inspect.plots import COLORS, new_figure, save_with_legend
+from lattice_jax.markdown import markdown_table
 from lattice_jax.runtime import git_commit
 
 _MARKERS = "os^Dv<>p*"
@@ -51,13 +52,12 @@ def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
     rows.append([
       name, times[0], f"{times[1]}–{times[2]}", f"{result.temp_bytes / 1e6:,.0f}", *error,
       *("{1:.2f} ({0:.2f}–{2:.2f})".format(*values[name]) for values in factors.values())])
-  rows.insert(1, ["---", *["---:"] * (len(rows[0]) - 1)])
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+  return markdown_table(rows)
 
 
 def scaling(results: Sequence[Measured]) -> str:
   """How the time of each case grows from one length to the next, in Markdown; all lengths were measured in turn."""
-  rows = [["", "tokens", "time ratio", "20–80 %", "temporary bytes ratio"], ["---", *["---:"] * 4]]
+  rows = [["", "tokens", "time ratio", "20–80 %", "temporary bytes ratio"]]
   for name in dict.fromkeys(result.case.name for result in results):
     by_length = sorted((r for r in results if r.case.name == name and r.seconds), key=lambda r: r.case.tokens)
     for one, other in itertools.pairwise(by_length):
@@ -65,7 +65,7 @@ def scaling(results: Sequence[Measured]) -> str:
       rows.append([
         name, f"{one.case.tokens:,} → {other.case.tokens:,}", f"{middle:.2f}", f"{low:.2f}–{high:.2f}",
         f"{other.temp_bytes / one.temp_bytes:.2f}"])
-  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+  return markdown_table(rows)
 
 
 def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:

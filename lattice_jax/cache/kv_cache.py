@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.config import ModelConfig
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.ops.attention.slots import Slots
 from lattice_jax.ops.documents import EMPTY
 
@@ -69,9 +70,9 @@ class CacheView:
       layer=self.layer, length_B=self.stack.length_B[self.layer])
 
 
-def empty_cache(model: ModelConfig, policy: Policy, batch: int, num_slots: int) -> KVCache:
+def empty_cache(
+  attention: AttentionConfig, policy: Policy, batch: int, num_slots: int, dtype: jnp.dtype) -> KVCache:
   """A cache of one layer without tokens."""
-  attention, dtype = model.attention, jnp.dtype(model.dtype)
   slots_BHS = batch, attention.kv_heads, num_slots
   num_queries = policy.num_queries if num_slots else 0
 

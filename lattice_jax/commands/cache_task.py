@@ -13,7 +13,7 @@ import numpy as np
 from lattice_jax.commands import cache_flags as flags
 from lattice_jax.config import CacheConfig
 from lattice_jax.data.source import Source
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.caches import parse_caches, with_peers
 from lattice_jax.evaluation.compare import compare, write_comparisons
 from lattice_jax.evaluation.loaded_model import LoadedModel

@@ -19,6 +19,7 @@ from absl import flags
 from lattice_jax.commands.flags import FlagParser
 from lattice_jax.config import Config
 from lattice_jax.fields import domain_of
+from lattice_jax.markdown import markdown_table
 
 WIDTH, _COLUMN = 100, 30
 
@@ -128,18 +129,14 @@ def markdown() -> str:
     "domain is refused before anything is done.", "",
     "This page is printed by `python -m lattice_jax.commands.help > docs/configuration.md`; `python train.py --help`",
     "says the same.", "", "## Experiments", "",
-    "| configs/NAME.py | what it is | variants, after a colon |", "|---|---|---|",
-    *(_row(f"`{entry.name}`", entry.meaning, entry.detail.removeprefix("variants: ")) for entry in experiments())]
+    markdown_table([("configs/NAME.py", "what it is", "variants, after a colon"), *(
+      (f"`{entry.name}`", entry.meaning, entry.detail.removeprefix("variants: ")) for entry in experiments())], "lll")]
   for title, entries in sections():
     if entries:
       lines += ["", f"## {title[:1].upper() + title[1:] if ':' not in title else title}", "",
-                "| field | meaning | domain and default |", "|---|---|---|",
-                *(_row(f"`{entry.name}`", entry.meaning, entry.detail) for entry in entries)]
+                markdown_table([("field", "meaning", "domain and default"), *(
+                  (f"`{entry.name}`", entry.meaning, entry.detail) for entry in entries)], "lll")]
   return "\n".join(lines) + "\n"
-
-
-def _row(*cells: str) -> str:
-  return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lattice_jax.config import ModelConfig
+from lattice_jax.memories.registry import find_memory
 
 _DEFAULT_UNIT = 64
 
@@ -25,8 +26,9 @@ class Bucket:
 
 
 def bucket_starts(model: ModelConfig, longest: int) -> np.ndarray:
-  """First positions of the buckets 0, L/2, L, 2L, 4L … below `longest`; L is the VQ block, or 64 without VQ."""
-  unit = model.vq.reach if "vq" in model.pattern else _DEFAULT_UNIT
+  """First positions of the buckets 0, L/2, L, 2L, 4L … below `longest`; L is the memory's `position_unit`, or 64."""
+  units = [find_memory(name).position_unit for name in model.pattern]
+  unit = next((unit(model) for unit in units if unit), _DEFAULT_UNIT)
   starts, edge = [0], max(unit // 2, 1)
   while edge < longest:
     starts.append(edge)

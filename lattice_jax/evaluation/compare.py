@@ -18,8 +18,9 @@ from lattice_jax.cache import uncompressed
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.bootstrap import interval_of_mean
 from lattice_jax.evaluation.kept import row_bytes, slots_in_use
-from lattice_jax.evaluation.report import markdown, write_text
+from lattice_jax.evaluation.report import write_text
 from lattice_jax.inference.session import Session
+from lattice_jax.markdown import markdown_table
 
 _BLOCK = 32  # neighbouring tokens that are resampled together, for their losses hang together
 _WARM_UP = 2  # first steps, which compile and are not timed
@@ -135,7 +136,7 @@ def format_comparisons(comparisons: list[Comparison]) -> str:
   return "\n\n".join([
     f"# Caches beside «{first.cache}»",
     f"{first.tokens:,} tokens, each given those before it, after prompts of {first.prompt_len:,}; losses in nats.",
-    markdown([
+    markdown_table([
       ("cache", "kept", "bytes of a row", "loss", "loss − first", "95 %", "divergence", "95 %", "same likeliest",
        "p50 ms", "p95 ms"),
       *((
@@ -143,7 +144,7 @@ def format_comparisons(comparisons: list[Comparison]) -> str:
         f"{row.delta_low:+.4f} to {row.delta_high:+.4f}", f"{row.kl:.4f}", f"{row.kl_low:.4f} to {row.kl_high:.4f}",
         f"{row.agreement:.1%}", f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}") for row in comparisons)]),
     "## Loss by position",
-    markdown([("cache", *positions), *(
+    markdown_table([("cache", *positions), *(
       (row.cache, *(f"{row.nll_by_position[place]:.4f}" for place in positions)) for row in comparisons)])]) + "\n"
 
 

@@ -23,7 +23,7 @@ from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
-from lattice_jax.data.tokenizers import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
 from lattice_jax.evaluation.compressors import compressor_bits_per_byte
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.image_baselines import image_bits_per_dim

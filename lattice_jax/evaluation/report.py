@@ -73,12 +73,6 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     for row in rows)
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-  """The first row is the heading; columns but the first stand to the right."""
-  head, *body = [f"| {' | '.join(row)} |" for row in rows]
-  return "\n".join([head, f"|---|{'---:|' * (len(rows[0]) - 1)}", *body])
-
-
 def _context(result: EvalResult) -> str:
   if result.protocol == "cold":
     return f"windows of {result.seq_len:,} tokens, each from an empty memory"

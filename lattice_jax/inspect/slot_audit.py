@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lattice_jax.data.sources import load_source
-from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer
 from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.inspect.slot_inputs import lattice_layers, read_inputs, rule_of
 from lattice_jax.inspect.slot_plots import plot_layer

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.config import LatticeConfig, ModelConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.inspect.slot_trace import SlotInputs
+from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.lattice.op import Rule
 from lattice_jax.models.decoder import Decoder, init_state, num_groups
 from lattice_jax.types import whole_segment

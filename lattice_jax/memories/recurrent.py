@@ -1,29 +1,22 @@
 """The frame of all recurrent memories: everything around the recurrence, which each of them brings.
 
 Projections to q, k and v, short convolution, SiLU, q and k of length one, the recurrence, norm of each head's output,
-SiLU gate, projection back. A memory is a subclass that says which section of the config it has, how wide a key is, what
-its empty state is, and what it does with q, k and v:
+SiLU gate, projection back. A memory is a subclass that says what its config is, what its empty state is, and what it
+does with q, k and v:
 
     class Delta(RecurrentMemory):
-
-      @property
-      def section(self):
-        return self.config.delta                       # a RecurrentConfig
-
-      @property
-      def key_dim(self):
-        return self.section.key_dim
+      config: DeltaConfig                              # a RecurrentConfig
 
       def empty(self, batch):
-        return empty_state(batch, self.section.heads, self.key_dim, self.section.value_dim)
+        return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim)
 
       def recur(self, x_BTD, q, k, v, state, segment):
         step_BTH = jax.nn.sigmoid(self.head_logit("step", x_BTD))
-        out_BTHV, state = delta(q, k, v, step_BTH, state, segment.ids_BT, segment.valid_BT, impl=self.config.impl)
+        out_BTHV, state = delta(q, k, v, step_BTH, state, segment.ids_BT, segment.valid_BT, impl=self.impl)
         return out_BTHV, state, {}
 
-`feature` may be replaced as well. The state of the op has a field `document_B`, which the convolution uses too: int32,
-`EMPTY` before the first token and `document_after` each call.
+`feature` and `key_dim` may be replaced as well. The state of the op has a field `document_B`, which the convolution
+uses too: int32, `EMPTY` before the first token and `document_after` each call.
 """
 
 from __future__ import annotations
@@ -36,7 +29,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.config import ModelConfig, RecurrentConfig
+from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.modules import rms_normalize, weight
 from lattice_jax.ops.documents import document_runs
 from lattice_jax.ops.short_conv import short_conv
@@ -44,6 +37,8 @@ from lattice_jax.types import LayerOutput, Segment, SumCount
 
 # (key, shape, dtype) → array
 Initializer = Callable[..., jax.Array]
+
+_WIDTH_RANGE, _RATE_RANGE = (1e-3, 1e-1), (1.0, 16.0)  # of Mamba-2's Δ and A at the start
 
 
 @flax.struct.dataclass
@@ -66,17 +61,14 @@ class RecurrentState:
 class RecurrentMemory(nn.Module):
   """A memory layer around a recurrence; the file's docstring says what a subclass brings."""
 
-  config: ModelConfig
-
-  @property
-  def section(self) -> RecurrentConfig:
-    """The memory's part of the config."""
-    raise self._lacks("section")
+  config: RecurrentConfig
+  dtype: str = "float32"
+  impl: str = "auto"
 
   @property
   def key_dim(self) -> int:
-    """Width of q and k of a head."""
-    raise self._lacks("key_dim")
+    """Width of a head's queries and keys."""
+    return self.config.key_dim
 
   def empty(self, batch: int) -> Any:
     """State of the op that has seen nothing; needs no parameters."""
@@ -96,54 +88,61 @@ class RecurrentMemory(nn.Module):
   def init_state(self, batch: int, max_len: int = 0) -> RecurrentState:
     """Nothing read; the size does not depend on `max_len`."""
     del max_len
-    section, dtype = self.section, jnp.dtype(self.config.dtype)
-    if not section.conv_width:
+    config, dtype = self.config, jnp.dtype(self.dtype)
+    if not config.conv_width:
       return RecurrentState(None, self.empty(batch))
 
     def no_inputs(width):
-      return jnp.zeros((batch, section.conv_width - 1, section.heads, width), dtype)
+      return jnp.zeros((batch, config.conv_width - 1, config.heads, width), dtype)
 
-    tail = ConvTail(no_inputs(self.key_dim), no_inputs(self.key_dim), no_inputs(section.value_dim))
+    tail = ConvTail(no_inputs(self.key_dim), no_inputs(self.key_dim), no_inputs(config.value_dim))
     return RecurrentState(tail, self.empty(batch))
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, state: RecurrentState, segment: Segment, *, train: bool) -> LayerOutput:
     """See `types.LayerOutput`; no losses or statistics."""
     del train
-    section, dtype, dim = self.section, jnp.dtype(self.config.dtype), x_BTD.shape[-1]
+    config, dtype, dim = self.config, jnp.dtype(self.dtype), x_BTD.shape[-1]
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
     run_BT = document_runs(segment.ids_BT, segment.valid_BT, state.memory.document_B)
     old = state.tail or ConvTail(None, None, None)
     q_BTHK, q_tail = self._input("query", x_BTD, old.q_BWHK, run_BT, self.key_dim, "key")
     k_BTHK, k_tail = self._input("key", x_BTD, old.k_BWHK, run_BT, self.key_dim, "key")
-    v_BTHV, v_tail = self._input("value", x_BTD, old.v_BWHV, run_BT, section.value_dim, "value")
+    v_BTHV, v_tail = self._input("value", x_BTD, old.v_BWHV, run_BT, config.value_dim, "value")
     out_BTHV, memory, metrics = self.recur(x_BTD, q_BTHK, k_BTHK, v_BTHV, state.memory, segment)
 
     gain_V = self.param(
-      "gain", nn.with_logical_partitioning(nn.initializers.ones, ("value",)), (section.value_dim,), jnp.float32)
+      "gain", nn.with_logical_partitioning(nn.initializers.ones, ("value",)), (config.value_dim,), jnp.float32)
     out_BTHV = (rms_normalize(out_BTHV) * gain_V).astype(dtype)
-    if section.gated:
-      out_BTHV *= nn.silu(self.project("gate", x_BTD, section.value_dim, "value"))
+    if config.gated:
+      out_BTHV *= nn.silu(self.project("gate", x_BTD, config.value_dim, "value"))
     out_HVD = weight(
-      self, "out", (section.heads, section.value_dim, dim), ("heads", "value", "embed"),
-      fan_in=section.heads * section.value_dim)
+      self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
+      fan_in=config.heads * config.value_dim)
     y_BTD = jnp.einsum("BTHV,HVD->BTD", out_BTHV, out_HVD.astype(dtype))
     tail = state.tail and ConvTail(q_tail, k_tail, v_tail)
     return LayerOutput(y_BTD=y_BTD, state=RecurrentState(tail, memory), losses={}, metrics=metrics, statistics={})
 
   def project(self, name: str, x_BTD: jax.Array, width: int, axis: str) -> jax.Array:
     """[B, T, H, width] in the dtype of x. axis: logical axis of the width, "key" or "value"."""
-    dim, heads = x_BTD.shape[-1], self.section.heads
+    dim, heads = x_BTD.shape[-1], self.config.heads
     w_DHK = weight(self, name, (dim, heads, width), ("embed", "heads", axis), fan_in=dim)
     return jnp.einsum("BTD,DHK->BTHK", x_BTD, w_DHK.astype(x_BTD.dtype))
 
   def head_logit(self, name: str, x_BTD: jax.Array, *, start: float | Initializer = 0.0) -> jax.Array:
     """[B, T, H] in fp32, a number for each token and head to make a gate from. start: of its bias."""
-    dim, heads = x_BTD.shape[-1], self.section.heads
+    dim, heads = x_BTD.shape[-1], self.config.heads
     w_DH = weight(self, name, (dim, heads), ("embed", "heads"), fan_in=dim)
     init = start if callable(start) else nn.initializers.constant(start)
     bias_H = self.param(f"{name}_bias", nn.with_logical_partitioning(init, ("heads",)), (heads,), jnp.float32)
     return jnp.einsum("BTD,DH->BTH", x_BTD, w_DH.astype(x_BTD.dtype), preferred_element_type=jnp.float32) + bias_H
+
+  def head_decay(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Decays exp(−A Δ) and Δ, both [B, T, H, 1]: Δ from the token, A of the head."""
+    width_BTH = jax.nn.softplus(self.head_logit("width", x_BTD, start=_width_bias))
+    rate = nn.with_logical_partitioning(_log_rate, ("heads",))
+    log_rate_H = self.param("log_rate", rate, (self.config.heads,), jnp.float32)
+    return jnp.exp(-jnp.exp(log_rate_H) * width_BTH)[..., None], width_BTH[..., None]
 
   def _lacks(self, name: str) -> TypeError:
     return TypeError(
@@ -155,8 +154,8 @@ class RecurrentMemory(nn.Module):
     x_BTHK = self.project(name, x_BTD, width, axis)
     if tail_BWHK is None:
       return self.feature(name, x_BTHK.astype(jnp.float32)).astype(x_BTD.dtype), None
-    taps = self.section.conv_width
-    tap_WHK = weight(self, f"{name}_taps", (taps, self.section.heads, width), ("taps", "heads", axis), fan_in=taps)
+    taps = self.config.conv_width
+    tap_WHK = weight(self, f"{name}_taps", (taps, self.config.heads, width), ("taps", "heads", axis), fan_in=taps)
 
     # Elementwise work on what the projection gave: the backward pass repeats it and does not keep its steps.
     @jax.checkpoint
@@ -165,6 +164,16 @@ class RecurrentMemory(nn.Module):
       return self.feature(name, y_BTHK).astype(x_BTHK.dtype), tail_BWHK
 
     return convolve(x_BTHK, tap_WHK, tail_BWHK)
+
+
+def _width_bias(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Biases whose softplus is log-uniform."""
+  low, high = jnp.log(jnp.array(_WIDTH_RANGE))
+  return jnp.log(jnp.expm1(jnp.exp(jax.random.uniform(key, shape, dtype, low, high))))
+
+
+def _log_rate(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+  return jnp.log(jax.random.uniform(key, shape, dtype, *_RATE_RANGE))
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.registry import find_memory
 from lattice_jax.models.mlp import MLP
 from lattice_jax.modules import RMSNorm
 from lattice_jax.types import LayerOutput, Segment
@@ -31,7 +31,7 @@ class Block(nn.Module):
       return layer_drop(branch_BTD)
 
     norm = functools.partial(RMSNorm, self.config.norm_gain, self.config.norm_bias, self.config.norm_eps)
-    memory = MEMORIES[self.memory].make(self.config, name="memory")
+    memory = find_memory(self.memory).make(self.config, name="memory")
     output = memory(norm(name="memory_norm")(x_BTD), state, segment, train=train)
     x_BTD = x_BTD + drop(output.y_BTD)
     if self.config.block == "mlp":

@@ -9,11 +9,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import CacheView, KVCache
-from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.memory import Carried
+from lattice_jax.memories.registry import find_memory
 from lattice_jax.models.block import Block
 from lattice_jax.modules import RMSNorm, offset, sinusoids, weight
 from lattice_jax.ops.cross_entropy import cross_entropy
@@ -37,22 +35,23 @@ class DecoderOutput:
 class Group(nn.Module):
   """The blocks of one repetition of the pattern; a legal body of `nn.scan`.
 
-  `carried` is the residual stream and the stacks of caches, by block, of which this group writes layer `index`; other
-  memories come in and go out as `states`.
+  `stream` is the residual stream and, by block, the stacks of states that ride as carry (`memory.Carried`), of which
+  this group writes layer `index`; other states come in and go out as `states`.
   """
 
   config: ModelConfig
   train: bool
 
   @nn.compact
-  def __call__(self, carried, states, index, segment):
-    x_BTD, stacks = carried
+  def __call__(self, stream, states, index, segment):
+    x_BTD, stacks = stream
     outputs = {}
     for name, memory in pattern_blocks(self.config):
-      state = CacheView(stacks[name], index) if name in stacks else states[name]
+      carried = find_memory(memory).carried
+      state = carried.enter(stacks[name], index) if name in stacks else states[name]
       output = Block(self.config, memory, name=name)(x_BTD, state, segment, train=self.train)
       if name in stacks:
-        stacks = {**stacks, name: output.state.stack}
+        stacks = {**stacks, name: carried.leave(output.state)}
         output = output.replace(state=None)
       x_BTD, outputs[name] = output.y_BTD, output.replace(y_BTD=None)
     return (x_BTD, stacks), outputs
@@ -82,10 +81,9 @@ class Decoder(nn.Module):
       sinusoids_BTD = sinusoids(segment.positions_BT, config.dim, max_wavelength=config.position_wavelength)
       x_BTD += (self.position_scale * sinusoids_BTD).astype(config.dtype)
     run_groups = self._scanned_groups(train) if config.scan_layers else self._unrolled_groups(train)
-    stacks, states = _split_caches(state)
+    stacks, states = _split_carried(config, state)
     (x_BTD, stacks), outputs = run_groups((x_BTD, stacks), states, jnp.arange(num_groups(config)), segment)
-    if stacks:
-      stacks = compact(make_policy(config.cache), stacks, call_len=tokens_BT.shape[1])
+    stacks = _finish_carried(config, stacks, tokens_BT.shape[1])
     if config.final_norm:
       x_BTD = RMSNorm(config.norm_gain, config.norm_bias, config.norm_eps, name="final_norm")(x_BTD)
     if config.float32_head:
@@ -151,7 +149,7 @@ def has_head_bias(config: ModelConfig) -> bool:
 
 def needs_token_cache(config: ModelConfig) -> bool:
   """Whether some memory forgets between calls unless its state was made with a `max_len`."""
-  return any(MEMORIES[memory].needs_token_cache for memory in config.pattern)
+  return any(find_memory(memory).needs_token_cache for memory in config.pattern)
 
 
 def init_variables(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
@@ -165,7 +163,7 @@ def init_variables(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
 def init_state(config: ModelConfig, batch: int, max_len: int = 0) -> dict[str, Any]:
   """The memory of a model that has read nothing: block of the pattern → state, stacked over groups."""
   def stacked(memory):
-    state = MEMORIES[memory].make(config).init_state(batch, max_len)
+    state = find_memory(memory).make(config).init_state(batch, max_len)
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_groups(config), *x.shape)), state)
 
   return {name: stacked(memory) for name, memory in pattern_blocks(config)}
@@ -176,7 +174,7 @@ def update_buffers(
   """The only writer of `buffers`: each memory's rule on the statistics of one whole optimizer step."""
   def update_group(group_buffers, group_statistics, key):
     return {
-      name: {"memory": MEMORIES[memory].update_buffers(
+      name: {"memory": find_memory(memory).update_buffers(
         config, group_buffers[name]["memory"], group_statistics[name], jax.random.fold_in(key, n))}
       for n, (name, memory) in enumerate(pattern_blocks(config)) if name in group_buffers}
 
@@ -193,10 +191,25 @@ def pattern_blocks(config: ModelConfig) -> list[tuple[str, str]]:
   return [(f"block_{n}", memory) for n, memory in enumerate(config.pattern)]
 
 
-def _split_caches(state: dict[str, Any]) -> tuple[dict[str, KVCache], dict[str, Any]]:
-  """(stacks of caches, other states) by block. A scan would copy what it takes in and gives out at every layer."""
-  stacks = {name: memory for name, memory in state.items() if isinstance(memory, KVCache) and memory.num_slots}
+def _split_carried(config: ModelConfig, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(stacks that ride through the scan over layers as its carry, other states) by block."""
+  stacks = {}
+  for name, memory in pattern_blocks(config):
+    carried = find_memory(memory).carried
+    if carried and carried.rides(state[name]):
+      stacks[name] = state[name]
   return stacks, {name: memory for name, memory in state.items() if name not in stacks}
+
+
+def _finish_carried(config: ModelConfig, stacks: dict[str, Any], length: int) -> dict[str, Any]:
+  """What each kind of carried state asks for after the last layer, all its stacks in one go."""
+  blocks: dict[Carried, list[str]] = {}
+  for name, memory in pattern_blocks(config):
+    if name in stacks:
+      blocks.setdefault(find_memory(memory).carried, []).append(name)
+  for carried, names in blocks.items():
+    stacks = stacks | carried.finish(config, {name: stacks[name] for name in names}, length)
+  return stacks
 
 
 def _remat(group: type[nn.Module], policy: str) -> type[nn.Module]:

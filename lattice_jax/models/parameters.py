@@ -10,11 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.config import ModelConfig, RecurrentConfig
-
-# How often a token of the scan goes over a head's state: look-ups, write, read.
-_STATE_PASSES = {
-  "linear": 2, "scalar_decay": 2, "gla": 2, "deltanet": 3, "gated_deltanet": 3, "gated_slots": 2, "ttt_linear": 4}
+from lattice_jax.config import ModelConfig
+from lattice_jax.memories.registry import find_memory
 
 
 def count_parameters(tree: Any) -> int:
@@ -52,50 +49,6 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> float:
   Analytic, because XLA's own count takes the body of a loop once.
   """
   mlp = 0 if config.block == "gau" else config.dim * config.mlp_dim * (3 if config.mlp == "swiglu" else 2)
-  per_pattern = sum(_memory_multiply_adds(config, memory, seq_len) + mlp for memory in config.pattern)
+  per_pattern = sum(find_memory(name).multiply_adds(config, seq_len) + mlp for name in config.pattern)
   layers = per_pattern * config.layers / len(config.pattern)
   return 6.0 * (layers + config.dim * config.vocab)
-
-
-def _memory_multiply_adds(config: ModelConfig, memory: str, seq_len: int) -> float:
-  if memory == "vq":
-    vq = config.vq
-    seen = vq.block_len + vq.reach + (vq.codes if vq.cache else 0)
-    bias = vq.heads * vq.key_dim * (vq.reach + 1)
-    codebook = vq.kv_heads * vq.codes * (2 * vq.key_dim + vq.value_dim)  # search, statistics, fold into the cache
-    return _projections(config, vq) + vq.heads * seen * (vq.key_dim + vq.value_dim) + bias + codebook
-  if memory == "lattice":
-    lattice = config.lattice
-    gates = config.dim * lattice.heads * (2 if lattice.forget else 1)
-    # the token scan: residual, inner products, write, lengths, read
-    return _recurrent(config, lattice, lattice.slots) + gates + 5 * lattice.heads * lattice.slots * lattice.value_dim
-  if memory in _STATE_PASSES:
-    return _baseline_multiply_adds(config, memory)
-  attention = config.attention
-  seen = (seq_len + 1) / 2 if memory == "attention" else min(attention.window, (seq_len + 1) / 2)
-  return _projections(config, attention) + attention.heads * seen * (attention.key_dim + attention.value_dim)
-
-
-def _projections(config: ModelConfig, memory: Any) -> int:
-  queries = memory.heads * (memory.key_dim + memory.value_dim * (2 if memory.gated else 1))
-  return config.dim * (queries + memory.kv_heads * (memory.key_dim + memory.value_dim))
-
-
-def _recurrent(config: ModelConfig, memory: RecurrentConfig, key_dim: int) -> int:
-  """What the frame of the recurrent memories costs."""
-  inputs = 2 * key_dim + memory.value_dim
-  values = memory.value_dim * (2 if memory.gated else 1)
-  return memory.heads * (config.dim * (inputs + values) + memory.conv_width * inputs)
-
-
-def _baseline_multiply_adds(config: ModelConfig, memory: str) -> int:
-  baseline, heads = config.baseline, config.baseline.heads
-  key_dim = baseline.value_dim if memory == "ttt_linear" else baseline.key_dim
-  state = key_dim * baseline.value_dim
-  if memory == "gated_slots":
-    state = baseline.slots * (key_dim + baseline.value_dim)
-  gate = config.dim * heads
-  gates = {
-    "linear": 0, "scalar_decay": gate, "gla": baseline.gate_rank * (config.dim + heads * key_dim), "deltanet": gate,
-    "gated_deltanet": 2 * gate, "gated_slots": gate * baseline.slots, "ttt_linear": gate}
-  return _recurrent(config, baseline, key_dim) + gates[memory] + _STATE_PASSES[memory] * heads * state

@@ -8,17 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.config import AttentionConfig, RopeScalingConfig
+from lattice_jax.ops.rotary_config import RopeScalingConfig
 
 
-def rotate(x_BTHK: jax.Array, positions_BT: jax.Array, config: AttentionConfig) -> jax.Array:
+def rotate(
+  x_BTHK: jax.Array, positions_BT: jax.Array, *, theta: float, scaling: RopeScalingConfig | None = None,
+) -> jax.Array:
   """Queries or keys turned by their positions; halves convention (Llama): pairs are (k, k + K/2)."""
   half = x_BTHK.shape[-1] // 2
-  frequency_K = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   gain = 1.0
-  if config.rope_scaling.kind != "none":
-    frequency_K = jnp.asarray(scaled_frequencies(config.rope_scaling, config.rope_theta, half), jnp.float32)
-    gain = config.rope_scaling.gain
+  if scaling is not None and scaling.kind != "none":
+    frequency_K = jnp.asarray(scaled_frequencies(scaling, theta, half), jnp.float32)
+    gain = scaling.gain
   angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K
   cos, sin = gain * jnp.cos(angle_BTK)[:, :, None], gain * jnp.sin(angle_BTK)[:, :, None]
   first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)

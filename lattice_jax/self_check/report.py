@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lattice_jax.markdown import markdown_table
 from lattice_jax.self_check.cases import Sizes
 from lattice_jax.self_check.check import CALLS, LIMITS, Row
 
@@ -43,8 +44,7 @@ def status(rows: Sequence[Row]) -> int:
 def write(out: Path, command: str, machine: dict[str, Any], sizes: Sizes, rows: Sequence[Row]) -> None:
   """`out`/README.md: the table with how it was made."""
   out.mkdir(parents=True, exist_ok=True)
-  cells = [_NAMES, ("---",) * 4 + ("---:",) * 4 + ("---",), *map(_cells, rows)]
-  table = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+  table = markdown_table([_NAMES, *map(_cells, rows)], "llllrrrrl")
   place = ", ".join(str(value) if name == "device" else f"{name} {value}" for name, value in machine.items())
   shapes = (f"One row of {sizes.tokens:,} tokens in two documents, {sizes.heads} heads, keys and values of "
             f"{sizes.width} numbers, {sizes.slots} slots or codes.")

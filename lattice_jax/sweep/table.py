@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.config_checks import parse_config
+from lattice_jax.markdown import markdown_table
 from lattice_jax.metrics import Record, read_metric_lines
 from lattice_jax.models.state_size import describe_state
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.labels import is_seed, short_names, short_values
 from lattice_jax.sweep.parameters import Choice, Value
-from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records
 
 Setting = tuple[tuple[str, Value], ...]
@@ -234,7 +235,7 @@ def markdown(table: Table) -> str:
     head += [name] if table.reference is None else [name, f"Δ to {table.label(table.reference)}"]
   has_state = any(row.results[0].state for row in table.rows)
   head += ["parameters", *["state of a layer"] * has_state, "tokens/s"]
-  lines = [head, ["---"] * len(names) + ["---:"] * (len(head) - len(names))]
+  lines = [head]
   for row in table.rows:
     cells = [shown[dict(row.setting)[name]] for name, shown in table.shown.items()] + [str(len(row.results))]
     for of in table.columns.values():
@@ -251,7 +252,7 @@ def markdown(table: Table) -> str:
     origin += (" State of a layer: floating-point numbers of a row by part, heads together; «tail»: of the "
                "convolutions.")
   text = [f"# {table.sweep.title}", "", f"    {table.command}", "", origin, "",
-          *(f"| {' | '.join(cells)} |" for cells in lines)]
+          markdown_table(lines, "l" * len(names) + "r" * (len(head) - len(names)))]
   if table.failed or table.unfinished:
     text += ["", f"{table.unfinished} trial(s) not finished, {len(table.failed)} failed."]
     text += [f"- {record.id}: {record.error}" for record in table.failed]

@@ -13,7 +13,8 @@ from lattice_jax.cache import KVCache, Policy, empty_cache, make_policy
 from lattice_jax.cache.compact import compact
 from lattice_jax.cache.kv_cache import CacheView
 from lattice_jax.cache.step import read_and_append
-from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
+from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.types import Segment
 from tests.contract.harness import quick_jit
 
@@ -48,7 +49,7 @@ def compiled(policy: Policy) -> Any:
 
 
 def fresh(policy: Policy, rows: int = len(ROWS)) -> KVCache:
-  return empty_cache(MODEL, policy, rows, LENGTH)
+  return empty_cache(MODEL.attention, policy, rows, LENGTH, jnp.float32)
 
 
 def feed(

@@ -12,7 +12,8 @@ import pytest
 
 from lattice_jax.cache import POLICIES, cache_bytes, compress, make_policy, uncompressed
 from lattice_jax.cache.compact import num_due
-from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
+from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.models.saved_state import load_state, save_state
 from lattice_jax.sharding import tree_bytes, unbox

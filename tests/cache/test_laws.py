@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from lattice_jax.config import CacheConfig
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.registry import find_memory
 from tests.contract import laws
 from tests.contract.memories import GROUPED, MODEL, Row
 
@@ -32,7 +32,7 @@ def row_of(policy: str) -> Row:
   cache = CacheConfig(policy=policy, sinks=2, lag=4, keep=2, observe=3, pool=3)
   model = replace(MODEL, pattern=("attention",), attention=GROUPED, cache=cache)
   sums = ("mass_BHS",) if policy == "h2o" else ()
-  return Row(f"attention with {policy}", MEMORIES["attention"], model, accumulators=sums)
+  return Row(f"attention with {policy}", find_memory("attention"), model, accumulators=sums)
 
 
 ROWS = {policy: row_of(policy) for policy in dict(CASES)}

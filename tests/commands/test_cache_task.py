@@ -9,9 +9,10 @@ from absl.testing import flagsaver
 
 from lattice_jax.commands import cache_flags, cache_task
 from lattice_jax.commands.flags import parse_flags
-from lattice_jax.config import AttentionConfig, CacheConfig, Config, DataConfig, ModelConfig
+from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.evaluation.recall.grid import AnswerFile
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.sharding import make_mesh
 
 CONFIG = Config(

@@ -18,7 +18,7 @@ from lattice_jax.commands import run as door
 from lattice_jax.commands.flags import FlagParser
 from lattice_jax.config import DataConfig
 from lattice_jax.data.sources import load_source
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from lattice_jax.domains import Number
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.self_check import __main__ as self_check

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 
-from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
+from lattice_jax.config import ModelConfig
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.types import Segment, slice_time
 from tests.contract.harness import normal_like, quick_jit

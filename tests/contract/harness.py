@@ -20,7 +20,7 @@ import numpy as np
 from flax.core import meta
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.registry import Memory
+from lattice_jax.memories.memory import Memory
 from lattice_jax.types import Segment, slice_time, whole_segment
 from tests.contract.memories import MAX_LEN, ROWS_PER_BATCH, Row
 

@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.config import AttentionConfig, BaselineConfig, CacheConfig, LatticeConfig, ModelConfig, VQConfig
-from lattice_jax.memories.registry import MEMORIES, Memory
+from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.memories.lattice.config import LatticeConfig
+from lattice_jax.memories.memory import Memory
+from lattice_jax.memories.registry import find_memory
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.memories.vq.op import FORMS
+from tests.memories.sizes import section_with
 
 ROWS_PER_BATCH = 8  # one for each simulated device
 LENGTH = 23  # T of the laws: a prime, longer than every window and than four blocks
@@ -90,8 +95,10 @@ GROUPED_VQ = VQConfig(heads=4, kv_heads=2, key_dim=4, value_dim=3, codes=3, bloc
 
 LATTICE = LatticeConfig(heads=2, slots=5, value_dim=6)
 # Two taps and no gate, but for deltanet and ttt_linear: both are the frame's, and Lattice's row has more of them.
-BASELINE = BaselineConfig(
-  heads=2, key_dim=5, value_dim=6, conv_width=2, gated=False, slots=3, chunk_len=4, gate_rank=3, mini_batch=4)
+# Of these each recurrence takes the fields that it has.
+SMALL = {
+  "heads": 2, "key_dim": 5, "value_dim": 6, "conv_width": 2, "gated": False, "slots": 3, "chunk_len": 4, "gate_rank": 3,
+  "mini_batch": 4}
 
 
 def _attention(name: str, **changes: Any) -> ModelConfig:
@@ -106,44 +113,44 @@ def _lattice(**changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=("lattice",), lattice=replace(LATTICE, **changes))
 
 
-def _baseline(name: str, **changes: Any) -> ModelConfig:
-  return replace(MODEL, pattern=(name,), baseline=replace(BASELINE, **changes))
+def _recurrence(name: str, **changes: Any) -> ModelConfig:
+  return replace(MODEL, pattern=(name,), **section_with(name, **SMALL | changes))
 
 
-def _baseline_row(
-  name: str, *accumulators: str, check: Callable[[ModelConfig, Any], None], constant_chunk: int = BASELINE.chunk_len,
+def _recurrence_row(
+  name: str, *accumulators: str, check: Callable[[ModelConfig, Any], None], constant_chunk: int = SMALL["chunk_len"],
   adjust: Callable[[Any], Any] = _queries_near_keys, **changes: Any,
 ) -> Row:
-  """check: of the state after constant input. changes: of `BASELINE`."""
+  """check: of the state after constant input. changes: of `SMALL`."""
   # What sums over time is the recurrence. Convolutions do not, but what never forgets would keep that those of the
   # first tokens saw less: 1/T of the memory, which is more than L12's limit.
-  constant_model = _baseline(name, **changes | {"conv_width": 0, "chunk_len": constant_chunk})
+  constant_model = _recurrence(name, **changes | {"conv_width": 0, "chunk_len": constant_chunk})
   return Row(
-    name, MEMORIES[name], _baseline(name, **changes),
+    name, find_memory(name), _recurrence(name, **changes),
     accumulators=tuple(f"memory.{field}" for field in accumulators), constant_input=check,
     constant_model=constant_model, adjust=adjust)
 
 
 ROWS = (
   Row(
-    "attention", MEMORIES["attention"], _attention("attention"),
+    "attention", find_memory("attention"), _attention("attention"),
     variants=(
       ("gated", _attention("attention", heads=1, kv_heads=1, gated=True, qk_norm=True)),
       ("no-rope", _attention("attention", kv_heads=1, rope_theta=0.0)),
     ),
   ),
   Row(
-    "window", MEMORIES["window"], _attention("window"),
+    "window", find_memory("window"), _attention("window"),
     variants=(
       ("one-token", _attention("window", window=1)),
       ("wider-than-T", _attention("window", window=LENGTH + 8, kv_heads=4)),
     ),
   ),
   Row(
-    "window-with-sinks", MEMORIES["attention"],
+    "window-with-sinks", find_memory("attention"),
     replace(_attention("attention"), cache=CacheConfig(policy="window", sinks=2, window=5))),
   Row(
-    "vq", MEMORIES["vq"], _vq(),
+    "vq", find_memory("vq"), _vq(),
     variants=(
       ("grouped", _vq(GROUPED_VQ)),
       ("one-code", _vq(codes=1)),
@@ -164,7 +171,7 @@ ROWS = (
     constant_input=_vq_counts_every_token,
   ),
   Row(
-    "lattice", MEMORIES["lattice"], _lattice(forget=True),
+    "lattice", find_memory("lattice"), _lattice(forget=True),
     variants=(
       ("similarity-accumulated", _lattice(objective="similarity", state="accumulated", forget=True)),
       ("one-slot-bare", _lattice(slots=1, conv_width=0, gated=False, unit_values=False, projected=False)),
@@ -177,23 +184,23 @@ ROWS = (
     constant_input=_lattice_keeps_its_lengths,
   ),
   # Half of the last bit for each of 512 sums, all to one side, stays below L12's limit; 4,096 sums would not.
-  _baseline_row("linear", "memory_BHKV", check=_every_write_was_the_same, constant_chunk=LONG // 512),
-  _baseline_row("scalar_decay", "memory_BHKV", check=_every_write_was_the_same),
-  _baseline_row("gla", "memory_BHKV", check=_every_write_was_the_same),
-  _baseline_row("deltanet", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),
-  _baseline_row("gated_deltanet", "memory_BHKV", check=_does_not_grow),
+  _recurrence_row("linear", "memory_BHKV", check=_every_write_was_the_same, constant_chunk=LONG // 512),
+  _recurrence_row("scalar_decay", "memory_BHKV", check=_every_write_was_the_same),
+  _recurrence_row("gla", "memory_BHKV", check=_every_write_was_the_same),
+  _recurrence_row("deltanet", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),
+  _recurrence_row("gated_deltanet", "memory_BHKV", check=_does_not_grow),
   replace(
-    _baseline_row("gated_slots", "key_BHMK", "value_BHMV", check=_does_not_grow),
-    variants=(("one-slot", _baseline("gated_slots", slots=1)),)),
+    _recurrence_row("gated_slots", "key_BHMK", "value_BHMV", check=_does_not_grow),
+    variants=(("one-slot", _recurrence("gated_slots", slots=1)),)),
   # Equal places of neighbouring mini-batches are compared, for there is no end to compare with: keys of one token at
   # the places of a mini-batch differ by small turns alone, and the inner model, whose steps lengthen its normed output
   # and so become slower, still learns to tell them apart after LONG tokens: the last half moves outputs by 1 %, and not
   # always by less than the quarter before. Its first output is q and more, so queries need not be near keys. Without
   # convolution, as gradients of its steps cancel: with one more rounding of q, k and v they are 5.5 % off in L9.
   replace(
-    _baseline_row(
+    _recurrence_row(
       "ttt_linear", "weight_BHKV", "total_BHKV", check=_does_not_grow, adjust=lambda params: params, conv_width=0,
       gated=True),
-    apart=BASELINE.mini_batch,
-    variants=(("mini-batch-longer-than-T", _baseline("ttt_linear", conv_width=0, mini_batch=LENGTH + 6)),)),
+    apart=SMALL["mini_batch"],
+    variants=(("mini-batch-longer-than-T", _recurrence("ttt_linear", conv_width=0, mini_batch=LENGTH + 6)),)),
 )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.registry import Memory
+from lattice_jax.memories.memory import Memory
 from lattice_jax.types import LayerOutput
 from tests.contract.memories import PIECE, Row
 
@@ -82,9 +82,7 @@ class MeanMemory(nn.Module):
 def toy_row(fault: str = "") -> Row:
   """The toy as a row of the table."""
   memory = Memory(
-    make=lambda model: MeanMemory(model, fault), check=lambda model: None, block_field=None,
-    visible=lambda model, query, key: key <= query, update_buffers=lambda model, buffers, statistics, rng: buffers,
-    needs_token_cache=False)
+    make=lambda model: MeanMemory(model, fault), multiply_adds=lambda model, length: 0.0, cases=lambda sizes: iter(()))
   return Row(
     f"toy that {fault or 'is right'}", memory, ModelConfig(dim=6, impl="xla"), accumulators=("mean_BD",),
     constant_input=lambda model, state: None)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from lattice_jax.config import ModelConfig, VQConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.data.loader import EvalBatch
 from lattice_jax.evaluation.buckets import bucket_starts, make_buckets
 from lattice_jax.evaluation.totals import Totals
+from lattice_jax.memories.vq.config import VQConfig
 
 
 def chunk(positions_BT, documents_BT):

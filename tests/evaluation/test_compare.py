@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from lattice_jax.cache import make_policy, uncompressed
-from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
+from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.compare import _by_position, compare, format_comparisons, write_comparisons
 from lattice_jax.inference.session import Session
 from lattice_jax.inspect.recall_plots import plot_recall
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.config import AttentionConfig, DataConfig, EvalConfig, MeshConfig, ModelConfig, VQConfig
+from lattice_jax.config import DataConfig, EvalConfig, MeshConfig, ModelConfig
 from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.source import Source, Texts
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from lattice_jax.evaluation import evaluator
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate, evaluate_protocols
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import make_mesh, param_shardings, unbox
 from lattice_jax.types import whole_segment

@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 
 from lattice_jax.checkpoint import Checkpoints
-from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig, VQConfig
+from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.config_text import apply_overrides
-from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation import loaded_model, report
 from lattice_jax.evaluation.answers import AnswerGroup
 from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import unbox
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from lattice_jax.cache import cache_bytes, compress, uncompressed
-from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig, VQConfig
+from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.generate import SPECIAL_IDS, GenerateOptions, TokenStream, generate
 from lattice_jax.inference.sampling import Sampling, sample_token
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
 from lattice_jax.types import whole_segment

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lattice_jax.cache import make_policy, uncompressed
-from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
+from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.session import Session
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import unbox
 from tests.inference.test_generate import compilations

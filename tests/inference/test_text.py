@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax.config import DataConfig, ModelConfig, VQConfig
-from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
+from lattice_jax.config import DataConfig, ModelConfig
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, get_tokenizer
 from lattice_jax.inference.generate import GenerateOptions, generate
 from lattice_jax.inference.text import TextPieces, write_texts
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import unbox
 

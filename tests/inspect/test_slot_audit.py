@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from lattice_jax.checkpoint import Checkpoints
-from lattice_jax.config import Config, DataConfig, LatticeConfig, ModelConfig
+from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.inspect.slot_audit import START, audit, text_tokens
 from lattice_jax.inspect.slot_inputs import lattice_layers, read_inputs
 from lattice_jax.inspect.slot_report import write_html
+from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.lattice.op import Rule, lattice
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.inference.generate import generate
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.block import Block
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.modules import sinusoids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 from dataclasses import replace
 
 import jax
@@ -11,26 +12,30 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from lattice_jax.config import AttentionConfig, BaselineConfig, LatticeConfig, ModelConfig, VQConfig
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.config import ModelConfig
+from lattice_jax.memories.lattice.config import LatticeConfig
+from lattice_jax.memories.registry import find_memory
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.types import whole_segment
 from tests.contract.harness import normal_like, quick_jit
 from tests.memories import published_layers as published
+from tests.memories.sizes import section_with
 
 ROWS, LENGTH, DIM = 2, 19, 12
 X_BTD = np.random.default_rng(0).normal(size=(ROWS, LENGTH, DIM)).astype(np.float32)
-BASELINE = BaselineConfig(
-  heads=2, key_dim=5, value_dim=6, conv_width=3, slots=3, chunk_len=4, gate_rank=3, max_step=1.5, mini_batch=4,
-  inner_rate=0.7)
+SIZES = {
+  "heads": 2, "key_dim": 5, "value_dim": 6, "conv_width": 3, "slots": 3, "chunk_len": 4, "gate_rank": 3,
+  "max_step": 1.5, "mini_batch": 4, "inner_rate": 0.7}
 LATTICE = LatticeConfig(heads=2, slots=5, value_dim=6, conv_width=3, max_step=0.8)
 ATTENTION = AttentionConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, window=6, rope_theta=100.0)
 VQ = VQConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, codes=7, block_len=4, window=3, commit_weight=0.5)
-BASELINES = "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "gated_slots", "ttt_linear"
+RECURRENCES = "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "gated_slots", "ttt_linear"
 
 
 def run(model):
   """(variables, y_BTD, the layer's output) of the model's only memory; no parameter is at its start."""
-  layer = MEMORIES[model.pattern[0]].make(model)
+  layer = find_memory(model.pattern[0]).make(model)
   segment, state = whole_segment(ROWS, LENGTH), layer.init_state(ROWS)
 
   def init(rng):
@@ -50,10 +55,11 @@ def assert_rows_close(got_BTD, equation):
     np.testing.assert_allclose(got_BTD[row], want_TD, rtol=0, atol=2e-5 * np.abs(want_TD).max())
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", RECURRENCES)
 def test_a_recurrence_that_lattice_is_compared_with_is_the_papers(name):
-  variables, y_BTD, _ = run(ModelConfig(dim=DIM, layers=1, pattern=(name,), baseline=BASELINE))
-  assert_rows_close(y_BTD, lambda x_TD: published.recurrent(name, variables["params"], x_TD, BASELINE))
+  variables, y_BTD, _ = run(ModelConfig(dim=DIM, layers=1, pattern=(name,), **section_with(name, **SIZES)))
+  assert_rows_close(
+    y_BTD, lambda x_TD: published.recurrent(name, variables["params"], x_TD, types.SimpleNamespace(**SIZES)))
 
 
 @pytest.mark.parametrize(

@@ -10,23 +10,19 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from lattice_jax.config import BaselineConfig, LatticeConfig, ModelConfig, RecurrentConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.memories.recurrent import RecurrentMemory
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.memories.recurrent_config import RecurrentConfig
+from lattice_jax.memories.registry import find_memory
 from lattice_jax.types import whole_segment
 from tests.contract.harness import quick_jit
+from tests.memories.sizes import section_with
 
-
-class Bare(RecurrentMemory):
-  """Nothing of its own."""
+CONFIG = RecurrentConfig(heads=1, value_dim=2)
 
 
 class Sized(RecurrentMemory):
   """Sizes alone."""
-
-  @property
-  def section(self):
-    return RecurrentConfig(heads=1, value_dim=2)
 
   @property
   def key_dim(self):
@@ -40,28 +36,27 @@ class Empty(Sized):
     return None
 
 
-@pytest.mark.parametrize(("layer", "hook"), [(Bare, "section"), (Bare, "key_dim"), (Sized, "empty")])
-def test_a_memory_without_its_sizes_or_its_state_is_refused(layer, hook):
-  memory = layer(ModelConfig())
-  with pytest.raises(TypeError, match=f"recurrent memory {layer.__name__} must define `{hook}`"):
-    memory.init_state(1) if hook == "empty" else getattr(memory, hook)
+def test_a_memory_without_a_state_is_refused():
+  with pytest.raises(TypeError, match="recurrent memory Sized must define `empty`"):
+    Sized(CONFIG).init_state(1)
 
 
 def test_a_memory_without_a_recurrence_is_refused():
   x = jnp.zeros((1, 1, 1, 2))
   with pytest.raises(TypeError, match="recurrent memory Empty must define `recur`"):
-    Empty(ModelConfig()).recur(x, x, x, x, None, whole_segment(1, 1))
+    Empty(CONFIG).recur(x, x, x, x, None, whole_segment(1, 1))
 
 
 HEADS = 400
+SMALL = {"heads": HEADS, "key_dim": 2, "value_dim": 2, "mini_batch": 3}
+LATTICE = {"heads": HEADS, "slots": 3, "value_dim": 16, "forget": True}
 
 
 def start_of(memory):
   """Parameters of a layer of many narrow heads."""
   model = ModelConfig(
-    dim=4, layers=1, pattern=(memory,), baseline=BaselineConfig(heads=HEADS, key_dim=2, value_dim=2, mini_batch=3),
-    lattice=LatticeConfig(heads=HEADS, slots=3, value_dim=16, forget=True))
-  layer = MEMORIES[memory].make(model)
+    dim=4, layers=1, pattern=(memory,), **section_with(memory, **(LATTICE if memory == "lattice" else SMALL)))
+  layer = find_memory(memory).make(model)
   init = functools.partial(layer.init, train=False)
   variables = quick_jit(init)(jax.random.key(0), jnp.zeros((1, 1, 4)), layer.init_state(1), whole_segment(1, 1))
   return {name: np.asarray(value) for name, value in meta.unbox(variables)["params"].items()}

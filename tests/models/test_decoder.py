@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from lattice_jax.config import AttentionConfig, ModelConfig, VQConfig
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.config import ModelConfig
+from lattice_jax.memories.registry import find_memory
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq import record
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models import decoder
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.types import LayerOutput, whole_segment
@@ -66,8 +69,8 @@ def test_every_codebook_revives_with_a_key_of_its_own(monkeypatch):
     MODEL, layers=4, pattern=("vq", "vq"),
     vq=VQConfig(heads=1, kv_heads=1, key_dim=2, value_dim=3, codes=2, block_len=2))
   seen = dataclasses.replace(
-    MEMORIES["vq"], update_buffers=lambda model, buffers, statistics, rng: jax.random.uniform(rng))
-  monkeypatch.setitem(MEMORIES, "vq", seen)
+    find_memory("vq"), update_buffers=lambda model, buffers, statistics, rng: jax.random.uniform(rng))
+  monkeypatch.setitem(record.MEMORIES, "vq", seen)
   block = {"memory": {"codebook_count": jnp.zeros((2, 1, 2))}}
   buffers = {"groups": {"block_0": block, "block_1": block}}
   drawn = decoder.update_buffers(

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lattice_jax.config import AttentionConfig, Config, ModelConfig, RopeScalingConfig
+from lattice_jax.config import Config, ModelConfig
 from lattice_jax.config_checks import parse_config, to_dict
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.pretrained import load_pretrained
 from lattice_jax.models.pretrained.export import export_model
+from lattice_jax.ops.rotary_config import RopeScalingConfig
 from lattice_jax.sharding import unbox
 from tests.models.numpy_llama import logits as numpy_logits
 from tests.models.test_pretrained import TOKENS, assert_equal_trees, our_logits

@@ -4,10 +4,14 @@ import jax
 import pytest
 
 from configs import vq_enwik8
-from lattice_jax.config import AttentionConfig, BaselineConfig, LatticeConfig, ModelConfig, VQConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.config_checks import parse_config
+from lattice_jax.memories.lattice.config import LatticeConfig
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import count_parameters, flops_per_token
+from tests.memories.sizes import section_with
 
 
 def test_published_enwik8_model_has_its_published_size():
@@ -43,7 +47,7 @@ def test_flops_of_lattice_by_hand():
 @pytest.mark.parametrize(("memory", "gates", "state"), [
   ("linear", 0, 2 * 8 * 4), ("gated_deltanet", 2 * 16, 3 * 8 * 4), ("gated_slots", 5 * 16, 2 * 5 * (8 + 4))])
 def test_flops_of_recurrences_by_hand(memory, gates, state):
-  baseline = BaselineConfig(heads=2, key_dim=8, value_dim=4, slots=5, conv_width=3)
-  config = ModelConfig(vocab=10, dim=16, layers=3, pattern=(memory,), block="gau", baseline=baseline)
+  section = section_with(memory, heads=2, key_dim=8, value_dim=4, slots=5, conv_width=3)
+  config = ModelConfig(vocab=10, dim=16, layers=3, pattern=(memory,), block="gau", **section)
   head = 16 * (8 + 8 + 4 + 4 + 4) + 3 * (8 + 8 + 4) + gates + state
   assert flops_per_token(config, seq_len=100) == 6 * (3 * 2 * head + 16 * 10)

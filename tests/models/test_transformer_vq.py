@@ -13,8 +13,9 @@ import pytest
 from flax.core import meta
 
 from configs import vq_imagenet64
-from lattice_jax.config import ModelConfig, VQConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.config_checks import parse_config
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.types import whole_segment
 from tests.contract.harness import normal_like, quick_jit

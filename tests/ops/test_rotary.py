@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from lattice_jax.config import RopeScalingConfig
 from lattice_jax.ops.rotary import scaled_frequencies
+from lattice_jax.ops.rotary_config import RopeScalingConfig
 
 
 def yarn(theta, width, *, factor, original, fast=32.0, slow=1.0, truncate=True):

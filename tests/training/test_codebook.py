@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax.config import VQConfig
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import load_source
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import create_state
 from tests.training import tiny

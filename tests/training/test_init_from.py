@@ -15,8 +15,8 @@ from configs import finetune
 from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.config import DataConfig
 from lattice_jax.config_checks import parse_config
-from lattice_jax.data.export_tokenizer import export_tokenizer
-from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.data.tokenizers.export import export_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.metrics import read_jsonl
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained

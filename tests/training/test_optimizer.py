@@ -11,8 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from lattice_jax.config import AttentionConfig, LatticeConfig, OptimizerConfig, VQConfig
-from lattice_jax.memories.registry import MEMORIES
+from lattice_jax.config import OptimizerConfig
+from lattice_jax.memories.lattice.config import LatticeConfig
+from lattice_jax.memories.registry import FOLDERS
+from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.modules import Weight
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.adafactor import adafactor
@@ -98,7 +101,7 @@ DECAYS = {
 }
 
 
-@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("memory", FOLDERS)
 def test_weights_decay_and_biases_gains_and_learned_starts_do_not(memory):
   """Every parameter of every memory, whatever its number of axes; several heads, so that biases have two."""
   config = tiny.make_config(

@@ -14,6 +14,7 @@ from lattice_jax import config as configs
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import load_source
 from lattice_jax.evaluation import compiled
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models import decoder
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.feed import fetch
@@ -79,7 +80,7 @@ def make_config(**changes):
   """A config of twelve updates that carries memory; changes are written `section__field=value`."""
   config = configs.Config(
     model=configs.ModelConfig(
-      dim=16, layers=2, xent_chunk=64, vq=configs.VQConfig(key_dim=8, value_dim=16, codes=8, block_len=8)),
+      dim=16, layers=2, xent_chunk=64, vq=VQConfig(key_dim=8, value_dim=16, codes=8, block_len=8)),
     data=configs.DataConfig(source="synthetic", seq_len=32, update_len=16, batch=8),
     optimizer=configs.OptimizerConfig(warmup_steps=2, weight_decay=0.01),
     train=configs.TrainConfig(steps=12, save_every=5, log_every=4, writers=("jsonl",)),

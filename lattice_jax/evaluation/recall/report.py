@@ -13,7 +13,8 @@ import numpy as np
 
 from lattice_jax.evaluation.bootstrap import interval_of_mean
 from lattice_jax.evaluation.recall.grid import Answered
-from lattice_jax.evaluation.report import markdown, write_text
+from lattice_jax.evaluation.report import write_text
+from lattice_jax.markdown import markdown_table
 
 FULL = "full"
 _ENOUGH = 0.5  # of the digits right under the full cache; below it a cell says nothing about other caches
@@ -63,7 +64,7 @@ def format_table(summaries: Sequence[Summary], task: str) -> str:
     parts.append(f"## {length:,} tokens, {answer} to say")
     if not rows[0].is_telling:
       parts.append("The full cache says less than half right: nothing follows for the others.")
-    parts.append(markdown([
+    parts.append(markdown_table([
       ("cache", "kept", "bytes of a row", "answer kept", "tokens right", "95 %", "exact", "nats a token", "trials"),
       *((
         row.cache, f"{row.kept:,}", f"{row.cache_bytes:,}", f"{row.needle_kept:.0%}", f"{row.token_accuracy:.1%}",
@@ -92,7 +93,7 @@ def format_examples(lines: Iterable[Answered], task: str) -> str:
     written, key=lambda line: (line.length, line.answer, line.depth)):
     rows = [(line.cache, *(_as_code(text) for text in line.written)) for line in cell]
     columns = ("cache", *(f"trial {trial}" for trial in range(max(map(len, rows)) - 1)))
-    parts += [f"## {length:,} tokens, {answer} to say, depth {depth:g}", markdown([columns, *rows])]
+    parts += [f"## {length:,} tokens, {answer} to say, depth {depth:g}", markdown_table([columns, *rows])]
   return "\n\n".join(parts) + "\n"
 
 
@@ -111,7 +112,7 @@ def _rule(summaries: Sequence[Summary]) -> list[str]:
   if not rows:
     return []
   rows.sort(key=lambda pair: pair[0].per_partition / pair[0].answer_tokens)
-  return ["## Kept of a partition against the answer's length", markdown([
+  return ["## Kept of a partition against the answer's length", markdown_table([
     ("cache", "prompt", "kept of a partition", "tokens of the answer", "ratio", "tokens right", "of the full cache's"),
     *((
       row.cache, f"{row.length:,}", f"{row.per_partition}", f"{row.answer_tokens:.0f}",

@@ -14,7 +14,7 @@ import numpy as np
 
 from lattice_jax.cache import make_policy, uncompressed
 from lattice_jax.config import ModelConfig
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.kept import kept_map, needle_kept, row_bytes, slots_in_use, write_map
 from lattice_jax.evaluation.recall.grid import Answered, AnswerFile, Grid
 from lattice_jax.evaluation.recall.tasks import TASKS, Haystack, RecallPrompt, Sizes

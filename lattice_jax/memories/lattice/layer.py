@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.config import LatticeConfig
+from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.lattice.op import Form, LatticeState, Rounds, Rule, empty_state, incoming, lattice_with_rounds
 from lattice_jax.memories.lattice.sphere import TINY
 from lattice_jax.memories.recurrent import RecurrentMemory, l2_normalize
@@ -21,27 +21,25 @@ class Lattice(RecurrentMemory):
   Parameter `start` [H, M, V]: a document begins with these slots; only their directions count.
   """
 
-  @property
-  def section(self) -> LatticeConfig:
-    return self.config.lattice
+  config: LatticeConfig
 
   @property
   def key_dim(self) -> int:
-    return self.section.slots
+    return self.config.slots
 
   def empty(self, batch: int) -> LatticeState:
-    config = self.section
+    config = self.config
     return empty_state(batch, config.heads, config.slots, config.value_dim, rule=_rule(config), form=_form(config))
 
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     x_BTHK = super().feature(name, x_BTHK)
-    return l2_normalize(x_BTHK) if name == "value" and self.section.unit_values else x_BTHK
+    return l2_normalize(x_BTHK) if name == "value" and self.config.unit_values else x_BTHK
 
   def recur(
     self, x_BTD: jax.Array, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, state: LatticeState,
     segment: Segment,
   ) -> tuple[jax.Array, LatticeState, dict[str, SumCount]]:
-    config = self.section
+    config = self.config
     step_BTH = config.max_step * jax.nn.sigmoid(self.head_logit("step", x_BTD))
     forget_BTH = None
     if config.forget:
@@ -55,7 +53,7 @@ class Lattice(RecurrentMemory):
       "k": k_BTHK, "v": v_BTHV, "step": step_BTH, "forget": forget_BTH, "start": start_HMV})
     out_BTHV, state, rounds = lattice_with_rounds(
       q_BTHK, k_BTHK, v_BTHV, step_BTH, forget_BTH, start_HMV, state, segment.ids_BT, segment.valid_BT,
-      rule=_rule(config), form=_form(config), impl=self.config.impl)
+      rule=_rule(config), form=_form(config), impl=self.impl)
     return out_BTHV, state, measure_slots(config, step_BTH, k_BTHK, v_BTHV, state, segment) | measure_rounds(rounds)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.config import ModelConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.memories.vq.op import (
   COUNT_FLOOR,
   Quantized,
@@ -34,19 +34,21 @@ class VQAttention(nn.Module):
   codebook. They change only through `update_codebook`, once per optimizer step.
   """
 
-  config: ModelConfig
+  config: VQConfig
+  dtype: str = "float32"
+  impl: str = "auto"
 
   def init_state(self, batch: int, max_len: int = 0) -> VQState:
     """An empty window and cache; the size does not depend on `max_len`."""
     del max_len
-    vq = self.config.vq
+    vq = self.config
     return empty_state(
-      batch, vq.reach, vq.kv_heads, vq.codes, vq.key_dim, vq.value_dim, jnp.dtype(self.config.dtype))
+      batch, vq.reach, vq.kv_heads, vq.codes, vq.key_dim, vq.value_dim, jnp.dtype(self.dtype))
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, state: VQState, segment: Segment, *, train: bool) -> LayerOutput:
     """See `types.LayerOutput`. Losses: commit (weighted). Metrics: codebook_perplexity, _dead, quantization_error."""
-    config, dtype, dim = self.config.vq, jnp.dtype(self.config.dtype), x_BTD.shape[-1]
+    config, dtype, dim = self.config, jnp.dtype(self.dtype), x_BTD.shape[-1]
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
     scale = config.key_dim**-0.25
     joined = self._joined(x_BTD) if config.joined else {}
@@ -64,7 +66,7 @@ class VQAttention(nn.Module):
       v_BTHV = nn.silu(v_BTHV)
     count_HM, total_HMK = self._codebook_sums()
     rows_HMK = codebook(count_HM, total_HMK)
-    key = quantize(k_BTHK, rows_HMK, impl=self.config.impl)
+    key = quantize(k_BTHK, rows_HMK, impl=self.impl)
     bias_shape, bias_axes = (config.heads, config.key_dim), ("heads", "key")
     out_BTQV, state = vq_attention(
       q_BTQK, key, v_BTHV, rows_HMK, self._relative(dim, train=train) * scale,
@@ -72,7 +74,7 @@ class VQAttention(nn.Module):
       offset(self, "position_bias", bias_shape, bias_axes) * scale,
       state, segment.ids_BT, segment.valid_BT, block_len=config.block_len, near_bias=self._near_bias(),
       reduction=config.reduction, use_cache=config.cache, key_gradient=config.key_gradient,
-      stale_rows=config.stale_rows, impl=self.config.impl)
+      stale_rows=config.stale_rows, impl=self.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
@@ -83,7 +85,7 @@ class VQAttention(nn.Module):
 
   def _joined(self, x_BTD):
     """Keys, values and, where there is one, the gate of one projection, [B, T, heads, width] each."""
-    config, dim = self.config.vq, x_BTD.shape[-1]
+    config, dim = self.config, x_BTD.shape[-1]
     shapes = {"key": (config.kv_heads, config.key_dim), "value": (config.kv_heads, config.value_dim)}
     if config.gated:
       shapes["gate"] = config.heads, config.value_dim
@@ -95,7 +97,7 @@ class VQAttention(nn.Module):
       for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
   def _codebook_sums(self):
-    config = self.config.vq
+    config = self.config
     shape = (config.kv_heads, config.codes)
     # A start that weighs as little as the floor gives way to the keys of the first update.
     start = COUNT_FLOOR if config.data_start else 1.0
@@ -113,7 +115,7 @@ class VQAttention(nn.Module):
     return count.value, total.value
 
   def _near_bias(self):
-    config = self.config.vq
+    config = self.config
     if not config.near_start:
       return None
     init = nn.with_logical_partitioning(nn.initializers.constant(config.near_start), ("heads",))
@@ -121,7 +123,7 @@ class VQAttention(nn.Module):
 
   def _relative(self, dim, *, train):
     """Embedding of the distances 0 … W, [H, W + 1, K]; its dropout key holds for a whole sequence."""
-    config = self.config.vq
+    config = self.config
     table_SD = sinusoids(jnp.arange(config.reach + 1), dim, max_wavelength=config.max_wavelength)
     dropout = nn.Dropout(config.sinusoid_dropout, rng_collection="sequence", deterministic=not train)
     weight_DHK = weight(
@@ -129,7 +131,7 @@ class VQAttention(nn.Module):
     return jnp.einsum("SD,DHK->HSK", dropout(table_SD), weight_DHK)
 
   def _report(self, y_BTD, state, key: Quantized, k_BTHK, segment, moving_count_HM):
-    config = self.config.vq
+    config = self.config
     count_HM, sum_HMK = code_statistics(k_BTHK, key.code_BTH, segment.valid_BT, config.codes)
     num_tokens = segment.valid_BT.sum().astype(jnp.float32)
     error = (key.error_BTH * segment.valid_BT[..., None]).sum()
@@ -148,10 +150,10 @@ class VQAttention(nn.Module):
       statistics={"codebook_count": count_HM, "codebook_sum": sum_HMK})
 
 
-def update_codebook(model: ModelConfig, buffers: dict, statistics: dict, rng: jax.Array) -> dict:
+def update_codebook(config: VQConfig, buffers: dict, statistics: dict, rng: jax.Array) -> dict:
   """Moving average of the code counts and key sums of a whole update, over the global batch; then dead codes revive."""
-  buffers = {name: moving_average(buffers[name], statistics[name], model.vq.ema_rate) for name in buffers}
-  if model.vq.revive_below:
-    count, total = revive(buffers["codebook_count"], buffers["codebook_sum"], model.vq.revive_below, rng)
+  buffers = {name: moving_average(buffers[name], statistics[name], config.ema_rate) for name in buffers}
+  if config.revive_below:
+    count, total = revive(buffers["codebook_count"], buffers["codebook_sum"], config.revive_below, rng)
     buffers = {"codebook_count": count, "codebook_sum": total}
   return buffers

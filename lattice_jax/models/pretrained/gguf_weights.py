@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.config import RopeScalingConfig
 from lattice_jax.formats.gguf_file import GGUFFile
 from lattice_jax.models.pretrained.metadata import GGUF_BY_ARCHITECTURE, check_keys, positive_number, whole_number
 from lattice_jax.models.pretrained.tensors import EMBEDDING, HEAD
 from lattice_jax.ops.rotary import scaled_frequencies
+from lattice_jax.ops.rotary_config import RopeScalingConfig
 from lattice_jax.shown import shown
 
 _OUTSIDE = {"token_embd.weight": EMBEDDING, "output.weight": HEAD, "output_norm.weight": "model.norm.weight"}

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 
 from lattice_jax.cache import make_policy
-from lattice_jax.config import AttentionConfig, CacheConfig, ModelConfig
-from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation.kept import cache_of_map, map_path
 from lattice_jax.evaluation.recall.grid import AnswerFile, Grid
 from lattice_jax.evaluation.recall.report import summarise, write_summary
 from lattice_jax.evaluation.recall.run import Subject, run_grid
 from lattice_jax.evaluation.recall.tasks import TASKS, Haystack, Sizes
 from lattice_jax.inspect.recall_plots import plot_recall
+from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment

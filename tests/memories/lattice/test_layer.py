@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.config import LatticeConfig
 from lattice_jax.config_checks import default_config, parse_config
+from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.lattice.layer import measure_rounds, measure_slots
 from lattice_jax.memories.lattice.op import Form, Rounds, Rule, empty_state
 from lattice_jax.types import whole_segment

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.config import ModelConfig, VQConfig
+from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.memories.vq.layer import update_codebook
 from lattice_jax.memories.vq.op import (
   COUNT_FLOOR,
@@ -70,7 +70,7 @@ def test_dead_codes_are_those_below_a_share_of_the_average_of_their_head():
 
 
 def test_codebook_moving_average_equals_a_numpy_transcription():
-  model = ModelConfig(vq=VQConfig(ema_rate=0.99))
+  config = VQConfig(ema_rate=0.99)
   count, total = np.ones((HEADS, CODES), np.float32), np.asarray(random_rows())
   buffers = {"codebook_count": jnp.asarray(count), "codebook_sum": jnp.asarray(total)}
   for step in range(3):
@@ -85,7 +85,7 @@ def test_codebook_moving_average_equals_a_numpy_transcription():
     count, total = 0.99 * count + 0.01 * seen, 0.99 * total + 0.01 * key_sum
     new_count, new_sum = code_statistics(k, code, valid, CODES)
     buffers = update_codebook(
-      model, buffers, {"codebook_count": new_count, "codebook_sum": new_sum}, jax.random.key(0))
+      config, buffers, {"codebook_count": new_count, "codebook_sum": new_sum}, jax.random.key(0))
     np.testing.assert_allclose(buffers["codebook_count"], count, rtol=1e-6)
     np.testing.assert_allclose(buffers["codebook_sum"], total, rtol=1e-6, atol=1e-6)
 
@@ -262,7 +262,7 @@ def test_the_weight_of_the_start_decides_how_much_of_it_the_first_update_leaves(
     code = quantize(k, codebook(*buffers.values())).code_BTH
     count, total = code_statistics(k, code, jnp.ones((4, 32), bool), CODES)
     new = update_codebook(
-      ModelConfig(), buffers, {"codebook_count": count, "codebook_sum": total}, jax.random.key(0))
+      VQConfig(), buffers, {"codebook_count": count, "codebook_sum": total}, jax.random.key(0))
     left = (0.99 * start / (0.99 * start + 0.01 * count))[..., None]
     expected = left * rows + (1 - left) * total / count[..., None]
     np.testing.assert_allclose(codebook(*new.values()), expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,43 @@
+"""The delta rule as a memory layer: DeltaNet, and Gated DeltaNet where the memory decays.
+
+Gates are those of the papers' own code.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from lattice_jax.memories.delta.config import DeltaConfig
+from lattice_jax.memories.delta.op import MatrixState, delta, empty_state
+from lattice_jax.memories.recurrent import RecurrentMemory
+from lattice_jax.types import Segment, SumCount
+
+Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
+
+
+class DeltaNet(RecurrentMemory):
+  """The value of a key is corrected, not added to."""
+
+  config: DeltaConfig
+
+  def empty(self, batch: int) -> MatrixState:
+    return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim)
+
+  def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
+    return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, None, state, segment)
+
+  def correct(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment: Segment) -> Result:
+    """Decays the memory, then moves what it gives for k towards v."""
+    step_BTH = self.config.max_step * jax.nn.sigmoid(self.head_logit("step", x_BTD))
+    out_BTHV, state = delta(
+      q_BTHK, k_BTHK, v_BTHV, step_BTH, decay_BTHK, state, segment.ids_BT, segment.valid_BT,
+      chunk_len=self.config.chunk_len, impl=self.impl)
+    return out_BTHV, state, {}
+
+
+class GatedDeltaNet(DeltaNet):
+  """DeltaNet on a memory that decays by one factor a token and head."""
+
+  def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
+    decay_BTH1, _ = self.head_decay(x_BTD)
+    return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, decay_BTH1, state, segment)

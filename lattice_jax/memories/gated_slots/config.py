@@ -1,0 +1,26 @@
+"""Fields of gated slot attention, `model.gated_slots`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lattice_jax.fields import positive
+from lattice_jax.memories.recurrent_config import RecurrentConfig
+from lattice_jax.memories.section import Section
+
+
+@dataclass(frozen=True)
+class GatedSlotsConfig(RecurrentConfig):
+  """A head's state is slots × (key_dim + value_dim)."""
+
+  key_dim: int = positive(32, "of a head's queries and keys")
+  slots: int = positive(16, "of a head, each a key and a value")
+  chunk_len: int = positive(16, "tokens taken at a time; changes cost, not results")
+
+
+def _smoke(config: Any) -> dict[str, Any]:
+  return {"heads": min(4, config.heads), "key_dim": 16, "value_dim": 16, "slots": 8, "chunk_len": 8}
+
+
+SECTION = Section("gated_slots", GatedSlotsConfig, "the memory \"gated_slots\"", _smoke)

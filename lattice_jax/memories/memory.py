@@ -1,0 +1,92 @@
+"""What a memory's folder tells the rest of the code: one record, and the contract that its layer keeps.
+
+A memory layer is an `nn.Module` with `init_state(batch, max_len=0) -> state`, which needs no parameters, and
+`__call__(x_BTD, state, segment, *, train) -> LayerOutput`. One call serves training, prefill and decoding. Its laws,
+which tests/contract checks for every record:
+
+* Any split of a sequence into calls gives the same outputs and the same final state.
+* An output depends on the inputs that `visible` names, and on no other.
+* A new document forgets everything; invalid tokens change nothing; rows do not depend on one another.
+* The state keeps its structure, shapes and dtypes; what it sums over time is float32.
+* Gradients with respect to inputs, parameters and the initial state are those of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.memories.cases import Case, Sizes
+
+
+@dataclass(frozen=True)
+class Carried:
+  """How states that are too large to be copied ride through the scan over layers: as its carry, written in place.
+
+  rides: whether this state does; one without room does not.
+  enter: (stack of all layers' states, layer) → the state that the layer is called with.
+  leave: the state that the layer returned → the stack.
+  finish: (model, stacks by block, tokens of the call) → the stacks after the last layer.
+  """
+
+  rides: Callable[[Any], bool]
+  enter: Callable[[Any, jax.Array], Any]
+  leave: Callable[[Any], Any]
+  finish: Callable[[ModelConfig, dict[str, Any], int], dict[str, Any]]
+
+
+def _check_nothing(model: ModelConfig) -> None:
+  del model
+
+
+def _see_the_past(model: ModelConfig, query: int, key: int) -> bool:
+  del model
+  return key <= query
+
+
+def _keep_buffers(model: ModelConfig, buffers: Any, statistics: Any, rng: jax.Array) -> Any:
+  del model, statistics, rng
+  return buffers
+
+
+@dataclass(frozen=True)
+class Memory:
+  """One memory: how its layer is made, what it costs, and where it differs from a recurrent state of fixed size.
+
+  make: (model, name=None) → the layer.
+  multiply_adds: (model, tokens of a sequence) → multiply-adds of one layer's forward pass, per token.
+  cases: of `self_check`: the memory's op at sizes of choice. Memories that share an op share the function.
+  check: raises ValueError where the model config cannot be built.
+  visible: (model, query, key) → whether the output at `query` may depend on the input at `key` within a document.
+  update_buffers: (model, buffers, statistics, rng) → buffers after an optimizer step, for one layer.
+  needs_token_cache: whether the state must be given a `max_len` to remember what went before the call.
+  block_field: the config field that holds the tokens of its block; training lengths must be a multiple of it, the layer
+    itself takes any length.
+  position_unit: model → tokens by whose multiples its loss by position is reported.
+  carried: see `Carried`; None where the scan over layers takes states in and gives them out.
+  """
+
+  make: Callable[..., nn.Module]
+  multiply_adds: Callable[[ModelConfig, int], float]
+  cases: Callable[[Sizes], Iterator[Case]]
+  check: Callable[[ModelConfig], None] = _check_nothing
+  visible: Callable[[ModelConfig, int, int], bool] = _see_the_past
+  update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any] = _keep_buffers
+  needs_token_cache: bool = False
+  block_field: str | None = None
+  position_unit: Callable[[ModelConfig], int] | None = None
+  carried: Carried | None = None
+
+
+def maker(layer: Callable[..., nn.Module], section: str) -> Callable[..., nn.Module]:
+  """`make` of a layer that takes its section of the config, a dtype and an implementation."""
+
+  def make(model: ModelConfig, name: str | None = None) -> nn.Module:
+    return layer(getattr(model, section), dtype=model.dtype, impl=model.impl, name=name)
+
+  return make

@@ -1,0 +1,20 @@
+"""Multiply-adds of what memories have in common, per token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lattice_jax.memories.recurrent_config import RecurrentConfig
+
+
+def attention_projections(dim: int, config: Any) -> int:
+  """Queries, keys, values, output and, where there is one, the gate of an attention layer."""
+  queries = config.heads * (config.key_dim + config.value_dim * (2 if config.gated else 1))
+  return dim * (queries + config.kv_heads * (config.key_dim + config.value_dim))
+
+
+def recurrent_frame(dim: int, config: RecurrentConfig, key_dim: int) -> int:
+  """Projections and convolutions around a recurrence."""
+  inputs = 2 * key_dim + config.value_dim
+  values = config.value_dim * (2 if config.gated else 1)
+  return config.heads * (dim * (inputs + values) + config.conv_width * inputs)

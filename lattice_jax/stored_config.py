@@ -1,0 +1,50 @@
+"""Configs as older versions stored them, in runs, checkpoints and saved states: where their fields are now."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+_FRAME = ("heads", "value_dim", "conv_width", "gated")
+_BASELINES = {
+  "gated_linear": (*_FRAME, "key_dim", "chunk_len", "gate_rank"),
+  "delta": (*_FRAME, "key_dim", "chunk_len", "max_step"),
+  "gated_slots": (*_FRAME, "key_dim", "chunk_len", "slots"),
+  "ttt": (*_FRAME, "mini_batch", "inner_rate"),
+}
+# (path of before, path of now); a field that several sections have now goes to all of them
+MOVED = tuple(
+  (f"model.baseline.{field}", f"model.{section}.{field}") for section, fields in _BASELINES.items() for field in fields)
+
+
+def upgrade(config: dict[str, Any]) -> dict[str, Any]:
+  """The same config with every field where it is now; one of today comes back as it is."""
+  new = copy.deepcopy(config)
+  for before, now in MOVED:
+    *sections, name = before.split(".")
+    old = _find(config, sections)
+    if old is not None and name in old:
+      *sections, name = now.split(".")
+      place = new
+      for section in sections:
+        place = place.setdefault(section, {})
+      place[name] = old[name]
+  for before, _ in MOVED:
+    _remove(new, before.split("."))
+  return new
+
+
+def _find(config: dict[str, Any], sections: list[str]) -> dict[str, Any] | None:
+  for section in sections:
+    config = config[section] if isinstance(config, dict) and section in config else None
+  return config if isinstance(config, dict) else None
+
+
+def _remove(config: dict[str, Any], path: list[str]) -> None:
+  """Takes away a field, and its section once that is empty."""
+  if not isinstance(config, dict) or path[0] not in config:
+    return
+  if len(path) > 1:
+    _remove(config[path[0]], path[1:])
+  if len(path) == 1 or config[path[0]] == {}:
+    del config[path[0]]
