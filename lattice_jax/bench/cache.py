@@ -1,6 +1,6 @@
-"""Decoding after a long text, by cache policy: whole steps of a model, or the attention of all its layers alone.
+"""Speed of decoding after a long text by cache policy: whole steps of a model, or only the attention of its layers.
 
-The text is not read: caches are filled with random keys and values to the lengths that reading would leave.
+The text is not read; caches are filled with random keys and values to the lengths that reading would leave.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
-from lattice_jax.types import Segment
+from lattice_jax.types import make_segment
 
 # The sizes of SmolLM2-135M.
 MODEL = ModelConfig(
@@ -32,7 +32,7 @@ PARTS = ("step", "attention")
 
 @dataclass
 class Decoding:
-  """One policy after a text: seconds of single tokens, by round."""
+  """One policy after a text. seconds: of single tokens, by round."""
 
   name: str
   length: int  # tokens that attention reads at the start
@@ -45,10 +45,10 @@ class Decoding:
 def measure(
   model: ModelConfig, cache: CacheConfig, text_len: int, *, part: str, num_tokens: int, rounds: int,
 ) -> list[Decoding]:
-  """The full cache, `cache`, and a full cache of the length that `cache` leaves, in turn.
+  """Times in turn the full cache, `cache`, and a full cache of the length that `cache` leaves.
 
-  The last differs from the policy by nothing but what the policy itself costs; `num_tokens` should be a multiple of
-  `cache.lag`, so that its compressions are counted as often as they happen.
+  Only the cost of the policy itself tells the last two apart. `num_tokens` should be a multiple of `cache.lag`, so that
+  compressions are counted as often as they happen.
   """
   kept = make_policy(cache).kept_length(text_len)
   cases = {
@@ -59,7 +59,7 @@ def measure(
   for number in range(rounds + 1):
     for result, step, state in runs:
       seconds = _decode(step, state, num_tokens)
-      if number:  # the first touches memory for the first time
+      if number:  # the first round touches memory for the first time
         result.seconds.append(seconds)
   return [result for result, _, _ in runs]
 
@@ -79,7 +79,7 @@ def _prepare(
 
 
 def filled(policy: Policy, cache: KVCache, seen: int) -> KVCache:
-  """A stack of caches as after `seen` tokens, of which random ones are kept."""
+  """A stack of caches as after `seen` tokens, with random keys and values in the slots in use."""
   length = policy.kept_length(seen)
   slot_S = jnp.arange(cache.num_slots)
   is_used_S = slot_S < length
@@ -102,14 +102,14 @@ def _model_step(model: ModelConfig) -> tuple[Callable[..., Any], Any]:
   variables = jax.jit(lambda: unbox(init_variables(model, jax.random.key(0))))()
 
   def step(variables, state, position_BT):
-    output = Decoder(model).apply(variables, jnp.ones_like(position_BT), state, _segment(position_BT))
+    output = Decoder(model).apply(variables, jnp.ones_like(position_BT), state, make_segment(position_BT))
     return Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits), output.state
 
   return step, variables
 
 
 def _attention_step(model: ModelConfig, policy: Policy) -> tuple[Callable[..., Any], Any]:
-  """Reading and writing the caches of all layers, with the same query, key and value in each."""
+  """Reads and writes the caches of all layers, with the same query, key and value in each."""
   attention, keys = model.attention, jax.random.split(jax.random.key(1), 3)
   token = tuple(jax.random.normal(key, (1, 1, heads, width)) for key, heads, width in zip(
     keys, (attention.heads, attention.kv_heads, attention.kv_heads),
@@ -117,7 +117,7 @@ def _attention_step(model: ModelConfig, policy: Policy) -> tuple[Callable[..., A
 
   def step(token, state, position_BT):
     def one_layer(stack, layer):
-      out, view = read_and_append(policy, *token, CacheView(stack, layer), _segment(position_BT), impl=model.impl)
+      out, view = read_and_append(policy, *token, CacheView(stack, layer), make_segment(position_BT), impl=model.impl)
       return view.stack, out
 
     stack, out = jax.lax.scan(one_layer, state["block_0"], jnp.arange(model.layers))
@@ -126,15 +126,8 @@ def _attention_step(model: ModelConfig, policy: Policy) -> tuple[Callable[..., A
   return step, token
 
 
-def _segment(position_BT: jax.Array) -> Segment:
-  zeros_BT = jnp.zeros_like(position_BT)
-  return Segment(
-    positions_BT=position_BT, ids_BT=zeros_BT, valid_BT=jnp.ones_like(position_BT, bool),
-    marks_BT=zeros_BT.astype(jnp.int8))
-
-
 def _decode(step: Callable[..., Any], start: tuple[Any, int], num_tokens: int) -> list[float]:
-  """Seconds of each token; the state at the start is copied, since steps take it over."""
+  """Seconds of each token. Steps take over (donate) their state, so the one at the start is copied."""
   state, seen = jax.block_until_ready(jax.tree.map(jnp.copy, start[0])), start[1]
   seconds = []
   for position in range(seen, seen + num_tokens):

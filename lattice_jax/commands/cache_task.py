@@ -18,10 +18,10 @@ from lattice_jax.evaluation.caches import parse_caches, with_peers
 from lattice_jax.evaluation.compare import compare, write_comparisons
 from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.evaluation.origin import code_fingerprint, origin_key
-from lattice_jax.evaluation.recall.grid import Grid
-from lattice_jax.evaluation.recall.report import FULL, write_summary
-from lattice_jax.evaluation.recall.run import Subject, run_grid
-from lattice_jax.evaluation.report import write_text
+from lattice_jax.evaluation.result_tables import write_text
+from lattice_jax.evaluation.retrieval.plan import RetrievalPlan
+from lattice_jax.evaluation.retrieval.run import Subject, run_plan
+from lattice_jax.evaluation.retrieval.summary import FULL, write_summary
 
 
 def run_task(model: LoadedModel, split: str, *, report: Callable[[str], None]) -> list[Path]:
@@ -61,18 +61,18 @@ def _ask(
   report: Callable[[str], None],
 ) -> list[Path]:
   """The other tasks: one folder holds all answers that the same model gave about the same text with the same seed."""
-  grid = Grid(
+  plan = RetrievalPlan(
     task=flags.TASK.value, lengths=flags.LENGTHS.value, answers=flags.ANSWERS.value, depths=flags.DEPTHS.value,
     trials=flags.TRIALS.value, seed=flags.TASK_SEED.value, batch=flags.ROWS.value, examples=flags.EXAMPLES.value,
     caches=caches, peers=tuple(flags.PEERS.value))
   folder, key = _folder(model, source)
-  if (old := model.workdir / grid.task / "answers.jsonl").exists():
+  if (old := model.workdir / plan.task / "answers.jsonl").exists():
     report(f"{old} does not say which model answered, so nothing of it is used; its folder may be removed")
   subject = Subject(
     model=model.config.model, variables=model.variables, tokenizer=tokenizer, text_ids=np.asarray(source.tokens),
     context_len=model.context_len, key=key)
-  answers = run_grid(grid, subject, folder, report=report)
-  return write_summary(folder, grid.task, answers.lines())
+  answers = run_plan(plan, subject, folder, report=report)
+  return write_summary(folder, plan.task, answers.lines())
 
 
 def _folder(model: LoadedModel, source: Source, **facts: Any) -> tuple[Path, str]:

@@ -69,7 +69,7 @@ def load_model() -> LoadedModel:
 
 def evaluate(model: LoadedModel, asked: eval_rules.Asked) -> None:
   """Writes and prints the result of each protocol, and compares them with compressors."""
-  from lattice_jax.evaluation import report
+  from lattice_jax.evaluation import result_tables
 
   results = []
   if asked.evaluation:
@@ -78,21 +78,21 @@ def evaluate(model: LoadedModel, asked: eval_rules.Asked) -> None:
     model = model.with_eval(split=SPLIT.value, protocol=asked.protocol, **given)
     for result in model.evaluate():
       path = model.save(result, Path(OUTPUT.value) if OUTPUT.value else None)
-      print_now(f"\n{report.format_result(result)}\n\nwrote {path}")
+      print_now(f"\n{result_tables.format_result(result)}\n\nwrote {path}")
       results.append(result)
   if asked.comparison:
-    print_now(f"\n{report.format_comparison(results, *model.baselines(SPLIT.value))}")
+    print_now(f"\n{result_tables.format_comparison(results, *model.baselines(SPLIT.value))}")
 
 
 def write_texts(model: LoadedModel) -> None:
   """Prints a text as it is drawn, several once they are all there."""
-  from lattice_jax.evaluation import report
+  from lattice_jax.evaluation import result_tables
 
   print_now()
   written, path = model.write_texts(
     length=text_flags.text_length(), show=lambda piece: print_now(piece, end=""), **text_flags.text_options())
   texts = written.texts if len(written.texts) > 1 else ()
-  print_now("\n\n".join(["", *texts, report.format_written(written), f"wrote {path}"]))
+  print_now("\n\n".join(["", *texts, result_tables.format_written(written), f"wrote {path}"]))
 
 
 def print_now(text: str = "", end: str = "\n") -> None:

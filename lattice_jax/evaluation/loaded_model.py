@@ -24,12 +24,11 @@ from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
 from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
-from lattice_jax.evaluation.compressors import compressor_bits_per_byte
+from lattice_jax.evaluation.baselines import compressor_bits_per_byte, image_bits_per_dim
 from lattice_jax.evaluation.evaluator import evaluate_protocols
-from lattice_jax.evaluation.image_baselines import image_bits_per_dim
 from lattice_jax.evaluation.origin import keyed_name, origin_key
-from lattice_jax.evaluation.report import write_result, write_text
 from lattice_jax.evaluation.result import EvalResult
+from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.models.decoder import init_variables

@@ -23,7 +23,7 @@ from lattice_jax.inference.compilation import TreeSpec, mesh_of, place_variables
 from lattice_jax.inference.prompts import prompt_chunk
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.sharding import replicated, state_shardings, unbox
-from lattice_jax.types import Segment, whole_segment
+from lattice_jax.types import Segment, abstract_segment, make_segment
 
 
 @flax.struct.dataclass
@@ -105,8 +105,7 @@ class Session:
 def read_token(
   model: ModelConfig, variables: Any, token_B: jax.Array, is_read_B: jax.Array, state: SessionState) -> SessionState:
   """The decode step. Rows where `is_read_B` is false keep their memory, and their logits mean nothing."""
-  decoder, segment = Decoder(model), whole_segment(token_B.shape[0], 1)
-  segment = segment.replace(positions_BT=state.position_B[:, None], valid_BT=is_read_B[:, None])
+  decoder, segment = Decoder(model), make_segment(state.position_B[:, None], valid_BT=is_read_B[:, None])
   output = decoder.apply(variables, token_B[:, None], state.memory, segment)
   logits_BA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)[:, 0]
   return SessionState(logits_BA=logits_BA, position_B=state.position_B + is_read_B, memory=output.state)
@@ -149,11 +148,12 @@ def _compile_chunk(
   model: ModelConfig, batch: int, max_len: int, mesh: Mesh, variables: TreeSpec, chunk_len: int,
 ) -> Callable[..., SessionState]:
   state, shardings = abstract_state(model, batch, max_len, mesh)
-  tokens_BT, segment = jax.tree.map(
-    lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(mesh)),
-    prompt_chunk([np.zeros(0, np.int32)] * batch, 0, chunk_len))
+
+  def rows(dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, chunk_len), dtype, sharding=replicated(mesh))
+
   program = jax.jit(functools.partial(read_chunk, model), donate_argnums=3, out_shardings=shardings)
-  return program.lower(variables.tree(), tokens_BT, segment, state).compile()
+  return program.lower(variables.tree(), rows(jnp.int32), abstract_segment(rows), state).compile()
 
 
 @functools.lru_cache(maxsize=32)  # one for each cache that an evaluation compares

@@ -1,4 +1,4 @@
-"""The slot audit of a stored run on one text: numbers, heat maps, and a report."""
+"""The slot audit of a stored run on one text: numbers, heat maps and a page to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ START = "⟨start⟩"  # of the document, in place of eos
 
 def text_tokens(
   loaded: LoadedModel, text: Path | None, split: str, document: int, length: int) -> tuple[str, np.ndarray]:
-  """(where from, at most `length` token ids) of a file, or of a document of the run's own data.
+  """(name of the text, at most `length` token ids) of a file, or of a document of the run's own data.
 
   Raises:
     ValueError: the file cannot be read or is empty, or there is no such document.
@@ -44,12 +44,12 @@ def text_tokens(
 
 
 def audit(loaded: LoadedModel, where: str, ids_T: np.ndarray, out: Path, *, threshold: float, top: int) -> list[Path]:
-  """Writes audit.json, audit.html and the PNGs to `out`; the JSON and the HTML are returned.
+  """Writes audit.json, audit.html and the PNGs to `out`; returns the paths of the first two.
 
-  Layers with an approximate form are replayed exactly: their slots then differ a little from those the model had.
+  Layers with an approximate form are replayed exactly, so that their slots differ a little from the model's own.
   """
   model, config = loaded.config.model, loaded.config
-  lattice_layers(model)  # before anything is written
+  lattice_layers(model)  # refuses a model without slots before anything is written
   tokenizer = get_tokenizer(config.data)
   texts = [START, *_texts(tokenizer, ids_T[:-1])]
   inputs = read_inputs(model, loaded.params, loaded.buffers, np.concatenate([[tokenizer.eos_id], ids_T[:-1]]))
@@ -72,5 +72,5 @@ def audit(loaded: LoadedModel, where: str, ids_T: np.ndarray, out: Path, *, thre
 
 
 def _texts(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-  """The text of each token; a byte that is no character by itself shows as �."""
+  """The text of each token; a byte that is not a whole character shows as �."""
   return [tokenizer.decode(np.array([token])).decode("utf-8", errors="replace") for token in ids.tolist()]

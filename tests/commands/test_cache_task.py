@@ -11,7 +11,7 @@ from lattice_jax.commands import cache_flags, cache_task
 from lattice_jax.commands.flags import parse_flags
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.evaluation.loaded_model import LoadedModel
-from lattice_jax.evaluation.recall.grid import AnswerFile
+from lattice_jax.evaluation.retrieval.plan import AnswerFile
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.sharding import make_mesh
 
@@ -38,15 +38,15 @@ def judge(workdir, monkeypatch, **values):
   """(what was asked for, paths), without a model."""
   asked = []
 
-  def run_grid(grid, subject, folder, *, report):
-    asked.append((grid, subject, folder))
+  def run_plan(plan, subject, folder, *, report):
+    asked.append((plan, subject, folder))
     return AnswerFile(folder / "answers.jsonl", subject.key)
 
   def compare(model, variables, caches, tokens_BT, prompt_len, *, report):
     asked.append((caches, tokens_BT, prompt_len))
     return []
 
-  monkeypatch.setattr(cache_task, "run_grid", run_grid)
+  monkeypatch.setattr(cache_task, "run_plan", run_plan)
   monkeypatch.setattr(cache_task, "compare", compare)
   monkeypatch.setattr(cache_task, "write_comparisons", lambda folder, result: [folder / "compare.md"])
   parse_flags(["eval.py", *(
@@ -58,13 +58,13 @@ def judge(workdir, monkeypatch, **values):
 
 
 def test_a_task_gets_the_full_cache_and_all_that_were_named(tmp_path, monkeypatch):
-  ((grid, subject, folder),), paths = judge(
+  ((plan, subject, folder),), paths = judge(
     tmp_path, monkeypatch, task="needles", cache=[LAGKV, "full"], peers=["knorm"], lengths=["128", "256"],
     answers=["7", "16"], depths=["0", "0.5"], trials=4, rows=2, examples=1, task_seed=3)
-  assert list(grid.caches_of(128)) == ["full", LAGKV, f"knorm like {LAGKV}"]
-  assert grid.caches["full"] == CacheConfig()
-  assert (grid.task, grid.lengths, grid.answers, grid.depths) == ("needles", (128, 256), (7, 16), (0.0, 0.5))
-  assert (grid.trials, grid.batch, grid.examples, grid.seed) == (4, 2, 1, 3)
+  assert list(plan.caches_of(128)) == ["full", LAGKV, f"knorm like {LAGKV}"]
+  assert plan.caches["full"] == CacheConfig()
+  assert (plan.task, plan.lengths, plan.answers, plan.depths) == ("needles", (128, 256), (7, 16), (0.0, 0.5))
+  assert (plan.trials, plan.batch, plan.examples, plan.seed) == (4, 2, 1, 3)
   assert len(subject.text_ids) > 1000
   assert folder.parent == tmp_path and folder.name == f"needles_{subject.key}"
   assert paths == [folder / "report.md", folder / "table.jsonl", folder / "examples.md"]

@@ -19,7 +19,7 @@ from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
-from lattice_jax.evaluation import loaded_model, report
+from lattice_jax.evaluation import loaded_model, result_tables
 from lattice_jax.evaluation.answers import AnswerGroup
 from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
@@ -92,7 +92,7 @@ def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
   assert text.startswith("abc") and len(text) > 3
   assert "".join(shown) == text
   assert path.parent == workdir and path.read_text() == text + "\n"
-  lines = report.format_written(written).splitlines()
+  lines = result_tables.format_written(written).splitlines()
   assert lines[0].endswith("8 tokens: as long as asked")
   assert [line.split("  ")[0] for line in lines[1:]] == ["time to first token", "tokens per second", "memory"]
 
@@ -174,15 +174,15 @@ def test_a_mistake_is_answered_in_one_sentence(workdir, options, message):
 
 def test_what_cannot_be_written_is_named_with_what_helps(workdir):
   place = workdir / "run.json" / "x.json"
-  with pytest.raises(ValueError, match=r"x\.json cannot be written: .*; make room or give the right to write there\.$"):
-    report.write_text(place, "")
-  with pytest.raises(ValueError, match=r"right to write there, or choose another --output\.$"):
-    report.write_result(place, evaluate_stub(bits_per_byte=2.2), {})
+  with pytest.raises(ValueError, match=r"x\.json cannot be written: .*; free space or grant write permission there\.$"):
+    result_tables.write_text(place, "")
+  with pytest.raises(ValueError, match=r"permission there, or choose another --output\.$"):
+    result_tables.write_result(place, evaluate_stub(bits_per_byte=2.2), {})
 
 
 def test_comparison_lists_the_best_first():
   result = evaluate_stub(bits_per_byte=2.2)
-  lines = report.format_comparison([result], {"xz": 2.1, "gzip": 2.8}, "byte").splitlines()
+  lines = result_tables.format_comparison([result], {"xz": 2.1, "gzip": 2.8}, "byte").splitlines()
   assert [line.split("  ")[0] for line in lines[1:]] == ["xz", "model, cold", "gzip"]
   assert len({len(line) for line in lines}) == 1
 
@@ -202,7 +202,7 @@ def test_comparison_lists_the_best_first():
     "\n\ndistance  answers  accuracy  nats per answer\n2–3  10  90.00%  0.5000"]),
 ], ids=["images", "cut texts", "published words", "two texts", "a task"])
 def test_result_is_printed_with_unit_tokenizer_and_words(changes, expected):
-  printed = re.sub("  +", "  ", report.format_result(evaluate_stub(**changes)))
+  printed = re.sub("  +", "  ", result_tables.format_result(evaluate_stub(**changes)))
   for words in expected:
     assert words in printed
 

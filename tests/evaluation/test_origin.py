@@ -14,7 +14,7 @@ from lattice_jax.commands import cache_task
 from lattice_jax.evaluation import loaded_model
 from lattice_jax.evaluation.loaded_model import load_pretrained_model, load_run, model_name
 from lattice_jax.evaluation.origin import code_fingerprint, keyed_name, origin_key
-from lattice_jax.evaluation.recall.grid import AnswerFile
+from lattice_jax.evaluation.retrieval.plan import AnswerFile
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
 from tests.commands.test_cache_task import make_task
@@ -82,7 +82,7 @@ def test_answers_of_one_model_are_never_those_of_another(tmp_path):
 def test_lines_that_do_not_say_what_made_them_are_refused(tmp_path):
   line = {"task": "passkey", "length": 128, "answer": 3, "depth": 0.5, "cache": "full", "seed": 0, "trials": [0]}
   (tmp_path / "answers.jsonl").write_text(json.dumps(line) + "\n")
-  with pytest.raises(ValueError, match=r"do not say what made them; move it away, or choose another --workdir"):
+  with pytest.raises(ValueError, match=r"do not name their origin; move it away, or choose another --workdir"):
     AnswerFile(tmp_path / "answers.jsonl", "0")
 
 

@@ -1,4 +1,4 @@
-"""Recall under every cache as tables: how much was kept, how much was said right, and what the paper's rule says."""
+"""Tables of retrieval under every cache: how much is kept, how much is right, and what the paper's rule predicts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from lattice_jax.evaluation.bootstrap import interval_of_mean
-from lattice_jax.evaluation.recall.grid import Answered
-from lattice_jax.evaluation.report import write_text
+from lattice_jax.evaluation.result_tables import write_text
+from lattice_jax.evaluation.retrieval.plan import AnswerRecord
 from lattice_jax.markdown import markdown_table
 
 FULL = "full"
-_ENOUGH = 0.5  # of the digits right under the full cache; below it a cell says nothing about other caches
+_ENOUGH = 0.5  # share right under the full cache, below which a cell says nothing about other caches
 
 
 @dataclass(frozen=True)
 class Summary:
-  """Trials of one length and size of answer under one cache; `depth` None for all depths together.
+  """Trials of one prompt length and answer size under one cache; `depth` is None for all depths together.
 
-  token_accuracy: share of the answers' tokens that were the likeliest; exact_accuracy: of answers without a fault.
-  low, high: of the token accuracy, 95 % by resampling trials. is_telling: the full cache says at least half of the
-  tokens right. The other fields are means of those of `Answered`.
+  token_accuracy: share of the answers' tokens that were the most likely ones. exact_accuracy: share of answers without
+  a mistake. low, high: 95 % interval of the token accuracy, from resampling trials. is_telling: the full cache gets at
+  least half of the tokens right. The other fields are means of those of `AnswerRecord`.
   """
 
   length: int
@@ -47,9 +47,9 @@ class Summary:
   is_telling: bool
 
 
-def summarise(lines: Iterable[Answered], *, by_depth: bool) -> list[Summary]:
-  """By length, size of answer and cache, in the order of the lines; with `by_depth` each depth apart."""
-  groups: dict[tuple[int, int, float | None, str], list[Answered]] = {}
+def summarize(lines: Iterable[AnswerRecord], *, by_depth: bool) -> list[Summary]:
+  """Groups by length, answer size and cache, in the order of the lines; with `by_depth` by depth as well."""
+  groups: dict[tuple[int, int, float | None, str], list[AnswerRecord]] = {}
   for line in lines:
     groups.setdefault((line.length, line.answer, line.depth if by_depth else None, line.cache), []).append(line)
   full = {key[:3]: _accuracies(group)[0].mean() for key, group in groups.items() if key[3] == FULL}
@@ -57,15 +57,15 @@ def summarise(lines: Iterable[Answered], *, by_depth: bool) -> list[Summary]:
 
 
 def format_table(summaries: Sequence[Summary], task: str) -> str:
-  """Markdown, a table for each length and size of answer."""
+  """A Markdown table for each prompt length and answer size."""
   parts = [f"# {task}", _LEGEND]
   for length, answer in dict.fromkeys((row.length, row.answer) for row in summaries):
     rows = [row for row in summaries if (row.length, row.answer) == (length, answer)]
-    parts.append(f"## {length:,} tokens, {answer} to say")
+    parts.append(f"## {length:,} tokens, answer size {answer}")
     if not rows[0].is_telling:
-      parts.append("The full cache says less than half right: nothing follows for the others.")
+      parts.append("The full cache gets less than half right, so that nothing follows for the others.")
     parts.append(markdown_table([
-      ("cache", "kept", "bytes of a row", "answer kept", "tokens right", "95 %", "exact", "nats a token", "trials"),
+      ("cache", "kept", "bytes per row", "answer kept", "tokens right", "95 %", "exact", "nats per token", "trials"),
       *((
         row.cache, f"{row.kept:,}", f"{row.cache_bytes:,}", f"{row.needle_kept:.0%}", f"{row.token_accuracy:.1%}",
         f"{row.low:.1%}–{row.high:.1%}", f"{row.exact_accuracy:.1%}", f"{row.nll_per_token:.3f}", f"{row.trials}")
@@ -73,9 +73,9 @@ def format_table(summaries: Sequence[Summary], task: str) -> str:
   return "\n\n".join([*parts, *_rule(summaries)]) + "\n"
 
 
-def write_summary(folder: Path, task: str, lines: Sequence[Answered]) -> list[Path]:
-  """report.md, all cells as table.jsonl, and examples.md: what the model itself wrote in each cell."""
-  overall, cells = summarise(lines, by_depth=False), summarise(lines, by_depth=True)
+def write_summary(folder: Path, task: str, lines: Sequence[AnswerRecord]) -> list[Path]:
+  """Writes report.md, table.jsonl with all cells, and examples.md with what the model itself wrote in each cell."""
+  overall, cells = summarize(lines, by_depth=False), summarize(lines, by_depth=True)
   texts = {
     "report.md": format_table(overall, task),
     "table.jsonl": "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [*overall, *cells]),
@@ -85,26 +85,26 @@ def write_summary(folder: Path, task: str, lines: Sequence[Answered]) -> list[Pa
   return [folder / name for name in texts]
 
 
-def format_examples(lines: Iterable[Answered], task: str) -> str:
-  """Markdown, a table for each cell: the texts that the model wrote under each cache, a column for each trial."""
+def format_examples(lines: Iterable[AnswerRecord], task: str) -> str:
+  """A Markdown table for each cell: the texts that the model wrote under each cache, one column per trial."""
   parts = [f"# {task}: answers as the model wrote them, greedily"]
   written = sorted((line for line in lines if line.written), key=lambda line: (line.length, line.answer, line.depth))
   for (length, answer, depth), cell in itertools.groupby(
     written, key=lambda line: (line.length, line.answer, line.depth)):
     rows = [(line.cache, *(_as_code(text) for text in line.written)) for line in cell]
     columns = ("cache", *(f"trial {trial}" for trial in range(max(map(len, rows)) - 1)))
-    parts += [f"## {length:,} tokens, {answer} to say, depth {depth:g}", markdown_table([columns, *rows])]
+    parts += [f"## {length:,} tokens, answer size {answer}, depth {depth:g}", markdown_table([columns, *rows])]
   return "\n\n".join(parts) + "\n"
 
 
 _LEGEND = (
-  "Digits (or words) are judged token by token, each given the right ones before it. «kept»: slots in use behind the "
-  "prompt; «answer kept»: share of the answer's own tokens among them, the mean of layers and heads. "
-  "`origin.json` says of which model, text and code this is.")
+  "Answers are scored token by token, each given the correct tokens before it. «kept»: slots in use after the prompt; "
+  "«answer kept»: share of the answer's own tokens that are among them, averaged over layers and heads. "
+  "`origin.json` names the model, text and code behind these figures.")
 
 
 def _rule(summaries: Sequence[Summary]) -> list[str]:
-  """The rule of LagKV's authors: trouble where a partition keeps fewer tokens than the answer has."""
+  """The rule of LagKV's authors: retrieval suffers if a partition keeps fewer tokens than the answer has."""
   full = {(row.length, row.answer): row for row in summaries if row.cache == FULL}
   rows = [
     (row, full[row.length, row.answer]) for row in summaries
@@ -112,8 +112,8 @@ def _rule(summaries: Sequence[Summary]) -> list[str]:
   if not rows:
     return []
   rows.sort(key=lambda pair: pair[0].per_partition / pair[0].answer_tokens)
-  return ["## Kept of a partition against the answer's length", markdown_table([
-    ("cache", "prompt", "kept of a partition", "tokens of the answer", "ratio", "tokens right", "of the full cache's"),
+  return ["## Tokens kept per partition against the answer's length", markdown_table([
+    ("cache", "prompt", "kept per partition", "answer tokens", "ratio", "tokens right", "relative to full"),
     *((
       row.cache, f"{row.length:,}", f"{row.per_partition}", f"{row.answer_tokens:.0f}",
       f"{row.per_partition / row.answer_tokens:.2f}", f"{row.token_accuracy:.1%}",
@@ -121,7 +121,8 @@ def _rule(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _summary(
-  key: tuple[int, int, float | None, str], group: Sequence[Answered], full: dict[tuple[int, int, float | None], float],
+  key: tuple[int, int, float | None, str], group: Sequence[AnswerRecord],
+  full: dict[tuple[int, int, float | None], float],
 ) -> Summary:
   tokens, exact, nll = _accuracies(group)
   low, high = interval_of_mean(tokens)
@@ -134,8 +135,8 @@ def _summary(
     nll_per_token=float(nll.mean()), is_telling=key[:3] not in full or bool(full[key[:3]] >= _ENOUGH))
 
 
-def _accuracies(group: Sequence[Answered]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(share of judged tokens that are right, whether all are, nats a token) of every trial."""
+def _accuracies(group: Sequence[AnswerRecord]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """For every trial: (share of counted tokens that are right, whether all are, nats per token)."""
   trials = [
     (np.array(right)[judged], np.array(nll)[judged]) for line in group
     for right, nll, judged in zip(line.right, line.nll, line.judged, strict=True)]
@@ -145,5 +146,5 @@ def _accuracies(group: Sequence[Answered]) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _as_code(text: str) -> str:
-  """On one line, without what would end the cell."""
+  """As code on one line, without characters that would end the cell."""
   return f"`{text.replace('|', '¦').replace('`', '´')!r}`"

@@ -1,4 +1,4 @@
-"""A grid of recall prompts: a trial's haystack is read once, each prompt from where it leaves it, for all caches."""
+"""Carries out a plan of retrieval prompts: every haystack is read once, for all its prompts and all caches."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import numpy as np
 from lattice_jax.cache import make_policy, uncompressed
 from lattice_jax.config import ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
-from lattice_jax.evaluation.kept import kept_map, needle_kept, row_bytes, slots_in_use, write_map
-from lattice_jax.evaluation.recall.grid import Answered, AnswerFile, Grid
-from lattice_jax.evaluation.recall.tasks import TASKS, Haystack, RecallPrompt, Sizes
+from lattice_jax.evaluation.cache_contents import kept_map, needle_kept, row_bytes, slots_in_use, write_map
+from lattice_jax.evaluation.retrieval.plan import AnswerFile, AnswerRecord, RetrievalPlan
+from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes, RetrievalPrompt
 from lattice_jax.inference.session import Session, SessionState
 from lattice_jax.models.decoder import Decoder
-from lattice_jax.types import whole_segment
+from lattice_jax.types import make_segment
 
-_CACHE_UNIT = 64  # of which the slots of the full cache are a multiple
+_CACHE_UNIT = 64  # the full cache has a multiple of so many slots
 
-Cells = dict[Sizes, list[str]]  # what is asked of some trials → the caches that have not answered yet
+Cells = dict[PromptSizes, list[str]]  # sizes of the prompts of some trials → the caches that have not answered them yet
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-  """What is asked.
+  """The model that is asked, and the text of its prompts.
 
-  text_ids: what haystacks are cut from. context_len: tokens that the model was made for, if known. key: of the origin
-  that all answers in a folder have.
+  text_ids: the text from which haystacks are cut. context_len: tokens that the model was made for, if known. key: of
+  the origin that all answers in a folder share.
   """
 
   model: ModelConfig
@@ -43,67 +43,67 @@ class Subject:
   key: str
 
 
-def run_grid(grid: Grid, subject: Subject, folder: Path, *, report: Callable[[str], None]) -> AnswerFile:
-  """Asks what `folder`/answers.jsonl does not hold yet, and adds it line by line; the same call goes on later.
+def run_plan(plan: RetrievalPlan, subject: Subject, folder: Path, *, report: Callable[[str], None]) -> AnswerFile:
+  """Asks what `folder`/answers.jsonl does not hold yet and appends each answer; the same call resumes later.
 
-  `report` is told of each cell of a batch that is done. What the first trial's first prompt keeps under each cache,
-  head by head, goes to `folder`/kept.
+  `report` gets a line for each finished cell of a batch. Maps of what each cache keeps of the first trial's first
+  prompt, head by head, go to `folder`/kept.
 
   Raises:
-    ValueError: a prompt and its answer are longer than the model's context, or the folder holds answers of another
-      origin.
+    ValueError: a prompt and its answer exceed the model's context, or the folder holds answers of another origin.
   """
   answers = AnswerFile(folder / "answers.jsonl", subject.key)
-  for length in grid.lengths:
-    caches = grid.caches_of(length)
-    todo = {trials: cells for trials in grid.batches() if (cells := _missing(grid, answers, length, trials))}
+  for length in plan.lengths:
+    caches = plan.caches_of(length)
+    todo = {trials: cells for trials in plan.batches() if (cells := _missing(plan, answers, length, trials))}
     if not todo:
       continue
     prompts = {
-      (sizes, trial): _prompt(grid, subject, sizes, trial)
+      (sizes, trial): _prompt(plan, subject, sizes, trial)
       for trials, cells in todo.items() for sizes in cells for trial in trials}
     answer_len = max(len(prompt.answer) for prompt in prompts.values())
     if subject.context_len is not None and length + answer_len > subject.context_len:
       raise ValueError(
         f"prompts of {length:,} tokens with answers of {answer_len} are more than the {subject.context_len:,} that the "
         f"model was made for; use --lengths of at most {subject.context_len - answer_len:,}.")
-    # answers come in one call, so caches that drop tokens need room for no more
+    # an answer is read in one call, so caches that drop tokens need no room for more
     caches = {name: replace(cache, call_len=answer_len) for name, cache in caches.items()}
     model, max_len = uncompressed(subject.model, list(caches.values())), -(-(length + answer_len) // _CACHE_UNIT)
     for trials, cells in todo.items():
-      haystack = Session(model, subject.variables, batch=grid.batch, max_len=max_len * _CACHE_UNIT)
+      haystack = Session(model, subject.variables, batch=plan.batch, max_len=max_len * _CACHE_UNIT)
       for sizes, prompt in _read(haystack, list(cells), trials, prompts):
         rows = [prompts[sizes, trial] for trial in trials]
         for name in cells[sizes]:
           session = prompt.compress(caches[name])
-          if 0 in trials and sizes == grid.sizes_of(length)[0]:
+          if 0 in trials and sizes == plan.sizes_of(length)[0]:
             write_map(folder, name, length, kept_map(session.caches, length))
-          asked = _ask(session, subject.tokenizer, rows, grid.examples if 0 in trials else 0)
-          answers.add(Answered(
-            key=subject.key, task=grid.task, length=length, answer=sizes.answer, depth=sizes.depth, cache=name,
-            seed=grid.seed, trials=trials, **asked))
+          asked = _ask(session, subject.tokenizer, rows, plan.examples if 0 in trials else 0)
+          answers.add(AnswerRecord(
+            key=subject.key, task=plan.task, length=length, answer=sizes.answer, depth=sizes.depth, cache=name,
+            seed=plan.seed, trials=trials, **asked))
         report(
-          f"{grid.task}: {length:,} tokens, {sizes.answer} to say, depth {sizes.depth:g}, trials {trials[0]} to "
+          f"{plan.task}: {length:,} tokens, answer size {sizes.answer}, depth {sizes.depth:g}, trials {trials[0]} to "
           f"{trials[-1]}, {len(cells[sizes])} caches")
   return answers
 
 
-def _missing(grid: Grid, answers: AnswerFile, length: int, trials: tuple[int, ...]) -> Cells:
-  names = grid.caches_of(length)
+def _missing(plan: RetrievalPlan, answers: AnswerFile, length: int, trials: tuple[int, ...]) -> Cells:
+  names = plan.caches_of(length)
   cells = {
-    sizes: [name for name in names if not answers.has(grid, sizes, name, trials)] for sizes in grid.sizes_of(length)}
+    sizes: [name for name in names if not answers.has(plan, sizes, name, trials)] for sizes in plan.sizes_of(length)}
   return {sizes: missing for sizes, missing in cells.items() if missing}
 
 
-def _prompt(grid: Grid, subject: Subject, sizes: Sizes, trial: int) -> RecallPrompt:
-  haystack = Haystack(subject.tokenizer, subject.text_ids, trial=trial, seed=grid.seed)
-  return TASKS[grid.task](haystack, sizes)
+def _prompt(plan: RetrievalPlan, subject: Subject, sizes: PromptSizes, trial: int) -> RetrievalPrompt:
+  haystack = Haystack(subject.tokenizer, subject.text_ids, trial=trial, seed=plan.seed)
+  return TASKS[plan.task](haystack, sizes)
 
 
 def _read(
-  session: Session, cells: Sequence[Sizes], trials: tuple[int, ...], prompts: dict[tuple[Sizes, int], RecallPrompt],
-) -> Iterator[tuple[Sizes, Session]]:
-  """Every prompt, read under the full cache; the haystack before it is read once for all, in whole chunks."""
+  session: Session, cells: Sequence[PromptSizes], trials: tuple[int, ...],
+  prompts: dict[tuple[PromptSizes, int], RetrievalPrompt],
+) -> Iterator[tuple[PromptSizes, Session]]:
+  """Reads every prompt under the full cache; the haystack that prompts share is read once, in whole chunks."""
   shared = {sizes: min(prompts[sizes, trial].fork for trial in trials) for sizes in cells}
   read = 0
   for sizes in sorted(cells, key=lambda sizes: shared[sizes]):
@@ -118,8 +118,8 @@ def _read(
 
 
 def _ask(
-  session: Session, tokenizer: Tokenizer, rows: Sequence[RecallPrompt], examples: int) -> dict[str, Any]:
-  """What the session's cache makes of the answers: the fields of `Answered`."""
+  session: Session, tokenizer: Tokenizer, rows: Sequence[RetrievalPrompt], examples: int) -> dict[str, Any]:
+  """The fields of `AnswerRecord` that describe the answers under the session's cache. Reads on if it has `examples`."""
   cache = session.model.cache
   policy = make_policy(cache)
   padded = [np.pad(row.answer, (0, cache.call_len - len(row.answer))) for row in rows]
@@ -138,7 +138,7 @@ def _ask(
 
 
 def score_answers(session: Session, answers: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """(nats, whether it was the likeliest) of each token of the answers, all equally long; the session stays there."""
+  """(nats, whether it is the most likely) of each token of equally long answers; the session does not read them."""
   answers_BG = np.stack([*answers, *[answers[-1]] * (session.batch - len(answers))])
   nll_BG, right_BG = _score(session.model, session.variables, session.put(answers_BG), session.state)
   return np.asarray(nll_BG)[:len(answers)], np.asarray(right_BG)[:len(answers)]
@@ -147,12 +147,11 @@ def score_answers(session: Session, answers: Sequence[np.ndarray]) -> tuple[np.n
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
   model: ModelConfig, variables: Any, answers_BG: jax.Array, state: SessionState) -> tuple[jax.Array, jax.Array]:
-  decoder, (batch, length) = Decoder(model), answers_BG[:, :-1].shape
+  decoder, length = Decoder(model), answers_BG.shape[1] - 1
   logits_BGA = state.logits_BA[:, None]
   if length:
-    segment = whole_segment(batch, length)
-    segment = segment.replace(positions_BT=state.position_B[:, None] + segment.positions_BT)
-    output = decoder.apply(variables, answers_BG[:, :-1], state.memory, segment)
+    position_BT = state.position_B[:, None] + jnp.arange(length, dtype=jnp.int32)
+    output = decoder.apply(variables, answers_BG[:, :-1], state.memory, make_segment(position_BT))
     rest_BTA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)
     logits_BGA = jnp.concatenate([logits_BGA, rest_BTA], axis=1)
   log_probability_BGA = jax.nn.log_softmax(logits_BGA)

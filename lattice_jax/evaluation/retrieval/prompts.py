@@ -1,7 +1,7 @@
-"""Texts in which something is said once and asked for at the end, over any tokenizer; the seed decides everything.
+"""Prompts that state something once and ask for it at the end, for any tokenizer; the seed decides everything.
 
-Every prompt of a length has exactly that many tokens, the question included; the answer follows. All prompts of one
-trial share a haystack, so that its reading can be shared too.
+A prompt has exactly as many tokens as its length says, including the question; the answer follows it. All prompts of
+one trial share a haystack, so that it needs to be read only once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _WORDS = (
 
 
 @dataclass(frozen=True)
-class Sizes:
-  """length: tokens of the prompt. answer: digits, or words of "copy". depth: place of what is asked for, in [0, 1]."""
+class PromptSizes:
+  """length: tokens of the prompt. answer: digits, or words in "copy". depth: where the answer stands, in [0, 1]."""
 
   length: int
   answer: int
@@ -30,10 +30,10 @@ class Sizes:
 
 
 @dataclass(frozen=True, eq=False)
-class RecallPrompt:
-  """tokens: the prompt. answer: what should follow. needle: [start, stop) of the answer in the prompt.
+class RetrievalPrompt:
+  """tokens: the prompt. answer: what should follow it. needle: [start, stop) of the answer within the prompt.
 
-  fork: leading tokens that are those of the trial's haystack; 0 where it has none.
+  fork: how many leading tokens are those of the trial's haystack; 0 if it has none.
   """
 
   tokens: np.ndarray
@@ -43,17 +43,17 @@ class RecallPrompt:
 
 
 class Haystack:
-  """Tokens of ordinary text, of which every trial gets a stretch of its own."""
+  """A stretch of ordinary text, a different one for each trial."""
 
   def __init__(self, tokenizer: Tokenizer, text_ids: np.ndarray, *, trial: int, seed: int):
-    """`text_ids` is read in a circle, from a place that trial and seed decide."""
+    """Reads `text_ids` cyclically from a place that depends on the trial and the seed."""
     self.tokenizer = tokenizer
     self._text_ids = text_ids
     self._start = int(np.random.default_rng([seed, trial, 0]).integers(len(text_ids)))
     self.random_key = [seed, trial, 1]
 
   def tokens(self, length: int) -> np.ndarray:
-    """The first `length` tokens, with what the model reads before every text."""
+    """The first `length` tokens, beginning with the tokenizer's start ids."""
     start_ids = np.array(self.tokenizer.start_ids, np.int32)
     place = self._start + np.arange(max(length - len(start_ids), 0))
     return np.concatenate([start_ids, self._text_ids[place % len(self._text_ids)].astype(np.int32)])[:length]
@@ -62,28 +62,28 @@ class Haystack:
     return self.tokenizer.encode(text.encode()).astype(np.int32)
 
 
-def passkey(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
-  """One number in ordinary text, and the question for it."""
+def passkey(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
+  """One number in ordinary text, and a question for it."""
   random = _random(haystack, sizes)
   return _one_of(haystack, sizes, "The pass key is", _digits(random, sizes.answer), [])
 
 
-def needles(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
-  """Four people's numbers in ordinary text, evenly spread but the one that is asked for."""
+def needles(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
+  """The numbers of four people in ordinary text, and a question for one; the other three are evenly spread."""
   random = _random(haystack, sizes)
   asked, *others = random.choice(_NAMES, 4, replace=False).tolist()
   distractors = [f"The pass key of {name} is {_digits(random, sizes.answer)}" for name in others]
   return _one_of(haystack, sizes, f"The pass key of {asked} is", _digits(random, sizes.answer), distractors)
 
 
-def copy(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
-  """A list of words in ordinary text, to be said again."""
+def copy(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
+  """A list of words in ordinary text, and a request to repeat it."""
   words = _random(haystack, sizes).choice(_WORDS, sizes.answer)
   return _one_of(haystack, sizes, "The list of words is", ", ".join(words), [])
 
 
-def pairs(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
-  """Nothing but keys and values, and the question for the value of one key."""
+def pairs(haystack: Haystack, sizes: PromptSizes) -> RetrievalPrompt:
+  """Nothing but records, each with a value, and a question for the value of one."""
   random, encode = _random(haystack, sizes), haystack.encode
   head = np.concatenate([np.array(haystack.tokenizer.start_ids, np.int32), encode("Each record has a value.\n")])
   lines, keys, used = [], set(), len(head)
@@ -92,7 +92,7 @@ def pairs(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
     said, value = encode(f"The value of record {key} is"), encode(f" {_digits(random, sizes.answer)}")
     line = np.concatenate([said, value, encode(".\n")])
     used += len(line)
-    if used + len(said) > sizes.length:  # the question must fit behind it
+    if used + len(said) > sizes.length:  # the question must still fit
       break
     if key not in keys:
       keys.add(key)
@@ -104,16 +104,18 @@ def pairs(haystack: Haystack, sizes: Sizes) -> RecallPrompt:
   body = np.concatenate([head, *(line for line, _, _ in lines)])
   fill = np.resize(encode("\n"), sizes.length - len(body) - len(question))
   first = len(head) + sum(len(line) for line, _, _ in lines[:asked]) + len(question)
-  return RecallPrompt(
+  return RetrievalPrompt(
     tokens=np.concatenate([body, fill, question]), answer=answer, needle=(first, first + len(answer)), fork=0)
 
 
-TASKS: dict[str, Callable[[Haystack, Sizes], RecallPrompt]] = {
+TASKS: dict[str, Callable[[Haystack, PromptSizes], RetrievalPrompt]] = {
   "passkey": passkey, "needles": needles, "copy": copy, "pairs": pairs}
 
 
-def _one_of(haystack: Haystack, sizes: Sizes, saying: str, answer: str, distractors: Sequence[str]) -> RecallPrompt:
-  """Sentences put into the haystack, one of them at `depth` and the others evenly, and its start again at the end."""
+def _one_of(
+  haystack: Haystack, sizes: PromptSizes, saying: str, answer: str, distractors: Sequence[str]
+) -> RetrievalPrompt:
+  """The haystack with the statement at `depth` and evenly spaced distractors; the statement's start is the question."""
   encode = haystack.encode
   question, value = encode(f"\n{saying}"), encode(f" {answer}")
   asked = np.concatenate([question, value, encode(".\n")])
@@ -122,7 +124,7 @@ def _one_of(haystack: Haystack, sizes: Sizes, saying: str, answer: str, distract
   first = len(haystack.tokenizer.start_ids)
   room = sizes.length - len(question) - sum(len(ids) for _, ids in inserted)
   if room <= first:
-    raise ValueError(_too_short(sizes, "what is said and the question"))
+    raise ValueError(_too_short(sizes, "the statement and the question"))
   hay, parts, before, needle = haystack.tokens(room), [], 0, 0
   places = [first + round(depth * (room - first)) for depth, _ in inserted]
   for place, (_, ids) in zip(places, inserted, strict=True):
@@ -131,12 +133,12 @@ def _one_of(haystack: Haystack, sizes: Sizes, saying: str, answer: str, distract
       needle = sum(map(len, parts)) + len(question)
     parts.append(ids)
     before = place
-  return RecallPrompt(
+  return RetrievalPrompt(
     tokens=np.concatenate([*parts, hay[before:], question]), answer=value, needle=(needle, needle + len(value)),
     fork=places[0])
 
 
-def _random(haystack: Haystack, sizes: Sizes) -> np.random.Generator:
+def _random(haystack: Haystack, sizes: PromptSizes) -> np.random.Generator:
   return np.random.default_rng([*haystack.random_key, sizes.length, sizes.answer, round(1000 * sizes.depth)])
 
 
@@ -144,5 +146,5 @@ def _digits(random: np.random.Generator, number: int) -> str:
   return "".join(map(str, random.integers(0, 10, number).tolist()))
 
 
-def _too_short(sizes: Sizes, what: str) -> str:
+def _too_short(sizes: PromptSizes, what: str) -> str:
   return f"a prompt of {sizes.length} tokens has no room for {what}; use longer prompts or shorter answers."

@@ -7,7 +7,7 @@ import numpy as np
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.data.loader import EvalBatch
-from lattice_jax.evaluation.buckets import bucket_starts, make_buckets
+from lattice_jax.evaluation.position_buckets import bucket_starts, make_buckets
 from lattice_jax.evaluation.totals import Totals
 from lattice_jax.memories.vq.config import VQConfig
 

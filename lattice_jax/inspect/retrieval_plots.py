@@ -1,9 +1,8 @@
-"""Plots of recall under caches: quality against bytes, accuracy by depth and length, and what each head keeps."""
+"""Plots of retrieval under caches: accuracy against bytes, accuracy by depth and length, and what each head keeps."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,26 +11,27 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import Normalize
 
-from lattice_jax.evaluation.kept import cache_of_map
-from lattice_jax.evaluation.recall.report import FULL
+from lattice_jax.evaluation.cache_contents import cache_of_map
+from lattice_jax.evaluation.retrieval.summary import FULL
 from lattice_jax.inspect.plots import COLORS, panel_grid, save_figure
+from lattice_jax.metrics import read_jsonl
 
 _MARKERS = "osD^v<>P*X"
 _HEAT = "cividis"
-_DARK = 50  # per cent; below it the map is so dark that figures on it are white
+_DARK = 50  # per cent; below it the map is so dark that numbers on it are white
 
 
-def plot_recall(folder: Path, out: Path) -> list[Path]:
-  """From a folder that `eval.py --task` wrote: `out` and files beside it, each named by what it shows.
+def plot_retrieval(folder: Path, out: Path) -> list[Path]:
+  """Draws what `eval.py --task` wrote into `folder`: `out`, and files beside it that are named by what they show.
 
   Raises:
-    FileNotFoundError: the task has not been done there.
+    ValueError: the folder holds no finished task.
   """
   if (folder / "compare.jsonl").exists():
-    return [_plot_losses(_read(folder / "compare.jsonl"), out)]
+    return [_plot_losses(read_jsonl(folder / "compare.jsonl"), out)]
   if not (folder / "table.jsonl").exists():
-    raise ValueError(f"{folder}/table.jsonl does not exist; give the folder of a --task that was done.")
-  rows = _read(folder / "table.jsonl")
+    raise ValueError(f"{folder}/table.jsonl does not exist; give the folder of a --task that has finished.")
+  rows = read_jsonl(folder / "table.jsonl")
   paths = [
     _plot_pareto([row for row in rows if row["depth"] is None], out),
     _plot_depths([row for row in rows if row["depth"] is not None], _beside(out, "depths"))]
@@ -44,7 +44,7 @@ def plot_recall(folder: Path, out: Path) -> list[Path]:
 
 
 def _plot_pareto(rows: Sequence[dict[str, Any]], out: Path) -> Path:
-  """A panel for each length and size of answer; the caches of one policy are joined."""
+  """A panel for each prompt length and answer size; a line joins the caches of one policy."""
   panels = sorted({(row["answer"], row["length"]) for row in rows})
   figure, grid = panel_grid(len(panels), (4.0, 3.3))
   families = list(dict.fromkeys(_family(row["cache"]) for row in rows))
@@ -59,21 +59,20 @@ def _plot_pareto(rows: Sequence[dict[str, Any]], out: Path) -> Path:
         shown[family] = axes.errorbar(
           x, y, [y - low, high - y], color=COLORS[index % len(COLORS)], marker=_MARKERS[index % len(_MARKERS)],
           markersize=5, linewidth=1.2, capsize=2)
-    axes.set_title(f"prompt of {length:,} tokens, {answer} to say", fontsize="medium", loc="left")
+    axes.set_title(f"prompt of {length:,} tokens, answer size {answer}", fontsize="medium", loc="left")
     axes.set_xlim(left=0)
     axes.set_ylim(-3, 103)
     axes.grid(True, alpha=0.25)
   for line in grid:
-    line[0].set_ylabel("tokens of the answer right (%)")
-  figure.supxlabel("keys and values of a row (MiB); bars: 95 % by resampling prompts", fontsize="medium")
+    line[0].set_ylabel("answer tokens right (%)")
+  figure.supxlabel("keys and values of a row (MiB); bars: 95 % interval from resampling prompts", fontsize="medium")
   figure.legend(
     list(shown.values()), list(shown), loc="outside upper center", ncols=len(shown), frameon=False, fontsize="medium")
-  save_figure(figure, out)
-  return out
+  return save_figure(figure, out)
 
 
 def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
-  """A panel for each cache: depth downwards, length and size of answer to the right."""
+  """A panel for each cache: depth downwards, prompt length and answer size to the right."""
   caches = _by_family(row["cache"] for row in rows)
   depths = sorted({row["depth"] for row in rows})
   columns = list(dict.fromkeys((row["length"], row["answer"]) for row in rows))
@@ -96,15 +95,14 @@ def _plot_depths(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   for line in grid:
     line[0].set_ylabel("depth", fontsize="small")
   figure.supxlabel(
-    "tokens of the prompt; digits or words of the answer. Depth: 0 at the start of the prompt, 1 at its end; "
-    "blank: not asked", fontsize="small")
-  figure.colorbar(image, ax=list(itertools.chain(*grid)), label="tokens of the answer right (%)", aspect=30, pad=0.01)
-  save_figure(figure, out)
-  return out
+    "tokens of the prompt, and digits or words of the answer below. Depth: 0 at the start of the prompt, 1 at its end. "
+    "Blank: not asked", fontsize="small")
+  figure.colorbar(image, ax=list(itertools.chain(*grid)), label="answer tokens right (%)", aspect=30, pad=0.01)
+  return save_figure(figure, out)
 
 
 def _plot_kept(caches: Sequence[str], files: Mapping[str, Path], length: int, out: Path) -> Path:
-  """A panel for each cache: a line for every head of every layer, the prompt from left to right."""
+  """A panel for each cache: one row per head of every layer, the prompt from left to right."""
   width = 3.2
   figure, grid = panel_grid(len(caches), (width, 2.3))
   image = None
@@ -119,13 +117,12 @@ def _plot_kept(caches: Sequence[str], files: Mapping[str, Path], length: int, ou
   for line in grid:
     line[0].set_ylabel(f"layer ({heads} heads each)", fontsize="small")
   figure.supxlabel("position in the prompt (tokens)", fontsize="small")
-  figure.colorbar(image, ax=list(itertools.chain(*grid)), label="share of the tokens kept", aspect=30, pad=0.01)
-  save_figure(figure, out)
-  return out
+  figure.colorbar(image, ax=list(itertools.chain(*grid)), label="share of tokens kept", aspect=30, pad=0.01)
+  return save_figure(figure, out)
 
 
 def _plot_losses(rows: Sequence[dict[str, Any]], out: Path) -> Path:
-  """Loss beside the first cache's, against bytes."""
+  """Loss above the first cache's, against bytes."""
   figure, ((axes,),) = panel_grid(1, (6, 4))
   for index, row in enumerate(rows):
     around = [[row["delta_nll"] - row["delta_low"]], [row["delta_high"] - row["delta_nll"]]]
@@ -136,23 +133,22 @@ def _plot_losses(rows: Sequence[dict[str, Any]], out: Path) -> Path:
   axes.set_ylabel(f"loss above «{rows[0]['cache']}» (nats per token)")
   axes.grid(True, alpha=0.25)
   axes.legend(frameon=False, fontsize="small")
-  save_figure(figure, out)
-  return out
+  return save_figure(figure, out)
 
 
 def _name_cache(axes: Any, cache: str, width: float) -> None:
-  """Above a panel of so many inches, in lines that do not run into the next."""
+  """Titles a panel of `width` inches with the cache's name, in lines that do not run into the next panel."""
   name = textwrap.fill(cache.replace(",", ", "), max(8, int(11 * width)))
   axes.set_title(name, fontsize="small", loc="left")
 
 
 def _family(cache: str) -> str:
-  """The policy: what stands before the budget, or before the cache that it keeps as many tokens as."""
+  """The policy: the part of the name before the budget, or before the cache whose budget it shares."""
   return cache.partition(" like ")[0].partition(":")[0]
 
 
 def _by_family(caches: Iterable[str]) -> list[str]:
-  """The caches of a policy one after another, the full cache first."""
+  """Sorts the caches by policy; the full cache comes first."""
   caches = sorted(dict.fromkeys(caches), key=lambda cache: cache != FULL)
   families = list(dict.fromkeys(map(_family, caches)))
   return sorted(caches, key=lambda cache: families.index(_family(cache)))
@@ -160,7 +156,3 @@ def _by_family(caches: Iterable[str]) -> list[str]:
 
 def _beside(out: Path, what: str) -> Path:
   return out.with_stem(f"{out.stem}_{what}")
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

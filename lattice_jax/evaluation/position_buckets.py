@@ -1,4 +1,4 @@
-"""Loss by position: where the buckets begin, and their table."""
+"""Loss by position: where the position buckets start, and the figures of each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _DEFAULT_UNIT = 64
 
 
 @dataclass(frozen=True)
-class Bucket:
-  """Targets whose input stands at a position in [start, stop) of its document or window.
+class PositionBucket:
+  """Targets whose input token is at a position in [start, stop) of its document or window.
 
-  bits_per_byte takes the whole split's bytes per token, so that the buckets average to the total.
+  bits_per_byte uses the bytes per token of the whole split, so that the buckets average to the total.
   """
 
   start: int
@@ -38,11 +38,11 @@ def bucket_starts(model: ModelConfig, longest: int) -> np.ndarray:
 
 def make_buckets(
   starts: np.ndarray, end: int, nats: np.ndarray, tokens: np.ndarray, bytes_per_token: float
-) -> tuple[Bucket, ...]:
-  """The buckets that hold targets, from the sums of nats and tokens in each; `end` is behind the last target."""
+) -> tuple[PositionBucket, ...]:
+  """The non-empty buckets, from each one's sums of nats and tokens; `end` is one past the last target's position."""
   stops = [*starts[1:].tolist(), end]
   return tuple(
-    Bucket(
+    PositionBucket(
       start=int(start), stop=min(stop, end), tokens=round(count),
       bits_per_byte=nat / count / np.log(2).item() / bytes_per_token)
     for start, stop, nat, count in zip(starts, stops, nats.tolist(), tokens.tolist(), strict=True) if count)

@@ -1,4 +1,4 @@
-"""What a compressed cache still holds: how much, how much of an answer, and where, head by head."""
+"""What a compressed cache still holds: how many tokens, how much of an answer, and which positions, head by head."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from lattice_jax.cache import KVCache
 
-_MAP_WIDTH = 128  # stretches of the prompt in a map, at most
+_MAP_WIDTH = 128  # at most so many stretches of the prompt in a map
 
 
 def slots_in_use(caches: Sequence[KVCache]) -> int:
-  """The mean of rows, whose prompts are equally long, and of layers; they differ by what a budget decided online."""
+  """The mean over rows and layers; with prompts of equal length only policies that decide online make them differ."""
   return round(float(np.mean([np.asarray(cache.length_B) for cache in caches])))
 
 
 def row_bytes(caches: Sequence[KVCache]) -> int:
-  """Bytes of a row's slots in use: keys, values and positions of all layers and heads; the mean of rows."""
+  """Bytes of the slots that a row uses: keys, values and positions of all layers and heads, averaged over rows."""
   total = 0
   for cache in caches:
     held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS))
@@ -29,7 +29,7 @@ def row_bytes(caches: Sequence[KVCache]) -> int:
 
 
 def needle_kept(caches: Sequence[KVCache], spans: Sequence[tuple[int, int]]) -> np.ndarray:
-  """Of each row, the share of positions [start, stop) that are still there, the mean of layers and heads."""
+  """For each row, the share of positions [start, stop) that are still cached, averaged over layers and heads."""
   shares = []
   for positions_LBHS in _positions(caches):
     shares.append([[
@@ -40,7 +40,7 @@ def needle_kept(caches: Sequence[KVCache], spans: Sequence[tuple[int, int]]) -> 
 
 
 def kept_map(caches: Sequence[KVCache], length: int) -> np.ndarray:
-  """Share of each stretch of the first row's prompt that is kept: [layers, heads, stretches], layers in their order."""
+  """The share kept of each stretch of the first row's prompt: [layers, heads, stretches], layers in their order."""
   edges = np.linspace(0, length, min(_MAP_WIDTH, length) + 1)
   blocks = [[[
     np.histogram(positions_LBHS[layer, 0, head], edges)[0] for head in range(positions_LBHS.shape[2])]
@@ -56,7 +56,7 @@ def write_map(folder: Path, cache: str, length: int, shares: np.ndarray) -> None
 
 
 def map_path(folder: Path, cache: str, length: int) -> Path:
-  """Another for each cache; `cache_of_map` gives its name back."""
+  """A different path for each cache, from which `cache_of_map` recovers the cache's name."""
   return folder / "kept" / f"{length}_{quote(cache, safe='=,')}.npy"
 
 
@@ -65,7 +65,7 @@ def cache_of_map(path: Path) -> str:
 
 
 def _positions(caches: Sequence[KVCache]) -> list[np.ndarray]:
-  """Of every block of the pattern [layers, B, H, S]; -1 where a slot is not in use."""
+  """For every block of the pattern [layers, B, H, S]; -1 where a slot is not in use."""
   def used(cache: KVCache) -> np.ndarray:
     positions_LBHS, length_LB = jax.device_get((cache.position_BHS, cache.length_B))
     return np.where(np.arange(positions_LBHS.shape[-1]) < length_LB[..., None, None], positions_LBHS, -1)

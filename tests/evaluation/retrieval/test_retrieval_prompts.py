@@ -1,4 +1,4 @@
-"""Prompts of recall tasks: their length, where the answer stands, what the trials share, and that seeds decide."""
+"""Prompts of retrieval tasks: their length, where the answer stands, what the trials share, and that seeds decide."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from lattice_jax.config import DataConfig
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, get_tokenizer
-from lattice_jax.evaluation.recall.tasks import TASKS, Haystack, Sizes
+from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes
 
 TEXT = b"It was a dark and stormy night; the rain fell in torrents. " * 20
 TOKENIZERS = {
@@ -26,7 +26,7 @@ def make(task, sizes, *, trial=0, seed=0, tokenizer="bytes"):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_answer_stands_where_it_is_said_to_and_the_prompt_is_as_long_as_asked(task, tokenizer):
   for depth in DEPTHS:
-    prompt, haystack = make(task, Sizes(length=600, answer=5, depth=depth), tokenizer=tokenizer)
+    prompt, haystack = make(task, PromptSizes(length=600, answer=5, depth=depth), tokenizer=tokenizer)
     assert len(prompt.tokens) == 600
     start, stop = prompt.needle
     np.testing.assert_array_equal(prompt.tokens[start:stop], prompt.answer)
@@ -41,16 +41,16 @@ def test_the_answer_stands_where_it_is_said_to_and_the_prompt_is_as_long_as_aske
 
 @pytest.mark.parametrize("task", TASKS)
 def test_trials_seeds_and_depths_differ_and_all_else_is_repeated(task):
-  sizes = Sizes(length=600, answer=7, depth=0.5)
+  sizes = PromptSizes(length=600, answer=7, depth=0.5)
   first = make(task, sizes)[0].tokens
   np.testing.assert_array_equal(make(task, sizes)[0].tokens, first)
-  for other in (make(task, sizes, trial=1), make(task, sizes, seed=1), make(task, Sizes(600, 7, 0.25))):
+  for other in (make(task, sizes, trial=1), make(task, sizes, seed=1), make(task, PromptSizes(600, 7, 0.25))):
     assert (other[0].tokens != first).any()
     assert other[0].answer.tolist() != make(task, sizes)[0].answer.tolist()
 
 
 def test_only_one_of_several_numbers_is_asked_for():
-  prompt, haystack = make("needles", Sizes(length=700, answer=7, depth=0.6))
+  prompt, haystack = make("needles", PromptSizes(length=700, answer=7, depth=0.6))
   text = haystack.tokenizer.decode(prompt.tokens).decode()
   assert text.count("The pass key of") == 5
   asked = text.rsplit("The pass key of", 1)[1]
@@ -61,4 +61,4 @@ def test_only_one_of_several_numbers_is_asked_for():
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prompt_without_room_is_refused(task):
   with pytest.raises(ValueError, match="a prompt of 40 tokens has no room for"):
-    make(task, Sizes(length=40, answer=7, depth=0.5))
+    make(task, PromptSizes(length=40, answer=7, depth=0.5))

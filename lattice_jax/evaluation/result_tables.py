@@ -1,4 +1,4 @@
-"""Evaluation results as an aligned table and as JSON."""
+"""Evaluation results as aligned tables and as JSON."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lattice_jax.inference.text import Written
 
 
 def format_result(result: EvalResult) -> str:
-  """The totals of one protocol, its texts where it is of texts, and its loss by position; of a task its answers."""
+  """The totals of one protocol, then its loss by text (if it has texts) and by position, or a task's answers."""
   heading = (
     f"{result.source}, {result.tokenizer} tokenizer, {result.split} split, {result.protocol}: {_context(result)}")
   if result.accuracy is not None:
-    labels = dict.fromkeys(group.label for group in result.answers)
-    return "\n\n".join([heading, _task_totals(result), *(_answers(result, label) for label in labels)])
-  tables = [heading, _totals(result), *([_documents(result)] if result.documents else []), _buckets(result)]
-  return "\n\n".join(tables)
+    tables = [_answers(result, label) for label in dict.fromkeys(group.label for group in result.answers)]
+  else:
+    tables = [*([_documents(result)] if result.documents else []), _buckets(result)]
+  return "\n\n".join([heading, _totals(result), *tables])
 
 
 def format_comparison(results: Sequence[EvalResult], baselines: Mapping[str, float], unit: str) -> str:
-  """The model beside what needs no model on the same split, best first."""
+  """The model and the baselines that need no model on the same split, best first."""
   rows = [(f"model, {result.protocol}", result.bits_per_byte) for result in results] + list(baselines.items())
   rows.sort(key=lambda row: row[1])
   return align([("on the same split", f"bits per {unit}"), *((name, f"{value:.4f}") for name, value in rows)])
 
 
 def format_written(written: Written) -> str:
-  """Why each text ended, and what it took."""
+  """Why each text ended, and the time and memory that it took."""
   ends = {"stop": "the model or a stop string ended it", "length": "as long as asked", "context": "the context is full"}
   rows = [
     (f"text {row + 1}" if len(written.texts) > 1 else "text", f"{tokens:,} tokens: {ends[finish]}")
@@ -46,13 +46,13 @@ def format_written(written: Written) -> str:
 
 
 def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None:
-  """The result and what is needed to make it again (`run`: workdir, step, commit, overrides …)."""
+  """Writes the result and what is needed to reproduce it (`run`: workdir, step, commit, overrides …)."""
   write_text(path, json.dumps(dict(run) | dataclasses.asdict(result), indent=2) + "\n",
              instead=", or choose another --output")
 
 
 def write_text(path: Path, text: str, *, instead: str = "") -> None:
-  """Whole or not at all. Raises ValueError where the file cannot be written; `instead` is what may help beside room."""
+  """Writes the whole file or nothing. Raises ValueError if it cannot be written; `instead` names a further remedy."""
   partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +60,11 @@ def write_text(path: Path, text: str, *, instead: str = "") -> None:
     partial.replace(path)
   except OSError as error:
     raise ValueError(
-      f"{path} cannot be written: {error.strerror}; make room or give the right to write there{instead}.") from error
+      f"{path} cannot be written: {error.strerror}; free space or grant write permission there{instead}.") from error
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-  """Columns of equal width, the first to the left and the others to the right."""
+  """Pads columns to equal width; aligns the first to the left and the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return "\n".join(
     "  ".join(
@@ -80,37 +80,27 @@ def _context(result: EvalResult) -> str:
 
 
 def _totals(result: EvalResult) -> str:
-  cut = "" if result.is_whole else f" of {result.split_tokens:,}"
-  words = []
-  if result.words is not None:
-    estimated = "" if result.is_whole else ", estimated"
-    origin = "of the raw text" if result.words == result.raw_words else f"published; {result.raw_words:,} in the text"
-    words = [
-      (f"word perplexity{estimated}", _perplexity(result.word_perplexity)), ("words", f"{result.words:,} ({origin})")]
+  nats, tokens = f"{result.nll_per_token:.4f}", f"{result.tokens:,}"
+  if not result.is_whole:
+    tokens += f" of {result.split_tokens:,}"
+  if result.accuracy is not None:
+    rows = [("accuracy", f"{result.accuracy:.2%}"), ("nats per answer", nats), ("answers", tokens)]
+  else:
+    rows = [
+      (f"bits per {result.unit}", f"{result.bits_per_byte:.4f}"), *_words(result), ("nats per token", nats),
+      ("tokens", tokens), ("tokens per second", f"{result.tokens_per_second:,.0f}")]
   return align([
-    (f"bits per {result.unit}", f"{result.bits_per_byte:.4f}"),
-    *words,
-    ("nats per token", f"{result.nll_per_token:.4f}"),
-    ("tokens", f"{result.tokens:,}{cut}"),
-    ("tokens per second", f"{result.tokens_per_second:,.0f}"),
-    *_run_rows(result),
-  ])
+    *rows, ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
+    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items()))])
 
 
-def _task_totals(result: EvalResult) -> str:
-  cut = "" if result.is_whole else f" of {result.split_tokens:,}"
-  return align([
-    ("accuracy", f"{result.accuracy:.2%}"),
-    ("nats per answer", f"{result.nll_per_token:.4f}"),
-    ("answers", f"{result.tokens:,}{cut}"),
-    *_run_rows(result),
-  ])
-
-
-def _run_rows(result: EvalResult) -> list[tuple[str, str]]:
+def _words(result: EvalResult) -> list[tuple[str, str]]:
+  if result.words is None:
+    return []
+  estimated = "" if result.is_whole else ", estimated"
+  origin = "of the raw text" if result.words == result.raw_words else f"published; {result.raw_words:,} in the text"
   return [
-    ("seconds", f"{result.seconds:.1f} + {result.compile_seconds:.1f} compiling"),
-    *((name, f"{value:.4g}") for name, value in sorted(result.metrics.items()))]
+    (f"word perplexity{estimated}", _perplexity(result.word_perplexity)), ("words", f"{result.words:,} ({origin})")]
 
 
 def _answers(result: EvalResult, label: str) -> str:

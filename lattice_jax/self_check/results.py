@@ -1,4 +1,4 @@
-"""What a self-check found: lines for the terminal, a page for others, and a sentence for each miss."""
+"""The results of a self-check: lines for the terminal, a page to share, and a sentence for each miss."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.markdown import markdown_table
-from lattice_jax.self_check.cases import Sizes
+from lattice_jax.memories.cases import Sizes
 from lattice_jax.self_check.check import CALLS, LIMITS, Row
 
 _NAMES = ("op", "form", "impl", "dtype", "result", "gradient", "ms", "definition ms", "")
 _COLUMNS = "{:12} {:20} {:9} {:9} {:>9} {:>9} {:>10} {:>13}  {}"
 _LEGEND = f"""Result, gradient: the largest error over arrays, relative to the RMS of each. Times are of results and
-gradients, the median of {CALLS} calls. `interpret` runs kernels of TPUs step by step on a CPU: its time says nothing
-of theirs."""
+gradients, the median of {CALLS} calls. `interpret` runs TPU kernels step by step on a CPU; its times say nothing about
+theirs."""
 
 
 def header() -> str:
@@ -27,22 +27,22 @@ def line(row: Row) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-  """How many are within the limits, and what is wrong with the others."""
+  """How many rows are within the limits, and what is wrong with the others."""
   ran, missed = [row for row in rows if not row.reason], [row for row in rows if not row.holds]
   limits = ", ".join(f"{name} {dtype} {limit:.0e}" for (name, dtype), limit in LIMITS.items())
   sentences = [f"{len(ran) - len(missed)} of {len(ran)} within the limits ({limits})"]
   if not ran:
-    sentences.append("nothing was checked; --ops and --dtypes leave no case")
+    sentences.append("nothing was checked: --ops and --dtypes leave no case")
   return "\n".join([*sentences, *map(_miss, missed)])
 
 
 def status(rows: Sequence[Row]) -> int:
-  """Of the process: 1 where something missed, or nothing ran."""
+  """The exit status: 1 if an error exceeds its limit, or nothing ran."""
   return 0 if all(row.holds for row in rows) and not all(row.reason for row in rows) else 1
 
 
 def write(out: Path, command: str, machine: dict[str, Any], sizes: Sizes, rows: Sequence[Row]) -> None:
-  """`out`/README.md: the table with how it was made."""
+  """Writes `out`/README.md: the table and how it was made."""
   out.mkdir(parents=True, exist_ok=True)
   table = markdown_table([_NAMES, *map(_cells, rows)], "llllrrrrl")
   place = ", ".join(str(value) if name == "device" else f"{name} {value}" for name, value in machine.items())

@@ -1,4 +1,4 @@
-"""Results of the compile suite as JSON, and one table of all of them."""
+"""Results of the compile suite as JSON, and a page with tables of all of them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from lattice_jax.markdown import markdown_table
 KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training steps"}
 _COMPILERS = ("libtpu", "jax-cuda13-plugin")
 _COLUMNS = {
-  "update_len": "tokens an update", "seconds": "compiled in s", "kernels": "kernels", "vmem_bytes": "VMEM used MiB",
-  "vmem_limit_bytes": "VMEM asked MiB", "registers": "registers", "spill_bytes": "spilled bytes",
+  "update_len": "tokens per update", "seconds": "compiled in s", "kernels": "kernels", "vmem_bytes": "VMEM used MiB",
+  "vmem_limit_bytes": "VMEM requested MiB", "registers": "registers", "spill_bytes": "spilled bytes",
   "bundles": "bundles", "spills": "spills", "fills": "fills",
   "temp_bytes": "temporary MiB", "argument_bytes": "arguments MiB",
-  "peak_bytes": "peak MiB a chip", "collectives": "collectives"}
+  "peak_bytes": "peak MiB per chip", "collectives": "collectives"}
 _MEBIBYTES = ("vmem_bytes", "vmem_limit_bytes", "temp_bytes", "argument_bytes", "peak_bytes")
 _INTRODUCTION = """# Compiled without the hardware
 
-`bash scripts/test.sh --aot` compiles every kernel with the real compilers of the targets, on a CPU, and fails where
-one does not compile, asks for more VMEM or shared memory than there is, spills registers, or holds all pairs of tokens
-in memory. Nothing here was run, and nothing is a time of a kernel. VMEM used counts arrays that XLA keeps there for the
-largest kernel of a program, beside what the kernel asked for; temporary memory is what XLA holds around the kernels.
-Bundles of a TPU kernel are its instructions, each of several operations; spills and fills are stores of vector
-registers that had no room and loads that bring them back. All three are counted once where they stand, in a loop or
-not, from what libtpu dumps with `--xla_jf_dump_to`. The code search alone may spill, on a v6e, as little as
-lattice_jax/aot/cases.py says.
+`bash scripts/test.sh --aot` compiles every kernel with the real compilers of the targets, on a CPU, and fails if one
+does not compile, requests more VMEM or shared memory than there is, spills registers, or holds all pairs of tokens in
+memory. Nothing here was run, and no number is the run time of a kernel. VMEM used includes arrays that XLA keeps there
+for the largest kernel of a program, besides what the kernel requested; temporary memory is what XLA holds around the
+kernels. A bundle is one instruction of a TPU kernel, made of several operations; spills are stores of vector registers
+for which there was no room, and fills are the loads that bring them back. All three are counted once, in a loop or not,
+from what libtpu dumps with `--xla_jf_dump_to`. Only the code search may spill, on a v6e, by as little as
+lattice_jax/aot/cases.py allows.
 """
 
 
@@ -41,16 +41,16 @@ def line(record: dict[str, Any]) -> str:
 
 
 def write(out: Path, kind: str, records: Sequence[dict[str, Any]]) -> None:
-  """`out`/KIND.json, where lines of other cases stay, and README.md made from all such files there."""
+  """Updates `out`/KIND.json, which keeps the lines of other cases, and remakes README.md from all such files there."""
   out.mkdir(parents=True, exist_ok=True)
   path, versions = out / f"{kind}.json", {"jax": jax.__version__, "compilers": _versions()}
-  kept = {}
+  by_case = {}
   if path.is_file():
     before = json.loads(path.read_text(encoding="utf-8"))
     if {name: before[name] for name in versions} == versions:
-      kept = {(record["target"], record["case"]): record for record in before["records"]}
-  kept |= {(record["target"], record["case"]): record for record in records}
-  path.write_text(json.dumps(versions | {"records": list(kept.values())}, indent=1) + "\n", encoding="utf-8")
+      by_case = {(record["target"], record["case"]): record for record in before["records"]}
+  by_case |= {(record["target"], record["case"]): record for record in records}
+  path.write_text(json.dumps(versions | {"records": list(by_case.values())}, indent=1) + "\n", encoding="utf-8")
   parts = [_INTRODUCTION]
   for name, title in KINDS.items():
     if (out / f"{name}.json").is_file():

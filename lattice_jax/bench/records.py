@@ -1,43 +1,32 @@
-"""What was measured, as JSON lines, a table and a plot."""
+"""Measurements as JSON lines, tables and plots."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from lattice_jax.bench.harness import Measured, quantiles, ratios
-from lattice_jax.inspect.plots import COLORS, new_figure, save_with_legend
+from lattice_jax.inspect.plots import line_style, new_figure, save_with_legend
 from lattice_jax.markdown import markdown_table
-from lattice_jax.runtime import git_commit
 
 _MARKERS = "os^Dv<>p*"
 
 
-def describe_machine() -> dict[str, Any]:
-  """The fields that every record carries."""
-  device = jax.devices()[0]
-  return {
-    "device": device.device_kind if device.platform != "cpu" else _cpu_name(), "jax": jax.__version__,
-    "commit": git_commit()}
-
-
 def write_records(path: Path, results: Sequence[Measured], machine: dict[str, Any]) -> None:
-  """Appends one line a case."""
+  """Appends one line per case."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("a", encoding="utf-8") as file:
     for result in results:
       file.write(json.dumps(machine | result.record()) + "\n")
 
 
-def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
-  """One group in Markdown: seconds and memory, and how many times faster than each baseline (20–80 % of the rounds)."""
+def format_table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
+  """One group in Markdown: time, memory, and the speed-up over each baseline (with its 20–80 % range over rounds)."""
   factors = {baseline: dict(ratios(results, baseline)) for baseline in baselines}
   factors = {baseline: values for baseline, values in factors.items() if values}
   has_errors = any(result.error is not None for result in results)
@@ -55,8 +44,8 @@ def table(results: Sequence[Measured], baselines: Sequence[str]) -> str:
   return markdown_table(rows)
 
 
-def scaling(results: Sequence[Measured]) -> str:
-  """How the time of each case grows from one length to the next, in Markdown; all lengths were measured in turn."""
+def format_scaling(results: Sequence[Measured]) -> str:
+  """How the time of each case grows from one length to the next, in Markdown."""
   rows = [["", "tokens", "time ratio", "20–80 %", "temporary bytes ratio"]]
   for name in dict.fromkeys(result.case.name for result in results):
     by_length = sorted((r for r in results if r.case.name == name and r.seconds), key=lambda r: r.case.tokens)
@@ -68,15 +57,16 @@ def scaling(results: Sequence[Measured]) -> str:
   return markdown_table(rows)
 
 
-def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
-  """Microseconds a token over the length, one line a case."""
+def plot_records(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
+  """Draws microseconds per token over the length, one line per case."""
   figure, (axes,) = new_figure(title)
   names = list(dict.fromkeys(record["case"] for record in records))
   for index, name in enumerate(names):
     points = sorted((r["T"], 1e6 / r["tokens_per_second"]) for r in records if r["case"] == name and r["rounds"])
     if points:
-      axes.plot(*zip(*points, strict=True), marker=_MARKERS[index % len(_MARKERS)], label=name,
-                color=COLORS[index % len(COLORS)], linestyle="-" if index < len(COLORS) else "--")
+      color, line = line_style(index)
+      axes.plot(
+        *zip(*points, strict=True), marker=_MARKERS[index % len(_MARKERS)], label=name, color=color, linestyle=line)
   axes.set_xscale("log", base=2)
   axes.set_yscale("log")
   axes.set_xlabel("length of a row (tokens)")
@@ -84,21 +74,10 @@ def plot(records: Sequence[dict[str, Any]], title: str, out: Path) -> None:
   save_with_legend(figure, axes, out)
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-  return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def records_like(records: Sequence[dict[str, Any]], one: dict[str, Any]) -> list[dict[str, Any]]:
-  """Those of the same machine and code, op and mode as one of them, at any length; of a repeated case the newest."""
+  """The records, at any length, of the same machine, code, op and mode as `one`; of a repeated case the newest."""
   same = [name for name in ("device", "jax", "commit", "op", "head", "mode", "B", "dtype") if name in one]
   newest = {
     (record["case"], record["T"]): record for record in records
     if all(name in record and record[name] == one[name] for name in same)}
   return list(newest.values())
-
-
-def _cpu_name() -> str:
-  info = Path("/proc/cpuinfo")
-  lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-  return f"{len(names)} × {names[0]}" if names else platform.processor() or "CPU"
