@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 import jax
 import numpy as np
 
-from lattice_jax.cache import KVCache
+from lattice_jax.cache.kv_cache import KVCache
 
 _MAP_WIDTH = 128  # at most so many stretches of the prompt in a map
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lattice_jax.cache import uncompressed
+from lattice_jax.cache.convert import uncompressed
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.domains import SEED, checked
 from lattice_jax.inference.blocks import compile_block, start_draws
@@ -125,7 +126,7 @@ class TokenStream:
     self._max_len = _cache_len(model, longest + int(self._allowed_B.max()))
     # the whole prompt is read before a cache drops tokens of it, unless `call_len` says that there is no room for that
     reading, self._writing = model, model
-    if model.cache.policy != "full" and not model.cache.call_len:
+    if make_policy(model.cache).drops and not model.cache.call_len:
       reading, self._writing = uncompressed(model), replace(model, cache=replace(model.cache, call_len=1))
     start = time.perf_counter()
     self._session = Session(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lattice_jax.cache import KVCache, compress
+from lattice_jax.cache.convert import compress
+from lattice_jax.cache.kv_cache import KVCache, caches_of
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.compilation import TreeSpec, mesh_of, place_variables, with_shardings
 from lattice_jax.inference.prompts import prompt_chunk
@@ -83,7 +84,7 @@ class Session:
     """A session that goes on with the tokens that `cache` keeps; this one stays as it is.
 
     Raises:
-      ValueError: as `lattice_jax.cache.compress`, which this session's model must have made the records for.
+      ValueError: as `cache.convert.compress`, which this session's model must have made the records for.
     """
     model, max_len = replace(self.model, cache=cache), self.max_len if max_len is None else max_len
     memory = compress(model, self.state.memory, max_len)
@@ -95,7 +96,7 @@ class Session:
   @property
   def caches(self) -> list[KVCache]:
     """The token caches, one stack of layers for each attention block of the pattern."""
-    return [memory for memory in self.state.memory.values() if isinstance(memory, KVCache)]
+    return [*caches_of(self.state.memory).values()]
 
   def put(self, tree: Any) -> Any:
     """The arrays whole on every device, as the programs take them."""

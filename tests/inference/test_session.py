@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax.cache import make_policy, uncompressed
+from lattice_jax.cache.convert import uncompressed
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.session import Session
 from lattice_jax.memories.softmax.config import AttentionConfig
@@ -70,7 +71,7 @@ def test_a_compressed_session_keeps_fewer_tokens_and_the_other_goes_on_with_all(
   compressed = session.compress(LAGKV)
   session.step(ROWS[:, 20])
   assert_same(session, read(21))
-  kept = make_policy(LAGKV).kept_length(20)
+  kept = make_policy(LAGKV).length_after(20)
   assert [cache.length_B.tolist() for cache in compressed.caches] == [[[kept, kept]]] and kept < 20
   assert compressed.caches[0].num_slots < session.caches[0].num_slots
   compressed.step(ROWS[:, 20])
