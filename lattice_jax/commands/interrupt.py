@@ -1,4 +1,4 @@
-"""Signals before there is anything to save. Standard library only, so that a program can begin with it."""
+"""Handles signals until there is something to save. Standard library only, so that a program can begin with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 def exit_on_signals() -> None:
   """From here on Ctrl-C and SIGTERM end the program with one sentence and status 128 + their number.
 
-  For as long as nothing else handles them: training does while it has something to save.
+  Training replaces these handlers while it has something to save.
   """
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _leave)

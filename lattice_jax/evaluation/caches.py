@@ -83,7 +83,3 @@ def as_peer(cache: CacheConfig, peer: str, **budget: float) -> CacheConfig:
   common = {field: getattr(cache.own, field) for field in own_fields(cache.policy) & own_fields(peer)}
   own = {peer: dataclasses.replace(getattr(cache, peer), **common)} if common else {}
   return dataclasses.replace(cache, policy=peer, **own, **budget)
-
-
-def with_cache(model: ModelConfig, cache: CacheConfig) -> ModelConfig:
-  return dataclasses.replace(model, cache=cache)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lattice_jax import runtime
+from lattice_jax.commands.run import run_script
 from lattice_jax.sweep import runner
 from lattice_jax.sweep.search import make_search
 from lattice_jax.sweep.trials import read_records
@@ -125,7 +125,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
     status = 0
     try:
-      runtime.run_script(main)
+      run_script(main)
     except SystemExit as left:
       status = left.code
     return status, *capsys.readouterr()
