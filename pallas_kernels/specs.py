@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from pallas_kernels.vq import choose_tile, nearest_code, vq_attention
 from pallas_kernels.window import window_attention
 
-Case = tuple[str, Callable, tuple[jax.ShapeDtypeStruct, ...]]
+KernelCase = tuple[str, Callable, tuple[jax.ShapeDtypeStruct, ...]]
 
-TPU_CASES: list[Case] = []
-HOPPER_CASES: list[Case] = []
+TPU_CASES: list[KernelCase] = []
+HOPPER_CASES: list[KernelCase] = []
 
 
 def append(name: str, function: Callable, *args: jax.ShapeDtypeStruct) -> None:

@@ -23,9 +23,9 @@ os.environ.update({
   "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_MIN_LOG_LEVEL": "3",
   "MOSAIC_GPU_DUMP_PTXAS": "1"})  # registers and spills of every kernel
 
-from lattice_jax.aot import bundles, cases, report, targets
-from lattice_jax.arguments import Parser, one_of, path
-from lattice_jax.runtime import run_script
+from lattice_jax.aot import bundles, cases, results_page, targets
+from lattice_jax.commands.arguments import Parser, one_of, path
+from lattice_jax.commands.run import run_script
 
 STEP_PEAK_BYTES = 12e9  # of a chip's 16 GB
 # Tokens of an update; a sequence has 8,192.
@@ -41,11 +41,11 @@ def main() -> int:
   records = []
   for record in {"tpu": tpu, "h100": h100, "step": step}[arguments.what](arguments.only):
     records.append(record)
-    print(report.line(record), flush=True)
-    report.write(arguments.out, arguments.what, records)
+    print(results_page.line(record), flush=True)
+    results_page.write(arguments.out, arguments.what, records)
   failed = [record for record in records if record["failures"]]
   for record in failed:
-    print(f"FAILED {report.line(record)}: {'; '.join(record['failures'])}", file=sys.stderr)
+    print(f"FAILED {results_page.line(record)}: {'; '.join(record['failures'])}", file=sys.stderr)
   print(f"{arguments.what}: {len(records) - len(failed)} of {len(records)} hold")
   return 1 if failed or not records else 0
 

@@ -4,9 +4,9 @@ python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/
 python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/bench_lattice_cpu
 JAX_NUM_CPU_DEVICES=2 python scripts/bench.py lattice --lengths=8192 --cases=scan,blockwise --out=runs/bench
 
-Compilation is timed apart. Every ratio is a median over rounds in which all cases ran one after another. A second run
-with the same --out adds lengths to the same files; the plot is of what the same machine and commit measured. With
---scaling all lengths take turns too, and the table says how time and memory grow from one length to the next:
+Compilation is timed separately. Every ratio is a median over rounds in which all cases ran one after another. A second
+run with the same --out adds lengths to the same files; the plot shows what the same machine and commit measured. With
+--scaling all lengths take turns too, and the table shows how time and memory grow from one length to the next:
 
 python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
 """
@@ -21,10 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
-from lattice_jax.bench import lattice, report, vq
-from lattice_jax.bench.harness import GIGA, Measured, measure
-from lattice_jax.runtime import enable_compilation_cache, run_script
+from lattice_jax.bench import lattice, vq
+from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
+from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
+from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
+from lattice_jax.commands.run import run_script
+from lattice_jax.metrics import read_jsonl
+from lattice_jax.runtime import enable_compilation_cache
 
 OPS = {"vq": vq, "lattice": lattice}
 
@@ -53,31 +56,31 @@ def main() -> None:
   if unknown:
     raise ValueError(f"--modes={','.join(unknown)} is none of {arguments.op}'s: {', '.join(OPS[arguments.op].MODES)}.")
   enable_compilation_cache()
-  machine = report.describe_machine()
+  machine = describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
   for mode in arguments.modes:
     (print_scaling if arguments.scaling else compare)(arguments, mode, machine)
 
 
 def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
-  """Length by length: a table each, one plot and the lines of all."""
+  """Measures length by length: a table for each, one plot and the JSON lines of all."""
   for length in arguments.lengths:
     results = run(arguments, [length], mode)
-    report.write_records(arguments.out / "bench.jsonl", results, machine)
-    table = report.table(results, OPS[arguments.op].BASELINES)
-    print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{table}", flush=True)
-  records = report.read_records(arguments.out / "bench.jsonl")
-  records = report.records_like(records, records[-1])
+    write_records(arguments.out / "bench.jsonl", results, machine)
+    text = format_table(results, OPS[arguments.op].BASELINES)
+    print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{text}", flush=True)
+  records = read_jsonl(arguments.out / "bench.jsonl")
+  records = records_like(records, records[-1])
   out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
-  report.plot(records, f"{arguments.head}, {mode}", out)
+  plot_records(records, f"{arguments.head}, {mode}", out)
   print(f"wrote {out}")
 
 
 def print_scaling(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
-  """All lengths in one group; the lines go to a file of their own."""
+  """Measures all lengths as one group; the JSON lines go to a file of their own."""
   results = run(arguments, arguments.lengths, mode)
-  report.write_records(arguments.out / "scaling.jsonl", results, machine)
-  print(f"\n{arguments.head}, {mode}\n\n{report.scaling(results)}", flush=True)
+  write_records(arguments.out / "scaling.jsonl", results, machine)
+  print(f"\n{arguments.head}, {mode}\n\n{format_scaling(results)}", flush=True)
 
 
 def run(arguments: argparse.Namespace, lengths: Sequence[int], mode: str) -> list[Measured]:

@@ -2,9 +2,9 @@
 
 python scripts/bench_cache.py --length=8192 --lag=128 --ratio=0.25 --out=docs/results/bench_cache_cpu
 
-Prints and appends to bench.jsonl, for whole steps of a model of SmolLM2-135M's sizes (random weights) and for the
-attention of its layers alone: milliseconds a token (median, 95 %), how many times faster than the full cache, what the
-policy itself costs (against a full cache of the length that it leaves), bytes measured and by formula, temporary bytes.
+Prints, and appends to bench.jsonl, for whole steps of a model with SmolLM2-135M's sizes (random weights) and for only
+the attention of its layers: milliseconds per token (median, 95 %), the speed-up over the full cache, the cost of the
+policy itself (against a full cache of the length that it leaves), bytes measured and by formula, temporary bytes.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from lattice_jax.arguments import Parser, of, one_of, path, positive, some_of
 from lattice_jax.bench import cache as bench
-from lattice_jax.bench.harness import quantiles
-from lattice_jax.bench.report import describe_machine
-from lattice_jax.cache import POLICIES
+from lattice_jax.bench.harness import describe_machine, quantiles
+from lattice_jax.cache.policies.registry import DROPPING, POLICIES
+from lattice_jax.cache.policies.window import WindowConfig
+from lattice_jax.commands.arguments import Parser, of, one_of, path, positive, some_of
+from lattice_jax.commands.run import run_script
 from lattice_jax.config import CacheConfig
 from lattice_jax.fields import find
-from lattice_jax.runtime import enable_compilation_cache, run_script
+from lattice_jax.runtime import enable_compilation_cache
 
 
 def main() -> None:
   parser = Parser(__doc__)
-  parser.add_argument("--policy", default="lagkv", type=one_of(*POLICIES[1:]))
-  parser.add_argument("--length", type=positive, default=8192, help="tokens of the text before")
+  parser.add_argument("--policy", default="lagkv", type=one_of(*DROPPING))
+  parser.add_argument("--length", type=positive, default=8192, help="tokens of the text before decoding")
   parser.add_argument("--lag", type=of(find(CacheConfig, "lag")), default=128)
   parser.add_argument("--ratio", type=of(find(CacheConfig, "ratio")), default=0.25)
-  parser.add_argument("--window", type=of(find(CacheConfig, "window")), default=0, help="of the policy window")
+  parser.add_argument("--window", type=of(find(WindowConfig, "window")), default=0, help="of the policy window")
   parser.add_argument("--layers", type=positive, default=bench.MODEL.layers)
   parser.add_argument("--dtype", default=bench.MODEL.dtype, type=one_of("float32", "bfloat16"))
-  parser.add_argument("--tokens", type=positive, default=256, help="decoded in a round; a multiple of the lag")
+  parser.add_argument("--tokens", type=positive, default=256, help="tokens decoded per round; a multiple of the lag")
   parser.add_argument("--rounds", type=positive, default=5)
   parser.add_argument("--parts", type=some_of(*bench.PARTS), default=",".join(bench.PARTS))
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl")
@@ -47,8 +48,9 @@ def main() -> None:
   machine = describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
   model = dataclasses.replace(bench.MODEL, layers=arguments.layers, dtype=arguments.dtype)
-  ratio = 0.0 if arguments.policy == "window" else arguments.ratio
-  cache = CacheConfig(policy=arguments.policy, lag=arguments.lag, ratio=ratio, window=arguments.window)
+  ratio = arguments.ratio if POLICIES[arguments.policy].compresses else 0.0
+  cache = CacheConfig(
+    policy=arguments.policy, lag=arguments.lag, ratio=ratio, window=WindowConfig(window=arguments.window))
   arguments.out.mkdir(parents=True, exist_ok=True)
   for part in arguments.parts:
     results = bench.measure(
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def records(results: list[bench.Decoding]) -> list[dict[str, Any]]:
-  """Ratios are medians over rounds of what the same round took, with their 20 and 80 % quantiles."""
+  """Ratios compare times of the same round: median over rounds, with the 20 and 80 % quantiles."""
   full, policy, same_length = (np.array([np.sum(seconds) for seconds in result.seconds]) for result in results)
   compared = [{}, {"times faster": rounded(full / policy), "cost of the policy": rounded(policy / same_length - 1)}, {}]
   return [

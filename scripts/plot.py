@@ -2,9 +2,9 @@
 
 python scripts/plot.py runs/a runs/b --out=loss.png              # bits per byte over updates
 python scripts/plot.py runs/a/eval_test_*.json --out=pos.png     # bits per byte by position
-python scripts/plot.py --what=answers runs/*/eval_test_*.json   # of a task: accuracy by pairs and by distance
+python scripts/plot.py --what=answers runs/*/eval_test_*.json    # accuracy on a task, by pairs and by distance
 python scripts/plot.py --what=codebook runs/a --out=codes.png    # use of the codes, layer by layer
-python scripts/plot.py --what=recall runs/smollm2/passkey_*      # of caches: quality against bytes, depths, kept tokens
+python scripts/plot.py --what=retrieval runs/smollm2/passkey_*   # a --task under caches: accuracy by bytes, by depth
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, one_of, path
-from lattice_jax.runtime import quieten_checkpoints, run_script
+from lattice_jax.commands.arguments import Parser, one_of, path
+from lattice_jax.commands.run import run_script
 
-_PLOTS = ("loss", "position", "codebook", "answers", "recall")
+_PLOTS = ("loss", "position", "codebook", "answers", "retrieval")
 
 
 def main() -> None:
@@ -41,24 +41,23 @@ def default_plot(paths: list[Path]) -> str:
 
 
 def default_out(what: str) -> Path:
-  """A name that nobody chose replaces nothing: of recall, which draws several files, none that begins with it."""
-  taken = sorted(Path().glob(f"{what}*.png" if what == "recall" else f"{what}.png"))
+  """A default name never replaces a file; for retrieval, which draws several, not even one that begins with it."""
+  taken = sorted(Path().glob(f"{what}*.png" if what == "retrieval" else f"{what}.png"))
   if taken:
     raise ValueError(f"{taken[0]} is there already; name the file to write with --out, which may replace one.")
   return Path(f"{what}.png")
 
 
 def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
-  if what in ("codebook", "recall") and len(paths) > 1:
+  if what in ("codebook", "retrieval") and len(paths) > 1:
     raise ValueError(f"--what={what} draws one folder at a time, not {len(paths)}.")
-  if what == "recall":
-    from lattice_jax.inspect.recall_plots import plot_recall
+  if what == "retrieval":
+    from lattice_jax.inspect.retrieval_plots import plot_retrieval
 
-    return plot_recall(paths[0], out)
+    return plot_retrieval(paths[0], out)
   if what == "codebook":
     from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
 
-    quieten_checkpoints()
     plot_codebook(paths[0], out)
     return [out]
   from lattice_jax.inspect import plots

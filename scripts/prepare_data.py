@@ -19,9 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lattice_jax.arguments import Parser, one_of, path
+from lattice_jax.commands.arguments import Parser, one_of, path
+from lattice_jax.commands.run import run_script
 from lattice_jax.data.files import ENWIK8, IMAGENET64, PG19
-from lattice_jax.runtime import Stop, run_script
+from lattice_jax.runtime import Stop
 
 SAMPLE_NAMES = ("enwiki_sample", "books_sample", "photos_sample")
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, path, positive, positives, seed
-from lattice_jax.runtime import run_script
+from lattice_jax.commands.arguments import Parser, path, positive, positives, seed
+from lattice_jax.commands.run import run_script
 from lattice_jax.sweep.plot import plot_table
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search

@@ -76,7 +76,7 @@ def test_answers_of_several_tasks_are_drawn_and_a_text_has_none(tmp_path):
   group = {"label": "pairs", "first": 4, "last": 4, "answers": 9, "accuracy": 0.5, "nll_per_answer": 1.0}
   answers = [group, group | {"first": 8, "last": 8}, group | {"label": "distance", "first": 2, "last": 3}]
   path = write_eval(run)
-  with pytest.raises(ValueError, match=r"is not of a task with answers; use --what=position"):
+  with pytest.raises(ValueError, match=r"is not the result of a task with answers; use --what=position"):
     plot_answers([path], tmp_path / "answers.png")
   path.write_text(json.dumps(json.loads(path.read_text()) | {"accuracy": 0.5, "answers": answers}))
   plot_answers([path, path], tmp_path / "answers.png")
@@ -112,7 +112,7 @@ def test_panels_stand_in_rows_that_leave_few_places_empty(number, rows):
   assert sum(axes.get_visible() for axes in figure.axes) == number
 
 
-def test_a_position_plot_ends_with_the_data_and_has_no_curve_where_nothing_was_judged(tmp_path, monkeypatch):
+def test_a_position_plot_ends_with_the_data_and_has_no_curve_where_nothing_was_evaluated(tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(plots, "save_figure", lambda figure, out: drawn.append(figure.axes[0]))
   path = write_eval(write_run(tmp_path / "a"))

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.self_check import report
+from lattice_jax.memories.cases import Case, Sizes
+from lattice_jax.self_check import results
 from lattice_jax.self_check.__main__ import main
-from lattice_jax.self_check.cases import Case, Sizes, make_cases
-from lattice_jax.self_check.check import check, largest_error
+from lattice_jax.self_check.check import check, largest_error, make_cases
 
 OPS = {"attention", "vq", "lattice", "gated_linear", "delta", "gated_slots", "ttt"}
 
@@ -34,9 +34,9 @@ def test_a_wrong_result_is_a_miss(wrong):
 
   (row,) = check(Case("op", "form", run, (jnp.arange(1.0, 5.0),)), ("xla",), "float32")
   assert not row.holds
-  assert report.status([row]) == 1
-  assert "MISS: op op, form, impl xla, float32: results differ" in report.summary([row])
-  assert "where 1e-05 is allowed" in report.summary([row]) and "model.impl=reference on" in report.summary([row])
+  assert results.status([row]) == 1
+  assert "MISS: op op, form, impl xla, float32: results differ" in results.summary([row])
+  assert "where 1e-05 is allowed" in results.summary([row]) and "model.impl=reference on" in results.summary([row])
 
 
 def test_errors_are_relative_to_each_array_but_not_to_one_that_is_zero():
@@ -52,5 +52,5 @@ def test_an_op_that_is_none_is_refused():
 
 
 def test_nothing_to_check_is_a_failure():
-  assert report.status([]) == 1
-  assert "nothing was checked" in report.summary([])
+  assert results.status([]) == 1
+  assert "nothing was checked" in results.summary([])

@@ -1,1 +1,1 @@
-"""Programs compiled for machines that are not there, and what the compiled programs say of themselves."""
+"""Compiles programs for machines that are not present, and reads facts from the compiled programs."""

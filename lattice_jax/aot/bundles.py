@@ -1,4 +1,4 @@
-"""What libtpu's own dumps say of kernels: how many bundles of instructions, and vector registers that were spilled."""
+"""Counts of instruction bundles and of spilled vector registers in TPU kernels, read from libtpu's dumps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLUMNS = {"VSTORE:SPILL": "spills", "VLOAD:FILL": "fills"}
 
 @contextlib.contextmanager
 def dumping() -> Iterator[Path]:
-  """The folder to which libtpu writes, if it is loaded inside."""
+  """Yields the folder to which libtpu writes its dumps, provided that it is loaded inside the context."""
   with tempfile.TemporaryDirectory() as folder:
     os.environ["LIBTPU_INIT_ARGS"] = (
       f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex={DUMP}")
@@ -24,7 +24,7 @@ def dumping() -> Iterator[Path]:
 
 
 def take(folder: Path, kernels: Collection[str]) -> dict[str, Any]:
-  """Bundles, spills and fills of these kernels in all, each counted once where it stands; empties the folder."""
+  """Total bundles, spills and fills of these kernels, each counted once even in a loop; empties the folder."""
   found = {"bundles": 0} | dict.fromkeys(_COLUMNS.values(), 0)
   for path in folder.iterdir():
     # 1795417091546015406-lattice_forward.1-00-final_hlo-….txt

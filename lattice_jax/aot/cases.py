@@ -1,4 +1,4 @@
-"""Pallas kernels × arguments × targets, compiled one by one."""
+"""Compiles Pallas kernels one by one for given arguments and targets, and checks the results."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lattice_jax.aot.hlo import count_kernels, kernel_names, square_buffers, vme
 from lattice_jax.aot.targets import Target, one_device
 
 # (name, function, arguments as shapes)
-Case = tuple[str, Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
+KernelCase = tuple[str, Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]
 
-# Spilled vector registers that (case, target) may have: the code search splits more bf16 parts at a time than there
-# is room for on this target, and strips of half as many codes would take half as long again.
+# How many spills (case, target) may have: on this target the registers have no room for all bf16 parts that the code
+# search splits at a time, but strips of half as many codes would take half as long again.
 _SPILLS_ALLOWED = {("nearest_code", "v6e"): 20, ("nearest_code_4096", "v6e"): 35}
 
-# Sequences shorter than this have arrays with two axes as long for other reasons.
+# Arrays may have two axes as long as a shorter sequence for other reasons.
 _LONG = 1024
 
 
-def compile_case(case: Case, target: Target, dumps: Path | None = None) -> dict[str, Any]:
-  """One line of the table; `failures` says what is wrong with it, and is empty if nothing is.
+def compile_case(case: KernelCase, target: Target, dumps: Path | None = None) -> dict[str, Any]:
+  """Returns one line of the table; its `failures` say what is wrong and are empty if nothing is.
 
   dumps: the folder to which libtpu writes, see `bundles`.
   """
@@ -41,7 +41,7 @@ def compile_case(case: Case, target: Target, dumps: Path | None = None) -> dict[
   try:
     with printed_by_compilers() as printed:
       compiled = jax.jit(function).lower(*arguments).compile()
-  # whatever a compiler refuses is a line of the table, and the other cases still run
+  # whatever a compiler refuses becomes a line of the table, and the other cases still run
   except Exception as error:
     return record | {"failures": [f"does not compile: {' '.join(str(error).split())[:300]}"]}
   record["seconds"] = round(time.perf_counter() - begin, 2)
@@ -54,7 +54,7 @@ def compile_case(case: Case, target: Target, dumps: Path | None = None) -> dict[
 
 
 def _length(shapes: Sequence[jax.ShapeDtypeStruct]) -> int:
-  """Tokens of the longest sequence; arrays of a token begin with [B, T]."""
+  """Tokens of the longest sequence; arrays of tokens have the shape [B, T, …]."""
   return max(_LONG, *(shape.shape[1] for shape in shapes if len(shape.shape) > 1))
 
 
@@ -64,7 +64,7 @@ def _vmem(text: str) -> dict[str, Any]:
 
 
 def _resources_of_hopper(printed: str) -> dict[str, Any]:
-  """What ptxas said of all kernels of a program; nothing where it is not installed."""
+  """What ptxas printed about all kernels of a program; empty if it is not installed."""
   spills = [int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", printed)]
   registers = [int(number) for number in re.findall(r"Used (\d+) registers", printed)]
   return {"registers": max(registers), "spill_bytes": sum(spills)} if registers else {}
@@ -90,18 +90,18 @@ def _failures(record: dict[str, Any], target: Target, squares: list[str]) -> lis
 
 @contextlib.contextmanager
 def printed_by_compilers() -> Iterator[list[str]]:
-  """What compilers in this process write to the terminal by themselves: filled in when the context ends."""
+  """Captures what compilers in this process write to the terminal; filled in when the context ends."""
   printed: list[str] = []
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder) / "printed"
-    kept = [os.dup(number) for number in (1, 2)]
+    originals = [os.dup(number) for number in (1, 2)]
     with path.open("wb") as file:
       for number in (1, 2):
         os.dup2(file.fileno(), number)
     try:
       yield printed
     finally:
-      for number, original in zip((1, 2), kept, strict=True):
+      for number, original in zip((1, 2), originals, strict=True):
         os.dup2(original, number)
         os.close(original)
       printed.append(path.read_text(encoding="utf-8", errors="replace"))

@@ -10,18 +10,18 @@ _KERNELS = ("tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu")
 
 
 def count_collectives(text: str) -> dict[str, int]:
-  """Instructions by name; one in the body of a loop counts once."""
+  """Number of instructions by name; one in the body of a loop counts once."""
   names = re.findall(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(", text)
   return dict(sorted(Counter(names).items()))
 
 
 def count_kernels(text: str) -> int:
-  """Calls of Pallas kernels."""
+  """Number of calls of Pallas kernels."""
   return sum(text.count(f'custom_call_target="{name}"') for name in _KERNELS)
 
 
 def kernel_names(text: str) -> set[str]:
-  """Of the instructions that call a kernel in a program for TPUs."""
+  """Names of the instructions that call a kernel in a program for TPUs."""
   return set(re.findall(r'%?([\w.-]+) = [^\n]*custom_call_target="tpu_custom_call"', text))
 
 
@@ -36,7 +36,7 @@ def vmem_of_kernels(text: str) -> list[tuple[int, int]]:
 
 
 def square_buffers(text: str, length: int) -> list[str]:
-  """Arrays with two axes of at least `length`: all pairs of tokens stand in memory at once."""
+  """Arrays with two axes of at least `length`, which hold all pairs of tokens at once."""
   shapes = {match[0]: match[1] for match in re.findall(r"(\w+\[([\d,]+)\])", text)}
   return sorted(shape for shape, sizes in shapes.items() if sum(int(size) >= length for size in sizes.split(",")) > 1)
 

@@ -1,6 +1,6 @@
-"""Machines that programs are compiled for without being there: TPU slices with libtpu, an H100 with CUDA's PJRT.
+"""Machines that programs are compiled for without access to them: TPU slices by libtpu, an H100 by CUDA's PJRT.
 
-The environment must hold libtpu, or the CUDA plugin, of the pinned versions; scripts/aot.sh makes it.
+The environment must hold the pinned version of libtpu or of the CUDA plugin; scripts/aot.sh makes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Target:
-  """fast_bytes: of the memory that a kernel works in: VMEM of a TPU core, shared memory of a block."""
+  """fast_bytes: size of the memory that a kernel works in: a TPU core's VMEM, or a block's shared memory."""
 
   name: str
   platform: str
@@ -33,7 +33,7 @@ TPUS = (
 )
 H100 = Target("h100", "cuda", "h100", 232_448)
 
-# What CUDA says of an H100 SXM; XLA's own format.
+# What CUDA reports about an H100 SXM, in XLA's own format.
 _H100_TEXT = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
@@ -61,6 +61,6 @@ def devices(platform: str, topology: str) -> tuple[jax.Device, ...]:
 
 
 def one_device(target: Target) -> NamedSharding:
-  """Of arrays on the first chip."""
+  """The sharding of arrays on the first chip."""
   mesh = Mesh(np.array(devices(target.platform, target.topology)[:1]), ("chip",))
   return NamedSharding(mesh, PartitionSpec())

@@ -1,4 +1,4 @@
-"""One update of a config compiled for a whole slice: bytes of a chip, and what the chips tell each other."""
+"""Compiles an update of a config for a whole slice: memory per chip, and communication between the chips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lattice_jax.types import Batch, abstract_segment
 
 
 def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
-  """What the compiled program of `train.steps_per_dispatch` updates says of itself; its state is donated."""
+  """Facts of the compiled program of `train.steps_per_dispatch` updates, which takes over (donates) its state."""
   check_batch(config, mesh)
   begin = time.perf_counter()
   with jax.set_mesh(mesh):
@@ -36,7 +36,7 @@ def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
 
 
 def abstract_batches(config: Config, mesh: Mesh) -> Batch:
-  """Shapes and shardings of the batches of a call."""
+  """Shapes and shardings of the batches of one call."""
   stacked = NamedSharding(mesh, PartitionSpec(None, "data"))
   shape = (config.train.steps_per_dispatch, config.data.batch, config.data.update_len)
 

@@ -1,6 +1,6 @@
-"""Decoding after a long text, by cache policy: whole steps of a model, or the attention of all its layers alone.
+"""Speed of decoding after a long text by cache policy: whole steps of a model, or only the attention of its layers.
 
-The text is not read: caches are filled with random keys and values to the lengths that reading would leave.
+The text is not read; caches are filled with random keys and values to the lengths that reading would leave.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.cache import KVCache, Policy, cache_bytes, make_policy
 from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import CacheView
+from lattice_jax.cache.kv_cache import CacheView, KVCache, cache_bytes
+from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
@@ -32,7 +32,7 @@ PARTS = ("step", "attention")
 
 @dataclass
 class Decoding:
-  """One policy after a text: seconds of single tokens, by round."""
+  """One policy after a text. seconds: of single tokens, by round."""
 
   name: str
   length: int  # tokens that attention reads at the start
@@ -45,12 +45,12 @@ class Decoding:
 def measure(
   model: ModelConfig, cache: CacheConfig, text_len: int, *, part: str, num_tokens: int, rounds: int,
 ) -> list[Decoding]:
-  """The full cache, `cache`, and a full cache of the length that `cache` leaves, in turn.
+  """Times in turn the full cache, `cache`, and a full cache of the length that `cache` leaves.
 
-  The last differs from the policy by nothing but what the policy itself costs; `num_tokens` should be a multiple of
-  `cache.lag`, so that its compressions are counted as often as they happen.
+  Only the cost of the policy itself tells the last two apart. `num_tokens` should be a multiple of `cache.lag`, so that
+  compressions are counted as often as they happen.
   """
-  kept = make_policy(cache).kept_length(text_len)
+  kept = make_policy(cache).length_after(text_len)
   cases = {
     "full": (CacheConfig(), text_len), cache.policy: (replace(cache, call_len=1), text_len),
     f"full of {kept}": (CacheConfig(), kept)}
@@ -59,7 +59,7 @@ def measure(
   for number in range(rounds + 1):
     for result, step, state in runs:
       seconds = _decode(step, state, num_tokens)
-      if number:  # the first touches memory for the first time
+      if number:  # the first round touches memory for the first time
         result.seconds.append(seconds)
   return [result for result, _, _ in runs]
 
@@ -79,8 +79,8 @@ def _prepare(
 
 
 def filled(policy: Policy, cache: KVCache, seen: int) -> KVCache:
-  """A stack of caches as after `seen` tokens, of which random ones are kept."""
-  length = policy.kept_length(seen)
+  """A stack of caches as after `seen` tokens, with random keys and values in the slots in use."""
+  length = policy.length_after(seen)
   slot_S = jnp.arange(cache.num_slots)
   is_used_S = slot_S < length
   keys = jax.random.split(jax.random.key(0), 2)
@@ -109,7 +109,7 @@ def _model_step(model: ModelConfig) -> tuple[Callable[..., Any], Any]:
 
 
 def _attention_step(model: ModelConfig, policy: Policy) -> tuple[Callable[..., Any], Any]:
-  """Reading and writing the caches of all layers, with the same query, key and value in each."""
+  """Reads and writes the caches of all layers, with the same query, key and value in each."""
   attention, keys = model.attention, jax.random.split(jax.random.key(1), 3)
   token = tuple(jax.random.normal(key, (1, 1, heads, width)) for key, heads, width in zip(
     keys, (attention.heads, attention.kv_heads, attention.kv_heads),
@@ -127,7 +127,7 @@ def _attention_step(model: ModelConfig, policy: Policy) -> tuple[Callable[..., A
 
 
 def _decode(step: Callable[..., Any], start: tuple[Any, int], num_tokens: int) -> list[float]:
-  """Seconds of each token; the state at the start is copied, since steps take it over."""
+  """Seconds of each token. Steps take over (donate) their state, so the one at the start is copied."""
   state, seen = jax.block_until_ready(jax.tree.map(jnp.copy, start[0])), start[1]
   seconds = []
   for position in range(seen, seen + num_tokens):

@@ -1,29 +1,33 @@
-"""Compiles cases apart from timing them, times them in turn, and says what ran.
+"""Compiles benchmark cases, times them in turn, and records what ran.
 
-Times of different cases are comparable only within one round, for machines get slower and faster: every claim is the
-median over rounds of a ratio, with its 20 and 80 % quantiles.
+Machines get slower and faster, so that times of different cases are comparable only within one round: every claim is
+the median over rounds of a ratio, with its 20 and 80 % quantiles.
 """
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from lattice_jax.runtime import git_commit
 
 MIN_SECONDS = 0.05  # of one sample; shorter calls are repeated within it
 GIGA = 1 << 30
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
   """One implementation at one size.
 
-  fn: arrays → arrays. arguments: made once, shared by the cases of a group, never donated.
-  tokens: processed by one call. exact: gives what fn would without rounding, where its error is to be reported.
+  fn: arrays → arrays. arguments: made once, shared by the cases of a group, never donated. tokens: per call.
+  exact: computes the result of fn without rounding; given if the error of fn is to be reported.
   """
 
   name: str
@@ -36,13 +40,13 @@ class Case:
 
 @dataclass
 class Measured:
-  """seconds: one per round, empty where the case does not fit. temp_bytes: XLA's own buffers, without in- and outputs.
+  """seconds: one per round; empty if the case does not fit. temp_bytes: XLA's buffers besides inputs and outputs.
 
-  program: loops and calls in the compiled HLO, to prove which implementation ran. error: of the worst of the arrays it
-  gives, the length of the difference over that of the exact array.
+  program: loops and calls in the compiled HLO, to prove which implementation ran. error: norm of the difference from
+  the exact array over the norm of the exact array, for the worst of the results.
   """
 
-  case: Case
+  case: BenchCase
   compile_seconds: float
   temp_bytes: int
   program: dict[str, int]
@@ -50,7 +54,7 @@ class Measured:
   error: float | None = None
 
   def record(self) -> dict[str, Any]:
-    """One JSON line."""
+    """The content of one JSON line."""
     times = dict(zip(("q20", "median", "q80"), quantiles(self.seconds), strict=True)) if self.seconds else {}
     speed = {"tokens_per_second": self.case.tokens / times["median"]} if times else {}
     error = {} if self.error is None else {"error": self.error}
@@ -59,8 +63,16 @@ class Measured:
       "temp_bytes": self.temp_bytes, "compile_seconds": self.compile_seconds, "program": self.program}
 
 
-def measure(cases: Sequence[Case], *, rounds: int, max_bytes: int) -> list[Measured]:
-  """Times the cases of one group in turn, `rounds` times each after one warm-up call.
+def describe_machine() -> dict[str, Any]:
+  """The fields that every record carries."""
+  device = jax.devices()[0]
+  return {
+    "device": device.device_kind if device.platform != "cpu" else _cpu_name(), "jax": jax.__version__,
+    "commit": git_commit()}
+
+
+def measure(cases: Sequence[BenchCase], *, rounds: int, max_bytes: int) -> list[Measured]:
+  """Times the cases of one group in turn, `rounds` times each after a warm-up.
 
   A case whose buffers would exceed `max_bytes` is compiled and reported, but not run.
   """
@@ -84,7 +96,7 @@ def measure(cases: Sequence[Case], *, rounds: int, max_bytes: int) -> list[Measu
 
 
 def ratios(results: Sequence[Measured], baseline: str) -> Iterator[tuple[str, tuple[float, float, float]]]:
-  """(case, quantiles of baseline seconds ÷ its seconds) of every case that ran, where the baseline did."""
+  """Yields (case, quantiles of baseline seconds ÷ its seconds) for every case that ran, if the baseline ran."""
   base = next((result for result in results if result.case.name == baseline), None)
   if base is None or not base.seconds:
     return
@@ -94,12 +106,12 @@ def ratios(results: Sequence[Measured], baseline: str) -> Iterator[tuple[str, tu
 
 
 def quantiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-  """20, 50 and 80 %."""
+  """The 20, 50 and 80 % quantiles."""
   low, middle, high = np.quantile(np.asarray(values), [0.2, 0.5, 0.8]).tolist()
   return low, middle, high
 
 
-def _error(case: Case, program: Any) -> float | None:
+def _error(case: BenchCase, program: Any) -> float | None:
   if case.exact is None:
     return None
   pairs = zip(jax.tree.leaves(program(*case.arguments)), jax.tree.leaves(case.exact()), strict=True)
@@ -121,3 +133,10 @@ def _sample(program: Any, arguments: tuple[Any, ...], count: int) -> float:
 
 def _describe(hlo: str) -> dict[str, int]:
   return {"while": hlo.count(" while("), "custom-call": hlo.count(" custom-call("), "dot": hlo.count(" dot(")}
+
+
+def _cpu_name() -> str:
+  info = Path("/proc/cpuinfo")
+  lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+  names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+  return f"{len(names)} × {names[0]}" if names else platform.processor() or "CPU"

@@ -1,9 +1,9 @@
-"""Lattice by form, exact and approximate, against the plain ways to run the same recurrence and against softmax.
+"""Lattice in its exact and approximate forms, against plain ways to run the same recurrence and against softmax.
 
-Every form's outputs, last slots and gradients are compared with those of the token scan in float64 on the same inputs.
+Outputs, last slots and gradients of every form are compared with those of the token scan in float64.
 
-XLA runs the steps of a loop one after another, so on a CPU the scan keeps one core busy. With more devices than one
-(JAX_NUM_CPU_DEVICES=2 makes two of a CPU) it and blockwise attention are timed with their heads dealt over them, too.
+XLA runs the steps of a loop one after another, so that on a CPU the scan keeps only one core busy. On several devices
+(JAX_NUM_CPU_DEVICES=2 makes two of a CPU) the scan and blockwise attention are also timed with heads spread over them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lattice_jax.bench.harness import Case
+from lattice_jax.bench.harness import BenchCase
 from lattice_jax.bench.vq import BLOCKWISE, blockwise
 from lattice_jax.memories.lattice.op import Form, LatticeState, Rule, empty_state, lattice
 
@@ -35,7 +35,7 @@ Inputs = tuple[jax.Array, ...]  # q, k, v, step, start
 
 @dataclass(frozen=True)
 class Shape:
-  """One layer of slots as wide as `value_dim`; the largest step is `max_step`."""
+  """One layer; its slots are `value_dim` wide, and its largest step is `max_step`."""
 
   heads: int
   slots: int
@@ -54,8 +54,8 @@ FORMS = {
 }
 
 
-def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
-  """All cases of a group; "fwd+bwd" gives gradients of queries, keys, values, steps and start as well."""
+def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
+  """All cases of a group; "fwd+bwd" also computes gradients of queries, keys, values, steps and start."""
   shape = SHAPES[head]
   group = {"op": "lattice", "head": head, "T": length, "B": batch, "mode": mode, "dtype": "float32"}
   arguments = _inputs(shape, batch, length)
@@ -64,17 +64,17 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
   forms = {name: _run(form) for name, form in FORMS.items()}
   forms |= {DEFINITION: _run(Form(), "reference"), CHECKPOINTED: _run_checkpointed}
   for name, attend in forms.items():
-    yield Case(name, group, run(attend), arguments, batch * length, exact)
-  yield Case(BLOCKWISE, group, run(_blockwise), arguments, batch * length)
+    yield BenchCase(name, group, run(attend), arguments, batch * length, exact)
+  yield BenchCase(BLOCKWISE, group, run(_blockwise), arguments, batch * length)
   devices = jax.device_count()
   if devices > 1 and shape.heads % devices == 0:
     for name, attend, is_like in (("scan", forms["scan"], exact), (BLOCKWISE, _blockwise, None)):
-      dealt, placed = _deal_heads(attend, arguments)
-      yield Case(f"{name}, heads over {devices} devices", group, run(dealt), placed, batch * length, is_like)
+      spread, placed = _spread_heads(attend, arguments)
+      yield BenchCase(f"{name}, heads over {devices} devices", group, run(spread), placed, batch * length, is_like)
 
 
 def _inputs(shape: Shape, batch: int, length: int) -> Inputs:
-  """What a trained layer resembles: neighbours alike, SiLU, length one; steps from half to all of the largest."""
+  """Like the inputs of a trained layer: correlated neighbours, SiLU, norm one; steps in [max_step / 2, max_step]."""
   rng = np.random.default_rng(0)
 
   def smooth(width):
@@ -105,20 +105,20 @@ def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, *_: jax.Array) -> tuple
   return (blockwise(q, k, v),)
 
 
-def _deal_heads(attend: Callable[..., Any], arguments: Inputs) -> tuple[Callable[..., Any], Inputs]:
-  """`attend` with as many heads on every device, and its arguments there."""
+def _spread_heads(attend: Callable[..., Any], arguments: Inputs) -> tuple[Callable[..., Any], Inputs]:
+  """(`attend` with equally many heads on every device, its arguments placed accordingly)."""
   mesh = jax.make_mesh((jax.device_count(),), ("heads",))
   of_token, of_slots = P(None, None, "heads"), P(None, "heads")
   in_specs = (of_token,) * 4 + (P("heads"),)
   outputs = jax.eval_shape(attend, *arguments)
   out_specs = tuple(of_token if out.shape == arguments[2].shape else of_slots for out in outputs)
-  dealt = jax.shard_map(attend, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+  spread = jax.shard_map(attend, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
   placed = tuple(jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arguments, in_specs, strict=True))
-  return dealt, placed
+  return spread, placed
 
 
 def _run_checkpointed(q, k, v, step, start):
-  """The definition with a state kept every few tokens, which autodiff replays."""
+  """The definition with a state saved every few tokens, from which autodiff recomputes the rest."""
   length = math.gcd(_CHECKPOINT_EVERY, step.shape[1])
 
   def chunked(x_BT):

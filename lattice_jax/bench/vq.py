@@ -1,4 +1,4 @@
-"""Transformer-VQ attention by reduction, against softmax attention, at one shape: whole rows, or one token after T."""
+"""Transformer-VQ attention in all its reductions against softmax attention: whole rows, or one token after T."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.bench.harness import Case
+from lattice_jax.bench.harness import BenchCase
 from lattice_jax.memories.vq.op import FORMS, VQState, empty_state, quantize, vq_attention
 from lattice_jax.ops.attention.blockwise import attend_blockwise
 from lattice_jax.ops.attention.keys import Order
@@ -19,12 +19,12 @@ TOKEN_CACHE = "softmax token cache"
 BASELINES = (QUADRATIC, BLOCKWISE, LIBRARY, TOKEN_CACHE)
 MODES = ("fwd", "fwd+bwd", "decode")
 _SOFTMAX_BLOCK = 512
-_PREFILL = 4096  # tokens of a call
+_PREFILL = 4096  # tokens per call
 
 
 @dataclass(frozen=True)
 class Shape:
-  """One layer: heads of queries, of keys and values, and widths per head; block and window have `block` tokens."""
+  """One layer: heads of queries, heads of keys and values, widths per head; block and window have `block` tokens."""
 
   heads: int
   kv_heads: int
@@ -35,7 +35,7 @@ class Shape:
   dtype: str = "float32"
 
 
-# The widths of the enwik8 model by head type (note of the op: README.md).
+# The widths of the enwik8 model by head type.
 SHAPES = {
   "shga": Shape(heads=1, kv_heads=1, key_dim=128, value_dim=1536),
   "mqa": Shape(heads=6, kv_heads=1, key_dim=128, value_dim=128),
@@ -43,8 +43,8 @@ SHAPES = {
 }
 
 
-def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
-  """All cases of a group; "fwd+bwd" gives gradients of queries, keys and values, "decode" the token after `length`."""
+def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
+  """All cases of a group; "fwd+bwd" adds gradients of queries, keys, values; "decode" runs the token after `length`."""
   shape = SHAPES[head]
   group = {"op": "vq", "head": head, "T": length, "B": batch, "mode": mode, "dtype": shape.dtype}
   if mode == "decode":
@@ -56,18 +56,18 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[Case]:
   if shape.key_dim == shape.value_dim:
     forms[LIBRARY] = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True)
   for name, attend in forms.items():
-    yield Case(name, group, attend if mode == "fwd" else _with_gradients(attend), arguments, batch * length)
+    yield BenchCase(name, group, attend if mode == "fwd" else _with_gradients(attend), arguments, batch * length)
 
 
-def _decode_cases(shape: Shape, group: dict[str, Any], length: int, batch: int) -> Iterator[Case]:
-  """One token against the memory of `length` earlier ones: of constant size, or of a key and value for each."""
+def _decode_cases(shape: Shape, group: dict[str, Any], length: int, batch: int) -> Iterator[BenchCase]:
+  """One token against the memory of `length` earlier ones: a state of constant size, or a cache of all of them."""
   token = _inputs(shape, batch, 1)
   step, prefill = _vq_step(shape), jax.jit(_vq_step(shape))
   state = _empty(shape, batch)
   for start in range(0, length, _PREFILL):
     _, state = prefill(*_inputs(shape, batch, min(_PREFILL, length - start), seed=start + 1), state)
-  yield Case("vq", group, step, (*token, state), batch)
-  yield Case(TOKEN_CACHE, group, _read_cache, (token[0], *_inputs(shape, batch, length, seed=1)[1:]), batch)
+  yield BenchCase("vq", group, step, (*token, state), batch)
+  yield BenchCase(TOKEN_CACHE, group, _read_cache, (token[0], *_inputs(shape, batch, length, seed=1)[1:]), batch)
 
 
 def _inputs(shape: Shape, batch: int, length: int, seed: int = 0) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -108,7 +108,7 @@ def _vq_step(shape: Shape, form: str = "auto") -> Callable[..., Any]:
 
 
 def _quadratic(q, k, v):
-  """All scores at once, the causal half masked and not skipped: the baseline of the paper."""
+  """All scores at once, with the future masked and not skipped: the baseline of the paper."""
   q_BTHGK = _grouped(q, k)
   score = jnp.einsum("BTHGK,BSHK->BHGTS", q_BTHGK, k, preferred_element_type=jnp.float32) * k.shape[-1]**-0.5
   is_past = jnp.tril(jnp.ones(score.shape[-2:], bool))
@@ -117,13 +117,13 @@ def _quadratic(q, k, v):
 
 
 def _read_cache(q, k, v):
-  """Keys and values are in the cache already: to write one slot costs nothing beside reading all."""
+  """Reads keys and values that are already in the cache; writing one slot costs nothing beside reading all."""
   score = jnp.einsum("BTHGK,BSHK->BHGTS", _grouped(q, k), k)
   return jnp.einsum("BHGTS,BSHV->BTHGV", jax.nn.softmax(score * k.shape[-1]**-0.5, axis=-1), v)
 
 
 def blockwise(q, k, v):
-  """Causal softmax that skips blocks of keys after the query's; heads of q may share those of k and v."""
+  """Causal softmax that skips blocks of keys after the query; heads of q may share heads of k and v."""
   batch, length = q.shape[:2]
   order = Order(
     index_BT=jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length)),

@@ -1,4 +1,4 @@
-"""How many answers of a task a model gets right: in all, and by each of the task's labels."""
+"""Accuracy on the answers of a task: overall, and by each of the task's labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lattice_jax.data.source import Source
 
 @dataclass(frozen=True)
 class AnswerGroup:
-  """Answers whose label is between a power of two and the next; `first` and `last` are those that occur. nll: nats."""
+  """Answers whose label lies in [2^n, 2^(n+1)); it ranges from `first` to `last` among them. nll: nats."""
 
   label: str
   first: int
@@ -23,14 +23,14 @@ class AnswerGroup:
 
 
 class AnswerTotals:
-  """Adds up chunks of answers; every host adds the same ones, whatever rows it computed."""
+  """Accumulates answers chunk by chunk. Every host adds the same answers, whichever rows it computed."""
 
   def __init__(self, source: Source, window: int):
     longest = int(np.diff(source.offsets).max())
     if window < longest:
       raise ValueError(
-        f"windows of {window} tokens cut the documents of {source.name}, {longest} tokens long, between what is told "
-        f"and what is asked; use windows of at least {longest}, or the carried protocol.")
+        f"windows of {window} tokens cut the documents of {source.name}, {longest} tokens long, between a fact and its "
+        f"question; use windows of at least {longest}, or the carried protocol.")
     self._source = source
     # rows: answers, right ones, nats; columns: floor of log2 of the label
     self._sums = {name: np.zeros((3, 64)) for name in source.answers.labels}
@@ -38,12 +38,12 @@ class AnswerTotals:
 
   @property
   def accuracy(self) -> float:
-    """The share of answers that were right."""
+    """The share of answers that are right."""
     answers, right, _ = next(iter(self._sums.values())).sum(axis=1)
     return float(right / answers)
 
   def add(self, nll_BT: np.ndarray, right_BT: np.ndarray, chunk: EvalBatch) -> None:
-    """What the model says where there is no answer is not looked at."""
+    """Ignores predictions where there is no answer."""
     is_answer_BT = chunk.documents_BT >= 0
     nats, right = nll_BT[is_answer_BT].astype(np.float64), right_BT[is_answer_BT]
     index = self._source.offsets[chunk.documents_BT[is_answer_BT]] + chunk.positions_BT[is_answer_BT]
@@ -56,7 +56,7 @@ class AnswerTotals:
       np.maximum.at(last, column, value)
 
   def groups(self) -> tuple[AnswerGroup, ...]:
-    """Of every label, from small to large values."""
+    """The groups of each label, in increasing order of its values."""
     return tuple(
       AnswerGroup(
         label=name, first=int(self._range[name][0][column]), last=int(self._range[name][1][column]),

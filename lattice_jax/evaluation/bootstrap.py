@@ -1,4 +1,4 @@
-"""How sure a mean is: percentiles of the means of resampled data, seeds fixed."""
+"""Bootstrap confidence intervals of means, with a fixed seed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _SAMPLES, _SEED = 2000, 0
 
 
 def interval_of_mean(values: np.ndarray, *, block: int = 1, level: float = 0.95) -> tuple[float, float]:
-  """The interval of the mean; of values that hang together, stretches of `block` neighbours are drawn as one.
+  """The percentile interval of the mean. Correlated values are resampled in blocks of `block` neighbours.
 
-  The last stretch may be shorter; its weight is its length.
+  The last block may be shorter; it counts in proportion to its length.
   """
   random = np.random.default_rng(_SEED)
   starts = np.arange(0, len(values), block)

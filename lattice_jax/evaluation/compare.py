@@ -1,4 +1,4 @@
-"""Cache policies on the same text, token by token, beside the first of them: how far the others' predictions go."""
+"""Compares cache policies token by token on the same text: how far the predictions of each depart from the first's."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ import numpy as np
 
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.bootstrap import interval_of_mean
-from lattice_jax.evaluation.kept import row_bytes, slots_in_use
+from lattice_jax.evaluation.cache_contents import row_bytes, slots_in_use
 from lattice_jax.evaluation.reader import Reader
-from lattice_jax.evaluation.report import write_text
+from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.inference.programs import Progress
 from lattice_jax.markdown import markdown_table
 
-_BLOCK = 32  # neighbouring tokens that are resampled together, for their losses hang together
-_WARM_UP = 2  # first steps, which compile and are not timed
+_BLOCK = 32  # neighbouring tokens that are resampled as one block, because their losses are correlated
+_WARM_UP = 2  # first steps, which include compilation and are not timed
 
 
 @dataclass(frozen=True)
 class Comparison:
-  """One cache beside the first. Quantities in nats; intervals 95 %, by resampling stretches of 32 tokens.
+  """One cache compared with the first. Losses are in nats; intervals are 95 %, from resampling blocks of 32 tokens.
 
-  delta_nll: mean loss less the first cache's. kl: mean divergence of its predictions from the first cache's.
-  agreement: share of tokens where both have the same likeliest. nll_by_position: mean loss of (first position, last).
-  p50_ms, p95_ms: of a decode step of all rows, judged in turn with the others. kept, cache_bytes: of a row at the end.
+  delta_nll: mean loss minus the first cache's. kl: mean KL divergence of the first cache's predictions from its own.
+  agreement: share of tokens for which both have the same most likely token. nll_by_position: mean loss by "first–last".
+  p50_ms, p95_ms: time of a decode step of all rows, measured in turn with the other caches. kept, cache_bytes: tokens
+    and bytes of a row at the end.
   """
 
   cache: str
@@ -57,38 +58,38 @@ def compare(
   model: ModelConfig, variables: Any, caches: dict[str, CacheConfig], tokens_BT: np.ndarray, prompt_len: int, *,
   report: Callable[[str], None] = lambda line: None,
 ) -> list[Comparison]:
-  """Reads `prompt_len` tokens of each row once for all caches, then the rest one by one under each of them.
+  """Reads the first `prompt_len` tokens of each row once for all caches, then the rest one by one under each of them.
 
   Raises:
-    ValueError: there is nothing to compare, or no text behind the prompt.
+    ValueError: there are fewer than two caches, or too little text after the prompt.
   """
   batch, length = tokens_BT.shape
   if len(caches) < 2:
     raise ValueError("a comparison needs at least two caches, such as --cache=full --cache=lagkv:ratio=0.25.")
   if not 0 < prompt_len < length - _WARM_UP:
     raise ValueError(
-      f"a prompt of {prompt_len:,} tokens leaves too little of texts of {length:,} to compare on; use a shorter one.")
-  # decoding is one token a call, so caches that drop tokens need room for no more
+      f"a prompt of {prompt_len:,} tokens leaves too little of a text of {length:,} to compare on; use a shorter one.")
+  # decoding takes one token per call, so caches that drop tokens need no room for more
   caches = {name: dataclasses.replace(cache, call_len=1) for name, cache in caches.items()}
   reader = Reader(model, variables, list(caches.values()), batch=batch, length=length)
   prompt = reader.read(reader.start(), list(tokens_BT[:, :prompt_len]))
   progress = {name: reader.under(cache, prompt) for name, cache in caches.items()}
   del prompt
-  judged: dict[str, list[np.ndarray]] = {name: [] for name in caches}
+  scores: dict[str, list[np.ndarray]] = {name: [] for name in caches}
   seconds: dict[str, list[float]] = {name: [] for name in caches}
   for place in range(prompt_len, length):
     token_B = jnp.asarray(tokens_BT[:, place], jnp.int32)
     first = next(iter(progress.values())).logits_BA
     for name, state in progress.items():
-      judged[name].append(np.stack(_judge(first, state.logits_BA, token_B)))
+      scores[name].append(np.stack(_score(first, state.logits_BA, token_B)))
     for name, cache in caches.items():
       start = time.perf_counter()
       progress[name] = jax.block_until_ready(reader.step(cache, progress[name], token_B))
       seconds[name].append(time.perf_counter() - start)
     if (place - prompt_len) % _BLOCK == 0:
       report(f"token {place - prompt_len + 1:,} of {length - prompt_len:,}")
-  # float64: differences of means are looked at
-  values = {name: np.stack(steps, axis=-1).astype(np.float64) for name, steps in judged.items()}
+  # float64, because small differences of means matter
+  values = {name: np.stack(steps, axis=-1).astype(np.float64) for name, steps in scores.items()}
   first = values[next(iter(caches))]
   return [
     _comparison(name, values[name], first, prompt_len, np.array(seconds[name][_WARM_UP:]), state)
@@ -96,8 +97,8 @@ def compare(
 
 
 @jax.jit
-def _judge(first_BA: jax.Array, other_BA: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """(nats of the token, divergence from the first, whether the likeliest token is the first's), of each row."""
+def _score(first_BA: jax.Array, other_BA: jax.Array, token_B: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """For each row: (nats of the token, divergence from the first cache, whether both have the same top token)."""
   first_BA, log_BA = jax.nn.log_softmax(first_BA), jax.nn.log_softmax(other_BA)
   nll_B = -jnp.take_along_axis(log_BA, token_B[:, None], axis=-1)[:, 0]
   kl_B = (jnp.exp(first_BA) * (first_BA - log_BA)).sum(-1)
@@ -105,9 +106,9 @@ def _judge(first_BA: jax.Array, other_BA: jax.Array, token_B: jax.Array) -> tupl
 
 
 def _comparison(
-  name: str, judged_3BT: np.ndarray, first_3BT: np.ndarray, prompt_len: int, seconds: np.ndarray, progress: Progress,
+  name: str, score_3BT: np.ndarray, first_3BT: np.ndarray, prompt_len: int, seconds: np.ndarray, progress: Progress,
 ) -> Comparison:
-  nll_BT, kl_BT, same_BT = judged_3BT
+  nll_BT, kl_BT, same_BT = score_3BT
   delta_BT = nll_BT - first_3BT[0]
   delta_low, delta_high = interval_of_mean(delta_BT.ravel(), block=_BLOCK)
   kl_low, kl_high = interval_of_mean(kl_BT.ravel(), block=_BLOCK)
@@ -120,7 +121,7 @@ def _comparison(
 
 
 def _by_position(nll_BT: np.ndarray, prompt_len: int) -> Iterator[tuple[str, float]]:
-  """Stretches of 64, 64, 128, 256 … tokens behind the prompt."""
+  """Mean losses over ranges of 64, 64, 128, 256 … tokens after the prompt."""
   start, stop = 0, 64
   while start < nll_BT.shape[1]:
     piece_BT = nll_BT[:, start:stop]
@@ -129,13 +130,13 @@ def _by_position(nll_BT: np.ndarray, prompt_len: int) -> Iterator[tuple[str, flo
 
 
 def format_comparisons(comparisons: list[Comparison]) -> str:
-  """Markdown: the caches, and the loss by position under each."""
+  """Two Markdown tables: one row per cache, and the loss by position under each."""
   first, positions = comparisons[0], list(comparisons[0].nll_by_position)
   return "\n\n".join([
     f"# Caches beside «{first.cache}»",
-    f"{first.tokens:,} tokens, each given those before it, after prompts of {first.prompt_len:,}; losses in nats.",
+    f"{first.tokens:,} tokens after prompts of {first.prompt_len:,}, each predicted from all before; losses in nats.",
     markdown_table([
-      ("cache", "kept", "bytes of a row", "loss", "loss − first", "95 %", "divergence", "95 %", "same likeliest",
+      ("cache", "kept", "bytes per row", "loss", "loss − first", "95 %", "divergence", "95 %", "same top token",
        "p50 ms", "p95 ms"),
       *((
         row.cache, f"{row.kept:,}", f"{row.cache_bytes:,}", f"{row.nll:.4f}", f"{row.delta_nll:+.4f}",
@@ -147,7 +148,7 @@ def format_comparisons(comparisons: list[Comparison]) -> str:
 
 
 def write_comparisons(folder: Path, comparisons: list[Comparison]) -> list[Path]:
-  """compare.md and compare.jsonl, a line a cache."""
+  """Writes compare.md, and compare.jsonl with one line per cache."""
   paths = [folder / "compare.md", folder / "compare.jsonl"]
   write_text(paths[0], format_comparisons(comparisons))
   write_text(paths[1], "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in comparisons))

@@ -1,4 +1,4 @@
-"""The compiled step of an evaluation, and where its arrays lie on the mesh."""
+"""The compiled evaluation step and the shardings of its arrays."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from lattice_jax.types import Batch, abstract_segment
 
 
 @dataclass(frozen=True)
-class Shapes:
-  """Everything static of one compiled evaluation step."""
+class EvalShapes:
+  """Everything static about one compiled evaluation step."""
 
   batch: int
   chunk_len: int
   max_len: int
-  asks: bool = False  # whether the data are a task, of which answers are right or wrong
+  has_answers: bool = False  # whether the data are a task, whose answers are right or wrong
 
 
 def compile_evaluation(
-  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Any
+  model: ModelConfig, shapes: EvalShapes, mesh: Mesh, variables: Any
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
   """The compiled step (variables, state, batch) → (state, (nll_BT, right_BT, metrics)) and the maker of an empty state.
 
-  nll_BT: fp32 nats of all rows, whole on every device, also where there is no target. right_BT: whether the target is
-  the likeliest token; None unless `shapes.asks`. The state is donated.
-  Compiled ahead and kept, so that a run which evaluates often compiles once and no call can retrace.
+  nll_BT: fp32 nats of all rows, replicated on every device, also where there is no target. right_BT: whether the target
+  is the most likely token; None unless `shapes.has_answers`. The step takes over (donates) the state.
+  Programs are compiled ahead of time and cached: a run that evaluates often compiles once, and no call can retrace.
   """
   return _compile(model, shapes, mesh, Abstract.of(variables))
 
 
-def _abstract_batch(shapes: Shapes, mesh: Mesh) -> Batch:
+def _abstract_batch(shapes: EvalShapes, mesh: Mesh) -> Batch:
   def rows(dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((shapes.batch, shapes.chunk_len), dtype, sharding=batch_sharding(mesh))
 
@@ -52,7 +52,7 @@ def _abstract_batch(shapes: Shapes, mesh: Mesh) -> Batch:
 
 @functools.lru_cache(maxsize=8)
 def _compile(
-  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Abstract
+  model: ModelConfig, shapes: EvalShapes, mesh: Mesh, variables: Abstract
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
   def make_state() -> Any:
     return init_state(model, shapes.batch, shapes.max_len)
@@ -60,7 +60,7 @@ def _compile(
   def step(variables: Any, state: Any, batch: Batch) -> Any:
     nll_BT, output = Decoder(model).apply(
       variables, batch.tokens_BT, batch.targets_BT, state, batch.segment, method=Decoder.score)
-    right_BT = _is_likeliest(model, variables, output.features_BTD, batch.targets_BT) if shapes.asks else None
+    right_BT = _is_likeliest(model, variables, output.features_BTD, batch.targets_BT) if shapes.has_answers else None
     return output.state, (nll_BT.astype(jnp.float32), right_BT, output.metrics)
 
   abstract_state = jax.eval_shape(make_state)
@@ -72,11 +72,11 @@ def _compile(
 
 
 def _is_likeliest(model: ModelConfig, variables: Any, features_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:
-  """Whether each target has the largest logit; logits exist for `model.xent_chunk` tokens at a time."""
-  def judge(column: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Whether each target has the largest logit; only the logits of `model.xent_chunk` tokens exist at a time."""
+  def check(column: tuple[jax.Array, jax.Array]) -> jax.Array:
     features_BD, targets_B = column
     logits_BTA = Decoder(model).apply(variables, features_BD[:, None], method=Decoder.logits)
     return logits_BTA[:, 0].argmax(-1) == targets_B
 
   columns = jnp.moveaxis(features_BTD, 1, 0), targets_BT.T
-  return jax.lax.map(judge, columns, batch_size=max(1, model.xent_chunk // targets_BT.shape[0])).T
+  return jax.lax.map(check, columns, batch_size=max(1, model.xent_chunk // targets_BT.shape[0])).T

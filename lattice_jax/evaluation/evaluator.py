@@ -1,4 +1,4 @@
-"""Bits per byte of a split: every token once, by masks, whatever the batch, the chunks and the mesh."""
+"""Bits per byte of a split. Masks make every token count once, whatever the batch, the chunks and the mesh."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.source import Source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.answers import AnswerTotals
-from lattice_jax.evaluation.buckets import bucket_starts
-from lattice_jax.evaluation.compiled import Shapes, compile_evaluation
+from lattice_jax.evaluation.compiled import EvalShapes, compile_evaluation
+from lattice_jax.evaluation.position_buckets import bucket_starts
 from lattice_jax.evaluation.result import EvalResult, make_result
 from lattice_jax.evaluation.totals import Totals
 from lattice_jax.inference.placed import place_variables
@@ -27,19 +27,18 @@ from lattice_jax.models.decoder import needs_token_cache
 from lattice_jax.sharding import make_mesh, put_batch
 
 MAX_TOKEN_CACHE = 65_536
-# Chunks in flight: enough to hide the reading of data, few enough to bound memory.
-_CHUNKS_IN_FLIGHT = 2
+_CHUNKS_IN_FLIGHT = 2  # enough to hide the reading of data, few enough to bound memory
 
 
 class EvaluationStopped(Exception):
-  """`should_stop` said so before the last chunk; there is no result."""
+  """`should_stop` returned true before the last chunk, so there is no result."""
 
 
 def evaluate_protocols(
   model: ModelConfig, params: Any, buffers: Any, source: Source, tokenizer: Tokenizer, *, eval: EvalConfig,
   data: DataConfig, mesh: Mesh | None = None, should_stop: Callable[[], bool] | None = None,
 ) -> list[EvalResult]:
-  """`evaluate` for the protocol of the config, or for cold and carried in turn where it says both."""
+  """Runs `evaluate` with the protocol of the config, or with cold and then carried if it is "both"."""
   protocols = ("cold", "carried") if eval.protocol == "both" else (eval.protocol,)
   return [
     evaluate(
@@ -52,18 +51,17 @@ def evaluate(
   model: ModelConfig, params: Any, buffers: Any, source: Source, tokenizer: Tokenizer, *, eval: EvalConfig,
   data: DataConfig, mesh: Mesh | None = None, should_stop: Callable[[], bool] | None = None,
 ) -> EvalResult:
-  """The loss over the whole split.
+  """Computes the loss over the whole split.
 
-  cold: windows of `seq_len` tokens, each from an empty memory (the papers' protocol). carried: whole documents, the
-  memory running on; the result then does not depend on `seq_len`.
+  cold: every window of `seq_len` tokens starts with an empty memory (the papers' protocol). carried: whole documents
+  are read and the memory is carried from chunk to chunk, so that the result does not depend on `seq_len`.
 
-  `source` is the loaded split; `eval.split` is not read. Parameters that lie on `mesh` stay as they are sharded;
-  others are copied to every device. `should_stop` is asked before every chunk, equally often by every process, and must
-  answer all of them the same.
+  `source` is the loaded split; `eval.split` is not read. Parameters that lie on `mesh` keep their sharding; others are
+  copied to every device. Every process calls `should_stop` before every chunk; it must answer all of them the same.
 
   Raises:
     ValueError: the protocol does not fit the model, or the windows do not fit the task.
-    EvaluationStopped: `should_stop` said so.
+    EvaluationStopped: `should_stop` returned true.
   """
   seq_len = eval.seq_len or data.seq_len
   lengths = np.diff(source.offsets)
@@ -71,18 +69,18 @@ def evaluate(
   chunk_len = min(eval.chunk_len or seq_len, seq_len, longest)
   host, num_hosts = (jax.process_index(), jax.process_count()) if mesh else (0, 1)
   mesh = mesh or make_mesh(MeshConfig(), jax.local_devices()[:1])
-  shapes = Shapes(
+  shapes = EvalShapes(
     batch=_round_up(
       min(eval.batch, _num_rows(eval.protocol, lengths, seq_len)), math.lcm(mesh.shape["data"], num_hosts)),
     chunk_len=chunk_len, max_len=_token_cache_len(model, eval.protocol, longest, chunk_len),
-    asks=source.answers is not None)
-  batches = _first_batches(eval, eval_batches(
+    has_answers=source.answers is not None)
+  batches = _first_batches(eval, should_stop, eval_batches(
     source, tokenizer, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, batch=shapes.batch,
     host=host, num_hosts=num_hosts))
   totals = Totals(bucket_starts(model, longest), source.num_documents)
   answers = AnswerTotals(source, longest) if source.answers else None
   metrics, seconds, compile_seconds = _run(
-    model, shapes, mesh, {"params": params, "buffers": buffers}, _until(should_stop, batches), totals, answers)
+    model, shapes, mesh, {"params": params, "buffers": buffers}, batches, totals, answers)
   if not eval.max_batches and totals.by_bucket[1].sum() != source.num_targets:
     raise RuntimeError(f"evaluation counted {totals.by_bucket[1].sum()} of {source.num_targets} targets.")
   return make_result(
@@ -91,10 +89,10 @@ def evaluate(
 
 
 def _run(
-  model: ModelConfig, shapes: Shapes, mesh: Mesh, variables: Any, batches: Iterator[EvalBatch], totals: Totals,
+  model: ModelConfig, shapes: EvalShapes, mesh: Mesh, variables: Any, batches: Iterator[EvalBatch], totals: Totals,
   answers: AnswerTotals | None,
 ) -> tuple[dict[str, float], float, float]:
-  """Adds every batch to the totals; (the model's metrics, seconds without compilation, seconds of compilation)."""
+  """Adds every batch to the totals. Returns (the model's metrics, seconds of running, seconds of compilation)."""
   variables = place_variables(variables, mesh)
   start = time.perf_counter()
   step, make_state = compile_evaluation(model, shapes, mesh, variables)
@@ -126,25 +124,22 @@ def _run(
   return metrics, seconds, compile_seconds
 
 
-def _until(should_stop: Callable[[], bool] | None, batches: Iterator[EvalBatch]) -> Iterator[EvalBatch]:
-  for chunk in batches:
-    if should_stop is not None and should_stop():
-      raise EvaluationStopped
-    yield chunk
-
-
-def _first_batches(eval: EvalConfig, batches: Iterator[EvalBatch]) -> Iterator[EvalBatch]:
-  """At most `max_batches` groups of windows (cold) or chunks (carried)."""
+def _first_batches(
+  eval: EvalConfig, should_stop: Callable[[], bool] | None, batches: Iterator[EvalBatch]
+) -> Iterator[EvalBatch]:
+  """The first `max_batches` batches, of whole windows (cold) or of chunks (carried), until `should_stop`."""
   taken = 0
   for chunk in batches:
     taken += chunk.fresh or eval.protocol == "carried"
     if eval.max_batches and taken > eval.max_batches:
       return
+    if should_stop is not None and should_stop():
+      raise EvaluationStopped
     yield chunk
 
 
 def _num_rows(protocol: str, lengths: np.ndarray, seq_len: int) -> int:
-  """Rows that can hold tokens at one time; more would only be computed to be masked."""
+  """How many rows can hold tokens at the same time; any more would be computed only to be masked."""
   return len(lengths) if protocol == "carried" else int((-(-lengths // seq_len)).sum())
 
 

@@ -1,6 +1,6 @@
-"""What made a result: each origin has a key, and every result's file or folder ends in the key of its own.
+"""Origins: everything that decides a result. Each has a key, in which the name of the result's file or folder ends.
 
-So no result replaces one that something else made, and what is resumed is what would be asked again.
+So results of different origins never overwrite one another, and a run resumes only work of its own origin.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 from lattice_jax.data.source import fingerprint
 
-# What asks, compresses and judges in a --task, beside the model. A changed comment is a change too: asking again costs
-# time, and going on with what other code has answered costs the result.
+# The code, besides the model, that asks, compresses and scores in a --task. Even a changed comment counts: asking again
+# costs time, whereas mixing in answers of different code would invalidate the result.
 _ASKING = (
-  "cache", "evaluation/caches.py", "evaluation/compare.py", "evaluation/kept.py", "evaluation/reader.py",
-  "evaluation/recall/run.py", "evaluation/recall/tasks.py")
-_MOST_READABLE = 100  # letters of a name before its key
+  "cache", "evaluation/caches.py", "evaluation/compare.py", "evaluation/cache_contents.py", "evaluation/reader.py",
+  "evaluation/retrieval/run.py", "evaluation/retrieval/prompts.py")
+_READABLE_LEN = 100  # characters of a name before its key, at most
 
 
 def origin_key(origin: Mapping[str, Any]) -> str:
@@ -26,13 +26,13 @@ def origin_key(origin: Mapping[str, Any]) -> str:
 
 
 def keyed_name(parts: list[str], origin: Mapping[str, Any]) -> str:
-  """A file or folder name: what tells results apart at a glance, and the key."""
+  """The name of a file or folder: parts that tell results apart at a glance, and the key."""
   readable = "_".join("".join(c if c.isalnum() or c in ".=-_" else "-" for c in part) for part in parts)
-  return f"{readable[:_MOST_READABLE]}_{origin_key(origin)}"
+  return f"{readable[:_READABLE_LEN]}_{origin_key(origin)}"
 
 
 def code_fingerprint() -> str:
-  """Of the source of everything that asks and judges."""
+  """The fingerprint of the source code of everything that asks and scores."""
   root = Path(__file__).parents[1]
-  paths = [path for name in _ASKING for path in (sorted((root / name).glob("*.py")) or [root / name])]
+  paths = [path for name in _ASKING for path in (sorted((root / name).rglob("*.py")) or [root / name])]
   return fingerprint(*(path.read_bytes() for path in paths))

@@ -1,4 +1,4 @@
-"""What an evaluation found, in the units that figures are quoted in."""
+"""The result of an evaluation, in the units in which figures are published."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from lattice_jax.data.source import Source
 from lattice_jax.evaluation.answers import AnswerGroup, AnswerTotals
-from lattice_jax.evaluation.buckets import Bucket, make_buckets
+from lattice_jax.evaluation.position_buckets import PositionBucket, make_buckets
 from lattice_jax.evaluation.totals import Totals
 
 
 @dataclass(frozen=True)
 class DocumentResult:
-  """One text of the split. tokens: with the end of the text; words: of the raw text, between white space."""
+  """One text of the split. tokens: including the end of the text. words: of the raw text, separated by white space."""
 
   title: str
   tokens: int
@@ -29,18 +29,18 @@ class DocumentResult:
 class EvalResult:
   """One protocol on one split.
 
-  unit: what bits are counted by: "byte" of text, "dim" of an image or "answer" of a task; so `bits_per_byte` is.
-  bits_per_byte: total nats / ln 2 / raw bytes of the split (of the evaluated part where `max_batches` cut it).
+  unit: "byte" of text, "dim" of an image or "answer" of a task; despite its name, `bits_per_byte` is per this unit.
+  bits_per_byte: total nats / ln 2 / raw bytes of the split (of the evaluated part if `max_batches` cut it).
   nll_per_token: nats.
-  tokens: the targets that were judged, of `split_tokens`; fewer where `max_batches` cut the split.
-  words, word_perplexity: exp(nats of the split / words), where the split is of whole texts. `words` is the published
-    count where there is one, `raw_words` the count of the raw texts. Of a split that was cut the nats are estimated,
-    as nll_per_token × split_tokens.
-  documents: the texts, in order; of a split that was cut those that were read to the end.
-  accuracy, answers: of a task, whose answers are the only targets, else None and none; `answers` tells them apart by
+  tokens: the evaluated targets, out of `split_tokens`; fewer if `max_batches` cut the split.
+  words, word_perplexity: exp(nats of the split / words), if the split consists of whole texts. `words` is the published
+    count if there is one, `raw_words` the count in the raw texts. The nats of a cut split are estimated as
+    nll_per_token × split_tokens.
+  documents: the texts, in order; of a cut split only those that were read to the end.
+  accuracy, answers: of a task, whose only targets are its answers; otherwise None and empty. `answers` groups them by
     each of the source's labels.
-  seconds, tokens_per_second: without the compilation, which took compile_seconds (0 when it was reused).
-  metrics: the model's own reports, such as codebook use, averaged over the split.
+  seconds, tokens_per_second: without compilation, which took compile_seconds (0 if the program was reused).
+  metrics: the model's own metrics, such as codebook use, averaged over the split.
   """
 
   source: str
@@ -61,7 +61,7 @@ class EvalResult:
   seconds: float
   compile_seconds: float
   tokens_per_second: float
-  buckets: tuple[Bucket, ...]
+  buckets: tuple[PositionBucket, ...]
   documents: tuple[DocumentResult, ...]
   accuracy: float | None
   answers: tuple[AnswerGroup, ...]
@@ -69,7 +69,7 @@ class EvalResult:
 
   @property
   def is_whole(self) -> bool:
-    """Whether every token of the split was judged."""
+    """Whether every token of the split was evaluated."""
     return self.tokens == self.split_tokens
 
 
@@ -77,7 +77,7 @@ def make_result(
   source: Source, totals: Totals, answers: AnswerTotals | None, *, protocol: str, seq_len: int,
   chunk_len: int, metrics: dict[str, float], seconds: float, compile_seconds: float,
 ) -> EvalResult:
-  """The figures of the sums."""
+  """Computes the figures from the sums."""
   nats, tokens = totals.by_bucket.sum(axis=1).tolist()
   nll, split_tokens, texts = nats / tokens, source.num_targets, source.texts
   bytes_per_token = source.num_bytes / split_tokens
@@ -95,7 +95,7 @@ def make_result(
 
 
 def word_perplexity(nats: float, words: int) -> float | None:
-  """exp(nats / words); None without words, and beyond what a float holds."""
+  """exp(nats / words); None if there are no words or the value overflows."""
   try:
     return math.exp(nats / words) if words else None
   except OverflowError:
@@ -103,7 +103,7 @@ def word_perplexity(nats: float, words: int) -> float | None:
 
 
 def _document_results(source: Source, nats: np.ndarray, tokens: np.ndarray) -> tuple[DocumentResult, ...]:
-  """One result for each text of which every token was judged; none for a corpus that is not one of texts."""
+  """One result for each text whose tokens were all evaluated; none if the corpus does not consist of texts."""
   texts = source.texts
   if texts is None:
     return ()

@@ -1,4 +1,4 @@
-"""Sums of an evaluation on the host, in float64: by position and by document."""
+"""Sums of an evaluation by position and by document, on the host in float64."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lattice_jax.data.loader import EvalBatch
 
 
 class Totals:
-  """Adds up chunks of nats; every host adds the same ones, whatever rows it computed.
+  """Accumulates nats chunk by chunk. Every host adds the same chunks, whichever rows it computed.
 
-  by_bucket, by_document: [2, buckets] and [2, documents], the nats and the number of targets. In fp32 a sum over 100k
-  tokens would already differ by 1e-6 from one batch size to the next. end: one behind the last position of a target.
+  by_bucket, by_document: [2, buckets] and [2, documents], the nats and the number of targets. In fp32, sums over 100k
+  tokens would already differ by 1e-6 between batch sizes. end: one past the last position of a target.
   """
 
   def __init__(self, starts: np.ndarray, num_documents: int):
@@ -21,7 +21,7 @@ class Totals:
     self.end = 0
 
   def add(self, nll_BT: np.ndarray, chunk: EvalBatch) -> None:
-    """What the model says where there is no target is not looked at, NaN included."""
+    """Ignores the losses where there is no target, even NaN."""
     is_target_BT = chunk.documents_BT >= 0
     nats = nll_BT[is_target_BT].astype(np.float64)
     positions = chunk.positions_BT[is_target_BT]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lattice_jax.cache import compress, uncompressed
+from lattice_jax.cache.convert import compress, uncompressed
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.placed import Abstract, with_shardings
 from lattice_jax.inference.sampling import Sampling, sample_token

@@ -15,13 +15,13 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.inspect.plots import new_figure, save_figure
 
 _COUNT = "codebook_count"
-_MIN_SHARE = 1e-2  # of an even share: fainter use looks like none
+_MIN_SHARE = 1e-2  # of an even share; rarer use is drawn as none
 
 
 def code_shares(model: ModelConfig, buffers: Any) -> tuple[list[str], np.ndarray]:
-  """(row names, [rows, codes]) from the moving averages of code counts; a row for each layer and codebook, from below.
+  """(row names, [rows, codes]) from the moving averages of code counts; a row per layer and codebook, bottom up.
 
-  Each row sums to 1. Raises ValueError where no memory has a codebook.
+  Each row sums to 1. Raises ValueError if no memory has a codebook.
   """
   rows = [
     (layer, head, count_M / max(count_M.sum(), 1e-30))
@@ -35,12 +35,12 @@ def code_shares(model: ModelConfig, buffers: Any) -> tuple[list[str], np.ndarray
 
 
 def perplexity(share_RM: np.ndarray) -> np.ndarray:
-  """exp of the entropy of each row: how many codes it would use if it used them evenly."""
+  """exp of each row's entropy: the number of codes that, used evenly, would have the same entropy."""
   return np.exp(-(share_RM * np.log(np.maximum(share_RM, 1e-30))).sum(-1))
 
 
 def plot_codebook(workdir: Path, out: Path) -> None:
-  """A heat map of code use in the newest checkpoint: rows are layers, codes are sorted by use within each."""
+  """Draws a heat map of code use in the newest checkpoint: a row per layer, its codes sorted by use."""
   config, _, buffers, step = load_for_eval(workdir)
   names, share_RM = code_shares(config.model, buffers)
   codes = share_RM.shape[1]
@@ -69,7 +69,7 @@ def _draw_perplexity(side: Any, perplexity_R: np.ndarray, codes: int, limits: tu
 
 
 def _counts(model: ModelConfig, buffers: Any) -> Iterator[tuple[int, np.ndarray]]:
-  """(layer, counts [H, M]) of every codebook, whether layers are stacked or not."""
+  """Yields (layer, counts [H, M]) of every codebook, whether layers are stacked or not."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(buffers):
     group, block, *_, name = (key.key for key in path)
     if name != _COUNT:

@@ -1,4 +1,4 @@
-"""What runs and results are called where they stand beside one another."""
+"""Names that tell runs and results apart in one plot."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from lattice_jax import run_file
 
-# Settings of a result that a legend names where they differ.
+# Settings of a result that a legend names if they differ.
 _FACETS = {"step": "step {}", "seq_len": "windows of {:,}", "chunk_len": "{:,} a call", "dtype": "{}"}
 
 
 def run_names(workdirs: Sequence[Path]) -> list[str]:
-  """By their memories where these differ from run to run, else by as much of the path as does."""
+  """The runs' memories if these are all different, else the shortest ends of their paths that are."""
   runs = list(dict.fromkeys(path.resolve() for path in workdirs))
   memories = [_memory(run) for run in runs]
   if len(runs) > 1 and len(set(memories)) == len(runs) and None not in memories:
@@ -26,7 +26,7 @@ def run_names(workdirs: Sequence[Path]) -> list[str]:
 
 
 def result_names(names: Sequence[str], results: Sequence[dict[str, Any]], figure: str, form: str) -> list[str]:
-  """Run, split, protocol and the figure of each result; of other settings those in which the results differ."""
+  """For each result its run, split, protocol and `figure`, and those other settings in which the results differ."""
   varying = [name for name in _FACETS if len({_facet(result, name) for result in results}) > 1]
   return [
     f"{name}: " + ", ".join([
@@ -36,7 +36,7 @@ def result_names(names: Sequence[str], results: Sequence[dict[str, Any]], figure
 
 
 def known_run(workdir: Path) -> dict[str, Any]:
-  """What run.json of a workdir says; nothing where there is none, as of a pretrained model."""
+  """The content of a workdir's run.json; empty if there is none, as for a pretrained model."""
   return run_file.read_run(workdir) if (workdir / run_file.FILE).exists() else {}
 
 
@@ -45,7 +45,7 @@ def _facet(result: dict[str, Any], name: str) -> str | None:
 
 
 def _memory(workdir: Path) -> str | None:
-  """As in lattice or window+lattice; None of what no run.json describes."""
+  """Such as "lattice" or "window+lattice"; None if no run.json describes the run."""
   found: Any = known_run(workdir)
   for name in ("config", "model", "pattern"):
     found = found[name] if isinstance(found, dict) and name in found else None

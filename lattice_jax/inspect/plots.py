@@ -1,4 +1,4 @@
-"""Plots of runs: the loss over updates, and the loss by position."""
+"""Plots of runs: the loss over updates, the loss by position, and the accuracy of answers."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from lattice_jax.inspect.names import known_run, result_names, run_names
 from lattice_jax.metrics import read_metric_lines
 
-_SMOOTHING_SHARE = 0.02  # of the run: the width of the moving average over training updates
-_START_SHARE = 0.05  # of the longest run: updates that stand far above what is worth reading, and may leave the plot
-_TITLE_WIDTH = 60  # letters of names over a plot
-_MOST_INSIDE = 12  # names of a legend inside its plot
-# Told apart without seeing red or green as such; so is what lies around a middle, from blue to orange.
+_SMOOTHING_SHARE = 0.02  # width of the moving average over training updates, as a share of the run
+_START_SHARE = 0.05  # share of the longest run whose high losses at the start may lie outside the plot
+_TITLE_WIDTH = 60  # characters of the names in a title, at most
+_MOST_INSIDE = 12  # names in a legend inside the plot; a longer one stands beside it
+# Colours that colour-blind readers can tell apart; DIVERGING goes from blue to orange around a middle.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DIVERGING = LinearSegmentedColormap.from_list("blue_orange", ["#0b3c5d", "#0072b2", "#f7f7f7", "#e69f00", "#a64b00"])
-_ANSWER_AXES = {"pairs": "pairs in the document", "distance": "distance from what was told (tokens)"}
-_LINES = ("-", "--", ":", "-.")  # of names beyond those that have a colour of their own
+_ANSWER_AXES = {"pairs": "pairs in the document", "distance": "distance from the pair to its query (tokens)"}
+_LINES = ("-", "--", ":", "-.")  # the second takes over where the colours have run out, and so on
 
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -35,7 +34,7 @@ def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
 
 
 def read_result(path: Path) -> dict[str, Any]:
-  """What eval.py wrote into a JSON file."""
+  """Reads a JSON file that eval.py wrote."""
   result = json.loads(path.read_text()) if path.suffix == ".json" and path.is_file() else {}
   if "buckets" not in result:
     raise ValueError(f"{path} is not a file that eval.py wrote; give one, such as RUN/eval_test_cold_*.json.")
@@ -51,10 +50,10 @@ def smooth(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
-  """Bits per byte or dim over updates of one or several runs: training smoothed and raw, evaluations as points."""
+  """Draws bits per byte or dim over the updates of runs: training smoothed and raw, evaluations as points."""
   names = run_names(workdirs)
   figure, (axes,) = new_figure(_title("Loss of", names))
-  worth_reading = []  # (step, value) of every point that the vertical axis is chosen for
+  worth_reading = []  # (steps, values) that the vertical axis must show
   for index, workdir in enumerate(workdirs):
     train, evaluations = read_metrics(workdir / "metrics.jsonl")
     color, line, name = *line_style(index), names[index]
@@ -74,22 +73,22 @@ def plot_loss(workdirs: Sequence[Path], out: Path) -> None:
   axes.set_ylim(_readable_range(*map(np.concatenate, zip(*worth_reading, strict=True))))
   axes.set_xlim(left=0)
   axes.set_xlabel("training (optimizer updates)")
-  axes.set_ylabel(f"bits per {_common_unit(_run_unit(path) for path in workdirs)}")
+  axes.set_ylabel(f"bits per {_common_unit(_unit(known_run(path)) for path in workdirs)}")
   save_with_legend(figure, axes, out)
 
 
 def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
-  """Bits per byte or dim by position, from the JSON files that eval.py writes."""
+  """Draws bits per byte or dim by position, from JSON files that eval.py wrote."""
   results = [read_result(path) for path in eval_files]
   names = run_names([path.parent for path in eval_files])
   figure, (axes,) = new_figure(_title("Loss by position of", names))
   labels = result_names(names, results, "bits_per_byte", "{:.3f}")
-  # files from before empty buckets were left out may hold some
+  # older files may hold empty buckets
   filled = [[bucket for bucket in result["buckets"] if bucket["tokens"]] for result in results]
   for index, (label, buckets) in enumerate(zip(labels, filled, strict=True)):
     edges, values = [buckets[0]["start"]], []
     for bucket in buckets:
-      if bucket["start"] > edges[-1]:  # nothing was judged in between
+      if bucket["start"] > edges[-1]:  # nothing was evaluated in between
         edges, values = [*edges, bucket["start"]], [*values, np.nan]
       edges, values = [*edges, bucket["stop"]], [*values, bucket["bits_per_byte"]]
     color, line = line_style(index)
@@ -104,11 +103,11 @@ def plot_buckets(eval_files: Sequence[Path], out: Path) -> None:
 
 
 def plot_answers(eval_files: Sequence[Path], out: Path) -> None:
-  """Accuracy by each label of a task, from the JSON files that eval.py writes; a panel a label, a curve a run."""
+  """Draws accuracy by each label of a task, from JSON files that eval.py wrote; a panel per label, a curve per file."""
   results = [(path, read_result(path)) for path in eval_files]
   for path, result in results:
     if "accuracy" not in result or result["accuracy"] is None:
-      raise ValueError(f"{path} is not of a task with answers; use --what=position.")
+      raise ValueError(f"{path} is not the result of a task with answers; use --what=position.")
   labels = list(dict.fromkeys(group["label"] for _, result in results for group in result["answers"]))
   names = run_names([path.parent for path in eval_files])
   figure, panels = new_figure(_title("Answers of", names), size=(5 * len(labels), 4.2), widths=(1,) * len(labels))
@@ -130,7 +129,7 @@ def plot_answers(eval_files: Sequence[Path], out: Path) -> None:
 
 
 def line_style(index: int) -> tuple[str, str]:
-  """(colour, line) of the name of that number."""
+  """(colour, line) of the curve with that number."""
   return COLORS[index % len(COLORS)], _LINES[index // len(COLORS) % len(_LINES)]
 
 
@@ -144,7 +143,7 @@ def _by_series(evaluations: list[dict[str, Any]]) -> dict[str, list[dict[str, An
 
 
 def _points(lines: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-  """(steps, bits per byte) without the updates whose loss was not finite."""
+  """(steps, bits per byte) of the lines whose loss is finite."""
   pairs = [(line["step"], line["bits_per_byte"]) for line in lines if line["bits_per_byte"] is not None]
   return tuple(np.asarray(pairs, np.float64).reshape(-1, 2).T)
 
@@ -160,7 +159,7 @@ def _tokens_label(tokens: int) -> str:
 
 
 def _title(what: str, names: list[str]) -> str:
-  """Names that do not fit are left to the legend."""
+  """With the names if they fit; otherwise only the legend lists them."""
   names = list(dict.fromkeys(names))
   listed = ", ".join(names)
   return f"{what} {listed if len(listed) <= _TITLE_WIDTH else f'{len(names)} runs'}"
@@ -169,9 +168,8 @@ def _title(what: str, names: list[str]) -> str:
 def new_figure(
   title: str, *, size: tuple[float, float] = (8, 4.5), widths: Sequence[float] = (1,)
 ) -> tuple[Figure, list[Any]]:
-  """A figure of its own, without pyplot (nothing global, no display), and plots side by side of relative `widths`."""
+  """A figure without pyplot (no global state, no display) with plots of relative `widths` side by side."""
   figure = Figure(figsize=size, dpi=120, layout="constrained")
-  FigureCanvasAgg(figure)
   plots = list(figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0])
   plots[0].set_title(title, loc="left")
   for axes in plots:
@@ -180,29 +178,25 @@ def new_figure(
 
 
 def panel_grid(number: int, size: tuple[float, float]) -> tuple[Figure, list[list[Any]]]:
-  """A figure with as many plots, `size` of each, in rows of three to five that leave the fewest places empty."""
+  """A figure with `number` plots of `size` each, in rows of three to five that leave the fewest places empty."""
   columns = number if number <= 3 else min(range(3, 6), key=lambda columns: (-number % columns, -(-number // columns)))
   rows = -(-number // columns)
   figure = Figure(figsize=(size[0] * columns + 1.2, size[1] * rows + 0.6), dpi=120, layout="constrained")
-  FigureCanvasAgg(figure)
   plots = list(figure.subplots(rows, columns, squeeze=False).flat)
   for axes in plots[number:]:
     axes.set_visible(False)
   return figure, [plots[start:min(start + columns, number)] for start in range(0, number, columns)]
 
 
-def save_figure(figure: Figure, out: Path) -> None:
-  """Writes the PNG, and the folder it lies in."""
+def save_figure(figure: Figure, out: Path) -> Path:
+  """Writes the PNG to `out`, makes its folder if needed, and returns `out`."""
   out.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(out)
+  return out
 
 
 def _unit(record: dict[str, Any]) -> str:
-  return record["unit"] if "unit" in record else "byte"  # files from before images were known
-
-
-def _run_unit(workdir: Path) -> str:
-  return _unit(known_run(workdir))
+  return record["unit"] if "unit" in record else "byte"  # older files have no unit, and are of text
 
 
 def _common_unit(units: Iterable[str]) -> str:
@@ -213,7 +207,7 @@ def _common_unit(units: Iterable[str]) -> str:
 
 
 def save_with_legend(figure: Figure, axes: Any, out: Path) -> None:
-  """One plot with a grid and its legend, a long one beside it."""
+  """Adds a grid and a legend, which stands beside the plot if it is long, and writes the PNG."""
   axes.grid(True, alpha=0.25)
   handles, names = axes.get_legend_handles_labels()
   if len(names) > _MOST_INSIDE:

@@ -1,4 +1,4 @@
-"""Whether two workdirs hold the same run: every metric and every bit of the last state."""
+"""Compares two workdirs: whether every metric and every bit of the last state are the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lattice_jax.training.state import abstract_state
 
 
 def timeless_lines(workdir: Path) -> list[Record]:
-  """The lines of metrics.jsonl without what depends on the clock."""
+  """The lines of metrics.jsonl without the fields that depend on the clock."""
   return [
     {name: value for name, value in record.items() if name != "tokens_per_second" and not name.startswith("time_")}
     for record in read_metric_lines(workdir / "metrics.jsonl")]
@@ -34,7 +34,7 @@ def newest_state(workdir: Path) -> tuple[int, Any]:
 
 
 def differences(workdir: Path, expected: Path) -> list[str]:
-  """One sentence for each way in which a run differs from another; none where they are the same."""
+  """One sentence for each way in which two runs differ; none if they are the same."""
   found = []
   lines, expected_lines = timeless_lines(workdir), timeless_lines(expected)
   if len(lines) != len(expected_lines):

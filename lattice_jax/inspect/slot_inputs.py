@@ -1,4 +1,4 @@
-"""A model read over one text, and what its Lattice layers were given on the way."""
+"""The inputs that a model's Lattice layers receive while it reads one text. The slot audit is for Lattice alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lattice_jax.types import whole_segment
 
 
 def lattice_layers(model: ModelConfig) -> list[int]:
-  """The layers, from below and from 0, whose memory is Lattice. Raises ValueError where there is none."""
+  """The layers whose memory is Lattice, counted bottom up from 0. Raises ValueError if there is none."""
   layers = [layer for layer in range(model.layers) if model.pattern[layer % len(model.pattern)] == "lattice"]
   if not layers:
     raise ValueError(
@@ -28,40 +28,40 @@ def lattice_layers(model: ModelConfig) -> list[int]:
 
 
 def rule_of(config: LatticeConfig) -> Rule:
-  """What a token does to the slots of this model."""
+  """The rule by which a token changes the slots of this model."""
   return Rule(config.objective, config.state, config.projected)
 
 
 def read_inputs(model: ModelConfig, params: Any, buffers: Any, tokens_T: np.ndarray) -> dict[int, SlotInputs]:
   """Layer → its inputs while the model reads `tokens_T`, eos first, as one document from an empty memory.
 
-  The layers say them in Flax's collection "intermediates", which exists only where it is asked for.
+  The layers report them in Flax's collection "intermediates", which exists only when it is requested.
   """
-  # Inside a scan over layers the collection would have to be stacked; unrolled layers need no such thing in training.
+  # A scan over layers would have to stack the collection in training too; unrolled layers need no such support.
   plain = dataclasses.replace(model, scan_layers=False, remat="none")
   variables = {"params": _unstack(params, model), "buffers": _unstack(buffers, model)}
   state, segment = init_state(plain, 1), whole_segment(1, len(tokens_T))
 
   @jax.jit
   def read(variables: Any) -> Any:
-    _, said = Decoder(plain).apply(
+    _, sown = Decoder(plain).apply(
       variables, jnp.asarray(tokens_T, jnp.int32)[None], state, segment, mutable=["intermediates"])
-    return said["intermediates"]
+    return sown["intermediates"]
 
-  said = read(variables)
-  return {layer: _inputs(said, model, layer) for layer in lattice_layers(model)}
+  sown = read(variables)
+  return {layer: _inputs(sown, model, layer) for layer in lattice_layers(model)}
 
 
-def _inputs(said: Any, model: ModelConfig, layer: int) -> SlotInputs:
+def _inputs(sown: Any, model: ModelConfig, layer: int) -> SlotInputs:
   group, block = divmod(layer, len(model.pattern))
-  (inputs,) = said[f"group_{group}"][f"block_{block}"]["memory"]["op_inputs"]
+  (inputs,) = sown[f"group_{group}"][f"block_{block}"]["memory"]["op_inputs"]
   k_THM, v_THV, step_TH, forget_TH = (
     None if inputs[name] is None else inputs[name][0] for name in ("k", "v", "step", "forget"))
   return SlotInputs(k_THM, v_THV, step_TH, forget_TH, inputs["start"])
 
 
 def _unstack(tree: Any, model: ModelConfig) -> Any:
-  """The variables of a model whose layers are stacked, as those of one whose layers are not."""
+  """Turns the variables of stacked layers into those of unrolled layers."""
   if "groups" not in tree:
     return tree
   rest = {name: part for name, part in tree.items() if name != "groups"}

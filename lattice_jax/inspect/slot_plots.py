@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
@@ -15,29 +14,30 @@ from lattice_jax.inspect.plots import COLORS, DIVERGING, save_figure, smooth
 from lattice_jax.inspect.slot_trace import SlotTrace
 from lattice_jax.inspect.slot_writes import ages
 
-# What a figure shows → its heading and what can be read off it.
+# What a figure shows → its heading, and a caption that says how to read it.
 HEADINGS = {
-  "traces": "Steps, novelty and span along the text", "writes": "Who wrote to which slot", "gates": "What was kept",
-  "ages": "Ages", "novelty": "What was known already", "similarity": "How alike slots are", "lengths": "Lengths"}
+  "traces": "Steps, novelty and span along the text", "writes": "Which tokens wrote to which slots",
+  "gates": "What was kept", "ages": "Ages", "novelty": "What was already known", "similarity": "How similar slots are",
+  "lengths": "Lengths"}
 CAPTIONS = {
-  "traces": "Per token and head: the step η that the token chose; the share of its value that was orthogonal to the "
-            "slots it was offered to; how many directions the slots span; how alike two slots are on average.",
-  "writes": "How far each token turned each slot, in radians: π/2 replaces the slot.",
-  "gates": "What is left of a slot's direction after a token. Blue, below one: it is overwritten; orange, above one: "
-           "the write pointed away from the slot.",
-  "ages": "How long ago each slot was last written to, or the text began; yellow slots hold something old.",
-  "novelty": "How much of the token's value lies along each slot, which held it already. Dark: the value is novel "
-             "there, orthogonal to the slot.",
-  "similarity": "Cosines of any two slots at the end of the text. Orange off the diagonal: two slots hold the same "
-                "direction; blue: opposite ones.",
-  "lengths": "Long slots turn slowly: they were written often.",
+  "traces": "For each token and head: the step η that the token chose; the share of its value that was orthogonal to "
+            "the slots it was offered to; how many directions the slots span; how similar two slots are on average.",
+  "writes": "How far each token turned each slot, in radians; π/2 replaces the slot.",
+  "gates": "How much of a slot's direction is left after a token. Blue, below one: the slot is overwritten. Orange, "
+           "above one: the write pointed away from the slot.",
+  "ages": "How long ago each slot was last written to, or else the text began. Yellow slots hold something old.",
+  "novelty": "How much of the token's value lies along each slot, which held that part already. Dark: the value is "
+             "orthogonal to the slot and therefore novel there.",
+  "similarity": "Cosines of all pairs of slots at the end of the text. Off the diagonal, orange marks slots with the "
+                "same direction and blue slots with opposite directions.",
+  "lengths": "Long slots turn slowly: they were written to often.",
 }
-_MIN_TURN = 1e-3  # radians; less looks like nothing
-_MAX_COLUMNS = 1200  # of a heat map: more than the figure has pixels for
+_MIN_TURN = 1e-3  # radians; smaller turns are drawn as none
+_MAX_COLUMNS = 1200  # of a heat map; the figure has no pixels for more
 
 
 def plot_layer(name: str, trace: SlotTrace, folder: Path, *, threshold: float) -> dict[str, Path]:
-  """What is shown → its PNG, of one layer; the keys are those of CAPTIONS, "lengths" only where they change."""
+  """Draws one layer. Returns the PNG for each key of CAPTIONS; "lengths" only if they change."""
   figures = {
     "writes": _heat_maps(
       f"{name}: how far a token turned each slot", "turn (radians)", trace.turn_THM, "magma",
@@ -49,7 +49,7 @@ def plot_layer(name: str, trace: SlotTrace, folder: Path, *, threshold: float) -
       f"{name}: tokens since the last write of {threshold:g} radians or more", "age (tokens) + 1",
       ages(trace.turn_THM, threshold) + 1.0, "viridis", LogNorm(1, max(len(trace.turn_THM), 2)), np.mean),
     "novelty": _heat_maps(
-      f"{name}: share of the value that each slot holds already; the rest is novel", "redundant share",
+      f"{name}: share of the value that each slot already holds; the rest is novel", "redundant share",
       1 - trace.novel_THM, "magma", Normalize(0, 1), np.max),
     "similarity": _similarity(f"{name}: cosines of the slots after the last token", trace.similarity_HMM),
     "traces": _traces(f"{name}: gates and slots along the text", trace),
@@ -58,15 +58,12 @@ def plot_layer(name: str, trace: SlotTrace, folder: Path, *, threshold: float) -
     figures["lengths"] = _heat_maps(
       f"{name}: length of each slot", "length", trace.norm_THM, "viridis",
       Normalize(float(trace.norm_THM.min()), float(trace.norm_THM.max())), np.mean)
-  paths = {}
-  for what, figure in figures.items():
-    paths[what] = folder / f"{name.replace(' ', '')}_{what}.png"
-    save_figure(figure, paths[what])
-  return paths
+  return {
+    what: save_figure(figure, folder / f"{name.replace(' ', '')}_{what}.png") for what, figure in figures.items()}
 
 
 def _around_one(keep_THM: np.ndarray) -> Normalize:
-  """White at one; the far ends are those of all but the most extreme gates, which one write of many may be."""
+  """White at one. The most extreme 0.5 % of gates on either side, perhaps single writes, do not stretch the scale."""
   low, high = np.quantile(keep_THM, [0.005, 0.995]).tolist()
   reach = max(1 - low, high - 1, 1e-3)
   return TwoSlopeNorm(1.0, 1 - reach, 1 + reach)
@@ -74,7 +71,6 @@ def _around_one(keep_THM: np.ndarray) -> Normalize:
 
 def _new_figure(title: str, rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
   figure = Figure(figsize=size, dpi=110, layout="constrained")
-  FigureCanvasAgg(figure)
   figure.suptitle(title, x=0.01, ha="left", fontsize=11)
   return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -83,7 +79,7 @@ def _heat_maps(
   title: str, unit: str, value_THM: np.ndarray, colors: str | Colormap, norm: Normalize,
   pool: Callable[..., np.ndarray],
 ) -> Figure:
-  """Slots over tokens, head below head, on one scale of colours."""
+  """Slots over tokens, one head below another, with a common colour scale."""
   length, heads, slots = value_THM.shape
   height = min(2.6, max(1.1, 0.035 * slots + 0.5))
   figure, axes = _new_figure(title, heads, 1, (10, 0.9 + height * heads))
@@ -99,7 +95,7 @@ def _heat_maps(
 
 
 def _shorten(value_TM: np.ndarray, pool: Callable[..., np.ndarray]) -> np.ndarray:
-  """At most _MAX_COLUMNS tokens wide, neighbours pooled."""
+  """At most _MAX_COLUMNS columns, into which neighbouring tokens are pooled."""
   parts = np.array_split(value_TM, min(len(value_TM), _MAX_COLUMNS))
   return np.stack([pool(part, axis=0) for part in parts])
 
@@ -123,7 +119,7 @@ def _similarity(title: str, cosine_HMM: np.ndarray) -> Figure:
 
 
 def _traces(title: str, trace: SlotTrace) -> Figure:
-  """One curve a head of each number that a token has one of; smoothed where tokens are many."""
+  """One plot for each number that a token has per head, one curve per head; many tokens are smoothed."""
   rows = {
     "step η": trace.step_TH, "novel share\nof the value": trace.novel_TH,
     "slots' span\n(directions)": trace.rank_TH, "mean |cosine|\nof two slots": trace.overlap_TH}

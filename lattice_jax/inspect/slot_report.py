@@ -1,8 +1,9 @@
-"""The slot audit as one HTML file that needs no other, and as JSON with every number."""
+"""The slot audit as one self-contained HTML file, and as JSON with every number."""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,9 @@ _INTRODUCTION = (
    "the slots: it turns some of them towards its value, and so overwrites what they held. This page replays that for "
    "one text: which tokens wrote to which slot, how much of what was there they left, and what the slots hold at the "
    "end."),
-  ("A write is counted where a token turns a slot by {threshold:g} radians or more; π/2 would replace it. Of a value, "
-   "what lies along the slots it is offered to was known already (redundant), the rest is novel. In heat maps a row "
-   "is a slot and a column a token, or several where there are more than there is room for; heads stand below one "
+  ("A write is counted if a token turns a slot by {threshold:g} radians or more; π/2 would replace the slot. The part "
+   "of a value that lies along the slots it is offered to was already known (redundant); the rest is novel. In heat "
+   "maps a row is a slot, and a column is a token, or several if there is no room for all; heads stand below one "
    "another."))
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -41,7 +42,7 @@ mark { background: #ffd54d; padding: 0 1px; } .faint { color: #888; } summary { 
 
 @dataclass(frozen=True)
 class LayerAudit:
-  """One layer. figures: what is shown → PNG."""
+  """The audit of one layer. figures: what is shown → PNG."""
 
   name: str
   trace: SlotTrace
@@ -50,16 +51,16 @@ class LayerAudit:
 
 
 def write_json(path: Path, facts: Mapping[str, Any], texts: Sequence[str], layers: Sequence[LayerAudit]) -> None:
-  """Everything: facts of the run, the text of each token, and of each layer the traces and the slots' summaries."""
+  """Writes the facts of the run, the text of each token, and each layer's traces and slot summaries."""
   threshold = facts["threshold"]
   content = dict(facts) | {"tokens": list(texts), "layers": [
-    {"name": layer.name, **_numbers(layer.trace, threshold), "slots": [slot.to_dict() for slot in layer.slots]}
+    {"name": layer.name, **_numbers(layer.trace, threshold), "slots": list(map(dataclasses.asdict, layer.slots))}
     for layer in layers]}
   path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def write_html(path: Path, facts: Mapping[str, Any], layers: Sequence[LayerAudit]) -> None:
-  """The report for readers, with its images inside."""
+  """Writes the page to read, with its images inside."""
   rows = "".join(
     f"<tr><th>{_escape(name)}</th><td class=text>{_escape(value)}</td></tr>" for name, value in facts.items())
   body = "".join(_layer(layer, facts["threshold"]) for layer in layers)
@@ -121,7 +122,7 @@ def _heads(layer: LayerAudit, threshold: float) -> str:
      f"{trace.overlap_TH[-1, head]:.3f}")
     for head in range(trace.turn_THM.shape[1])]
   return _table(
-    ("head", "mean step η", "tokens that wrote", "slots written a token", "novel share", "redundant share",
+    ("head", "mean step η", "tokens that wrote", "slots written per token", "novel share", "redundant share",
      "directions at the end", "mean |cosine| at the end"), rows)
 
 
@@ -134,7 +135,7 @@ def _slots(layer: LayerAudit) -> str:
   writes = ["".join(map(_write, slot.top)) for slot in layer.slots]
   table = _table(
     ("head", "slot", "length", "age", "writes", "mean turn", "mean gate", "gates", "novel share", "nearest slot"),
-    rows, ("what wrote most", writes))
+    rows, ("tokens that wrote most", writes))
   return f"<details><summary>Every slot, and the tokens that wrote most to it</summary>{table}</details>"
 
 
@@ -147,7 +148,7 @@ def _write(write: Write) -> str:
 def _table(
   names: Sequence[str], rows: Sequence[Sequence[str]], last: tuple[str, Sequence[str]] | None = None
 ) -> str:
-  """last: name and cells of a column that is HTML already."""
+  """last: name and cells of a last column that is already HTML."""
   heads = "".join(f"<th>{_escape(name)}</th>" for name in (*names, *(last[:1] if last else ())))
   lines = [
     "".join(f"<td>{_escape(cell)}</td>" for cell in row) + (f"<td class=text>{last[1][n]}</td>" if last else "")
@@ -156,6 +157,6 @@ def _table(
 
 
 def _escape(text: Any) -> str:
-  """Text for HTML, control characters made visible."""
+  """Escapes text for HTML and makes control characters visible."""
   visible = "".join("↵" if c == "\n" else c if c.isprintable() else "·" for c in str(text))
   return html.escape(visible)

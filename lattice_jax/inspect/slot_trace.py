@@ -1,4 +1,4 @@
-"""What every token does to every slot of a Lattice layer: its inputs, replayed token by token."""
+"""What every token does to every slot of a Lattice layer, from a replay of the layer's inputs token by token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lattice_jax.memories.lattice.tokens import Tokens
 
 @flax.struct.dataclass
 class SlotInputs:
-  """What a Lattice layer gives its op for one document of T tokens. forget: None is a gate of one."""
+  """What a Lattice layer passes to its op for one document of T tokens. forget: None stands for gates of one."""
 
   k_THM: Float[Array, "T H M"]
   v_THV: Float[Array, "T H V"]
@@ -31,14 +31,14 @@ class SlotInputs:
 class SlotTrace:
   """Numpy arrays over tokens, heads and slots.
 
-  turn_THM: radians by which the token turned the slot: how much it wrote.
-  keep_THM: what is left of the slot's direction before the token, a·ρ; above one where the slot is pushed from behind.
-  novel_THM: share of the token's value that is orthogonal to the slot before it; the rest the slot held already.
+  turn_THM: radians by which the token turned the slot, that is, how much it wrote.
+  keep_THM: factor a·ρ on the slot's previous direction; above one if the write points away from the slot.
+  novel_THM: share of the token's value that is orthogonal to the slot before the token; the slot already held the rest.
   norm_THM: the slot's length after the token; 1 unless lengths are accumulated.
-  share_THM: c², how much of its write the token offers the slot, summing to one over the slots (0 for no write).
+  share_THM: c², the share of its write that the token offers the slot; sums to one over the slots (0 without a write).
   step_TH, forget_TH: the gates of the token.
-  rank_TH: number of directions that the slots span after the token, (Σλ)² / Σλ² of their Gram matrix.
-  overlap_TH: mean |cosine| of two different slots after the token; 0 for a single slot.
+  rank_TH: effective number of directions that the slots span after the token, (Σλ)² / Σλ² of their Gram matrix.
+  overlap_TH: mean |cosine| between two different slots after the token; 0 for a single slot.
   similarity_HMM: cosines of the slots after the last token.
   """
 
@@ -60,7 +60,7 @@ class SlotTrace:
 
 
 def trace_slots(inputs: SlotInputs, rule: Rule) -> SlotTrace:
-  """The exact recurrence from the document's first token on, with everything that is computed on the way."""
+  """Runs the exact recurrence from the document's first token on and records every step."""
   by_token, similarity_HMM = jax.jit(_replay, static_argnums=1)(inputs, rule)
   by_token = {name: np.asarray(value) for name, value in by_token.items()}
   ones_TH = np.ones_like(by_token["rank_TH"])
@@ -71,7 +71,7 @@ def trace_slots(inputs: SlotInputs, rule: Rule) -> SlotTrace:
 
 def _replay(inputs: SlotInputs, rule: Rule) -> tuple[dict[str, jax.Array], jax.Array]:
   forget_TH = jnp.ones_like(inputs.step_TH) if inputs.forget_TH is None else inputs.forget_TH
-  # Nothing is read from the slots, so a token's query is its key; the op's functions have a row axis, of one here.
+  # The query is never used, so the key stands in for it. The op's functions have a batch axis, which is 1 here.
   tokens = Tokens(inputs.k_THM, inputs.k_THM, inputs.v_THV, inputs.step_TH, forget_TH)
   tokens = jax.tree.map(lambda x_T: x_T.astype(jnp.float32)[:, None], tokens)
   start_HMV, length_HM = unit(inputs.start_HMV.astype(jnp.float32))

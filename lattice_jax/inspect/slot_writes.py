@@ -1,9 +1,8 @@
-"""Who wrote where: ages of slots, and the tokens that turned each slot most."""
+"""Which tokens wrote where: the ages of slots, and the tokens that turned each slot most."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,8 +23,8 @@ class Write:
 
 @dataclass(frozen=True)
 class SlotSummary:
-  """One slot after the last token. writes: tokens that turned it by the threshold or more; nearest: the most similar
-  other slot, None where there is none. age: tokens since the last write, or all of them."""
+  """One slot after the last token. writes: tokens that turned it by the threshold or more. nearest: the most similar
+  other slot, if there is one. age: tokens since the last write, or all of them."""
 
   layer: int
   head: int
@@ -42,14 +41,11 @@ class SlotSummary:
   nearest_cosine: float
   top: tuple[Write, ...]
 
-  def to_dict(self) -> dict[str, Any]:
-    return asdict(self)
-
 
 def ages(turn_THM: np.ndarray, threshold: float) -> np.ndarray:
-  """At every token, how many tokens ago the slot was last turned by `threshold` radians or more.
+  """For every token and slot, how many tokens ago the slot was last turned by `threshold` radians or more.
 
-  0 at a write itself; before the first one, the number of tokens so far.
+  0 at the write itself; before the first write, the number of tokens so far.
   """
   place_T11 = np.arange(len(turn_THM))[:, None, None]
   last_THM = np.maximum.accumulate(np.where(turn_THM >= threshold, place_T11, -1), axis=0)
@@ -57,7 +53,7 @@ def ages(turn_THM: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def summarize(layer: int, trace: SlotTrace, texts: list[str], *, threshold: float, top: int) -> list[SlotSummary]:
-  """Every slot of every head. texts: the text of each token of the trace."""
+  """Summarizes every slot of every head. texts: the text of each token of the trace."""
   age_HM = ages(trace.turn_THM, threshold)[-1]
   _, heads, slots = trace.turn_THM.shape
   return [

@@ -1,1 +1,1 @@
-"""Every op in every implementation that this device has, against its definition: for a new device or a new JAX."""
+"""Checks every implementation of every op on this device against its definition: for a new device or a new JAX."""

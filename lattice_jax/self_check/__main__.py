@@ -1,7 +1,7 @@
 """Checks every op on this device: python -m lattice_jax.self_check [--tokens=256 --heads=4 --width=64 --out=FOLDER]
 
-Each implementation that can run here against the definition, results and gradients, with the time of both. The exit
-status is 1 where one is further off than its limit. On a CPU kernels are interpreted, which is slow and says nothing of
+Compares the results and gradients of each implementation that can run here with those of the definition, and times
+both. The exit status is 1 if an error exceeds its limit. A CPU interprets kernels, which is slow and says nothing about
 their speed.
 """
 
@@ -14,18 +14,18 @@ import sys
 
 import jax
 
-from lattice_jax.arguments import Parser, of, path, positive, some_of
-from lattice_jax.bench.report import describe_machine
+from lattice_jax.bench.harness import describe_machine
+from lattice_jax.commands.arguments import Parser, of, path, positive, some_of
+from lattice_jax.commands.run import run_script
 from lattice_jax.dispatch import OVERRIDE
 from lattice_jax.domains import Names, did_you_mean
-from lattice_jax.runtime import run_script
-from lattice_jax.self_check import report
-from lattice_jax.self_check.cases import Sizes, make_cases
-from lattice_jax.self_check.check import DTYPES, Row, check
+from lattice_jax.memories.cases import Sizes
+from lattice_jax.self_check import results
+from lattice_jax.self_check.check import DTYPES, Row, check, make_cases
 
 
 def main(arguments: list[str]) -> int:
-  """The exit status."""
+  """Returns the exit status."""
   parsed = parse(arguments)
   ops = {case.op for case in make_cases(Sizes())}
   for op in parsed.ops:
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
   impls = ("xla", "interpret" if jax.default_backend() == "cpu" else "pallas")
   machine = describe_machine()
   print_now(f"{machine['device']}, jax {machine['jax']}: {', '.join(impls)} against the definition\n")
-  print_now(report.header())
+  print_now(results.header())
   rows: list[Row] = []
   for dtype in parsed.dtypes:
     sizes = Sizes(parsed.tokens, parsed.heads, parsed.width, parsed.width, dtype)
@@ -43,12 +43,12 @@ def main(arguments: list[str]) -> int:
       if not parsed.ops or case.op in parsed.ops:
         for row in check(case, impls, dtype):
           rows.append(row)
-          print_now(report.line(row))
-  print_now("\n" + report.summary(rows))
+          print_now(results.line(row))
+  print_now("\n" + results.summary(rows))
   if parsed.out:
-    report.write(parsed.out, shlex.join(["python", "-m", "lattice_jax.self_check", *arguments]), machine, sizes, rows)
+    results.write(parsed.out, shlex.join(["python", "-m", "lattice_jax.self_check", *arguments]), machine, sizes, rows)
     print_now(f"wrote {parsed.out / 'README.md'}")
-  return report.status(rows)
+  return results.status(rows)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""One implementation against the definition: errors of results and gradients, and how long both take."""
+"""Compares implementations of an op with its definition: errors of results and gradients, and the time of both."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from lattice_jax.self_check.cases import Case
+from lattice_jax.memories.cases import Case, Sizes
+from lattice_jax.memories.registry import FOLDERS, find_memory
 
-# RMS of the difference over RMS of the value, for each array; gradients sum over all tokens and cancel more. bf16
+# RMS of the difference over RMS of the value, for each array. Gradients, which sum over all tokens, cancel more; bf16
 # rounds every product of a token once or twice.
 LIMITS = {("result", "float32"): 1e-5, ("gradient", "float32"): 1e-4,
           ("result", "bfloat16"): 2e-2, ("gradient", "bfloat16"): 5e-2}
 DTYPES = ("float32", "bfloat16")
-# Arrays that are zero but for rounding are measured against the largest of their kind.
+# Errors of arrays that are zero up to rounding are relative to this share of the largest array instead.
 _FLOOR = 1e-2
 CALLS = 3
 
 
 @dataclass(frozen=True)
 class Row:
-  """Errors are the largest over arrays, times those of results and gradients. reason: why it did not run, or empty."""
+  """Errors are the largest over arrays; times are of results and gradients. reason: why it did not run, or empty."""
 
   op: str
   form: str
@@ -38,19 +39,25 @@ class Row:
 
   @property
   def holds(self) -> bool:
-    """Also where there is no such implementation here: that is no error. Not a number is never within a limit."""
+    """True also if this device has no such implementation, which is no error. NaN is never within a limit."""
     return bool(self.reason) or (
       self.result_error <= LIMITS["result", self.dtype] and self.gradient_error <= LIMITS["gradient", self.dtype])
 
 
+def make_cases(sizes: Sizes) -> Iterator[Case]:
+  """Every memory's cases, once if memories share an op."""
+  for make in dict.fromkeys(find_memory(name).cases for name in FOLDERS):
+    yield from make(sizes)
+
+
 def check(case: Case, impls: tuple[str, ...], dtype: str) -> Iterator[Row]:
-  """A row for each of `impls`."""
+  """Yields a row for each of `impls`."""
   (want, want_gradient), reference_ms = _run(case, "reference")
   for impl in impls:
     try:
       (got, gradient), ms = _run(case, impl)
     except ValueError as error:
-      # dispatch says so where a named implementation cannot run
+      # dispatch raises this if a named implementation cannot run
       yield Row(case.op, case.form, impl, dtype, reason=str(error))
       continue
     yield Row(
@@ -59,7 +66,7 @@ def check(case: Case, impls: tuple[str, ...], dtype: str) -> Iterator[Row]:
 
 
 def largest_error(got: Any, want: Any) -> float:
-  """Over the arrays of two trees; infinite where something is not finite."""
+  """The largest relative error over the arrays of two trees; infinite if a value is not finite."""
   got, want = ([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)] for tree in (got, want))
   if not all(np.isfinite(leaf).all() for leaf in got):
     return float("inf")
@@ -68,13 +75,13 @@ def largest_error(got: Any, want: Any) -> float:
 
 
 def _run(case: Case, impl: str) -> tuple[Any, float]:
-  """Results and gradients of their sum with fixed weights, and the median of a few calls."""
+  """((results, gradients of their weighted sum), median milliseconds of a few calls); the weights are fixed."""
 
   def results_and_gradients(inputs):
     results, pull = jax.vjp(lambda inputs: case.run(inputs, impl), inputs)
     return results, pull(jax.tree.map(_weights, results))
 
-  # on accelerators fp32 products are of fewer bits unless asked for
+  # accelerators multiply fp32 with fewer bits unless told otherwise
   with jax.default_matmul_precision("highest"):
     compiled = jax.jit(results_and_gradients).lower(case.inputs).compile()
   found = jax.block_until_ready(compiled(case.inputs))

@@ -4,7 +4,7 @@ import json
 
 import jax
 
-from lattice_jax.aot import bundles, cases, hlo, report, targets
+from lattice_jax.aot import bundles, cases, hlo, results_page, targets
 
 KERNEL = """
   %x = f32[8,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"scoped_memory_configs":
@@ -47,7 +47,7 @@ def test_what_the_compiler_of_nvidia_says_is_read():
 def test_each_thing_that_is_wrong_fails():
   (v5e, v5p, v6e), record = targets.TPUS, {"kernels": 1, "vmem_limit_bytes": 100 << 20}
   assert not cases._failures(record, v5e, [])
-  assert "100" in report._show("vmem_limit_bytes", record["vmem_limit_bytes"])
+  assert "100" in results_page._show("vmem_limit_bytes", record["vmem_limit_bytes"])
   assert "a core has 67,108,864" in cases._failures(record, v5p, [])[0]
   assert "no Pallas kernel" in cases._failures({"kernels": 0}, v5e, [])[0]
   assert "f32[9,9]" in cases._failures({"kernels": 1}, v5e, ["f32[9,9]"])[0]
@@ -71,8 +71,8 @@ def test_what_does_not_compile_is_a_line_and_does_not_end_the_suite(monkeypatch)
 
 def test_lines_of_other_cases_stay(tmp_path):
   one, two = ({"case": name, "target": "v5e", "kernels": 1, "failures": []} for name in ("one", "two"))
-  report.write(tmp_path, "tpu", [one, two])
-  report.write(tmp_path, "tpu", [two | {"kernels": 3}])
+  results_page.write(tmp_path, "tpu", [one, two])
+  results_page.write(tmp_path, "tpu", [two | {"kernels": 3}])
   records = json.loads((tmp_path / "tpu.json").read_text())["records"]
   assert [record["kernels"] for record in records] == [1, 3]
   assert "| two | v5e | 3 | yes |" in (tmp_path / "README.md").read_text()

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.bench import report, vq
-from lattice_jax.bench.harness import Case, measure, ratios
+from lattice_jax.bench import vq
+from lattice_jax.bench.harness import BenchCase, measure, ratios
+from lattice_jax.bench.records import format_table, records_like, write_records
+from lattice_jax.metrics import read_jsonl
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
 MACHINE = {"device": "test", "jax": "0", "commit": "abc"}
@@ -48,7 +50,9 @@ def test_decoding_reads_a_state_of_constant_size_or_a_cache_of_the_length():
 
 def make_cases():
   x, group = jnp.ones((64, 64)), {"op": "product", "head": "none", "T": 64, "mode": "fwd"}
-  return [Case("once", group, jnp.dot, (x, x), 64), Case("thrice", group, lambda x, y: x @ y @ y @ y, (x, x), 64)]
+  return [
+    BenchCase("once", group, jnp.dot, (x, x), 64),
+    BenchCase("thrice", group, lambda x, y: x @ y @ y @ y, (x, x), 64)]
 
 
 def test_cases_that_do_not_fit_are_reported_and_not_run(tmp_path):
@@ -57,9 +61,9 @@ def test_cases_that_do_not_fit_are_reported_and_not_run(tmp_path):
   assert fitting.program["dot"] <= 1 < too_large.program["dot"] + too_large.program["custom-call"]
   assert dict(ratios([fitting, too_large], "once")) == {"once": (1.0, 1.0, 1.0)}
   assert list(ratios([fitting, too_large], "thrice")) == []
-  assert "| thrice | does not fit |" in report.table([fitting, too_large], ["once"])
-  report.write_records(tmp_path / "bench.jsonl", [fitting, too_large], MACHINE)
-  first, second = report.read_records(tmp_path / "bench.jsonl")
+  assert "| thrice | does not fit |" in format_table([fitting, too_large], ["once"])
+  write_records(tmp_path / "bench.jsonl", [fitting, too_large], MACHINE)
+  first, second = read_jsonl(tmp_path / "bench.jsonl")
   assert first["tokens_per_second"] == pytest.approx(64 / first["median"]) and "median" not in second
 
 
@@ -68,7 +72,7 @@ def test_a_plot_holds_nothing_of_another_machine_code_or_batch_and_nothing_twice
   others = [one | change for change in (
     {"commit": "def"}, {"device": "other"}, {"jax": "1"}, {"B": 2}, {"mode": "fwd+bwd"}, {"head": "mqa"}, {"op": "x"})]
   longer, repeated = one | {"T": 16}, one | {"median": 1.0}
-  assert report.records_like([one, longer, *others, repeated], repeated) == [repeated, longer]
+  assert records_like([one, longer, *others, repeated], repeated) == [repeated, longer]
 
 
 def test_the_command_writes_lines_table_and_plot_and_a_second_run_adds_lengths(tmp_path, monkeypatch, capsys):
@@ -92,4 +96,4 @@ def test_scaling_compares_lengths_of_one_case(tmp_path, monkeypatch, capsys):
   runpy.run_path(str(SCRIPT))["main"]()
   row = capsys.readouterr().out.splitlines()[-1].split("|")
   assert row[1:3] == [" vq serial ", " 8 → 16 "]
-  assert [record["T"] for record in report.read_records(tmp_path / "scaling.jsonl")] == [8, 16]
+  assert [record["T"] for record in read_jsonl(tmp_path / "scaling.jsonl")] == [8, 16]

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax.bench import lattice, report
+from lattice_jax.bench import lattice
 from lattice_jax.bench.harness import GIGA, measure
+from lattice_jax.bench.records import format_table
 from lattice_jax.memories.lattice.op import Form
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
@@ -25,12 +26,12 @@ def test_errors_are_those_of_outputs_slots_and_gradients_against_float64(monkeyp
   monkeypatch.setattr(lattice, "_CHECKPOINT_EVERY", 8)
   results = measure(list(lattice.cases("tiny", 16, "fwd+bwd", 1)), rounds=1, max_bytes=GIGA)
   errors = {result.case.name: result.error for result in results}
-  dealt = {f"{name}, heads over {devices} devices" for name in ("scan", lattice.BLOCKWISE)}
-  assert devices > 1 and set(errors) == {"scan", "additive", *lattice.BASELINES, *dealt}
+  spread = {f"{name}, heads over {devices} devices" for name in ("scan", lattice.BLOCKWISE)}
+  assert devices > 1 and set(errors) == {"scan", "additive", *lattice.BASELINES, *spread}
   assert all((errors[name] is None) == (lattice.BLOCKWISE in name) for name in errors)
   additive = errors.pop("additive")
   assert max(error for error in errors.values() if error is not None) < 1e-5 < additive
-  header, _, *rows = report.table(results, lattice.BASELINES).splitlines()
+  header, _, *rows = format_table(results, lattice.BASELINES).splitlines()
   column = header.split("|").index(" error ")
   assert float(rows[0].split("|")[column]) == pytest.approx(errors["scan"], rel=0.5)
   assert lattice.BLOCKWISE in rows[-1].split("|")[1] and not rows[-1].split("|")[column].strip()

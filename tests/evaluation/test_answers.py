@@ -1,4 +1,4 @@
-"""Answers of a task: which of them are right, told apart by label, whatever the batch and the chunks."""
+"""Answers of a task: which of them are right, by label, whatever the batch and the chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA = DataConfig(
 MODEL = ModelConfig(
   vocab=17, dim=16, layers=1, pattern=("attention",), xent_chunk=100,
   attention=AttentionConfig(heads=2, kv_heads=1, key_dim=4, value_dim=4))
-DOCUMENTS = 30  # of the split, judged
+DOCUMENTS = 30  # of the split that are evaluated
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_accuracy_and_nats_are_those_of_the_answers(source, variables, protocol,
     assert sum(group.answers for group in result.answers if group.label == label) == result.tokens
 
 
-def test_windows_that_part_question_and_pair_are_refused(source, variables):
+def test_windows_that_separate_a_question_from_its_pair_are_refused(source, variables):
   with pytest.raises(ValueError, match=r"windows of 12 tokens cut the documents of recall, 24 .* at least 24"):
     run(source, variables, seq_len=12)
 

@@ -1,4 +1,4 @@
-"""Intervals of means: their width is that of the theory, and neighbours that hang together make it wider."""
+"""Intervals of means: they are as wide as theory says, and wider if neighbours are correlated."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.compare import _by_position, compare, format_comparisons, write_comparisons
 from lattice_jax.evaluation.reader import Reader
-from lattice_jax.inspect.recall_plots import plot_recall
+from lattice_jax.inspect.retrieval_plots import plot_retrieval
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
@@ -52,7 +52,7 @@ def test_losses_are_those_of_one_call_and_the_first_cache_is_beside_itself():
   np.testing.assert_allclose(lagkv.nll - full.nll, lagkv.delta_nll, atol=1e-6)
   assert lagkv.kl_low <= lagkv.kl <= lagkv.kl_high and lagkv.kl > 1e-4
   assert lagkv.delta_low <= lagkv.delta_nll <= lagkv.delta_high
-  assert (full.kept, lagkv.kept) == (LENGTH, make_policy(LAGKV).kept_length(LENGTH))
+  assert (full.kept, lagkv.kept) == (LENGTH, make_policy(LAGKV).length_after(LENGTH))
   assert full.cache_bytes / full.kept == lagkv.cache_bytes / lagkv.kept == 2 * (2 * 8 * 4 + 4)
   assert 0 < full.p50_ms <= full.p95_ms
   assert told == ["token 1 of 30"]
@@ -86,7 +86,7 @@ def test_the_table_and_the_plot_hold_every_cache(tmp_path):
   assert [path.name for path in write_comparisons(tmp_path, comparisons)] == ["compare.md", "compare.jsonl"]
   assert (tmp_path / "compare.md").read_text() == format_comparisons(comparisons)
   assert [json.loads(line)["cache"] for line in (tmp_path / "compare.jsonl").read_text().splitlines()] == list(CACHES)
-  (plot,) = plot_recall(tmp_path, tmp_path / "a.png")
+  (plot,) = plot_retrieval(tmp_path, tmp_path / "a.png")
   assert plot.stat().st_size > 5000
 
 
@@ -94,5 +94,5 @@ def test_a_comparison_without_text_or_with_one_cache_is_refused():
   tokens_BT = np.zeros((1, 10), np.int32)
   with pytest.raises(ValueError, match="needs at least two caches"):
     compare(MODEL, {}, {"full": CacheConfig()}, tokens_BT, 5)
-  with pytest.raises(ValueError, match="a prompt of 9 tokens leaves too little of texts of 10"):
+  with pytest.raises(ValueError, match="a prompt of 9 tokens leaves too little of a text of 10"):
     compare(MODEL, {}, CACHES, tokens_BT, 9)

@@ -110,7 +110,7 @@ def test_value_is_the_same_from_the_shards_of_two_hosts(source, monkeypatch, pro
 
 
 @pytest.mark.parametrize("protocol", ["cold", "carried"])
-def test_texts_are_judged_one_by_one_and_add_up(source, protocol):
+def test_texts_are_evaluated_one_by_one_and_add_up(source, protocol):
   result = run(source, protocol=protocol, batch=3, chunk_len=0 if protocol == "cold" else 16)
   nats = np.add.reduceat(plain_nats("vq", source, protocol)[0], source.offsets[:-1])
   assert [(document.title, document.tokens) for document in result.documents] == list(
@@ -185,7 +185,7 @@ def test_both_protocols_come_in_turn_and_one_evaluation_takes_one(source):
     run(source, protocol="both")
 
 
-def test_max_batches_judges_the_part_that_was_read(source):
+def test_max_batches_evaluates_the_part_that_was_read(source):
   part = run(source, batch=2, max_batches=3)
   assert part.tokens == 6 * DATA.seq_len and part.split_tokens == len(source.tokens) and not part.is_whole
   np.testing.assert_allclose(part.bits_per_byte, part.nll_per_token / np.log(2) / 2, rtol=1e-9)
