@@ -8,72 +8,13 @@ Any field can be changed on the command line: --config.train.steps=100. Errors a
 
 from __future__ import annotations
 
-from lattice_jax import interrupt
+from lattice_jax.commands import interrupt
 
 interrupt.exit_on_signals()
 
-import os
 import sys
-from pathlib import Path
 
-from lattice_jax import runtime
-from lattice_jax.arguments import COUNT, define
-from lattice_jax.config_flags import define_config, define_set
-from lattice_jax.domains import Place, Switch, Text
-
-CONFIG = define_config()
-SET = define_set()
-WORKDIR = define(
-  "workdir", Place(), None, "Folder of the run; the same folder resumes it. {run_id} in it stands for WANDB_RUN_ID.")
-INIT_FROM = define(
-  "init_from", Place(), None, "Start from smollm2, a folder of safetensors, a .gguf file, or a run's workdir.")
-PROFILE = define("profile", Text(), None, "START:STOP, updates to trace with jax.profiler.")
-DISTRIBUTED = define("distributed", Switch(), False, "Join the processes of several hosts.")
-
-
-def main(arguments: list[str]) -> None:
-  """Reads the flags and trains."""
-  if arguments:
-    raise ValueError(f"unexpected argument {arguments[0]!r}; flags are written as --name=value.")
-  for flag in (CONFIG, WORKDIR):
-    if not flag.value:
-      raise ValueError(f"--{flag.name} is missing: python train.py --config=configs/quickstart.py --workdir=runs/a")
-  from lattice_jax.config_text import read_config  # --help and misspelt flags need not wait for JAX
-
-  config = read_config(CONFIG.value, SET.value)
-  profile = parse_profile(PROFILE.value)
-  workdir = fill_run_id(WORKDIR.value)
-  print(f"{config.name}: {config.train.steps} steps, workdir {workdir}", flush=True)
-  runtime.enable_compilation_cache()
-  runtime.initialize_distributed(DISTRIBUTED.value)
-  from lattice_jax.training import loop  # after the first line is out: this import takes seconds
-
-  loop.train(config, Path(workdir), loop.Options(init_from=INIT_FROM.value, profile=profile))
-
-
-def fill_run_id(workdir: str) -> str:
-  """Puts WANDB_RUN_ID in the place of {run_id}, so that the trials of a sweep have a folder each."""
-  if "{run_id}" not in workdir:
-    return workdir
-  if not os.environ.get("WANDB_RUN_ID"):
-    raise ValueError(
-      f"--workdir={workdir} is filled from the environment variable WANDB_RUN_ID, which is not set; `wandb agent` sets "
-      "it, or set it yourself, or give a --workdir without {run_id}.")
-  return workdir.replace("{run_id}", os.environ["WANDB_RUN_ID"])
-
-
-def parse_profile(text: str | None) -> tuple[int, int] | None:
-  """START:STOP as two numbers."""
-  if text is None:
-    return None
-  try:
-    start, stop = (COUNT.parse(part) for part in text.split(":"))
-  except ValueError as error:
-    raise ValueError(f"--profile={text} must be START:STOP, two updates, as in --profile=20:30.") from error
-  if start >= stop:
-    raise ValueError(f"--profile={text} must be START:STOP with START < STOP, as in --profile=20:30.")
-  return start, stop
-
+from lattice_jax.commands import run, train
 
 if __name__ == "__main__":
-  runtime.run_main(main, sys.argv)
+  run.run_command(train.main, sys.argv)

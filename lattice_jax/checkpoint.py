@@ -18,12 +18,12 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lattice_jax.config import Config, DataConfig
-from lattice_jax.data.tokenizers import get_tokenizer, model_sha256
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_sha256
 from lattice_jax.metrics import warn
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.run_file import check_run, read_config, read_run
-from lattice_jax.runtime import first_line
 from lattice_jax.sharding import param_shardings, unbox
+from lattice_jax.shown import first_line
 
 FOLDER = "checkpoints"
 UNREADABLE_FOLDER = "unreadable_checkpoints"

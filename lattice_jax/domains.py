@@ -1,7 +1,7 @@
 """What a value may be that a user gives, in a config, as a flag or as an argument: checked by one mechanism.
 
 A domain is stated where the value is declared: of config fields by `lattice_jax.fields`, of flags and of scripts'
-arguments by `lattice_jax.arguments`.
+arguments by `lattice_jax.commands`.
 """
 
 from __future__ import annotations

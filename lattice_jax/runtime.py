@@ -1,4 +1,4 @@
-"""What every command does at its door: the compilation cache, several hosts, and errors as one sentence.
+"""What a program does at its start and at its end: compilation cache, several hosts, errors as one sentence.
 
 JAX is imported where it is used: neither --help nor a misspelt flag need wait for it.
 """
@@ -6,11 +6,9 @@ JAX is imported where it is used: neither --help nor a misspelt flag need wait f
 from __future__ import annotations
 
 import contextlib
-import inspect
 import logging
 import multiprocessing
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -20,16 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import flags
 from absl import logging as absl_logging
 
-from lattice_jax import peers, usage
-from lattice_jax.arguments import COUNT, POSITIVE, define
-from lattice_jax.config_flags import as_flags
-from lattice_jax.domains import Number, did_you_mean, short
-
-_CPU_DEVICES = define(
-  "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
+from lattice_jax import peers
+from lattice_jax.domains import Number
+from lattice_jax.shown import first_line
 
 INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
 CLOSING_TIMEOUT = 5  # seconds that a run which failed has to close what it opened
@@ -71,7 +64,7 @@ def initialize_distributed(requested: bool) -> None:
   import jax
 
   if peers.HEARTBEAT_VARIABLE in os.environ:
-    _environment_integer(peers.HEARTBEAT_VARIABLE, POSITIVE)
+    _environment_integer(peers.HEARTBEAT_VARIABLE, lowest=1)
   peers.tell_of_the_dead(_end_without_peer)
   # of the three JAX itself reads only the address
   known = {
@@ -91,66 +84,13 @@ def initialize_distributed(requested: bool) -> None:
       f"({first_line(error)}); start the same command on every host.") from error
 
 
-def _environment_integer(name: str, domain: Number = COUNT) -> int:
+def _environment_integer(name: str, lowest: int = 0) -> int:
   try:
-    return domain.parse(os.environ[name])
+    return Number(int, lowest).parse(os.environ[name])
   except ValueError as error:
     raise ValueError(f"{name}={os.environ[name]} {error}") from error
 
 
-def first_line(error: BaseException, limit: int = 200) -> str:
-  """The start of an error's message, for use inside a sentence."""
-  text = str(error).strip().split("\n")[0] or type(error).__name__
-  return text if len(text) <= limit else text[:limit] + "…"
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """The arguments that are no flags, after all flags are set; raises ValueError for flags that cannot be."""
-  try:
-    argv = [*argv[:1], *flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)]
-    return flags.FLAGS(as_flags(argv) if "set" in flags.FLAGS else argv)
-  except flags.CantOpenFlagFileError as error:
-    reason = str(error).rpartition("] ")[2]
-    raise ValueError(f"--flagfile cannot be read ({reason}).") from error
-  except flags.UnrecognizedFlagError as error:
-    hint = did_you_mean(error.flagname, list(flags.FLAGS), quote="--{}".format)
-    raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
-  except flags.Error as error:
-    text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", lambda said: f"{short(said[1])} {said[2]} ",
-                  " ".join(str(error).split()))
-    missing = re.fullmatch(r"Missing value for flag (--\w+)", text)
-    raise ValueError(f"{missing[1]} has no value; write {missing[1]}=VALUE." if missing else text) from error
-
-
-def run_main(main: Callable[[list[str]], None], argv: list[str]) -> None:
-  """Calls `main`; a user's mistake becomes one sentence on stderr and exit status 2, never a traceback."""
-  if asks_for_help(argv):
-    sys.stdout.write(usage.of_command(inspect.getmodule(main).__doc__))
-    return
-  quieten_checkpoints()
-  try:
-    arguments = parse_flags(argv)[1:]
-    if _CPU_DEVICES.value is not None:
-      import jax
-
-      jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
-    main(arguments)
-  except (Exception, KeyboardInterrupt) as error:
-    leave(error)
-
-
-def run_script(main: Callable[[], int | None]) -> None:
-  """As `run_main`, for a script that reads its own arguments; `main` returns the exit status."""
-  try:
-    status = main()
-  except (Exception, KeyboardInterrupt) as error:
-    leave(error)
-  if status:
-    sys.exit(status)
-
-
-def asks_for_help(argv: list[str]) -> bool:
-  return any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:])
 
 
 def _os_sentence(error: OSError) -> str:

@@ -28,6 +28,17 @@ def shown(value: Any) -> str:
   return text if len(text) <= _MAX_LEN else f"{text[:_MAX_LEN // 2]} … {text[-_MAX_LEN // 3:]}"
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+  """The start of an error's message."""
+  text = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
+  return text if len(text) <= limit else text[:limit] + "…"
+
+
+def reason_of(error: BaseException) -> str:
+  """`first_line` without its full stop, for use in brackets."""
+  return first_line(error).rstrip(".")
+
+
 def plain(name: str) -> str:
   """A name as it is, or as `shown` where it is long or would not stay on its line."""
   return name if name.isprintable() and 0 < len(name) <= _MAX_LEN else shown(name)
@@ -36,3 +47,12 @@ def plain(name: str) -> str:
 def as_json(value: Any) -> str:
   """As a JSON file writes it."""
   return json.dumps(value, ensure_ascii=False)
+
+
+def short_json(value: Any) -> str:
+  """The start of a value as a JSON file writes it; an array is a list of numbers."""
+  try:
+    text = as_json(value)
+  except TypeError:
+    text = "a list of numbers"
+  return text if len(text) <= _MAX_LEN else text[:_MAX_LEN] + "…"

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lattice_jax.runtime import first_line
+from lattice_jax.shown import first_line
 
 _MESSAGE_BYTES = 512
 

@@ -24,8 +24,8 @@ os.environ.update({
   "MOSAIC_GPU_DUMP_PTXAS": "1"})  # registers and spills of every kernel
 
 from lattice_jax.aot import bundles, cases, results_page, targets
-from lattice_jax.arguments import Parser, one_of, path
-from lattice_jax.runtime import run_script
+from lattice_jax.commands.arguments import Parser, one_of, path
+from lattice_jax.commands.run import run_script
 
 STEP_PEAK_BYTES = 12e9  # of a chip's 16 GB
 # Tokens of an update; a sequence has 8,192.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, count, one_of, path, positive, positive_number
-from lattice_jax.runtime import quieten_checkpoints, run_script
+from lattice_jax.commands.arguments import Parser, count, one_of, path, positive, positive_number
+from lattice_jax.commands.run import run_script
 
 
 def main() -> None:
@@ -39,14 +39,13 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-  from lattice_jax.evaluation import command  # --help need not wait for JAX
+  from lattice_jax.evaluation.loaded_model import load_run  # --help need not wait for JAX
   from lattice_jax.inspect.slot_audit import audit, text_tokens
 
-  quieten_checkpoints()
-  task = command.load(arguments.workdir, step=arguments.step, overrides=())
-  where, ids = text_tokens(task, arguments.text, arguments.split, arguments.document or 0, arguments.tokens)
-  print(f"{task.describe()}\nreads {len(ids):,} tokens of {where}", flush=True)
-  for file in audit(task, where, ids, arguments.out, threshold=arguments.threshold, top=arguments.top):
+  model = load_run(arguments.workdir, step=arguments.step, overrides=())
+  where, ids = text_tokens(model, arguments.text, arguments.split, arguments.document or 0, arguments.tokens)
+  print(f"{model.describe()}\nreads {len(ids):,} tokens of {where}", flush=True)
+  for file in audit(model, where, ids, arguments.out, threshold=arguments.threshold, top=arguments.top):
     print(f"wrote {file}")
 
 

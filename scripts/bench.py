@@ -21,12 +21,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
 from lattice_jax.bench import lattice, vq
 from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
 from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
+from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
+from lattice_jax.commands.run import run_script
 from lattice_jax.metrics import read_jsonl
-from lattice_jax.runtime import enable_compilation_cache, run_script
+from lattice_jax.runtime import enable_compilation_cache
 
 OPS = {"vq": vq, "lattice": lattice}
 

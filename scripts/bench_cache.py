@@ -19,13 +19,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from lattice_jax.arguments import Parser, of, one_of, path, positive, some_of
 from lattice_jax.bench import cache as bench
 from lattice_jax.bench.harness import describe_machine, quantiles
 from lattice_jax.cache import POLICIES
+from lattice_jax.commands.arguments import Parser, of, one_of, path, positive, some_of
+from lattice_jax.commands.run import run_script
 from lattice_jax.config import CacheConfig
 from lattice_jax.fields import find
-from lattice_jax.runtime import enable_compilation_cache, run_script
+from lattice_jax.runtime import enable_compilation_cache
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, path, positive, seed
+from lattice_jax.commands.arguments import Parser, path, positive, seed
+from lattice_jax.commands.run import run_script
 from lattice_jax.inspect.same_run import differences, timeless_lines
-from lattice_jax.runtime import run_script
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STEPS = 72

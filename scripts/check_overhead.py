@@ -20,20 +20,19 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax import runtime
-from lattice_jax.arguments import POSITIVE, define
+from lattice_jax.commands.domains import POSITIVE
+from lattice_jax.commands.flags import define, define_config, define_set
+from lattice_jax.commands.run import run_command
 from lattice_jax.config import Config
-from lattice_jax.config_flags import define_config, define_set
 from lattice_jax.config_text import read_config
+from lattice_jax.runtime import enable_compilation_cache
 
 _CONFIG, _SET = define_config(), define_set()
 _UPDATES = define("updates", POSITIVE, 96, "Updates that are timed in each round.")
 _ROUNDS = define("rounds", POSITIVE, 3, "Times that each of the two is run.")
 
 
-def main(arguments: list[str]) -> None:
-  if arguments:
-    raise ValueError(f"unexpected argument {arguments[0]!r}; flags are written as --name=value.")
+def main() -> None:
   if not _CONFIG.value:
     raise ValueError("--config is missing: python scripts/check_overhead.py --config=configs/quickstart.py")
   config = read_config(_CONFIG.value, _SET.value)
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> None:
   train = dataclasses.replace(
     config.train, steps=(calls + 1) * per_call, save_every=10**9, eval_every=0, writers=("jsonl",))
   config = dataclasses.replace(config, train=train, eval=dataclasses.replace(config.eval, max_batches=1))
-  runtime.enable_compilation_cache()
+  enable_compilation_cache()
   bare = prepare_bare(config)
   speeds: dict[str, list[float]] = {"train.py": [], "bare program": []}
   for _ in range(_ROUNDS.value):
@@ -101,4 +100,4 @@ def prepare_bare(config: Config):
 
 
 if __name__ == "__main__":
-  runtime.run_main(main, sys.argv)
+  run_command(main, sys.argv)

@@ -17,13 +17,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, path, place
+from lattice_jax.commands.arguments import Parser, path, place
+from lattice_jax.commands.run import run_script
 from lattice_jax.config import DataConfig, ModelConfig
-from lattice_jax.data.tokenizers import PRETRAINED, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
 from lattice_jax.inference.generate import generate
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.models.pretrained import load_pretrained
-from lattice_jax.runtime import run_script
 from lattice_jax.types import whole_segment
 
 TOLERANCE = 1e-3  # of the largest error of a token's logits, relative to their largest value

@@ -42,9 +42,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, of, path
+from lattice_jax.commands.arguments import Parser, of, path
+from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Number
-from lattice_jax.runtime import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "mutations"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, one_of, path
-from lattice_jax.runtime import quieten_checkpoints, run_script
+from lattice_jax.commands.arguments import Parser, one_of, path
+from lattice_jax.commands.run import run_script
 
 _PLOTS = ("loss", "position", "codebook", "answers", "retrieval")
 
@@ -58,7 +58,6 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
   if what == "codebook":
     from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
 
-    quieten_checkpoints()
     plot_codebook(paths[0], out)
     return [out]
   from lattice_jax.inspect import plots

@@ -19,9 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lattice_jax.arguments import Parser, one_of, path
+from lattice_jax.commands.arguments import Parser, one_of, path
+from lattice_jax.commands.run import run_script
 from lattice_jax.data.files import ENWIK8, IMAGENET64, PG19
-from lattice_jax.runtime import Stop, run_script
+from lattice_jax.runtime import Stop
 
 SAMPLE_NAMES = ("enwiki_sample", "books_sample", "photos_sample")
 
@@ -36,21 +37,21 @@ def prepare(arguments: argparse.Namespace) -> None:
   if arguments.tokenizer and name not in ("pg19", "books_sample"):
     raise ValueError(f"{name} is read as bytes; --tokenizer is for pg19 and books_sample.")
   if name in SAMPLE_NAMES:
-    from lattice_jax.data.prepare_samples import prepare_sample
+    from lattice_jax.data.prepare.samples import prepare_sample
     if origin is not None or arguments.tfds:
       raise ValueError(f"{name} is shipped with the code; run the command without --from and --tfds.")
     prepare_sample(name, root, report, tokenizer=arguments.tokenizer)
   elif name == "enwik8":
-    from lattice_jax.data.prepare_enwik8 import prepare_original, write_records
+    from lattice_jax.data.prepare.enwik8 import prepare_original, write_records
     prepare_original(ENWIK8, root, report, origin=origin)
     if arguments.tfds:
       write_records(ENWIK8, root, report)
   elif name == "pg19":
-    from lattice_jax.data.prepare_books import prepare_books
+    from lattice_jax.data.prepare.books import prepare_books
     tokenizer = arguments.tokenizer or "bpe_lossless:32000"
     prepare_books(PG19, root, report, tokenizer=tokenizer, origin=origin, use_tfds=arguments.tfds)
   else:
-    from lattice_jax.data.prepare_images import prepare_images
+    from lattice_jax.data.prepare.images import prepare_images
     prepare_images(IMAGENET64, root, report, origin=origin, use_tfds=arguments.tfds)
 
 

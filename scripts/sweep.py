@@ -19,12 +19,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.arguments import Parser, path, positive, positives, seed
-from lattice_jax.runtime import run_script
+from lattice_jax.commands.arguments import Parser, path, positive, positives, seed
+from lattice_jax.commands.run import run_script
 from lattice_jax.sweep.plot import plot_table
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search
-from lattice_jax.sweep.spec import Sweep, read_sweep
+from lattice_jax.sweep.sweep_file import Sweep, read_sweep
 from lattice_jax.sweep.table import make_table, markdown, write_table
 
 

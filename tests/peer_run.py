@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from lattice_jax import runtime
+from lattice_jax.commands.run import run_script
+from lattice_jax.runtime import initialize_distributed
 
 
-def main(arguments):
-  del arguments
-  runtime.initialize_distributed(True)
+def main():
+  initialize_distributed(True)
   from jax.experimental import multihost_utils
 
   while True:
@@ -22,4 +22,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-  runtime.run_main(main, sys.argv)
+  run_script(main)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from configs import common, quickstart
+from lattice_jax.commands.flags import expand_config_fields
 from lattice_jax.config_checks import parse_config
-from lattice_jax.config_flags import as_flags
 from lattice_jax.config_text import apply_overrides, load_file, read_config
 from lattice_jax.domains import Place
 
@@ -85,7 +85,7 @@ def test_a_list_is_given_at_once():
   (["--", "--config.train.steps=4"], ["--", "--config.train.steps=4"]),
 ], ids=str)
 def test_both_spellings_of_a_change_are_one(argv, as_set):
-  assert as_flags(argv) == as_set
+  assert expand_config_fields(argv) == as_set
 
 
 @pytest.mark.parametrize(("argv", "sentence"), [
@@ -95,7 +95,7 @@ def test_both_spellings_of_a_change_are_one(argv, as_set):
 ], ids=str)
 def test_a_spelling_that_is_none_is_refused(argv, sentence):
   with pytest.raises(ValueError, match=sentence):
-    as_flags(argv)
+    expand_config_fields(argv)
 
 
 def write(folder, text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -16,12 +17,12 @@ LAYERS = (
   ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.peers", "lattice_jax.shown"),
   ("lattice_jax.domains",),
   ("lattice_jax.fields",),
-  ("lattice_jax.config_memories", "lattice_jax.arguments", "lattice_jax.memories.section",
-   "lattice_jax.memories.recurrent_config", "lattice_jax.ops.rotary_config"),
+  ("lattice_jax.config_memories", "lattice_jax.memories.section", "lattice_jax.memories.recurrent_config",
+   "lattice_jax.ops.rotary_config"),
   (*(f"lattice_jax.memories.{memory}.config" for memory in _FOLDERS),),
   ("lattice_jax.memories.registry",),
-  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch", "lattice_jax.interrupt"),
-  ("lattice_jax.config_dict", "lattice_jax.config_flags", "lattice_jax.usage"),
+  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
+  ("lattice_jax.config_dict",),
   ("lattice_jax.runtime",),
   ("lattice_jax.together", "lattice_jax.formats"),
   ("lattice_jax.ops",),
@@ -43,6 +44,8 @@ LAYERS = (
   ("lattice_jax.training",),
   ("lattice_jax.sweep",),
   ("lattice_jax.aot", "lattice_jax.self_check"),
+  ("lattice_jax.commands",),
+  ("lattice_jax.self_check.__main__",),
 )
 ALSO_ALLOWED = {"lattice_jax.dispatch": ("lattice_jax.config", "lattice_jax.types")}
 LIBRARY = sorted([*(ROOT / "lattice_jax").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")])
@@ -52,7 +55,12 @@ def module_name(path):
   return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
 def imported_modules(path):
+  return list(_imported_modules(path))
+
+
+def _imported_modules(path):
   """Absolute names; `from a import b` gives a.b, which is a module or a name in module a."""
   for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
     if isinstance(node, ast.Import):
@@ -91,6 +99,12 @@ def test_imports_point_down(path):
 def test_library_knows_no_script_config_or_test(path):
   outside = ("configs", "tests", "scripts", "train", "eval")
   assert not [name for name in imported_modules(path) if any(is_within(name, package) for package in outside)]
+
+
+def test_no_flag_is_defined_or_read_below_the_commands():
+  """Grain reads flags of its own in worker processes; the loader must declare them parsed where nobody parses any."""
+  users = {module_name(path) for path in LIBRARY if any(is_within(n, "absl.flags") for n in imported_modules(path))}
+  assert {name for name in users if not is_within(name, "lattice_jax.commands")} == {"lattice_jax.data.loader"}
 
 
 def test_only_checkpoint_imports_orbax():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lattice_jax.shown import first_line
+
 _BLOCK = 1 << 20
 _METHODS = {  # that Python reads
   zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
@@ -89,5 +91,4 @@ def read_array_header(file: io.BufferedIOBase, where: Path | str) -> tuple[tuple
 
 def damaged(where: Path | str, error: Exception) -> ValueError:
   """What to tell a user whose file could not be read."""
-  reason = " ".join(str(error).split())[:200] or type(error).__name__
-  return ValueError(f"{where} is damaged ({reason}); fetch it again.")
+  return ValueError(f"{where} is damaged ({first_line(error)}); fetch it again.")

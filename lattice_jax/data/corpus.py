@@ -23,7 +23,7 @@ from lattice_jax.data.archives import open_zip, read_array
 from lattice_jax.data.files import IMAGENET64, prepare_command, sha256_once
 from lattice_jax.data.progress import Report
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
-from lattice_jax.data.tokenizers import (
+from lattice_jax.data.tokenizers.tokenizer import (
   ByteTokenizer,
   Tokenizer,
   folder_name,
@@ -31,7 +31,7 @@ from lattice_jax.data.tokenizers import (
   model_path,
   model_sha256,
 )
-from lattice_jax.runtime import first_line
+from lattice_jax.shown import first_line
 
 FORMAT = 1
 TOKENS, DOCUMENTS, INFO = "tokens.bin", "documents.npz", "corpus.json"
@@ -194,7 +194,7 @@ def _read_info(data: DataConfig, folder: Path) -> CorpusInfo:
   try:
     info = CorpusInfo.from_json(path.read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
-    raise ValueError(f"{path} is damaged ({first_line(error)}); run `{command}` to make it again.") from error
+    raise _damaged(path, f" ({first_line(error)})", command) from error
   found = (info.format, info.source, info.tokenizer)
   if found != (FORMAT, data.source, data.tokenizer):
     raise ValueError(
@@ -211,11 +211,13 @@ def _read_info(data: DataConfig, folder: Path) -> CorpusInfo:
 def _check_file(path: Path, size: int, sha256: str, command: str) -> None:
   found = path.stat().st_size if path.is_file() else 0
   if found != size:
-    raise ValueError(
-      f"{path} is damaged: expected {size:,} bytes, found {found:,}; run `{command}` to make it again.")
+    raise _damaged(path, f": expected {size:,} bytes, found {found:,}", command)
   if size <= _MAX_CHECKED_BYTES and sha256_once(path) != sha256:
-    raise ValueError(
-      f"{path} is damaged: expected sha256 {sha256}, found {sha256_once(path)}; run `{command}` to make it again.")
+    raise _damaged(path, f": expected sha256 {sha256}, found {sha256_once(path)}", command)
+
+
+def _damaged(path: Path, problem: str, command: str) -> ValueError:
+  return ValueError(f"{path} is damaged{problem}; run `{command}` to make it again.")
 
 
 def _read_documents(folder: Path, info: CorpusInfo, command: str) -> _Documents:
@@ -234,7 +236,7 @@ def _read_documents(folder: Path, info: CorpusInfo, command: str) -> _Documents:
   num_tokens = info.files[TOKENS][0] // np.dtype(info.dtype).itemsize
   problem = _contradiction(documents, num_tokens, info.splits)
   if problem:
-    raise ValueError(f"{path} is damaged ({problem}); run `{command}` to make it again.")
+    raise _damaged(path, f" ({problem})", command)
   return documents
 
 
@@ -263,9 +265,7 @@ def _check_tokens(tokens: FlatTokens, tokenizer: Tokenizer, path: Path, command:
     return
   largest = int(tokens[:].max())
   if largest >= tokenizer.vocab_size:
-    raise ValueError(
-      f"{path} is damaged: it holds token {largest:,}, and {tokenizer.name} has {tokenizer.vocab_size:,}; run "
-      f"`{command}` to make it again.")
+    raise _damaged(path, f": it holds token {largest:,}, and {tokenizer.name} has {tokenizer.vocab_size:,}", command)
 
 
 def is_corpus_ready(data: DataConfig, report: Report) -> bool:

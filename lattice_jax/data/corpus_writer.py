@@ -28,20 +28,12 @@ from lattice_jax.data.corpus import (
   corpus_folder,
 )
 from lattice_jax.data.files import decode_text, sha256_of_file
-from lattice_jax.data.progress import Progress, Report, as_gigabytes
-from lattice_jax.data.source import SPLITS
-from lattice_jax.data.tokenizers import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
+from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
+from lattice_jax.data.source import SPLITS, Document
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
 
 _JOURNAL = "journal.jsonl"
 _BATCH_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class Document:
-  """raw: UTF-8 text, or the pixels of an image."""
-
-  title: str
-  raw: bytes
 
 
 @runtime_checkable
@@ -170,7 +162,7 @@ def _read_entries(lines: list[str]) -> list[_Entry] | None:
 def _batches(
     split: str, documents: Documents, done: int, encoding: _Encoding, report: Report,
 ) -> Iterator[tuple[list[_Entry], bytes]]:
-  progress = Progress(report, f"tokenizing {split}", len(documents), "documents")
+  progress = ProgressLines(report, f"tokenizing {split}", len(documents), "documents")
   entries, stored, size = [], [], 0
   for number in range(done, len(documents)):
     entry, part = encoding.encode(split, documents[number])

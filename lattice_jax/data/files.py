@@ -95,6 +95,11 @@ IMAGENET64 = ImageSet(
 )
 
 
+def counts_in_words(counts: dict[str, int]) -> str:
+  """As in "28,602 train, 50 validation"."""
+  return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+
+
 def prepared_path(root: str | Path, original: Original) -> Path:
   """Where `scripts/prepare_data.py` puts the file."""
   return Path(root) / original.name / original.name
@@ -113,14 +118,14 @@ def check_original(original: Original, size: int, sha256: str, where: str | Path
     raise ValueError(f"{where} is not {original.name}: expected sha256 {original.sha256}, found {sha256}.")
 
 
-def decode_text(raw: bytes, path: Path | str) -> str:
-  """The content of a file as text. Raises ValueError where it is not UTF-8."""
+def decode_text(
+    raw: bytes, where: Path | str, advice: str = "fetch the file again, or convert it with `iconv -t UTF-8`") -> str:
+  """The text of these bytes. Raises ValueError, which names `where`, if they are not UTF-8."""
   try:
     return raw.decode("utf-8")
   except UnicodeDecodeError as error:
     raise ValueError(
-      f"{path} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start:,}; fetch the file again, or convert "
-      "it with `iconv -t UTF-8`.") from error
+      f"{where} is not UTF-8: byte {raw[error.start]:#04x} at offset {error.start:,}; {advice}.") from error
 
 
 def sha256_of_file(path: Path) -> str:

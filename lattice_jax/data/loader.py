@@ -10,10 +10,10 @@ import numpy as np
 from absl import flags
 
 from lattice_jax.config import Config
-from lattice_jax.data.coverage import carried_group, cold_groups
+from lattice_jax.data.eval_plan import carried_group, cold_groups
 from lattice_jax.data.plan import Placement, Plan
 from lattice_jax.data.sources import Source
-from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer
 from lattice_jax.types import Batch, Segment
 
 _MAX_STEPS = 2**31 - 1
@@ -99,8 +99,7 @@ def eval_batches(
   for sequence, group in enumerate(groups):
     for number in range(group.num_chunks(chunk_len)):
       placement, documents_BT = group.chunk(number, chunk_len)
-      own = Placement(*(field_BT[first:last] for field_BT in (
-        placement.index_BT, placement.positions_BT, placement.ids_BT)))
+      own = Placement(*(array_BT[first:last] for array_BT in placement))
       chunk = _read(
         source, own, eos_id=tokenizer.eos_id, sequence=sequence, valid_BT=documents_BT[first:last] >= 0,
         pad_id=tokenizer.pad_id)

@@ -23,7 +23,7 @@ from pathlib import Path
 from lattice_jax.config import DataConfig
 from lattice_jax.data.files import decode_text, sha256_of_file
 from lattice_jax.data.hashing import permutation
-from lattice_jax.data.source import SPLITS, fingerprint
+from lattice_jax.data.source import SPLITS, Document, fingerprint
 from lattice_jax.domains import Place
 
 PREFIX = "text:"
@@ -33,8 +33,6 @@ _OPEN = {".xz": lzma.open, ".gz": gzip.open}
 _PARTS = 20  # of which validation and test get one each
 _SPLITTING = 2  # key of the draw
 _SPACE = re.compile(rb"\s")
-
-Document = tuple[str, bytes]  # title and UTF-8
 
 
 def is_own_text(source: str) -> bool:
@@ -53,7 +51,7 @@ def read_own_texts(data: DataConfig, split: str) -> list[Document]:
     raw = _read(file, MAX_BYTES - size)
     size += len(raw)
     if raw:
-      documents.append((_title(path, file), raw))
+      documents.append(Document(_title(path, file), raw))
   chosen = _whole(documents, data.seed) if len(documents) >= len(SPLITS) else _stretches(documents, data.seed)
   if not all(chosen.values()):
     raise ValueError(f"data.source={data.source} holds {size:,} bytes of text, too few to be split; give it more text.")
@@ -168,8 +166,9 @@ def _stretches(documents: list[Document], seed: int) -> dict[str, list[Document]
     first = 0
     for last in range(1, _PARTS + 1):
       if last == _PARTS or split_of[last] != split_of[first]:
-        stretch = f"{title} {100 * first // _PARTS}–{100 * last // _PARTS} %", raw[cuts[first]:cuts[last]]
-        chosen[split_of[first]] += [stretch] if stretch[1] else []
+        stretch = raw[cuts[first]:cuts[last]]
+        part_title = f"{title} {100 * first // _PARTS}–{100 * last // _PARTS} %"
+        chosen[split_of[first]] += [Document(part_title, stretch)] if stretch else []
         first = last
   return chosen
 

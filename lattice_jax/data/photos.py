@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lattice_jax.data.files import read_sample, sample_files
-from lattice_jax.runtime import first_line
+from lattice_jax.shown import first_line
 
 SIZE = 64
 IMAGE_TOKENS = SIZE * SIZE * 3

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,7 @@ _DOCUMENTS, _WINDOWS = 0, 1  # keys of the two shuffles of an epoch
 _MAX_ID = 2**31
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
   """Where the targets of some rows of one update come from.
 
   index_BT: int64, place of the target in `source.tokens`; its document is `source.document_of(index_BT)`.
@@ -42,18 +42,18 @@ class Placement:
 
 
 @dataclass(frozen=True)
-class Layout:
-  """Pieces of a source laid end to end: piece k is source tokens [begins[k], begins[k] + starts[k + 1] − starts[k])."""
+class Concatenation:
+  """Pieces of a source end to end: piece k is source tokens [begins[k], begins[k] + starts[k + 1] − starts[k])."""
 
   begins: np.ndarray
   starts: np.ndarray
 
   @classmethod
-  def of(cls, begins: np.ndarray, lengths: np.ndarray) -> Layout:
+  def of(cls, begins: np.ndarray, lengths: np.ndarray) -> Concatenation:
     return cls(begins=begins, starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
   def locate(self, address: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The piece and the source index at each address of the layout."""
+    """The piece and the source index at each address."""
     piece = np.searchsorted(self.starts, address, side="right") - 1
     return piece, self.begins[piece] + address - self.starts[piece]
 
@@ -75,7 +75,7 @@ class Plan:
     self._data = data
     self._offsets = source.offsets
     self._num_tokens = len(source.tokens)
-    self._layouts: dict[int, Layout] = {}
+    self._orders: dict[int, Concatenation] = {}
     self._place = {
       "sequences": self._place_sequences, "packed": self._place_packed, "documents": self._place_documents}[data.rows]
     needed = data.batch if data.rows == "documents" else data.seq_len
@@ -108,12 +108,12 @@ class Plan:
     group, inside_T = self._inside_sequence(step)
     parts = []
     for epoch, windows, _ in self._windows(group, rows_B):
-      layout = self._layout(epoch)
+      joined = self._order(epoch)
       start_B = windows * self._data.seq_len
-      first_piece_B, _ = layout.locate(start_B)
+      first_piece_B, _ = joined.locate(start_B)
       # A row has at most seq_len pieces, so this keeps ids apart within the row and from one group to the next.
       id_base_B = group * self._data.seq_len - first_piece_B
-      parts.append(_pieces(layout, start_B[:, None] + inside_T, start_B[:, None], id_base_B[:, None]))
+      parts.append(_pieces(joined, start_B[:, None] + inside_T, start_B[:, None], id_base_B[:, None]))
     return _join(parts, axis=0)
 
   def _place_documents(self, step: int, rows_B: np.ndarray) -> Placement:
@@ -124,7 +124,7 @@ class Plan:
     for epoch in range(along_T[0] // lane_len, along_T[-1] // lane_len + 1):
       inside_T = along_T[along_T // lane_len == epoch] - epoch * lane_len
       id_base = epoch * (len(self._offsets) - 1)
-      parts.append(_pieces(self._layout(epoch), start_B[:, None] + inside_T, start_B[:, None], id_base))
+      parts.append(_pieces(self._order(epoch), start_B[:, None] + inside_T, start_B[:, None], id_base))
     return _join(parts, axis=1)
 
   def _inside_sequence(self, step: int) -> tuple[int, np.ndarray]:
@@ -141,31 +141,27 @@ class Plan:
       part = epoch_B == epoch
       yield epoch, permuted(example_B[part] - epoch * per_epoch, per_epoch, self._data.seed, epoch, _WINDOWS), part
 
-  def _layout(self, epoch: int) -> Layout:
+  def _order(self, epoch: int) -> Concatenation:
     """The documents of one epoch, end to end."""
-    if epoch not in self._layouts:
+    if epoch not in self._orders:
       order = permutation(len(self._offsets) - 1, self._data.seed, epoch, _DOCUMENTS)
-      layout = Layout.of(self._offsets[order], np.diff(self._offsets)[order])
+      joined = Concatenation.of(self._offsets[order], np.diff(self._offsets)[order])
       # Reader threads may be on both sides of an epoch's end; replacing the whole dict keeps them out of each other's
       # way.
-      self._layouts = {**{e: kept for e, kept in self._layouts.items() if abs(e - epoch) < 3}, epoch: layout}
-      return layout
-    return self._layouts[epoch]
+      self._orders = {**{e: kept for e, kept in self._orders.items() if abs(e - epoch) < 3}, epoch: joined}
+      return joined
+    return self._orders[epoch]
 
 
-def _pieces(layout: Layout, address_BT: np.ndarray, cold_start: np.ndarray, id_base: np.ndarray | int) -> Placement:
-  """Pieces begin where a document of the layout does, and at `cold_start`."""
-  piece_BT, index_BT = layout.locate(address_BT)
+def _pieces(
+    joined: Concatenation, address_BT: np.ndarray, cold_start: np.ndarray, id_base: np.ndarray | int) -> Placement:
+  """Pieces begin where a document does, and at `cold_start`."""
+  piece_BT, index_BT = joined.locate(address_BT)
   return Placement(
     index_BT=index_BT,
-    positions_BT=(address_BT - np.maximum(layout.starts[piece_BT], cold_start)).astype(np.int32),
+    positions_BT=(address_BT - np.maximum(joined.starts[piece_BT], cold_start)).astype(np.int32),
     ids_BT=((id_base + piece_BT) % _MAX_ID).astype(np.int32))
 
 
 def _join(parts: list[Placement], axis: int) -> Placement:
-  if len(parts) == 1:
-    return parts[0]
-  return Placement(
-    index_BT=np.concatenate([part.index_BT for part in parts], axis),
-    positions_BT=np.concatenate([part.positions_BT for part in parts], axis),
-    ids_BT=np.concatenate([part.ids_BT for part in parts], axis))
+  return Placement(*(np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)))

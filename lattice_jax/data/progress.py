@@ -8,7 +8,7 @@ Report = Callable[[str], None]
 _LINES = 20
 
 
-class Progress:
+class ProgressLines:
   """Reports a line about every twentieth of the way, never at its end."""
 
   def __init__(self, report: Report, what: str, total: int, unit: str):

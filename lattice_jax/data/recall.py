@@ -19,7 +19,7 @@ import numpy as np
 from lattice_jax.config import DataConfig, RecallConfig
 from lattice_jax.data.hashing import hashed_at
 from lattice_jax.data.source import SPLITS, Answers, Source, fingerprint
-from lattice_jax.data.tokenizers import SymbolTokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import SymbolTokenizer, get_tokenizer
 
 # More than any run reads, so that none reads a document twice. Evaluation reads the same ones in every run.
 _DOCUMENTS = {"train": 2**22, "validation": 1024, "test": 1024}

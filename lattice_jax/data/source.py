@@ -5,11 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+
+
+class Document(NamedTuple):
+  """A document before it is tokenized. raw: UTF-8 text, or the pixels of an image."""
+
+  title: str
+  raw: bytes
 
 
 @runtime_checkable

@@ -24,12 +24,10 @@ from lattice_jax.data.files import (
 from lattice_jax.data.own_texts import PREFIX, is_own_text, read_own_texts, texts_key
 from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
 from lattice_jax.data.recall import recall_source
-from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
+from lattice_jax.data.source import SPLITS, Document, Source, Texts, fingerprint
 from lattice_jax.data.synthetic import synthetic_documents
-from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, get_tokenizer
 from lattice_jax.domains import did_you_mean
-
-Documents = list[tuple[str, bytes]]  # titles and raw bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Corpus:
   """How to get one corpus: `load` gives a tokenized split, `read_raw` its documents; None where they are too large."""
 
   load: Callable[[DataConfig, str], Source]
-  read_raw: Callable[[DataConfig, str], Documents] | None
+  read_raw: Callable[[DataConfig, str], list[Document]] | None
 
 
 def load_source(data: DataConfig, split: str) -> Source:
@@ -69,7 +67,7 @@ def _corpus(data: DataConfig, split: str) -> Corpus:
   return SOURCES[name]
 
 
-def _tokenize(documents: Documents, data: DataConfig, split: str, *, are_texts: bool) -> Source:
+def _tokenize(documents: list[Document], data: DataConfig, split: str, *, are_texts: bool) -> Source:
   """The documents that are not empty, in memory; whole texts end with eos."""
   tokenizer = get_tokenizer(data)
   documents = [(title, raw) for title, raw in documents if raw]
@@ -89,7 +87,7 @@ def _tokenize(documents: Documents, data: DataConfig, split: str, *, are_texts: 
     tokenizer=tokenizer.name, unit="byte", texts=texts)
 
 
-def _in_memory(read: Callable[[DataConfig, str], Documents], *, are_texts: bool = False) -> Corpus:
+def _in_memory(read: Callable[[DataConfig, str], list[Document]], *, are_texts: bool = False) -> Corpus:
   return Corpus(lambda data, split: _tokenize(read(data, split), data, split, are_texts=are_texts), read)
 
 
@@ -105,16 +103,17 @@ def byte_splits(size: int) -> dict[str, tuple[int, int]]:
   return {"train": (0, train), "validation": (train, validation), "test": (validation, size)}
 
 
-def _enwiki_sample(data: DataConfig, split: str) -> Documents:
+def _enwiki_sample(data: DataConfig, split: str) -> list[Document]:
   del data
   raw = read_sample("enwiki_sample/enwiki.xml.xz")
   start, stop = byte_splits(len(raw))[split]
-  return [(split, raw[start:stop])]
+  return [Document(split, raw[start:stop])]
 
 
-def _books_sample(data: DataConfig, split: str) -> Documents:
+def _books_sample(data: DataConfig, split: str) -> list[Document]:
   del data
-  return [(Path(file).name.partition(".")[0], read_sample(file)) for file in sample_files(f"books_sample/{split}")]
+  files = sample_files(f"books_sample/{split}")
+  return [Document(Path(file).name.partition(".")[0], read_sample(file)) for file in files]
 
 
 def _photos_sample(data: DataConfig, split: str) -> Source:
@@ -132,11 +131,10 @@ def _photos_sample(data: DataConfig, split: str) -> Source:
     name=data.source, split=split, fingerprint=fingerprint(data.source, split, content), unit="dim")
 
 
-def _raw_photos(data: DataConfig, split: str) -> Documents:
+def _raw_photos(data: DataConfig, split: str) -> list[Document]:
   del data
-  return [
-    (f"{number}", tile.tobytes()) for number, tile in enumerate(np.concatenate([
-      tiles(photo) for photo in read_photos(split)]))]
+  all_tiles = [tile for photo in read_photos(split) for tile in tiles(photo)]
+  return [Document(str(number), tile.tobytes()) for number, tile in enumerate(all_tiles)]
 
 
 def _imagenet64(data: DataConfig, split: str) -> Source:
@@ -149,8 +147,8 @@ def _refuse_tokenizer(data: DataConfig) -> None:
     raise ValueError(f"data.source={data.source} holds images; use data.tokenizer=bytes, not {data.tokenizer}.")
 
 
-def _enwik8(data: DataConfig, split: str) -> Documents:
-  return [(split, read_original_split(ENWIK8, data.path, split))]
+def _enwik8(data: DataConfig, split: str) -> list[Document]:
+  return [Document(split, read_original_split(ENWIK8, data.path, split))]
 
 
 def read_original_split(original: Original, root: str | Path, split: str) -> bytes:
@@ -180,5 +178,5 @@ SOURCES: dict[str, Corpus] = {
   "photos_sample": Corpus(_photos_sample, _raw_photos),
   _OWN_TEXTS: Corpus(_own_texts, read_own_texts),
   "recall": Corpus(recall_source, None),
-  "synthetic": _in_memory(lambda data, split: [("", raw) for raw in synthetic_documents(split)]),
+  "synthetic": _in_memory(lambda data, split: [Document("", raw) for raw in synthetic_documents(split)]),
 }

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from lattice_jax.config import DataConfig, EvalConfig, MeshConfig, ModelConfig
 from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.source import Source
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.answers import AnswerTotals
 from lattice_jax.evaluation.compiled import EvalShapes, compile_evaluation
 from lattice_jax.evaluation.position_buckets import bucket_starts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.inference.generate import Options, Timing, TokenStream
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are read as

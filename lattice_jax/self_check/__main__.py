@@ -14,12 +14,12 @@ import sys
 
 import jax
 
-from lattice_jax.arguments import Parser, of, path, positive, some_of
 from lattice_jax.bench.harness import describe_machine
+from lattice_jax.commands.arguments import Parser, of, path, positive, some_of
+from lattice_jax.commands.run import run_script
 from lattice_jax.dispatch import OVERRIDE
 from lattice_jax.domains import Names, did_you_mean
 from lattice_jax.memories.cases import Sizes
-from lattice_jax.runtime import run_script
 from lattice_jax.self_check import results
 from lattice_jax.self_check.check import DTYPES, Row, check, make_cases
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 import sys
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ _DIGITS = 12  # significant digits of a multiple of q, so that 3 × 0.1 is 0.3
 
 
 @runtime_checkable
-class Drawing(Protocol):
+class OptunaTrial(Protocol):
   """The part of an `optuna.Trial`, new or read from a journal, that parameters use."""
 
   def suggest_categorical(self, name: str, choices: tuple[Value, ...]) -> Value: ...
@@ -29,56 +30,66 @@ class Drawing(Protocol):
 
 
 @dataclass(frozen=True)
-class Choice:
-  """One of several values; a constant has one."""
+class Parameter(abc.ABC):
+  """A parameter and the values that a trial may give it."""
 
   name: str
-  values: tuple[Value, ...]
 
   def num_choices(self) -> int | None:
-    """How many values there are; None where they cannot be counted."""
-    return len(self.values)
+    """The number of possible values, or None where there is a continuum of them."""
+    return None
 
   def choices(self) -> tuple[Value, ...] | None:
-    """All values in order; None where they cannot be counted."""
-    return self.values
+    """All possible values in order, or None where there is a continuum of them."""
+    return None
 
-  def bounds(self) -> tuple[Value, ...]:
-    """Values that say of all whether they may be."""
-    return self.values
+  @abc.abstractmethod
+  def extremes(self) -> tuple[Value, ...]:
+    """Values such that all are allowed in a config if these are."""
 
-  def draw(self, drawing: Drawing) -> Value:
-    """A value by the sampler, or the one that was drawn before."""
-    return self.values[0] if len(self.values) == 1 else drawing.suggest_categorical(self.name, self.values)
+  @abc.abstractmethod
+  def draw(self, trial: OptunaTrial) -> Value:
+    """The sampler's value, or the one that this trial drew before."""
 
 
 @dataclass(frozen=True)
-class Interval:
-  """Any number between low and high, evenly or in the logarithm."""
+class Choice(Parameter):
+  """One of several values; a constant has one."""
 
-  name: str
+  values: tuple[Value, ...]
+
+  def num_choices(self) -> int:
+    return len(self.values)
+
+  def choices(self) -> tuple[Value, ...]:
+    return self.values
+
+  def extremes(self) -> tuple[Value, ...]:
+    return self.values
+
+  def draw(self, trial: OptunaTrial) -> Value:
+    return self.values[0] if len(self.values) == 1 else trial.suggest_categorical(self.name, self.values)
+
+
+@dataclass(frozen=True)
+class Interval(Parameter):
+  """Any number from low to high, uniformly or log-uniformly."""
+
   low: float
   high: float
   log: bool = False
 
-  def num_choices(self) -> None:
-    return None
-
-  def choices(self) -> None:
-    return None
-
-  def bounds(self) -> tuple[Value, ...]:
+  def extremes(self) -> tuple[Value, ...]:
     return self.low, self.high
 
-  def draw(self, drawing: Drawing) -> Value:
-    return drawing.suggest_float(self.name, self.low, self.high, log=self.log)
+  def draw(self, trial: OptunaTrial) -> Value:
+    return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
 
 @dataclass(frozen=True)
-class Steps:
-  """Multiples of q between low and high; whole numbers where q is one."""
+class Multiples(Parameter):
+  """Multiples of q from low to high; integers where q is 1."""
 
-  name: str
   low: float
   high: float
   q: float
@@ -91,11 +102,11 @@ class Steps:
     low, high = self._bounds()
     return tuple(self._multiple(count) for count in range(low, high + 1))
 
-  def bounds(self) -> tuple[Value, ...]:
+  def extremes(self) -> tuple[Value, ...]:
     return tuple(self._multiple(count) for count in self._bounds())
 
-  def draw(self, drawing: Drawing) -> Value:
-    return self._multiple(drawing.suggest_int(self.name, *self._bounds()))
+  def draw(self, trial: OptunaTrial) -> Value:
+    return self._multiple(trial.suggest_int(self.name, *self._bounds()))
 
   def _bounds(self) -> tuple[int, int]:
     return math.ceil(round(self.low / self.q, _DIGITS)), math.floor(round(self.high / self.q, _DIGITS))
@@ -105,27 +116,18 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Normal:
-  """A normal distribution; the sampler sees the probability up to the value."""
+class Normal(Parameter):
+  """A normal distribution; the sampler draws the cumulative probability of the value."""
 
-  name: str
   mu: float
   sigma: float
 
-  def num_choices(self) -> None:
-    return None
-
-  def choices(self) -> None:
-    return None
-
-  def bounds(self) -> tuple[Value, ...]:
+  def extremes(self) -> tuple[Value, ...]:
     return tuple(NormalDist(self.mu, self.sigma).inv_cdf(part) for part in (_TAIL, 1 - _TAIL))
 
-  def draw(self, drawing: Drawing) -> Value:
-    return NormalDist(self.mu, self.sigma).inv_cdf(drawing.suggest_float(self.name, _TAIL, 1 - _TAIL))
+  def draw(self, trial: OptunaTrial) -> Value:
+    return NormalDist(self.mu, self.sigma).inv_cdf(trial.suggest_float(self.name, _TAIL, 1 - _TAIL))
 
-
-Parameter = Choice | Interval | Steps | Normal
 
 # The fields that each distribution has, beside "distribution"; those in brackets may be left out.
 FIELDS = {
@@ -188,24 +190,24 @@ def _build(name: str, distribution: str, entry: dict[str, Any]) -> Parameter:
   if distribution == "int_uniform":
     if not (isinstance(low, int) and isinstance(high, int)):
       raise ValueError(f"parameter {name}: min={low} and max={high} of int_uniform must be whole numbers.")
-    return _steps(name, low, high, 1)
+    return _multiples(name, low, high, 1)
   if distribution == "q_uniform":
-    return _steps(name, low, high, _number(name, "q", entry["q"]) if "q" in entry else 1)
+    return _multiples(name, low, high, _number(name, "q", entry["q"]) if "q" in entry else 1)
   if distribution == "log_uniform_values" and low <= 0:
     raise ValueError(f"parameter {name}: min={low} of log_uniform_values must be positive.")
   return Interval(name, low, high, log=distribution == "log_uniform_values")
 
 
-def _steps(name: str, low: float, high: float, q: float) -> Steps:
+def _multiples(name: str, low: float, high: float, q: float) -> Multiples:
   if q <= 0:
     raise ValueError(f"parameter {name}: q={q} must be positive.")
   if not max(abs(low), abs(high)) < _MOST_STEPS * q:
     raise ValueError(f"parameter {name}: between 0 and min={low} or max={high} lie more than {_MOST_STEPS:,} multiples "
                      f"of {q}; use smaller numbers, or the distribution uniform.")
-  steps = Steps(name, low, high, q)
-  if not steps.num_choices():
+  multiples = Multiples(name, low, high, q)
+  if not multiples.num_choices():
     raise ValueError(f"parameter {name}: no multiple of q={q} lies between min={low} and max={high}.")
-  return steps
+  return multiples
 
 
 def _number(name: str, field: str, value: Any) -> int | float:

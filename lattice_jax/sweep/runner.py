@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lattice_jax.sweep.search import Search
-from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import (
   DONE,
   FAILED,
@@ -74,7 +74,7 @@ class Runner:
       self._search.tell(trial.index, read_evaluation(folder, self._sweep.metric)[0])
       return
     folder.mkdir(parents=True, exist_ok=True)
-    TrialRecord(trial.index, trial.id, trial.values, arguments, STARTED).write(folder)
+    TrialRecord(**vars(trial), arguments=arguments, state=STARTED).write(folder)
     self._say(f"{self._place(trial)} {'begins' if record is None else 'goes on'}")
     slot = min(set(range(self._jobs)) - {running.slot for running in self._running})
     with (folder / "stdout.txt").open("ab") as output, (folder / "stderr.txt").open("ab") as errors:
@@ -116,8 +116,8 @@ class Runner:
       except ValueError as problem:
         error = str(problem)
     state = DONE if error is None else FAILED
-    TrialRecord(trial.index, trial.id, trial.values, self._sweep.arguments(trial.values), state, error, seconds) \
-      .write(folder)
+    TrialRecord(**vars(trial), arguments=self._sweep.arguments(trial.values), state=state, error=error,
+                seconds=seconds).write(folder)
     if error is None:
       self._search.tell(trial.index, value)
       self._say(f"{self._place(trial)} {value:.4f} in {seconds:.0f} s")

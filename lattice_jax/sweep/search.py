@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from lattice_jax.sweep.labels import grid_ids
-from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import Trial
 
 
@@ -46,6 +46,6 @@ def make_search(sweep: Sweep, workdir: Path, seed: int) -> Search:
   """seed: of the sampler; a grid has none."""
   if sweep.method == "grid":
     return GridSearch(sweep)
-  from lattice_jax.sweep.sampled import SampledSearch  # a grid need not wait for Optuna
+  from lattice_jax.sweep.optuna_search import OptunaSearch  # a grid need not wait for Optuna
 
-  return SampledSearch(sweep, workdir, seed)
+  return OptunaSearch(sweep, workdir, seed)

@@ -18,7 +18,7 @@ from lattice_jax.models.state_size import describe_state
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.labels import is_seed, short_names, short_values
 from lattice_jax.sweep.parameters import Choice, Value
-from lattice_jax.sweep.spec import Sweep
+from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records
 
 Setting = tuple[tuple[str, Value], ...]

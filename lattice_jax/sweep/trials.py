@@ -24,12 +24,9 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class TrialRecord:
-  """What became of a trial. error: why it failed, one line. seconds: of its last process."""
+class TrialRecord(Trial):
+  """What became of a trial. error: why it failed, in one line. seconds: how long its last process took."""
 
-  index: int
-  id: str
-  values: dict[str, Value]
   arguments: list[str]
   state: str
   error: str | None = None

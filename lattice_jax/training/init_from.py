@@ -17,7 +17,7 @@ import jax
 from lattice_jax.checkpoint import check_tokenizer, load_variables
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.config_checks import check_config
-from lattice_jax.data.tokenizers import PRETRAINED
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.training.state import TrainState

@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 
 from lattice_jax.config import Config
 from lattice_jax.data.sources import Source
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.models import decoder
 from lattice_jax.sharding import tree_bytes
 from lattice_jax.training.state import TrainState, carries_memory

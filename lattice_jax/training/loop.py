@@ -20,7 +20,7 @@ from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.data.loader import train_batches
 from lattice_jax.data.sources import Source, load_source
-from lattice_jax.data.tokenizers import Tokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate_protocols
 from lattice_jax.models.parameters import count_parameters, flops_per_token
 from lattice_jax.run_file import FILE, read_run

@@ -20,7 +20,7 @@ from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
 from lattice_jax.data.source import Source
-from lattice_jax.data.tokenizers import model_sha256
+from lattice_jax.data.tokenizers.tokenizer import model_sha256
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import FILE, stored_config
 from lattice_jax.runtime import git_commit

@@ -19,7 +19,7 @@ import wandb
 import wandb.errors
 
 from lattice_jax.metrics import Record, warn
-from lattice_jax.runtime import first_line
+from lattice_jax.shown import first_line
 from lattice_jax.writers.base import RunInfo, Writer, check_present, series
 
 _MODES = ("online", "offline", "disabled")

@@ -9,7 +9,7 @@ from lattice_jax.data import corpus_writer
 from lattice_jax.data.corpus import DOCUMENTS, INFO, TOKENS, corpus_folder, read_corpus
 from lattice_jax.data.corpus_writer import Document, Recipe, write_corpus
 from lattice_jax.data.source import SPLITS
-from lattice_jax.data.tokenizers import get_tokenizer, model_path
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_path
 
 TEXTS = Recipe(unit="byte", are_texts=True, official_words=None, origin="a test")
 IMAGES = Recipe(unit="dim", are_texts=False, official_words=None, origin="a test")

@@ -24,8 +24,8 @@ from lattice_jax.data.corpus import DOCUMENTS, INFO, TOKENS, read_corpus
 from lattice_jax.data.corpus_writer import Document, write_corpus
 from lattice_jax.data.files import Original, prepared_path
 from lattice_jax.data.photos import decode_photo
-from lattice_jax.data.prepare_books import prepare_books
-from lattice_jax.data.prepare_enwik8 import prepare_original
+from lattice_jax.data.prepare.books import prepare_books
+from lattice_jax.data.prepare.enwik8 import prepare_original
 from lattice_jax.data.source import SPLITS
 from tests.data.originals import BOOKS, SPLIT_IDS, image_zip, images, write_books
 from tests.data.test_corpus import BOOKS as CORPUS_BOOKS

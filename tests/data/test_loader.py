@@ -11,7 +11,7 @@ from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.loader import EvalBatch, UpdateReader, eval_batches, train_batches
 from lattice_jax.data.plan import Plan
 from lattice_jax.data.sources import load_source
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from tests.data.builders import FIRST_TOKEN, numbered_source
 
 EOS = 1

@@ -14,7 +14,7 @@ from lattice_jax.config import DataConfig
 from lattice_jax.data import own_texts
 from lattice_jax.data.loader import eval_batches, train_batches
 from lattice_jax.data.sources import SPLITS, load_source, read_raw
-from lattice_jax.data.tokenizers import get_tokenizer, model_path
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_path
 from tests.training.tiny import make_config
 
 LINES = "".join(f"Line {number} of a book, ähnlich wie diese.\n" for number in range(400))

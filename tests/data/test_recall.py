@@ -14,7 +14,7 @@ from lattice_jax.config import Config, DataConfig, RecallConfig
 from lattice_jax.data.loader import eval_batches, train_batches
 from lattice_jax.data.recall import RecallDocuments
 from lattice_jax.data.sources import load_source
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 
 DATA = DataConfig(
   source="recall", tokenizer="symbols:40", seq_len=64, update_len=64, batch=4,

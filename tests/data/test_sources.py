@@ -9,7 +9,7 @@ from lattice_jax.config import DataConfig
 from lattice_jax.data.files import ENWIK8, SAMPLES, Original, prepared_path, read_sample
 from lattice_jax.data.source import fingerprint
 from lattice_jax.data.sources import SPLITS, byte_splits, load_source, read_original_split
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 
 RAW = bytes(range(200))
 TINY = Original(name="tiny", size=200, sha256=hashlib.sha256(RAW).hexdigest(), url="http://127.0.0.1/tiny.zip")

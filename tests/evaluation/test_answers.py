@@ -11,7 +11,7 @@ import pytest
 
 from lattice_jax.config import DataConfig, EvalConfig, ModelConfig, RecallConfig
 from lattice_jax.data.sources import load_source
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from lattice_jax.evaluation.evaluator import evaluate
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables

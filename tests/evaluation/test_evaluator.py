@@ -14,7 +14,7 @@ import pytest
 from lattice_jax.config import DataConfig, EvalConfig, MeshConfig, ModelConfig
 from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.source import Source, Texts
-from lattice_jax.data.tokenizers import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from lattice_jax.evaluation import evaluator
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate, evaluate_protocols
 from lattice_jax.memories.softmax.config import AttentionConfig

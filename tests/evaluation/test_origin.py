@@ -10,13 +10,15 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from lattice_jax.evaluation import cache_flags, command
+from lattice_jax.commands import cache_task
+from lattice_jax.evaluation import loaded_model
+from lattice_jax.evaluation.loaded_model import load_pretrained_model, load_run, model_name
 from lattice_jax.evaluation.origin import code_fingerprint, keyed_name, origin_key
 from lattice_jax.evaluation.retrieval.plan import AnswerFile
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
-from tests.evaluation.test_cache_flags import make_task
-from tests.evaluation.test_command import evaluate_stub, workdir  # noqa: F401
+from tests.commands.test_cache_task import make_task
+from tests.evaluation.test_loaded_model import evaluate_stub, workdir  # noqa: F401
 from tests.models.tiny_files import LLAMA, make_tensors, write_folder
 
 SIZES = LLAMA | {"vocab_size": 259, "max_position_embeddings": 256, "num_hidden_layers": 1}
@@ -33,21 +35,21 @@ def _flags(tmp_path, monkeypatch):
 
 
 def choose(name, *overrides, dtype="float32"):
-  return command.choose(None, name, step=None, dtype=dtype, overrides=[*ON_BYTES, *overrides])
+  return load_pretrained_model(name, workdir=None, dtype=dtype, overrides=[*ON_BYTES, *overrides])
 
 
 def judge(task, told=None):
   """The folder with all that was ever answered, line by line."""
-  report, *_ = cache_flags.judge(task, "test", report=(told if told is not None else []).append)
+  report, *_ = cache_task.run_task(task, "test", report=(told if told is not None else []).append)
   return report.parent, [json.loads(line) for line in (report.parent / "answers.jsonl").read_text().splitlines()]
 
 
 def test_a_model_is_called_by_all_of_its_name(tmp_path):
-  assert command.model_name("m/Llama-3.1-8B") == "Llama-3.1-8B"
-  assert command.model_name("m/Llama-3.1-8B/") == "Llama-3.1-8B"
-  assert command.model_name("m/SmolLM2-1.7B.Q4_1.gguf") == "SmolLM2-1.7B.Q4_1"
-  assert command.model_name("smollm2") == "smollm2"
-  assert command.model_name(".") == tmp_path.name
+  assert model_name("m/Llama-3.1-8B") == "Llama-3.1-8B"
+  assert model_name("m/Llama-3.1-8B/") == "Llama-3.1-8B"
+  assert model_name("m/SmolLM2-1.7B.Q4_1.gguf") == "SmolLM2-1.7B.Q4_1"
+  assert model_name("smollm2") == "smollm2"
+  assert model_name(".") == tmp_path.name
 
 
 def test_answers_of_one_model_are_never_those_of_another(tmp_path):
@@ -85,27 +87,27 @@ def test_lines_that_do_not_say_what_made_them_are_refused(tmp_path):
 
 
 def test_every_change_of_an_evaluation_has_a_file_of_its_own(workdir):  # noqa: F811
-  task = command.load(workdir, step=None, overrides=[]).with_eval(split="test", max_batches=2, batch=8)
+  task = load_run(workdir, step=None, overrides=[]).with_eval(split="test", max_batches=2, batch=8)
   config, result = task.config, evaluate_stub(seq_len=64)
   tasks = {
-    "as it is": (task, result), "step": (command.load(workdir, step=3, overrides=[]), result),
+    "as it is": (task, result), "step": (load_run(workdir, step=3, overrides=[]), result),
     "config": (dataclasses.replace(task, config=dataclasses.replace(
       config, model=dataclasses.replace(config.model, dtype="bfloat16"))), result),
     "part": (task.with_eval(max_batches=3), result), "rows of a part": (task.with_eval(batch=4), result)}
   for name, value in (("chunk_len", 16), ("seq_len", 32), ("split", "train"), ("protocol", "carried"),
                       ("fingerprint", "other")):
     tasks[name] = task, dataclasses.replace(result, **{name: value})
-  written = {name: one.write(found, None).name for name, (one, found) in tasks.items()}
+  written = {name: one.save(found, None).name for name, (one, found) in tasks.items()}
   assert len(set(written.values())) == len(written)
   assert written["step"].startswith("eval_test_cold_step3_") and written["seq_len"].startswith("eval_test_cold_T32_")
-  assert command.load(workdir, step=7, overrides=[]).with_eval(
-    split="test", batch=8, max_batches=2).write(result, None).name == written["as it is"]
+  assert load_run(workdir, step=7, overrides=[]).with_eval(
+    split="test", batch=8, max_batches=2).save(result, None).name == written["as it is"]
   whole = task.with_eval(max_batches=0)
-  assert whole.write(result, None) == whole.with_eval(batch=4).write(result, None)  # the result does not depend on it
+  assert whole.save(result, None) == whole.with_eval(batch=4).save(result, None)  # the result does not depend on it
 
 
 def test_every_change_of_a_text_has_a_file_of_its_own(tmp_path, monkeypatch):
-  monkeypatch.setattr(command, "write_texts", lambda *inputs, **options: Written(("",), ("stop",), (0,), Timing()))
+  monkeypatch.setattr(loaded_model, "write_texts", lambda *inputs, **options: Written(("",), ("stop",), (0,), Timing()))
   task = make_task(tmp_path)
   options = ({}, {"seed": 1}, {"temperature": 0.0}, {"stop_strings": ["#"]})
   paths = [task.write_texts(["abc"], length=2, **some)[1] for some in options]

@@ -19,7 +19,7 @@ import sys
 import threading
 import types
 
-from lattice_jax import interrupt
+from lattice_jax.commands import interrupt
 
 STEPS = 12
 ROOM = 12_000  # bytes: more than the metrics of all updates, less than one checkpoint
@@ -157,6 +157,6 @@ if __name__ == "__main__":
   interrupt.exit_on_signals()
   if sys.argv[1:]:
     meddle(*sys.argv[1:])
-  from lattice_jax import runtime
+  from lattice_jax.commands.run import run_script
 
-  runtime.run_main(main, sys.argv)
+  run_script(lambda: main(sys.argv[1:]))

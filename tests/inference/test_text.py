@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import DataConfig, ModelConfig
-from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, get_tokenizer
 from lattice_jax.inference.generate import Options, generate
 from lattice_jax.inference.text import TextPieces, write_texts
 from lattice_jax.memories.vq.config import VQConfig

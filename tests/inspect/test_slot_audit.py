@@ -14,7 +14,7 @@ import pytest
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import to_dict
-from lattice_jax.evaluation import command
+from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.inspect.slot_audit import START, audit, text_tokens
 from lattice_jax.inspect.slot_inputs import lattice_layers, read_inputs
 from lattice_jax.inspect.slot_report import write_html
@@ -44,7 +44,7 @@ def task(variables, tmp_path_factory):
   checkpoints.save(3, variables, {"config": to_dict(CONFIG)})
   checkpoints.wait()
   checkpoints.close()
-  return command.load(workdir, step=None, overrides=[])
+  return load_run(workdir, step=None, overrides=[])
 
 
 def test_inputs_of_stacked_layers_are_those_that_lead_to_the_models_state(variables):

@@ -17,7 +17,7 @@ from lattice_jax.formats import locate
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained, tensors
-from lattice_jax.models.pretrained.families import read_family
+from lattice_jax.models.pretrained.config_json import read_model_config
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment
 from tests.models import numpy_llama
@@ -124,7 +124,7 @@ def test_shapes_of_a_long_pattern_are_found_from_one_block_of_each_memory(monkey
   config = LLAMA | WINDOW | {
     "model_type": "mistral", "num_hidden_layers": 6,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
-  model, _ = read_family(config, pathlib.Path("config.json"), dtype="bfloat16")
+  model, _ = read_model_config(config, pathlib.Path("config.json"), dtype="bfloat16")
   whole = jax.eval_shape(lambda: unbox(init_variables(model, jax.random.key(0))["params"]))
   traced = []
   monkeypatch.setattr(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.models.pretrained import open_pretrained
-from lattice_jax.models.pretrained.families import read_family
+from lattice_jax.models.pretrained.config_json import read_model_config
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
 from tests.models.tiny_files import LLAMA, LLAMA3, QWEN2, gguf_bytes, make_tensors, write_folder
 
@@ -53,7 +53,7 @@ def refused(call):
 
 
 def read(config):
-  return read_family(json.loads(json.dumps(config)), pathlib.Path("config.json"), dtype="float32")
+  return read_model_config(json.loads(json.dumps(config)), pathlib.Path("config.json"), dtype="float32")
 
 
 @pytest.mark.parametrize("key", [
@@ -187,7 +187,7 @@ def test_numbers_of_a_gguf(key, tmp_path):
   def open_with(value):
     fields = {f"llama.{name}": number for name, number in (FIELDS | {key: value}).items()}
     path.write_bytes(gguf_bytes({"general.architecture": "llama"} | fields, tensors))
-    read_family(GGUFWeights(path).config, path, dtype="float32")
+    read_model_config(GGUFWeights(path).config, path, dtype="float32")
 
   open_with(FIELDS[key])
   for value in (HUGE, 2**62, -1, float("nan"), float("inf"), 1e300, "32", "line\nbreak", True, [32], [], "x" * 9_999):

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 
-from lattice_jax.models.pretrained.families import read_family
+from lattice_jax.models.pretrained.config_json import read_model_config
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
 from lattice_jax.models.pretrained.metadata import CONFIG, GGUF_BY_ARCHITECTURE, ROPE
 from tests.models.published_configs import PUBLISHED
@@ -67,7 +67,7 @@ SAVED = """
 
 
 def read(config, **options):
-  return read_family(config, pathlib.Path("config.json"), dtype="float32", **options)
+  return read_model_config(config, pathlib.Path("config.json"), dtype="float32", **options)
 
 
 def read_or_sentence(config):
@@ -158,7 +158,7 @@ def open_gguf(path, fields, family="llama", tensors=None):
     {"general.architecture": family} | {f"{family}.{key}": value for key, value in fields.items()},
     tensors or {"token_embd.weight": np.zeros((37, 32), np.float32), "output.weight": np.zeros((37, 32), np.float32)}))
   weights = GGUFWeights(path)
-  return read_family(weights.config, path, dtype="float32")
+  return read_model_config(weights.config, path, dtype="float32")
 
 
 def open_or_sentence(path, fields, family="llama", **options):
@@ -211,7 +211,7 @@ def test_keys_of_other_groups_change_nothing(tmp_path):
   fields = others | {f"llama.{key}": value for key, value in FIELDS.items()}
   tensors = {"token_embd.weight": np.zeros((37, 32), np.float32), "output.weight": np.zeros((37, 32), np.float32)}
   path.write_bytes(gguf_bytes(fields, tensors))
-  assert read_family(GGUFWeights(path).config, path, dtype="float32") == before
+  assert read_model_config(GGUFWeights(path).config, path, dtype="float32") == before
   for change in ({"general.type": "adapter"}, {"split.count": 3}, {"general.type": 7}):
     path.write_bytes(gguf_bytes(fields | change, tensors))
     with pytest.raises(ValueError, match=r"not a model|one of 3 parts|is no text"):

@@ -6,7 +6,7 @@ import yaml
 
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search
-from lattice_jax.sweep.spec import read_sweep
+from lattice_jax.sweep.sweep_file import read_sweep
 from lattice_jax.sweep.table import make_table
 from tests.sweep import fake
 

@@ -12,7 +12,7 @@ from configs import ablation_lattice
 from lattice_jax.config_checks import parse_config
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import count_parameters
-from lattice_jax.sweep.spec import read_sweep
+from lattice_jax.sweep.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {

@@ -10,7 +10,8 @@ import pathlib
 import sys
 import threading
 
-from lattice_jax import runtime, writers
+from lattice_jax import writers
+from lattice_jax.commands.run import run_script
 from tests.training import tiny
 
 STEPS = 30
@@ -42,4 +43,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-  runtime.run_main(main, sys.argv)
+  run_script(lambda: main(sys.argv[1:]))

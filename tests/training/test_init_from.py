@@ -15,9 +15,9 @@ from configs import finetune
 from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.config import DataConfig
 from lattice_jax.config_checks import parse_config
-from lattice_jax.data.export_tokenizer import export_tokenizer
-from lattice_jax.data.tokenizers import ByteTokenizer
-from lattice_jax.evaluation import command
+from lattice_jax.data.tokenizers.export import export_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
+from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.metrics import read_jsonl
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
 from lattice_jax.run_file import read_run
@@ -111,7 +111,7 @@ def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, fol
   given, origin = load_start(again, workdir, abstract_state(again, make_mesh(config.mesh)))
   assert_same_bits(given["params"], state.params)
   assert origin == f"from the parameters of {workdir} at step 12"
-  task = command.load(workdir, step=None, overrides=())
+  task = load_run(workdir, step=None, overrides=())
   with pytest.raises(ValueError, match=r"windows of 65 tokens are more than the 64 that finetune was made for"):
     task.with_eval(seq_len=65)
   (result,) = task.with_eval(split="test", protocol="cold").evaluate()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lattice_jax.checkpoint import load_for_eval
-from lattice_jax.evaluation import command
+from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.run_file import read_run
 from lattice_jax.training import loop
 from tests.training import tiny
@@ -37,7 +37,7 @@ def test_a_run_on_own_text_goes_on_until_the_text_changes_and_keeps_its_tokenize
   # all have 300 tokens, so nothing but the figures would tell
   message = r"^the tokenizer bpe_lossless:300 of data.source=text:\S+ is not the one that \S+ was trained with: .*\.$"
   with pytest.raises(ValueError, match=message):
-    command.load(workdir, step=None, overrides=[f"data.source=text:{other}"])
+    load_run(workdir, step=None, overrides=[f"data.source=text:{other}"])
   write_book(book, "look")
   with pytest.raises(ValueError, match=message):
     load_for_eval(workdir)

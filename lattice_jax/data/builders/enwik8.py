@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.fetch import verify_original
 from lattice_jax.data.files import ENWIK8, Original
+from lattice_jax.data.prepare.download import verify_original
 from lattice_jax.data.sources import byte_splits
 
 _RECORD_BYTES = 1 << 16

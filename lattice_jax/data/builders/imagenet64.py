@@ -19,9 +19,9 @@ from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.archives import open_member, open_zip, read_array, read_array_header, read_blocks
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.fetch import verify_original
 from lattice_jax.data.files import IMAGENET64, ImageSet
-from lattice_jax.data.progress import Progress
+from lattice_jax.data.prepare.download import verify_original
+from lattice_jax.data.progress import ProgressLines
 
 _SIZE = 64
 _IMAGE_BYTES = _SIZE * _SIZE * 3
@@ -69,7 +69,7 @@ class Imagenet64Npz(LocalBuilder):
       _unpack(path, unpacked)
     hasher = hashing.Hasher(split)
     order = sorted(range(len(unpacked.keys)), key=lambda place: hasher.hash_key(unpacked.keys[place]))
-    progress = Progress(self.report, f"writing {split}", len(order), "images")
+    progress = ProgressLines(self.report, f"writing {split}", len(order), "images")
     return [
       functools.partial(_read_images, order[first:first + _IMAGES_A_SHARD], unpacked, progress, first)
       for first in range(0, len(order), _IMAGES_A_SHARD)]
@@ -121,7 +121,7 @@ def _copy_images(arrays: zipfile.ZipFile, count: int, target: io.BufferedIOBase,
 
 
 def _read_images(
-    order: list[int], unpacked: _Unpacked, progress: Progress, done: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    order: list[int], unpacked: _Unpacked, progress: ProgressLines, done: int) -> Iterator[tuple[str, dict[str, Any]]]:
   unpacked.file.flush()
   for number, place in enumerate(order, start=done + 1):
     planar = np.frombuffer(os.pread(unpacked.file.fileno(), _IMAGE_BYTES, place * _IMAGE_BYTES), np.uint8)

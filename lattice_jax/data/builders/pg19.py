@@ -13,8 +13,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import PG19, BookSet, decode_text
-from lattice_jax.data.progress import Progress
+from lattice_jax.data.files import PG19, BookSet, counts_in_words, decode_text
+from lattice_jax.data.progress import ProgressLines
 
 _BOOKS_A_SHARD = 128  # about 50 MB of text, all of it in memory at once
 
@@ -53,7 +53,7 @@ class Pg19Books(LocalBuilder):
     # The order in which TFDS's shuffling puts these keys, so that official records and these make the same corpus.
     hasher = hashing.Hasher(split)
     order = sorted(paths, key=hasher.hash_key)
-    progress = Progress(self.report, f"reading {split}", len(order), "books")
+    progress = ProgressLines(self.report, f"reading {split}", len(order), "books")
     return [
       functools.partial(_read_books, order[first:first + _BOOKS_A_SHARD], paths, about, progress, first)
       for first in range(0, len(order), _BOOKS_A_SHARD)]
@@ -64,14 +64,10 @@ def check_books(folder: Path, book_set: BookSet) -> None:
   found = {split: sum(1 for _ in (folder / split).glob("*.txt")) for split in book_set.books}
   if found != book_set.books:
     raise ValueError(
-      f"{folder} is not {book_set.name}: expected {_in_words(book_set.books)} books as SPLIT/ID.txt, found "
-      f"{_in_words(found)}.")
+      f"{folder} is not {book_set.name}: expected {counts_in_words(book_set.books)} books as SPLIT/ID.txt, found "
+      f"{counts_in_words(found)}.")
   if not (folder / "metadata.csv").is_file():
     raise ValueError(f"{folder} has no metadata.csv; fetch it to there from the same place as the books.")
-
-
-def _in_words(books: dict[str, int]) -> str:
-  return ", ".join(f"{count:,} {split}" for split, count in books.items())
 
 
 def _book_id(path: Path) -> int:
@@ -110,7 +106,7 @@ def _read_row(line: str) -> list[str]:
 
 
 def _read_books(
-    book_ids: list[int], paths: dict[int, Path], about: dict[int, _About], progress: Progress, done: int,
+    book_ids: list[int], paths: dict[int, Path], about: dict[int, _About], progress: ProgressLines, done: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   for number, book_id in enumerate(book_ids, start=done + 1):
     yield book_id, {

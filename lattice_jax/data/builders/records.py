@@ -10,8 +10,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from lattice_jax.data.corpus_writer import Document
-from lattice_jax.runtime import first_line
+from lattice_jax.data.files import counts_in_words
+from lattice_jax.data.source import Document
+from lattice_jax.shown import first_line
 
 _INFO = "dataset_info.json"
 
@@ -43,11 +44,8 @@ def check_prepared(folder: Path, names: tuple[str, ...], counts: dict[str, int])
       "file_format=\"array_record\".")
   if found != counts:
     raise ValueError(
-      f"{folder} is not the published {name}: expected {_in_words(counts)} records, found {_in_words(found)}.")
-
-
-def _in_words(counts: dict[str, int]) -> str:
-  return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+      f"{folder} is not the published {name}: expected {counts_in_words(counts)} records, found "
+      f"{counts_in_words(found)}.")
 
 
 class Records:

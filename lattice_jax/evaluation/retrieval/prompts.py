@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 
 _NAMES = ("Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Henry")
 _WORDS = (

@@ -11,7 +11,7 @@ import numpy as np
 
 from lattice_jax.cache import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.data.tokenizers import Tokenizer
+from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.cache_contents import kept_map, needle_kept, row_bytes, slots_in_use, write_map
 from lattice_jax.evaluation.reader import Reader, fork
 from lattice_jax.evaluation.retrieval.plan import AnswerFile, AnswerRecord, RetrievalPlan

@@ -15,7 +15,7 @@ import numpy as np
 from lattice_jax.config import ModelConfig
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.formats.safetensors_folder import SafetensorsFolder
-from lattice_jax.models.pretrained.families import read_family
+from lattice_jax.models.pretrained.config_json import read_model_config
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
 from lattice_jax.models.pretrained.tensors import (
   EMBEDDING,
@@ -108,7 +108,7 @@ def open_pretrained(name: str | Path, *, dtype: str = "float32", context_len: in
   """
   path = find_pretrained(str(name))
   weights = SafetensorsFolder(path) if path.is_dir() else GGUFWeights(path)
-  model, context_len = read_family(weights.config, path, dtype=dtype, context_len=context_len)
+  model, context_len = read_model_config(weights.config, path, dtype=dtype, context_len=context_len)
   _check_tensors(weights, model)
   return Pretrained(model=model, context_len=context_len, weights=weights)
 

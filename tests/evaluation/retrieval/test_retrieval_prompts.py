@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.tokenizers import ByteTokenizer, get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, get_tokenizer
 from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes
 
 TEXT = b"It was a dark and stormy night; the rain fell in torrents. " * 20

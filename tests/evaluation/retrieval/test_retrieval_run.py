@@ -12,7 +12,7 @@ import pytest
 
 from lattice_jax.cache import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.data.tokenizers import ByteTokenizer
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation.cache_contents import cache_of_map, map_path
 from lattice_jax.evaluation.retrieval.plan import AnswerFile, RetrievalPlan
 from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes

@@ -1,0 +1,1 @@
+"""The command line: every flag and argument, what it may be, and the library calls that it leads to."""

@@ -1,0 +1,78 @@
+"""Which flags of eval.py have an effect with which: what would be read by nothing is refused, never ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from lattice_jax.commands import cache_flags, text_flags
+
+
+@dataclass(frozen=True)
+class Asked:
+  """What a command line asks for. task: of caches, or "". draws: whether chance decides the text."""
+
+  pretrained: bool
+  protocol: str
+  comparison: bool
+  task: str
+  prompt: bool
+  text: bool
+  draws: bool
+
+  @property
+  def evaluation(self) -> bool:
+    return self.protocol != "none"
+
+
+# (flags, whether they have an effect, what they need)
+_RULES = (
+  (("step",), lambda asked: not asked.pretrained, "a run; a pretrained model has no checkpoints"),
+  (("dtype",), lambda asked: asked.pretrained, "a --pretrained model; of a run use --set=model.dtype"),
+  (("seq_len", "chunk_len", "batch", "output"), lambda asked: asked.evaluation,
+   "an evaluation, which --protocol=cold asks for"),
+  (("split",), lambda asked: asked.evaluation or asked.comparison or bool(asked.task),
+   "an evaluation or a --task, which read it"),
+  (("peers", "lengths", "trials", "task_seed"), lambda asked: bool(asked.task), "a --task, such as --task=text"),
+  (("answers", "depths", "examples", "rows"), lambda asked: asked.task not in ("", "text"),
+   "a --task that asks for something, such as --task=passkey"),
+  (("chat",), lambda asked: asked.prompt, "a --prompt"),
+  (("prompt", "prompt_file", "stop", "context", "temperature"), lambda asked: asked.text,
+   "a text to write, of --generate tokens above 0 or after a --prompt"),
+  (("top_k", "top_p", "seed"), lambda asked: asked.draws,
+   "tokens that are drawn: a text to write, and a --temperature above 0"),
+)
+# Fields of the config that have a flag, which is what is read; and sections that only training reads.
+_FLAG_OF = {f"eval.{name}": name for name in ("split", "protocol", "seq_len", "chunk_len", "batch")}
+_OF_TRAINING = ("train", "optimizer")
+
+
+def read_asked(pretrained: str | None, protocol: str | None, *, comparison: bool) -> Asked:
+  """What the flags of caches and texts, and these three of eval.py, ask for."""
+  has_prompt, task = text_flags.has_prompt(), cache_flags.TASK.value or ""
+  return Asked(
+    pretrained=pretrained is not None, comparison=comparison, task=task, prompt=has_prompt,
+    protocol=protocol or ("none" if task or (pretrained and has_prompt) else "cold"),
+    text=text_flags.text_length() > 0, draws=text_flags.draws())
+
+
+def check_flags(asked: Asked, given: Collection[str], overrides: Sequence[str]) -> None:
+  """Raises ValueError for a flag that was given, or a change of the config, that nothing asked for would read.
+
+  given: the names of flags that stand on the command line.
+  """
+  for names, has_effect, need in _RULES:
+    for name in names:
+      if name in given and not has_effect(asked):
+        raise ValueError(f"--{name} has no effect without {need}; leave it out, or ask for that too.")
+  for override in overrides:
+    field, _, value = override.partition("=")
+    if field in _FLAG_OF:
+      raise ValueError(f"--set={override} would be overruled by --{_FLAG_OF[field]}; use --{_FLAG_OF[field]}={value}.")
+    section = field.partition(".")[0]
+    if section in _OF_TRAINING or (section == "eval" and not asked.evaluation):
+      what = "an evaluation, which --protocol=cold asks for" if section == "eval" else "a training"
+      raise ValueError(f"--set={override} has no effect without {what}; leave it out.")
+  if not (asked.evaluation or asked.comparison or asked.task or asked.text):
+    raise ValueError(
+      "nothing is asked for: --protocol=none leaves out the evaluation; add a --task, a --prompt or --compressors.")

@@ -1,0 +1,42 @@
+"""Runs a command or a script: a user's mistake ends it with one sentence and exit status 2, never with a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from lattice_jax.commands import help
+from lattice_jax.commands.domains import POSITIVE
+from lattice_jax.commands.flags import define, parse_flags
+from lattice_jax.runtime import leave, quieten_checkpoints
+
+_CPU_DEVICES = define(
+  "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
+
+
+def run_command(main: Callable[[], int | None], argv: list[str]) -> None:
+  """Reads the flags and calls `main`. --help prints them below the docstring of the program."""
+  if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
+    sys.stdout.write(help.of_command(sys.modules["__main__"].__doc__))
+    return
+
+  def parse_and_run() -> int | None:
+    parse_flags(argv)
+    if _CPU_DEVICES.value is not None:
+      import jax
+
+      jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
+    return main()
+
+  run_script(parse_and_run)
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+  """Calls `main`, which reads its own arguments and returns the exit status."""
+  quieten_checkpoints()
+  try:
+    status = main()
+  except (Exception, KeyboardInterrupt) as error:
+    leave(error)
+  if status:
+    sys.exit(status)

@@ -1,0 +1,259 @@
+"""A model with its weights, of a stored run or pretrained: it evaluates, writes texts, and names its results."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from lattice_jax.cache import make_policy
+from lattice_jax.checkpoint import check_tokenizer, load_for_eval
+from lattice_jax.config import Config, DataConfig, ModelConfig
+from lattice_jax.config_checks import check_config
+from lattice_jax.config_text import apply_overrides
+from lattice_jax.data.photos import SIZE
+from lattice_jax.data.source import Source, fingerprint
+from lattice_jax.data.sources import load_source, read_raw
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
+from lattice_jax.evaluation.baselines import compressor_bits_per_byte, image_bits_per_dim
+from lattice_jax.evaluation.evaluator import evaluate_protocols
+from lattice_jax.evaluation.origin import keyed_name, origin_key
+from lattice_jax.evaluation.result import EvalResult
+from lattice_jax.evaluation.result_tables import write_result, write_text
+from lattice_jax.inference.generate import Options
+from lattice_jax.inference.text import Written, write_texts
+from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.parameters import content_digest, count_parameters
+from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.run_file import read_config
+from lattice_jax.runtime import git_commit
+from lattice_jax.sharding import make_mesh, param_shardings, unbox
+
+_PRETRAINED_LEN = 1024  # tokens of a window on which a pretrained model is evaluated, unless an override says otherwise
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+  """A run's config, with overrides, and the parameters of one of its checkpoints; or a pretrained model.
+
+  A pretrained model has no `step`, and `workdir` is where its results go. context_len: tokens that it, or a run that
+  started from it, was made to read.
+  """
+
+  workdir: Path
+  config: Config
+  overrides: tuple[str, ...]
+  params: Any
+  buffers: Any
+  step: int | None
+  mesh: Mesh
+  context_len: int | None = None
+
+  @property
+  def variables(self) -> dict[str, Any]:
+    return {"params": self.params, "buffers": self.buffers}
+
+  @functools.cached_property
+  def origin(self) -> dict[str, Any]:
+    """What decides all that the model says: weights and vocabulary by content, whatever they are called, and config."""
+    tokenizer = get_tokenizer(self.config.data)
+    return {
+      "weights": content_digest(self.variables), "step": self.step,
+      "model": dataclasses.asdict(self.config.model), "overrides": list(self.overrides),
+      "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
+
+  def name_of(self, *parts: str, **facts: Any) -> tuple[str, dict[str, Any]]:
+    """(the name of a result that the model and these facts decide, its origin)."""
+    origin = self.origin | facts
+    step = [] if self.step is None else [f"step{self.step}"]
+    return keyed_name([*parts, *step, *self.overrides], origin), origin
+
+  def describe(self) -> str:
+    """One line: which run, which checkpoint, on what."""
+    changes = "".join(f", {override}" for override in self.overrides)
+    origin = "pretrained" if self.step is None else f"({self.workdir}) at step {self.step}"
+    return (
+      f"{self.config.name} {origin}{changes}: {count_parameters(self.params):,} parameters "
+      f"on {self.mesh.size} {jax.default_backend()} device{'s' if self.mesh.size > 1 else ''}")
+
+  def with_eval(self, **changes: Any) -> LoadedModel:
+    """The same model with fields of `config.eval` changed. Raises ValueError for values out of range."""
+    for name in ("seq_len", "batch"):
+      if name in changes and changes[name] < 1:
+        raise ValueError(f"{name}={changes[name]} must be positive.")
+    if self.context_len is not None and "seq_len" in changes and changes["seq_len"] > self.context_len:
+      raise ValueError(
+        f"windows of {changes['seq_len']:,} tokens are more than the {self.context_len:,} that {self.config.name} was "
+        "made for; use a smaller --seq_len.")
+    if "chunk_len" in changes and changes["chunk_len"] < 0:
+      raise ValueError(f"chunk_len={changes['chunk_len']} must be at least 0; 0 reads a window in one call.")
+    config = dataclasses.replace(self.config, eval=dataclasses.replace(self.config.eval, **changes))
+    check_config(config)
+    return dataclasses.replace(self, config=config)
+
+  def read_split(self, split: str) -> tuple[Source, Tokenizer]:
+    """The split and its tokenizer. Raises ValueError where it holds tokens that the model has not."""
+    source, tokenizer = load_source(self.config.data, split), get_tokenizer(self.config.data)
+    vocab = self.config.model.vocab
+    if tokenizer.vocab_size > vocab and (largest := int(source.tokens.max())) >= vocab:
+      raise ValueError(
+        f"the text holds token {largest:,}, and the model has {vocab:,}: data.tokenizer={tokenizer.name} is another "
+        "model's; get the one that belongs to the weights.")
+    return source, tokenizer
+
+  def evaluate(self) -> list[EvalResult]:
+    """One result for each protocol of `config.eval`.
+
+    Raises:
+      ValueError: as `read_split` and `evaluator.evaluate`, or a cache drops tokens only between calls and there is
+        just one call.
+    """
+    config, eval = self.config, self.config.eval
+    is_one_call = eval.protocol != "carried" and not 0 < eval.chunk_len < (eval.seq_len or config.data.seq_len)
+    if make_policy(config.model.cache).lag and is_one_call:
+      raise ValueError(
+        f"the cache policy {config.model.cache.policy!r} drops tokens between calls, and each window is read in one "
+        "call, as if nothing were dropped; give a --chunk_len below the window's length, such as --chunk_len=128.")
+    source, tokenizer = self.read_split(eval.split)
+    return evaluate_protocols(
+      config.model, self.params, self.buffers, source, tokenizer, eval=eval, data=config.data, mesh=self.mesh)
+
+  def save(self, result: EvalResult, path: Path | None) -> Path:
+    """Writes the result as JSON to `path`, or to the workdir under its key; each of two protocols has its own file."""
+    config, window = self.config, [] if result.seq_len == self.config.data.seq_len else [f"T{result.seq_len}"]
+    name, origin = self.name_of(
+      "eval", result.split, result.protocol, *window, text=result.fingerprint, split=result.split,
+      protocol=result.protocol, seq_len=result.seq_len, chunk_len=result.chunk_len,
+      # batches decide what is read only where not all of it is
+      cut=[config.eval.batch, config.eval.max_batches] if config.eval.max_batches else [])
+    if path is None:
+      path = self.workdir / f"{name}.json"
+    elif config.eval.protocol == "both":
+      path = path.with_stem(f"{path.stem}_{result.protocol}")
+    run = {
+      "workdir": str(self.workdir), "step": self.step, "overrides": list(self.overrides), "key": origin_key(origin),
+      "weights": origin["weights"], "dtype": config.model.dtype, "git_commit": git_commit(),
+      "devices": [str(device.device_kind) for device in self.mesh.devices.flat]}
+    write_result(path, result, run)
+    return path
+
+  def baselines(self, split: str) -> tuple[dict[str, float], str]:
+    """(bits per unit on the split of what needs no model, the unit): of texts given the train split."""
+    source = load_source(self.config.data, split)
+    if source.unit == "dim":
+      return image_bits_per_dim(_images(source)), source.unit
+    train, judged = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
+    return compressor_bits_per_byte(train, judged), source.unit
+
+  def write_texts(
+    self, prompts: Sequence[str], *, length: int, is_chat: bool = False, stop_strings: Sequence[str] = (),
+    limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
+  ) -> tuple[Written, Path]:
+    """(what the model writes after each prompt, the file of the workdir that now holds it too).
+
+    With `is_chat` the model is asked each prompt by its chat template. `show` is given the text as it is drawn: all of
+    it of a single prompt; of several nothing. limit: tokens of prompt and text together, at most the model's own.
+
+    Raises:
+      ValueError: a prompt is empty or too long, or an option out of range.
+    """
+    if limit is not None and self.context_len is not None and limit > self.context_len:
+      raise ValueError(
+        f"a context of {limit:,} tokens is more than the {self.context_len:,} that {self.config.name} was made for; "
+        "ask for fewer.")
+    tokenizer = get_tokenizer(self.config.data)
+    asked = [tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if is_chat else prompts
+    options = Options(
+      # a chat template writes the start of a text itself
+      start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
+      limit=limit or self.context_len, block_len=1, **sampling)
+    between = "\n\n" if is_chat else ""
+    if len(prompts) == 1:
+      show(prompts[0] + between)
+    written = write_texts(
+      self.config.model, self.variables, tokenizer, asked, length=length,
+      options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
+    texts = [prompt + between + text for prompt, text in zip(prompts, written.texts, strict=True)]
+    name, _ = self.name_of(
+      "sample", prompts=list(asked), length=length, stop_strings=list(stop_strings), limit=options.limit,
+      sampling=sampling)
+    path = self.workdir / f"{name}.txt"
+    write_text(path, f"\n{'-' * 20}\n".join(texts) + "\n")
+    return dataclasses.replace(written, texts=tuple(texts)), path
+
+
+def model_name(pretrained: str) -> str:
+  """What a pretrained model is called: its folder, dots and all, or its file without .gguf."""
+  return Path(os.path.abspath(Path(pretrained).expanduser())).name.removesuffix(".gguf")
+
+
+def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> LoadedModel:
+  """The run's newest checkpoint, or that of `step`.
+
+  Raises:
+    ValueError: there is no such run or step, or an override does not fit it.
+  """
+  config = apply_overrides(read_config(workdir), overrides)
+  check_tokenizer(workdir, config.data)
+  # the devices of this machine, not those of the training run
+  mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
+  _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
+  if overrides:
+    check_variables_fit(config.model, {"params": params, "buffers": buffers})
+  return LoadedModel(
+    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh,
+    context_len=config.model.context_len or None)
+
+
+def load_pretrained_model(
+  name: str, *, workdir: Path | None, dtype: str, overrides: Sequence[str]) -> LoadedModel:
+  """A pretrained model, which reads books_sample unless an override names another `data.source`.
+
+  workdir: where its results go; runs/ and its name when None.
+
+  Raises:
+    ValueError: the model is not there or cannot be read, or an override does not fit it.
+  """
+  pretrained = open_pretrained(name, dtype=dtype)
+  seq_len = min(pretrained.context_len, _PRETRAINED_LEN)
+  data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
+  config = apply_overrides(Config(name=model_name(name), model=pretrained.model, data=data), overrides)
+  mesh = make_mesh(config.mesh)
+  boxed = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
+  check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
+  params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh))
+  return LoadedModel(
+    workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides), params=params,
+    buffers={}, step=None, mesh=mesh, context_len=pretrained.context_len)
+
+
+def _images(source: Source) -> Iterator[np.ndarray]:
+  tokenizer = ByteTokenizer()
+  for start, stop in itertools.pairwise(source.offsets.tolist()):
+    yield np.frombuffer(tokenizer.decode(source.tokens[start:stop]), np.uint8).reshape(SIZE, SIZE, 3)
+
+
+def check_variables_fit(model: ModelConfig, variables: Any) -> None:
+  """Raises ValueError when overrides describe a model whose parameters and buffers are not the stored ones."""
+  wanted = _shapes(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
+  stored = _shapes(variables)
+  changed = sorted(dict(wanted.items() ^ stored.items()))
+  if changed:
+    raise ValueError(
+      f"with these overrides the model's {changed[0]} would not be what the checkpoint holds; override only fields "
+      "that leave parameters and codebooks as they are, such as model.vq.cache.")
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unbox(variables))}
