@@ -1,17 +1,18 @@
 """Which implementation of an op runs: `auto | reference | xla | pallas | interpret`.
 
-`auto` takes a Pallas kernel where one exists for the backend and shapes, else XLA, and says once per op why. A named
-implementation never falls back. The environment variable LATTICE_JAX_IMPL overrides everything, for debugging;
-LATTICE_JAX_BACKEND names the backend where programs are compiled for another than this machine's.
+`auto` takes a Pallas kernel where one exists for the backend and shapes, else XLA. What it took and why is logged once
+per op and reason, as INFO of the logger "lattice_jax", which commands print. A named implementation never falls back.
+The environment variable LATTICE_JAX_IMPL overrides everything, for debugging; LATTICE_JAX_BACKEND names the backend
+where programs are compiled for another than this machine's.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 
 import jax
-from absl import logging
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "pallas", "interpret")
 OVERRIDE = "LATTICE_JAX_IMPL"
@@ -55,4 +56,5 @@ def choose_impl(
 
 @functools.cache
 def _log_choice(op: str, chosen: str, reason: str) -> None:
-  logging.info("op %s: %s (%s)", op, chosen, reason)
+  if jax.process_index() == 0:
+    logging.getLogger("lattice_jax").info("op %s: %s (%s)", op, chosen, reason)

@@ -119,6 +119,16 @@ def within(seconds: float, action: Callable[[], object]) -> None:
   thread.join(seconds)
 
 
+def show_log() -> None:
+  """What the library logs, such as the implementation of each op, as lines on stdout."""
+  logger, handler = logging.getLogger("lattice_jax"), logging.StreamHandler(sys.stdout)
+  # on a terminal a clock may run on the line
+  handler.setFormatter(logging.Formatter("\r\033[K%(message)s" if sys.stdout.isatty() else "%(message)s"))
+  logger.addHandler(handler)
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+
+
 def quieten_checkpoints() -> None:
   """Orbax warns of what is intended, and logs at length what becomes one sentence here."""
   absl_logging.set_verbosity(absl_logging.FATAL)

@@ -5,16 +5,19 @@ Shape letters, the same in code, einsum, docstring and README:
     B batch   T tokens   D model width   H heads   K key width   V value width   M memory slots
     C chunk   N chunks   W window        F MLP     A vocabulary  L layers
 
-`G` is the number of query heads that share one key/value head, `S` the length of a token cache.
+`G` is the number of query heads that share one key/value head, `Q` = H·G that of query heads. `S` counts the tokens
+that a token looks back at: slots of a cache, keys of an attention, or the tokens of its own chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 # A metric or loss is (sum, count): exact over masks, micro-batches and devices.
@@ -35,7 +38,7 @@ class Segment:
   positions_BT: int32, 0 at the start of a document or sequence.
   ids_BT: int32 ≥ 0, the document; a change of id is a reset, also against the state's document.
   valid_BT: bool; the valid tokens are a prefix of every row.
-  marks_BT: int8 bit field (MARK_ANCHOR, MARK_PROTECTED), made from token ids, which layers do not see.
+  marks_BT: int8 bit field (MARK_ANCHOR, MARK_PROTECTED), made by `make_marks` from token ids, which layers do not see.
   """
 
   positions_BT: Int[Array, "B T"]
@@ -79,15 +82,40 @@ class Batch:
   sequence: Int[Array, ""]
 
 
+def make_segment(positions_BT: Any, *, ids_BT: Any = None, valid_BT: Any = None, marks_BT: Any = None) -> Segment:
+  """Where tokens stand; without more words one document of valid tokens in every row, none of them marked.
+
+  All arrays may be those of numpy, and then the result holds numpy's.
+  """
+  xnp = np if isinstance(positions_BT, np.ndarray) else jnp
+  return Segment(
+    positions_BT=positions_BT,
+    ids_BT=xnp.zeros_like(positions_BT) if ids_BT is None else ids_BT,
+    valid_BT=xnp.ones_like(positions_BT, bool) if valid_BT is None else valid_BT,
+    marks_BT=xnp.zeros_like(positions_BT, xnp.int8) if marks_BT is None else marks_BT,
+  )
+
+
+def make_marks(tokens_BT: Any, *, anchors: Sequence[int] = (), protected: Sequence[int] = ()) -> Any:
+  """int8 bit field of every token: whether its id is among `anchors`, and among `protected`."""
+  xnp = np if isinstance(tokens_BT, np.ndarray) else jnp
+
+  def mark(ids: Sequence[int], bit: int) -> Any:
+    return xnp.isin(tokens_BT, xnp.asarray(ids, tokens_BT.dtype)).astype(xnp.int8) * bit
+
+  return mark(anchors, MARK_ANCHOR) | mark(protected, MARK_PROTECTED)
+
+
+def abstract_segment(rows: Callable[[Any], jax.ShapeDtypeStruct]) -> Segment:
+  """The shapes of a segment. rows: dtype → shape of one of its fields."""
+  return Segment(
+    positions_BT=rows(jnp.int32), ids_BT=rows(jnp.int32), valid_BT=rows(jnp.bool_), marks_BT=rows(jnp.int8))
+
+
 def whole_segment(batch: int, length: int, start: int = 0) -> Segment:
   """One document per row, all tokens valid, positions from `start`."""
   positions_T = start + jnp.arange(length, dtype=jnp.int32)
-  return Segment(
-    positions_BT=jnp.broadcast_to(positions_T, (batch, length)),
-    ids_BT=jnp.zeros((batch, length), jnp.int32),
-    valid_BT=jnp.ones((batch, length), bool),
-    marks_BT=jnp.zeros((batch, length), jnp.int8),
-  )
+  return make_segment(jnp.broadcast_to(positions_T, (batch, length)))
 
 
 def slice_time(segment: Segment, start: int, stop: int) -> Segment:

@@ -22,7 +22,7 @@ LONGEST_CHUNK = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class SlotLayout:
   """rows: of a group; groups of them. parts: of the values of a row. slots, values: after filling up, values of a part.
 
   chunk: tokens a program takes, which are also those between two saved states. chunks: of them.
@@ -41,7 +41,7 @@ class Layout:
     return self.values * self.slots * LANES * 4
 
 
-def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: int) -> Layout:
+def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: int) -> SlotLayout:
   """As many rows a group as there are, and as `STATE_BYTES` leave room for, at least eight."""
   num_rows, slots = batch * heads, _up(slots, 16)
   rows = min(LANES, max(8, 1 << (num_rows - 1).bit_length()))
@@ -53,16 +53,16 @@ def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: in
   while chunk > 8 and chunk * values * slots * LANES * 4 > REPLAY_BYTES:
     chunk //= 2
   chunk = min(chunk, _up(length, 8))
-  return Layout(rows, math.ceil(num_rows / rows), parts, slots, values, chunk, math.ceil(length / chunk))
+  return SlotLayout(rows, math.ceil(num_rows / rows), parts, slots, values, chunk, math.ceil(length / chunk))
 
 
-def pack_codes(layout: Layout, x_BTHM: jax.Array) -> jax.Array:
+def pack_codes(layout: SlotLayout, x_BTHM: jax.Array) -> jax.Array:
   """[B, T, H, M] → [groups, T, M, lanes], the same in every part."""
   x_RTM = _fill(_by_row(x_BTHM), {1: layout.chunk * layout.chunks, 2: layout.slots})
   return jnp.tile(_lanes_last(layout, x_RTM), (1, 1, 1, layout.parts))
 
 
-def pack_values(layout: Layout, x_BTHV: jax.Array) -> jax.Array:
+def pack_values(layout: SlotLayout, x_BTHV: jax.Array) -> jax.Array:
   """[B, T, H, V] → [groups, T, V / parts, lanes]."""
   x_RTV = _fill(_by_row(x_BTHV), {1: layout.chunk * layout.chunks, 2: layout.parts * layout.values})
   x_GTVR = _lanes_last(layout, x_RTV)
@@ -70,7 +70,7 @@ def pack_values(layout: Layout, x_BTHV: jax.Array) -> jax.Array:
   return jnp.swapaxes(parted, 2, 3).reshape(*x_GTVR.shape[:2], layout.values, LANES)
 
 
-def unpack_values(layout: Layout, x_GTVL: jax.Array, shape_BTHV: tuple[int, ...]) -> jax.Array:
+def unpack_values(layout: SlotLayout, x_GTVL: jax.Array, shape_BTHV: tuple[int, ...]) -> jax.Array:
   """Back to [B, T, H, V]."""
   batch, length, heads, value_dim = shape_BTHV
   parted = x_GTVL.reshape(*x_GTVL.shape[:3], layout.parts, layout.rows)
@@ -80,13 +80,13 @@ def unpack_values(layout: Layout, x_GTVL: jax.Array, shape_BTHV: tuple[int, ...]
   return jnp.swapaxes(x_BHTV, 1, 2)
 
 
-def pack_gates(layout: Layout, x_BTH: jax.Array) -> jax.Array:
+def pack_gates(layout: SlotLayout, x_BTH: jax.Array) -> jax.Array:
   """[B, T, H] → [groups, T, lanes], the same in every part."""
   x_RT = _fill(_by_row(x_BTH), {1: layout.chunk * layout.chunks})
   return jnp.tile(_lanes_last(layout, x_RT[..., None])[:, :, 0], (1, 1, layout.parts))
 
 
-def pack_state(layout: Layout, x_BHMV: jax.Array) -> jax.Array:
+def pack_state(layout: SlotLayout, x_BHMV: jax.Array) -> jax.Array:
   """[B, H, M, V] → [groups, V / parts, M, lanes]."""
   x_RMV = x_BHMV.reshape(-1, *x_BHMV.shape[2:])
   x_RMV = _fill(x_RMV, {0: layout.groups * layout.rows, 1: layout.slots, 2: layout.parts * layout.values})
@@ -94,7 +94,7 @@ def pack_state(layout: Layout, x_BHMV: jax.Array) -> jax.Array:
   return jnp.transpose(parted, (0, 4, 2, 3, 1)).reshape(layout.groups, layout.values, layout.slots, LANES)
 
 
-def unpack_state(layout: Layout, x_GVML: jax.Array, shape_BHMV: tuple[int, ...]) -> jax.Array:
+def unpack_state(layout: SlotLayout, x_GVML: jax.Array, shape_BHMV: tuple[int, ...]) -> jax.Array:
   """Back to [B, H, M, V]."""
   batch, heads, slots, value_dim = shape_BHMV
   parted = x_GVML.reshape(*x_GVML.shape[:3], layout.parts, layout.rows)
@@ -109,7 +109,7 @@ def _by_row(x_BTH: jax.Array) -> jax.Array:
   return x_BHT.reshape(-1, *x_BHT.shape[2:])
 
 
-def _lanes_last(layout: Layout, x_RTK: jax.Array) -> jax.Array:
+def _lanes_last(layout: SlotLayout, x_RTK: jax.Array) -> jax.Array:
   """[rows, T, K] → [groups, T, K, rows of a group]."""
   x_RTK = _fill(x_RTK, {0: layout.groups * layout.rows})
   x_GRTK = x_RTK.reshape(layout.groups, layout.rows, *x_RTK.shape[1:])

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.lattice_layout import LANES, Layout
+from pallas_kernels.lattice_layout import LANES, SlotLayout
 
 TINY = 1e-12
 _UNROLL = 8, 4, 2, 1
@@ -39,7 +39,7 @@ Packed = tuple[jax.Array, ...]
 
 
 def forward(
-  layout: Layout, objective: str, q: jax.Array, k: jax.Array, v: jax.Array, rate: jax.Array, is_start: jax.Array,
+  layout: SlotLayout, objective: str, q: jax.Array, k: jax.Array, v: jax.Array, rate: jax.Array, is_start: jax.Array,
   start: jax.Array, slots: jax.Array, *, keeps_boundary: bool, interpret: object = False,
 ) -> Packed:
   """Packed out and last slots, and with `keeps_boundary` the slots before each chunk [groups, N, V, M, L]."""
@@ -67,7 +67,7 @@ def forward(
 
 
 def backward(
-  layout: Layout, objective: str, q: jax.Array, k: jax.Array, v: jax.Array, rate: jax.Array, is_start: jax.Array,
+  layout: SlotLayout, objective: str, q: jax.Array, k: jax.Array, v: jax.Array, rate: jax.Array, is_start: jax.Array,
   start: jax.Array, boundary: jax.Array, d_out: jax.Array, d_last: jax.Array, *, interpret: object = False,
 ) -> Packed:
   """Cotangents of q, k, v, rate, start and slots, packed, fp32."""

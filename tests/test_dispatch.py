@@ -2,6 +2,7 @@
 
 import pytest
 
+from lattice_jax import dispatch
 from lattice_jax.dispatch import BACKEND, OVERRIDE, choose_impl, target_backend
 
 
@@ -24,6 +25,17 @@ def test_a_kernel_of_another_backend_runs_interpreted_and_one_that_is_not_recomm
     choose_impl("op", "pallas", pallas_reason=None, backend_reason="no kernel for cpu")
   assert choose_impl("op", "auto", pallas_reason=None, auto_reason="it has not been timed") == "xla"
   assert choose_impl("op", "pallas", pallas_reason=None, auto_reason="it has not been timed") == "pallas"
+
+
+def test_the_choice_and_its_reason_are_said_once_per_op(caplog):
+  dispatch._log_choice.cache_clear()
+  with caplog.at_level("INFO", "lattice_jax"):
+    for _ in range(2):
+      choose_impl("scan", "auto", pallas_reason="no kernel for cpu")
+      choose_impl("attention", "auto", pallas_reason=None)
+      choose_impl("scan", "xla", pallas_reason=None)
+  assert caplog.messages == [
+    "op scan: xla (no kernel for cpu)", "op attention: pallas (a kernel supports this backend and these shapes)"]
 
 
 def test_programs_may_be_compiled_for_another_backend(monkeypatch):

@@ -14,7 +14,7 @@ from lattice_jax.config import Config
 from lattice_jax.sharding import check_batch
 from lattice_jax.training.state import abstract_state, make_optimizer
 from lattice_jax.training.step import make_program
-from lattice_jax.types import Batch, Segment
+from lattice_jax.types import Batch, abstract_segment
 
 
 def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
@@ -43,7 +43,6 @@ def abstract_batches(config: Config, mesh: Mesh) -> Batch:
   def tokens(dtype):
     return jax.ShapeDtypeStruct(shape, dtype, sharding=stacked)
 
-  segment = Segment(tokens(jnp.int32), tokens(jnp.int32), tokens(bool), tokens(jnp.int8))
   return Batch(
-    tokens(jnp.int32), tokens(jnp.int32), tokens(jnp.float32), segment,
+    tokens(jnp.int32), tokens(jnp.int32), tokens(jnp.float32), abstract_segment(tokens),
     jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=NamedSharding(mesh, PartitionSpec())))

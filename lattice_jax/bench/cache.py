@@ -21,7 +21,7 @@ from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
-from lattice_jax.types import Segment
+from lattice_jax.types import make_segment
 
 # The sizes of SmolLM2-135M.
 MODEL = ModelConfig(
@@ -102,7 +102,7 @@ def _model_step(model: ModelConfig) -> tuple[Callable[..., Any], Any]:
   variables = jax.jit(lambda: unbox(init_variables(model, jax.random.key(0))))()
 
   def step(variables, state, position_BT):
-    output = Decoder(model).apply(variables, jnp.ones_like(position_BT), state, _segment(position_BT))
+    output = Decoder(model).apply(variables, jnp.ones_like(position_BT), state, make_segment(position_BT))
     return Decoder(model).apply(variables, output.features_BTD, method=Decoder.logits), output.state
 
   return step, variables
@@ -117,20 +117,13 @@ def _attention_step(model: ModelConfig, policy: Policy) -> tuple[Callable[..., A
 
   def step(token, state, position_BT):
     def one_layer(stack, layer):
-      out, view = read_and_append(policy, *token, CacheView(stack, layer), _segment(position_BT), impl=model.impl)
+      out, view = read_and_append(policy, *token, CacheView(stack, layer), make_segment(position_BT), impl=model.impl)
       return view.stack, out
 
     stack, out = jax.lax.scan(one_layer, state["block_0"], jnp.arange(model.layers))
     return out, compact(policy, {"block_0": stack}, call_len=1)
 
   return step, token
-
-
-def _segment(position_BT: jax.Array) -> Segment:
-  zeros_BT = jnp.zeros_like(position_BT)
-  return Segment(
-    positions_BT=position_BT, ids_BT=zeros_BT, valid_BT=jnp.ones_like(position_BT, bool),
-    marks_BT=zeros_BT.astype(jnp.int8))
 
 
 def _decode(step: Callable[..., Any], start: tuple[Any, int], num_tokens: int) -> list[float]:

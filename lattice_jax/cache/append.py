@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.cache.policy import Policy
-from lattice_jax.ops.documents import EMPTY, document_after, document_runs
+from lattice_jax.ops.documents import EMPTY, document_after, document_runs, last_slots
 from lattice_jax.types import Segment
 
 
@@ -101,6 +101,5 @@ def _places(policy: Policy, before: KVCache, arriving: Arrivals, num_slots: int)
 def _shift(query_BWQK: jax.Array, query_BTQK: jax.Array, arriving: Arrivals) -> jax.Array:
   """The last queries of each row's last document; the places before its first are not used."""
   num_new_B = (arriving.run_BT != EMPTY).sum(1)
-  joined = jnp.concatenate([query_BWQK, query_BTQK.astype(query_BWQK.dtype)], axis=1)
-  place_BW = num_new_B[:, None] + jnp.arange(query_BWQK.shape[1])
-  return jax.vmap(lambda joined_S, place_W: joined_S[place_W])(joined, place_BW)
+  joined_BSQK = jnp.concatenate([query_BWQK, query_BTQK.astype(query_BWQK.dtype)], axis=1)
+  return last_slots(joined_BSQK, num_new_B, query_BWQK.shape[1])

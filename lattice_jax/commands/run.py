@@ -8,7 +8,7 @@ from collections.abc import Callable
 from lattice_jax.commands import help
 from lattice_jax.commands.domains import POSITIVE
 from lattice_jax.commands.flags import define, parse_flags
-from lattice_jax.runtime import leave, quieten_checkpoints
+from lattice_jax.runtime import leave, quieten_checkpoints, show_log
 
 _CPU_DEVICES = define(
   "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
@@ -22,6 +22,7 @@ def run_command(main: Callable[[], int | None], argv: list[str]) -> None:
 
   def parse_and_run() -> int | None:
     parse_flags(argv)
+    show_log()
     if _CPU_DEVICES.value is not None:
       import jax
 

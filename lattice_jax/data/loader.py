@@ -14,7 +14,7 @@ from lattice_jax.data.eval_plan import carried_group, cold_groups
 from lattice_jax.data.plan import Placement, Plan
 from lattice_jax.data.sources import Source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer
-from lattice_jax.types import Batch, Segment
+from lattice_jax.types import Batch, make_segment
 
 _MAX_STEPS = 2**31 - 1
 _PROTOCOLS = ("cold", "carried")
@@ -133,11 +133,8 @@ def _read(
   weights_BT = valid_BT.astype(np.float32)
   if source.answers:
     weights_BT *= source.answers.weights[index_BT]
-  segment = Segment(
-    positions_BT=np.ascontiguousarray(placement.positions_BT),
-    ids_BT=placement.ids_BT,
-    valid_BT=valid_BT,
-    marks_BT=np.zeros(index_BT.shape, np.int8))
+  segment = make_segment(
+    np.ascontiguousarray(placement.positions_BT), ids_BT=placement.ids_BT, valid_BT=valid_BT)
   return Batch(
     tokens_BT=tokens_BT.astype(np.int32),
     targets_BT=targets_BT.astype(np.int32),

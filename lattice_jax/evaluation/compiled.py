@@ -15,7 +15,7 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.inference.placed import Abstract, with_shardings
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.sharding import batch_sharding, replicated, state_shardings
-from lattice_jax.types import Batch, Segment
+from lattice_jax.types import Batch, abstract_segment
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ def _abstract_batch(shapes: EvalShapes, mesh: Mesh) -> Batch:
 
   return Batch(
     tokens_BT=rows(jnp.int32), targets_BT=rows(jnp.int32), weights_BT=rows(jnp.float32),
-    segment=Segment(
-      positions_BT=rows(jnp.int32), ids_BT=rows(jnp.int32), valid_BT=rows(jnp.bool_), marks_BT=rows(jnp.int8)),
+    segment=abstract_segment(rows),
     sequence=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh)))
 
 

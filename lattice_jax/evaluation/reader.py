@@ -19,7 +19,7 @@ from lattice_jax.inference.prompts import prompt_chunk
 from lattice_jax.inference.sampling import Sampling
 from lattice_jax.models.decoder import Decoder
 from lattice_jax.sharding import replicated
-from lattice_jax.types import Segment
+from lattice_jax.types import make_segment
 
 _GREEDY = Sampling(temperature=0.0)
 
@@ -97,7 +97,7 @@ def _judged(
   logits_BGA = progress.logits_BA[:, None]
   if length:
     position_BT = progress.position_B[:, None] + jnp.arange(length, dtype=jnp.int32)
-    output = decoder.apply(variables, answers_BG[:, :-1], progress.state, _segment(position_BT))
+    output = decoder.apply(variables, answers_BG[:, :-1], progress.state, make_segment(position_BT))
     rest_BTA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)
     logits_BGA = jnp.concatenate([logits_BGA, rest_BTA], axis=1)
   log_probability_BGA = jax.nn.log_softmax(logits_BGA)
@@ -108,7 +108,7 @@ def _judged(
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _stepped(model: ModelConfig, variables: Any, token_B: jax.Array, progress: Progress) -> Progress:
   decoder = Decoder(model)
-  output = decoder.apply(variables, token_B[:, None], progress.state, _segment(progress.position_B[:, None]))
+  output = decoder.apply(variables, token_B[:, None], progress.state, make_segment(progress.position_B[:, None]))
   logits_BA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)[:, 0]
   return progress.replace(logits_BA=logits_BA, position_B=progress.position_B + 1, state=output.state)
 
@@ -116,9 +116,3 @@ def _stepped(model: ModelConfig, variables: Any, token_B: jax.Array, progress: P
 @jax.jit
 def _likeliest(logits_BA: jax.Array) -> jax.Array:
   return logits_BA.argmax(-1).astype(jnp.int32)
-
-
-def _segment(position_BT: jax.Array) -> Segment:
-  return Segment(
-    positions_BT=position_BT, ids_BT=jnp.zeros_like(position_BT), valid_BT=jnp.ones_like(position_BT, bool),
-    marks_BT=jnp.zeros_like(position_BT, jnp.int8))

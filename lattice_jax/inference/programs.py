@@ -18,7 +18,7 @@ from lattice_jax.inference.placed import Abstract, with_shardings
 from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.sharding import replicated, state_shardings
-from lattice_jax.types import Segment
+from lattice_jax.types import Segment, abstract_segment, make_segment
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,10 @@ def _compile_prefill(
   def chunk(dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((batch, chunk_len), dtype, sharding=replicated(mesh))
 
-  segment = Segment(
-    positions_BT=chunk(jnp.int32), ids_BT=chunk(jnp.int32), valid_BT=chunk(jnp.bool_), marks_BT=chunk(jnp.int8))
   prefill = jax.jit(functools.partial(_prefill, model), donate_argnums=3, out_shardings=shardings)
   return (
     jax.jit(start, out_shardings=shardings).lower().compile(),
-    prefill.lower(variables.tree(), chunk(jnp.int32), segment, progress).compile())
+    prefill.lower(variables.tree(), chunk(jnp.int32), abstract_segment(chunk), progress).compile())
 
 
 @functools.lru_cache(maxsize=8)
@@ -158,10 +156,7 @@ def _decode(
     index = progress.index
     token_B = sample_token(progress.logits_BA, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
     open_B = progress.open_B & (index < allowed_B) & ~stop_A[token_B]
-    position_B1 = progress.position_B[:, None]
-    segment = Segment(
-      positions_BT=position_B1, ids_BT=jnp.zeros_like(position_B1), valid_BT=open_B[:, None],
-      marks_BT=jnp.zeros_like(position_B1, jnp.int8))
+    segment = make_segment(progress.position_B[:, None], valid_BT=open_B[:, None])
     output = decoder.apply(variables, token_B[:, None], progress.state, segment)
     logits_BA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)[:, 0]
     read = Progress(

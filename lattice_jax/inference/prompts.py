@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.types import Segment
+from lattice_jax.types import Segment, make_segment
 
 
 def unpad(tokens_BT: np.ndarray, valid_BT: np.ndarray) -> list[np.ndarray]:
@@ -67,7 +67,4 @@ def prompt_chunk(rows: list[np.ndarray], start: int, chunk_len: int) -> tuple[np
     tokens_BT[index, :len(piece)] = piece
     valid_BT[index, :len(piece)] = True
   positions_BT = np.tile(np.arange(start, start + chunk_len, dtype=np.int32), (len(rows), 1))
-  segment = Segment(
-    positions_BT=positions_BT, ids_BT=np.zeros_like(tokens_BT), valid_BT=valid_BT,
-    marks_BT=np.zeros_like(tokens_BT, np.int8))
-  return tokens_BT, segment
+  return tokens_BT, make_segment(positions_BT, valid_BT=valid_BT)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lattice_jax.memories.lattice.op import Rule, Slots
+from lattice_jax.memories.lattice.op import LatticeSlots, Rule
 from lattice_jax.memories.lattice.sphere import TINY, unit
 from lattice_jax.memories.lattice.step import Move, move
 from lattice_jax.memories.lattice.tokens import Tokens
@@ -75,9 +75,9 @@ def _replay(inputs: SlotInputs, rule: Rule) -> tuple[dict[str, jax.Array], jax.A
   tokens = Tokens(inputs.k_THM, inputs.k_THM, inputs.v_THV, inputs.step_TH, forget_TH)
   tokens = jax.tree.map(lambda x_T: x_T.astype(jnp.float32)[:, None], tokens)
   start_HMV, length_HM = unit(inputs.start_HMV.astype(jnp.float32))
-  start = Slots(start_HMV[None], jnp.ones_like(length_HM)[None] if rule.state == "accumulated" else None)
+  start = LatticeSlots(start_HMV[None], jnp.ones_like(length_HM)[None] if rule.state == "accumulated" else None)
 
-  def one_token(slots: Slots, token: Tokens) -> tuple[Slots, dict[str, jax.Array]]:
+  def one_token(slots: LatticeSlots, token: Tokens) -> tuple[LatticeSlots, dict[str, jax.Array]]:
     after, moved = move(rule, slots, token)
     return after, jax.tree.map(lambda x_B: x_B[0], _describe(rule, slots, token, after, moved))
 
@@ -85,7 +85,9 @@ def _replay(inputs: SlotInputs, rule: Rule) -> tuple[dict[str, jax.Array], jax.A
   return by_token, _cosines(slots.unit_BHMV)[0]
 
 
-def _describe(rule: Rule, before: Slots, token: Tokens, after: Slots, moved: Move) -> dict[str, jax.Array]:
+def _describe(
+  rule: Rule, before: LatticeSlots, token: Tokens, after: LatticeSlots, moved: Move
+) -> dict[str, jax.Array]:
   energy_BH1 = (moved.h_BHV**2).sum(-1, keepdims=True)
   across_BHM = jnp.sqrt(jnp.maximum(energy_BH1 - moved.along_BHM**2, 0))
   code_BHM = token.k_BTHM

@@ -1,4 +1,4 @@
-"""A scan over chunks whose backward pass keeps one state a chunk and runs the chunk again; tokens cut into chunks."""
+"""A scan over chunks whose backward pass keeps one state per chunk and recomputes the chunk from it."""
 
 from __future__ import annotations
 

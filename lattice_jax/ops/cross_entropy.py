@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from lattice_jax.ops.documents import from_chunks, to_chunks
+
 
 def cross_entropy(
   features: Float[Array, "B T D"], head: Float[Array, "D A"], bias: Float[Array, "A"], targets: Int[Array, "B T"], *,
@@ -20,11 +22,6 @@ def cross_entropy(
   """
   batch, length, _ = features.shape
   columns = max(1, min(length, chunk // batch))
-  padding = -length % columns
-
-  def to_chunks(x_BT):
-    x_BT = jnp.pad(x_BT, ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2)))
-    return jnp.moveaxis(x_BT.reshape(batch, -1, columns, *x_BT.shape[2:]), 1, 0)
 
   @jax.checkpoint
   def one_chunk(features_BCD, targets_BC):
@@ -32,5 +29,6 @@ def cross_entropy(
     target_BC = jnp.take_along_axis(logits_BCA, targets_BC[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BCA, axis=-1) - target_BC
 
-  _, nll_NBC = jax.lax.scan(lambda carry, xs: (carry, one_chunk(*xs)), None, (to_chunks(features), to_chunks(targets)))
-  return jnp.moveaxis(nll_NBC, 0, 1).reshape(batch, -1)[:, :length]
+  _, nll_NBC = jax.lax.scan(
+    lambda carry, xs: (carry, one_chunk(*xs)), None, to_chunks((features, targets), columns))
+  return from_chunks(nll_NBC, length)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from lattice_jax.ops.rotary_config import RopeScalingConfig
 
 
 def rotate(
-  x_BTHK: jax.Array, positions_BT: jax.Array, *, theta: float, scaling: RopeScalingConfig | None = None,
-) -> jax.Array:
+  x: Float[Array, "B T H K"], positions: Int[Array, "B T"], *, theta: float, scaling: RopeScalingConfig | None = None,
+) -> Float[Array, "B T H K"]:
   """Queries or keys turned by their positions; halves convention (Llama): pairs are (k, k + K/2)."""
-  half = x_BTHK.shape[-1] // 2
+  half = x.shape[-1] // 2
   frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   gain = 1.0
   if scaling is not None and scaling.kind != "none":
     frequency_K = jnp.asarray(scaled_frequencies(scaling, theta, half), jnp.float32)
     gain = scaling.gain
-  angle_BTK = positions_BT[..., None].astype(jnp.float32) * frequency_K
+  angle_BTK = positions[..., None].astype(jnp.float32) * frequency_K
   cos, sin = gain * jnp.cos(angle_BTK)[:, :, None], gain * jnp.sin(angle_BTK)[:, :, None]
-  first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_BTHK.dtype)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 
 def scaled_frequencies(scaling: RopeScalingConfig, theta: float, half: int) -> np.ndarray:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 
 @jax.custom_jvp
-def inverse_unit_lower(strict: jax.Array) -> jax.Array:
+def inverse_unit_lower(strict: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
   """(I + strict)⁻¹ for a strictly lower [..., C, C], by doubling the blocks whose inverse is known."""
   size = strict.shape[-1]
   row = jnp.arange(size)
@@ -30,5 +31,4 @@ def _inverse_unit_lower_jvp(primals, tangents):
 
 
 def _product(left: jax.Array, middle: jax.Array, right: jax.Array) -> jax.Array:
-  right = jnp.einsum("...ij,...jk->...ik", middle, right, precision="highest")
-  return jnp.einsum("...ij,...jk->...ik", left, right, precision="highest")
+  return jnp.matmul(left, jnp.matmul(middle, right, precision="highest"), precision="highest")

@@ -15,7 +15,7 @@ from lattice_jax.cache.kv_cache import CacheView
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
-from lattice_jax.types import Segment
+from lattice_jax.types import make_segment
 from tests.contract.harness import quick_jit
 
 HEADS, QUERIES, KEY, VALUE = 2, 4, 6, 5
@@ -60,9 +60,7 @@ def feed(
   valid_BT = np.arange(length) < count_B[:, None]
   row_B1, here_BT = np.arange(len(start_B))[:, None], np.minimum(index_BT, LENGTH - 1)
   q, k, v = (x[row_B1, here_BT] for x in stream or tokens())
-  zeros_BT = np.zeros(index_BT.shape, np.int32)
-  segment = Segment(
-    positions_BT=index_BT.astype(np.int32), ids_BT=zeros_BT, valid_BT=valid_BT, marks_BT=zeros_BT.astype(np.int8))
+  segment = make_segment(index_BT.astype(np.int32), valid_BT=valid_BT)
   out, cache = compiled(policy)(cache, *jax.tree.map(jnp.asarray, (q, k, v, segment)))
   return np.asarray(out), cache
 

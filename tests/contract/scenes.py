@@ -9,7 +9,7 @@ from typing import Any
 import flax.struct
 import numpy as np
 
-from lattice_jax.types import Segment
+from lattice_jax.types import Segment, make_segment
 from tests.contract.harness import Form, float_leaves, normal, normal_like
 from tests.contract.memories import LENGTH, ROWS_PER_BATCH
 
@@ -39,8 +39,7 @@ def documents(rows: Sequence[Sequence[Document]], length: int) -> Segment:
       ids_BT[row, here] = identity
       valid_BT[row, here] = True
       start += count
-  marks_BT = np.zeros((len(rows), length), np.int8)
-  return Segment(positions_BT, ids_BT, valid_BT, marks_BT)
+  return make_segment(positions_BT, ids_BT=ids_BT, valid_BT=valid_BT)
 
 
 # What every row has read before: full rows, open blocks of several lengths, an id that came before, nothing at all.

@@ -9,7 +9,7 @@ import pytest
 
 from lattice_jax.inspect.slot_trace import SlotInputs, trace_slots
 from lattice_jax.inspect.slot_writes import ages, summarize
-from lattice_jax.memories.lattice.op import OBJECTIVES, Form, Rule, Slots, empty_state, lattice
+from lattice_jax.memories.lattice.op import OBJECTIVES, Form, LatticeSlots, Rule, empty_state, lattice
 from lattice_jax.memories.lattice.reference import step_token
 from lattice_jax.memories.lattice.tokens import Tokens
 
@@ -41,7 +41,7 @@ def test_the_replay_is_the_recurrence(rule):
   inputs = random_inputs()
   trace = trace_slots(inputs, rule)
   unit_HMV = inputs.start_HMV / jnp.linalg.norm(inputs.start_HMV, axis=-1, keepdims=True)
-  slots = Slots(unit_HMV[None], jnp.ones((1, H, M)) if rule.state == "accumulated" else None)
+  slots = LatticeSlots(unit_HMV[None], jnp.ones((1, H, M)) if rule.state == "accumulated" else None)
   for t in range(T):
     before = np.asarray(slots.unit_BHMV[0])
     token = Tokens(*(x[None] for x in (

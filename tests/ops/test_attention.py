@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.ops.attention import MASKED, Order, attend, merge
+from lattice_jax.ops.attention import MASKED, Order, attend, attend_itself, merge
 from lattice_jax.ops.attention.keys import block_reach
 from lattice_jax.ops.documents import EMPTY, document_runs
+from tests.contract.harness import quick_jit
 
 BATCH, LENGTH, HEADS, QUERIES, KEY, VALUE = 2, 37, 2, 4, 8, 6
 
@@ -40,6 +41,24 @@ def test_blockwise_equals_the_definition_with_all_gradients(window, block):
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
 
   jax.tree.map(close, run("xla"), run("reference"))
+
+
+@pytest.mark.parametrize("impl", ["xla", "reference"])
+def test_what_stands_where_there_is_no_token_changes_nothing(impl):
+  order = packed_order()
+  is_token = (order.id_BT != EMPTY)[..., None, None]
+  clean = tuple(jnp.where(is_token, x, 0.5) for x in inputs())
+
+  def loss(inputs):
+    out, lse = attend(*inputs, order, order, window=5, block=8, impl=impl)
+    alone = attend_itself(*inputs, is_token[..., 0, 0])
+    total = sum(jnp.where(is_token, jnp.sin(out), 0).sum() for out in (out, alone[0]))
+    return total + sum(jnp.where(is_token[..., 0], lse, 0).sum() for lse in (lse, alone[1])), (out, lse, alone)
+
+  run = quick_jit(jax.grad(loss, has_aux=True))
+  dirty = run(tuple(jnp.where(is_token, x, jnp.nan) for x in clean))
+  jax.tree.map(np.testing.assert_array_equal, dirty, run(clean))
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(dirty))
 
 
 def test_a_query_that_sees_nothing_reads_zero_and_counts_nothing_in_a_merge():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,3 +33,20 @@ def test_taps_reach_back_into_the_same_document_only():
       want = sum(tap * past for tap, past in zip(taps, reversed(history), strict=True))
       np.testing.assert_allclose(got[row, t], want, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(after[row], np.stack(history[-(WIDTH - 1):]), rtol=1e-6)
+
+
+def test_what_stands_at_invalid_tokens_changes_nothing():
+  rng = np.random.default_rng(0)
+  x, taps, tail = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in (
+    (ROWS, LENGTH, 1, 2), (WIDTH, 1, 2), (ROWS, WIDTH - 1, 1, 2)))
+  is_valid = jnp.asarray(VALID)[..., None, None]
+  run_BT = document_runs(jnp.asarray(IDS), jnp.asarray(VALID), jnp.ones(ROWS, jnp.int32))
+
+  def loss(x, taps, tail):
+    y, after = short_conv(x, taps, tail, run_BT)
+    return jnp.where(is_valid, jnp.sin(y), 0).sum() + jnp.sin(after).sum(), (jnp.where(is_valid, y, 0), after)
+
+  run = quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+  dirty = run(jnp.where(is_valid, x, jnp.nan), taps, tail)
+  jax.tree.map(np.testing.assert_array_equal, dirty, run(x, taps, tail))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dirty))

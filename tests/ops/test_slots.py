@@ -78,3 +78,18 @@ def test_blocks_of_queries_that_are_filled_up_receive_nothing_more():
   score_HTS = np.einsum("thk,sk->hts", np.float64(q[0]), np.float64(k[0, :, 0])) / np.sqrt(KEY)
   odds_HTS = np.exp(score_HTS) * np.tri(length)
   np.testing.assert_allclose(mass_BHS[0, 0], (odds_HTS / odds_HTS.sum(-1, keepdims=True)).sum((0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("impl", ["xla", "reference"])
+def test_what_stands_at_queries_that_see_no_slots_changes_nothing(impl):
+  q, slots, readers = inputs()
+  sees = readers.sees_BT[..., None, None]
+
+  def loss(q, key, value):
+    out, lse = attend_slots(q, slots.replace(key_LBHSK=key, value_LBHSV=value), readers, block=4, impl=impl)
+    return jnp.sin(out).sum() + jnp.where(sees[..., 0], lse, 0).sum(), (out, lse)
+
+  run = quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+  dirty = run(jnp.where(sees, q, jnp.nan), slots.key_LBHSK, slots.value_LBHSV)
+  jax.tree.map(np.testing.assert_array_equal, dirty, run(q, slots.key_LBHSK, slots.value_LBHSV))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dirty))

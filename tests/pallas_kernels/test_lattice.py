@@ -9,7 +9,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
-from lattice_jax.memories.lattice.op import OBJECTIVES, Form, Rule, Slots, empty_state, lattice
+from lattice_jax.memories.lattice.op import OBJECTIVES, Form, LatticeSlots, Rule, empty_state, lattice
 from lattice_jax.memories.lattice.reference import lattice_reference
 from lattice_jax.memories.lattice.tokens import Tokens
 from pallas_kernels import specs_lattice
@@ -110,7 +110,8 @@ def test_more_heads_than_lanes():
   def by_definition(q, k, v, rate, cotangents):
     def call(q, k, v, rate):
       out, after = lattice_reference(
-        Rule(), Tokens(q, k, v, rate, jnp.ones_like(rate)), is_start, Slots(start, None), Slots(slots, None))
+        Rule(), Tokens(q, k, v, rate, jnp.ones_like(rate)), is_start, LatticeSlots(start, None),
+        LatticeSlots(slots, None))
       return out, after.unit_BHMV
 
     want, pull = jax.vjp(call, q, k, v, rate)
@@ -128,7 +129,8 @@ def test_one_token_of_two_blocks_of_rows_and_two_strips_of_slots(objective):
   got = jax.jit(functools.partial(recurrence, objective=objective, interpret=True))(
     q, k, v, rate, is_start, start, slots)
   out, after = quick_jit(lambda *token: lattice_reference(
-    Rule(objective), Tokens(*token, jnp.ones_like(rate)), is_start, Slots(start, None), Slots(slots, None)))(
+    Rule(objective), Tokens(*token, jnp.ones_like(rate)), is_start, LatticeSlots(start, None),
+    LatticeSlots(slots, None)))(
       q, k, v, rate)
   assert rms_ratio(got[0], out) <= LIMIT and rms_ratio(got[1], after.unit_BHMV) <= LIMIT
 

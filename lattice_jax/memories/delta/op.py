@@ -1,4 +1,4 @@
-"""The delta rule: a key's value is put right, not added to; DeltaNet, and Gated DeltaNet where the memory decays."""
+"""The delta rule, which overwrites the value of a key: DeltaNet, and Gated DeltaNet where the memory decays."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
-from lattice_jax.ops.decay.chunk import keep, pairs, read, recall, write
+from lattice_jax.ops.decay.chunk import cumulate, pair_scores, read, read_before, write
 from lattice_jax.ops.decay.state import MatrixState, empty_state
-from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, enter
+from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
 from lattice_jax.ops.documents import document_after
 from lattice_jax.ops.triangular import inverse_unit_lower
 
@@ -28,7 +28,7 @@ def delta(
     step: size β of the step, in [0, 1]; up to 2 is stable with keys of length at most one.
     decay: in [0, 1], one factor a head (Gated DeltaNet) or one a key channel. None is one throughout (DeltaNet).
     state: what came before; `empty_state` makes the first.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
     chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
     impl: "reference" is the definition, token by token.
 
@@ -36,7 +36,7 @@ def delta(
     Output in the state's dtype and the next state.
   """
   chosen = choose_impl("delta", impl, pallas_reason="there is no Pallas kernel for it yet")
-  decay, inputs = enter((q, k, v, step[..., None]), decay, ids, valid, state.document_B)
+  decay, inputs = encode_documents((q, k, v, step[..., None]), decay, ids, valid, state.document_B)
   if chosen == "reference":
     out_BTHV, memory_BHKV = by_token(_step, decay, inputs, state.memory_BHKV)
   else:
@@ -52,9 +52,10 @@ def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple
   return jnp.einsum("BHK,BHKV->BHV", q_BHK, memory_BHKV, precision="highest"), memory_BHKV
 
 
-def _chunk(memory: jax.Array, decay: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-  q, k, v, step = inputs
-  kept = keep(decay)
-  inverse = inverse_unit_lower(jnp.tril(step * pairs(k, k, kept), -1))
-  change = jnp.einsum("bhjl,bhlv->bhjv", inverse, step * (v - recall(k, kept, memory)), precision="highest")
-  return read(q, k, change, kept, memory), write(k, change, kept, memory)
+def _chunk(memory_BHKV: jax.Array, decay_BHCK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+  q_BHCK, k_BHCK, v_BHCV, step_BHC1 = inputs
+  decay = cumulate(decay_BHCK)
+  inverse_BHCS = inverse_unit_lower(jnp.tril(step_BHC1 * pair_scores(k_BHCK, k_BHCK, decay), -1))
+  missing_BHCV = step_BHC1 * (v_BHCV - read_before(k_BHCK, decay, memory_BHKV))
+  change_BHCV = jnp.einsum("BHCS,BHSV->BHCV", inverse_BHCS, missing_BHCV, precision="highest")
+  return read(q_BHCK, k_BHCK, change_BHCV, decay, memory_BHKV), write(k_BHCK, change_BHCV, decay, memory_BHKV)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
-from lattice_jax.ops.decay.chunk import keep, read, write
+from lattice_jax.ops.decay.chunk import cumulate, read, write
 from lattice_jax.ops.decay.state import MatrixState, empty_state
-from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, enter
+from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
 from lattice_jax.ops.documents import document_after
 
 __all__ = ["MatrixState", "empty_state", "gated_linear"]
@@ -27,7 +27,7 @@ def gated_linear(
     decay: in [0, 1]; one factor a head (linear attention with scalar decay, Mamba-2), or one a key channel (GLA). None
       is one throughout (linear attention).
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
     chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
     impl: "reference" is the definition, token by token.
 
@@ -35,7 +35,7 @@ def gated_linear(
     Output in the state's dtype and the next state.
   """
   chosen = choose_impl("gated_linear", impl, pallas_reason="there is no Pallas kernel for it yet")
-  decay, inputs = enter((q, k, v), decay, ids, valid, state.document_B)
+  decay, inputs = encode_documents((q, k, v), decay, ids, valid, state.document_B)
   if chosen == "reference":
     out_BTHV, memory_BHKV = by_token(_step, decay, inputs, state.memory_BHKV)
   else:
@@ -49,7 +49,7 @@ def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple
   return jnp.einsum("BHK,BHKV->BHV", q_BHK, memory_BHKV, precision="highest"), memory_BHKV
 
 
-def _chunk(memory: jax.Array, decay: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
-  q, k, v = inputs
-  kept = keep(decay)
-  return read(q, k, v, kept, memory), write(k, v, kept, memory)
+def _chunk(memory_BHKV: jax.Array, decay_BHCK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+  q_BHCK, k_BHCK, v_BHCV = inputs
+  decay = cumulate(decay_BHCK)
+  return read(q_BHCK, k_BHCK, v_BHCV, decay, memory_BHKV), write(k_BHCK, v_BHCV, decay, memory_BHKV)

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
-from lattice_jax.ops.decay.chunk import keep, read, write
-from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, enter
+from lattice_jax.ops.decay.chunk import cumulate, read, write
+from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
 from lattice_jax.ops.documents import EMPTY, document_after
 
 __all__ = ["SlotState", "empty_state", "gated_slots"]
 
-Slots = tuple[jax.Array, jax.Array]
+# Of all slots: [B, H, M, K] and [B, H, M, V].
+KeysAndValues = tuple[jax.Array, jax.Array]
 
 
 @flax.struct.dataclass
@@ -47,7 +48,7 @@ def gated_slots(
     share: of the token that a slot takes; 1 − decay makes slots averages.
     decay: of every slot, in [0, 1].
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
     chunk_len: tokens taken at a time; a matter of cost alone: C² M numbers a chunk and head.
     impl: "reference" is the definition, token by token.
 
@@ -55,7 +56,7 @@ def gated_slots(
     Output in the state's dtype and the next state.
   """
   chosen = choose_impl("gated_slots", impl, pallas_reason="there is no Pallas kernel for it yet")
-  decay, inputs = enter((q, k, v, share), decay, ids, valid, state.document_B)
+  decay, inputs = encode_documents((q, k, v, share), decay, ids, valid, state.document_B)
   slots = state.key_BHMK, state.value_BHMV
   if chosen == "reference":
     out_BTHV, slots = by_token(_step, decay, inputs, slots)
@@ -64,7 +65,7 @@ def gated_slots(
   return out_BTHV, SlotState(*slots, document_after(ids, valid, state.document_B))
 
 
-def _step(slots: Slots, decay_BHM: jax.Array, inputs: Inputs) -> tuple[jax.Array, Slots]:
+def _step(slots: KeysAndValues, decay_BHM: jax.Array, inputs: Inputs) -> tuple[jax.Array, KeysAndValues]:
   q_BHK, k_BHK, v_BHV, share_BHM = inputs
 
   def move(slot_BHMV, new_BHV):
@@ -75,12 +76,13 @@ def _step(slots: Slots, decay_BHM: jax.Array, inputs: Inputs) -> tuple[jax.Array
   return jnp.einsum("BHM,BHMV->BHV", weight_BHM, value_BHMV, precision="highest"), (key_BHMK, value_BHMV)
 
 
-def _chunk(slots: Slots, decay: jax.Array, inputs: Inputs) -> tuple[jax.Array, Slots]:
-  q, k, v, share = inputs
-  key, value = slots
-  kept = keep(decay)
-  pair = jnp.einsum("bhjk,bhlk->bhjl", q, k, precision="highest")
-  score = kept.before * jnp.einsum("bhjk,bhmk->bhjm", q, key, precision="highest")
-  score += jnp.einsum("bhjl,bhjlm->bhjm", pair, kept.between * share[:, :, None], precision="highest")
-  out = read(jax.nn.softmax(score), share, v, kept, value)
-  return out, (write(share, k, kept, key), write(share, v, kept, value))
+def _chunk(slots: KeysAndValues, decay_BHCM: jax.Array, inputs: Inputs) -> tuple[jax.Array, KeysAndValues]:
+  q_BHCK, k_BHCK, v_BHCV, share_BHCM = inputs
+  key_BHMK, value_BHMV = slots
+  decay = cumulate(decay_BHCM)
+  pair_BHCS = jnp.einsum("BHCK,BHSK->BHCS", q_BHCK, k_BHCK, precision="highest")
+  score_BHCM = decay.before_BHCK * jnp.einsum("BHCK,BHMK->BHCM", q_BHCK, key_BHMK, precision="highest")
+  share_BHCSM = decay.between_BHCSK * share_BHCM[:, :, None]
+  score_BHCM += jnp.einsum("BHCS,BHCSM->BHCM", pair_BHCS, share_BHCSM, precision="highest")
+  out_BHCV = read(jax.nn.softmax(score_BHCM), share_BHCM, v_BHCV, decay, value_BHMV)
+  return out_BHCV, (write(share_BHCM, k_BHCK, decay, key_BHMK), write(share_BHCM, v_BHCV, decay, value_BHMV))

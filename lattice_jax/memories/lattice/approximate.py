@@ -12,13 +12,13 @@ import jax.numpy as jnp
 
 from lattice_jax.memories.lattice.chunk import (
   Chunk,
-  Layout,
+  ChunkDocuments,
+  chunk_documents,
   directions,
   finish,
   frozen_directions,
   frozen_products,
   head_by_head,
-  lay_out,
   make_gates,
   mix,
   project,
@@ -28,9 +28,9 @@ from lattice_jax.memories.lattice.form import Form
 from lattice_jax.memories.lattice.gates import gates
 from lattice_jax.memories.lattice.rule import Rule
 from lattice_jax.memories.lattice.sphere import TINY, unit
-from lattice_jax.memories.lattice.state import Slots
+from lattice_jax.memories.lattice.state import LatticeSlots
 from lattice_jax.memories.lattice.tokens import Tokens, mask, to_chunks
-from lattice_jax.ops.chunk_grid import Grid, in_two_passes
+from lattice_jax.ops.chunk_grid import ChunkGrid, in_two_passes
 from lattice_jax.ops.chunk_scan import scan_chunks
 from lattice_jax.ops.documents import from_chunks, select
 
@@ -39,7 +39,7 @@ Open = tuple[jax.Array, jax.Array]
 
 
 def lattice_chunked(
-  rule: Rule, form: Form, tokens: Tokens, grid: Grid, start: Slots, slots: Open
+  rule: Rule, form: Form, tokens: Tokens, grid: ChunkGrid, start: LatticeSlots, slots: Open
 ) -> tuple[jax.Array, Open]:
   """Output [B, T, H, V] and the slots after the last token."""
   length = grid.is_start_BT.shape[1]
@@ -49,7 +49,7 @@ def lattice_chunked(
   return from_chunks(out_NBCHV, length), slots
 
 
-def _block(rule: Rule, form: Form, tokens_BC: Tokens, grid: Grid, start: jax.Array, slots: Open):
+def _block(rule: Rule, form: Form, tokens_BC: Tokens, grid: ChunkGrid, start: jax.Array, slots: Open):
   take = functools.partial(_take, rule, form, start)
   return in_two_passes(take, _close, mask, tokens_BC, grid, slots)
 
@@ -61,48 +61,54 @@ def _close(is_full_B: jax.Array, slots: Open) -> Open:
   return select(is_full_B, now, anchor), now
 
 
-def _take(rule: Rule, form: Form, start: jax.Array, tokens_BC: Tokens, grid: Grid, slots: Open):
+def _take(rule: Rule, form: Form, start: jax.Array, tokens_BC: Tokens, grid: ChunkGrid, slots: Open):
   """Tokens that all belong to the open chunk, or to chunks that begin here."""
-  layout = lay_out(grid.is_start_BT)
+  documents = chunk_documents(grid.is_start_BT)
   anchor, now = slots
   frozen = head_by_head(tokens_BC, anchor, start)
-  chunk = frozen._replace(slots=now)
+  chunk = frozen._replace(slots_BHMV=now)
   if form.name == "additive":
-    out, now = _sum_of_steps(rule, layout, frozen, chunk)
+    out, now = _sum_of_steps(rule, documents, frozen, chunk)
   else:
-    gate = make_gates(rule, frozen, layout, *frozen_products(rule, layout, frozen))
+    gate = make_gates(rule, frozen, documents, *frozen_products(rule, documents, frozen))
     is_live = form.name == "live"
-    h = directions(rule, chunk, layout, gate) if is_live else frozen_directions(rule, frozen, layout)
-    out, now = finish(chunk, layout, gate, h)
+    h = directions(rule, chunk, documents, gate) if is_live else frozen_directions(rule, frozen, documents)
+    out, now = finish(chunk, documents, gate, h)
   return jnp.moveaxis(out, 1, 2), (select(grid.is_start_BT.any(1), start, anchor), now)
 
 
-def _sum_of_steps(rule: Rule, layout: Layout, frozen: Chunk, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+def _sum_of_steps(rule: Rule, documents: ChunkDocuments, frozen: Chunk, chunk: Chunk) -> tuple[jax.Array, jax.Array]:
   """Steps taken at the chunk's start and summed; every read divides by the length that the sum has by then."""
-  h = frozen_directions(rule, frozen, layout)
-  along, energy = project(frozen, layout, h), (h * h).sum(-1, keepdims=True)
-  _, b = gates(rule, chunk.k, chunk.rate, jnp.ones_like(chunk.rate), along, None)
+  h_BHCV = frozen_directions(rule, frozen, documents)
+  along_BHCM, energy_BHC1 = project(frozen, documents, h_BHCV), (h_BHCV * h_BHCV).sum(-1, keepdims=True)
+  _, b_BHCM = gates(rule, chunk.k_BHCM, chunk.rate_BHC1, jnp.ones_like(chunk.rate_BHC1), along_BHCM, None)
   # A step is b (h − lost ŝ), with ŝ the slot at the chunk's start.
-  lost = along if rule.is_projected else jnp.zeros_like(along)
-  upto = layout.is_same & jnp.tri(h.shape[2], dtype=bool)
-  before = layout.is_same & jnp.tri(h.shape[2], k=-1, dtype=bool)
+  lost_BHCM = along_BHCM if rule.is_projected else jnp.zeros_like(along_BHCM)
+  upto_BHCS = documents.is_same_BHCS & jnp.tri(h_BHCV.shape[2], dtype=bool)
+  before_BHCS = documents.is_same_BHCS & jnp.tri(h_BHCV.shape[2], k=-1, dtype=bool)
+  goes_on_BHC1 = documents.goes_on_BHC1
 
-  def total(who, x):
-    return jnp.einsum("bhjl,bhlm->bhjm", who.astype(x.dtype), x, precision="highest")
+  def total(who_BHCS, x_BHSM):
+    return jnp.einsum("BHCS,BHSM->BHCM", who_BHCS.astype(x_BHSM.dtype), x_BHSM, precision="highest")
 
-  pair = jnp.einsum("bhjv,bhlv->bhjl", h, h, precision="highest")
-  moved = project(chunk, layout, h) - along * total(before, b * lost) + total(jnp.where(before, pair, 0), b)
+  pair_BHCS = jnp.einsum("BHCV,BHSV->BHCS", h_BHCV, h_BHCV, precision="highest")
+  moved_BHCM = project(chunk, documents, h_BHCV) - along_BHCM * total(before_BHCS, b_BHCM * lost_BHCM) + total(
+    jnp.where(before_BHCS, pair_BHCS, 0), b_BHCM)
   # Steps so far have no part along the slot at the start, so their sum has there what it began with.
-  moved -= lost * jnp.where(layout.goes_on, (chunk.slots * frozen.slots).sum(-1)[:, :, None], 1)
-  squared = jnp.where(layout.goes_on, (chunk.slots * chunk.slots).sum(-1)[:, :, None], 1)
-  squared += total(upto, b * (2 * moved + b * (energy - lost * along)))
-  read = chunk.q * jax.lax.rsqrt(jnp.maximum(squared, TINY**2))
-  spent = total(upto, b * lost)
-  weight = jnp.where(upto, jnp.einsum("bhjm,bhlm->bhjl", read, b, precision="highest"), 0)
-  out = mix(chunk, layout, read) - mix(frozen, layout, read * spent)
-  out += jnp.einsum("bhjl,bhlv->bhjv", weight, h, precision="highest")
+  moved_BHCM -= lost_BHCM * jnp.where(
+    goes_on_BHC1, (chunk.slots_BHMV * frozen.slots_BHMV).sum(-1)[:, :, None], 1)
+  squared_BHCM = jnp.where(goes_on_BHC1, (chunk.slots_BHMV * chunk.slots_BHMV).sum(-1)[:, :, None], 1)
+  squared_BHCM += total(
+    upto_BHCS, b_BHCM * (2 * moved_BHCM + b_BHCM * (energy_BHC1 - lost_BHCM * along_BHCM)))
+  read_BHCM = chunk.q_BHCM * jax.lax.rsqrt(jnp.maximum(squared_BHCM, TINY**2))
+  spent_BHCM = total(upto_BHCS, b_BHCM * lost_BHCM)
+  weight_BHCS = jnp.einsum("BHCM,BHSM->BHCS", read_BHCM, b_BHCM, precision="highest")
+  weight_BHCS = jnp.where(upto_BHCS, weight_BHCS, 0)
+  out_BHCV = mix(chunk, documents, read_BHCM) - mix(frozen, documents, read_BHCM * spent_BHCM)
+  out_BHCV += jnp.einsum("BHCS,BHSV->BHCV", weight_BHCS, h_BHCV, precision="highest")
 
-  last = jnp.where(jnp.swapaxes(upto[:, :, -1:], 2, 3), b, 0)
-  now = jnp.where(layout.goes_on[:, :, -1:], chunk.slots, chunk.start)
-  now -= spent[:, :, -1, :, None] * jnp.where(layout.goes_on[:, :, -1:], frozen.slots, frozen.start)
-  return out, now + jnp.einsum("bhlm,bhlv->bhmv", last, h, precision="highest")
+  last_BHSM = jnp.where(jnp.swapaxes(upto_BHCS[:, :, -1:], 2, 3), b_BHCM, 0)
+  now_BHMV = jnp.where(goes_on_BHC1[:, :, -1:], chunk.slots_BHMV, chunk.start_HMV)
+  now_BHMV -= spent_BHCM[:, :, -1, :, None] * jnp.where(
+    goes_on_BHC1[:, :, -1:], frozen.slots_BHMV, frozen.start_HMV)
+  return out_BHCV, now_BHMV + jnp.einsum("BHSM,BHSV->BHMV", last_BHSM, h_BHCV, precision="highest")

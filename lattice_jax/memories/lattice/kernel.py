@@ -9,7 +9,7 @@ from lattice_jax.dispatch import choose_impl, target_backend
 from lattice_jax.memories.lattice.chunk import with_rates
 from lattice_jax.memories.lattice.form import Form
 from lattice_jax.memories.lattice.rule import Rule
-from lattice_jax.memories.lattice.state import Slots
+from lattice_jax.memories.lattice.state import LatticeSlots
 from lattice_jax.memories.lattice.tokens import Tokens
 from lattice_jax.types import MEMORY_BOUNDARY
 from pallas_kernels import lattice as kernels
@@ -31,12 +31,12 @@ def choose_lattice_impl(
 
 
 def lattice_kernel(
-  rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots, *, interpret: bool
-) -> tuple[jax.Array, Slots]:
+  rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots, *, interpret: bool
+) -> tuple[jax.Array, LatticeSlots]:
   """As `lattice_reference`, where `choose_lattice_impl` allows it. interpret: runs the TPU kernel anywhere."""
   tokens = with_rates(tokens, slots.unit_BHMV.dtype)
   out_BTHV, unit_BHMV = kernels.recurrence(
     tokens.q_BTHM, tokens.k_BTHM, tokens.v_BTHV, tokens.step_BTH, is_start_BT, start.unit_BHMV, slots.unit_BHMV,
     objective=rule.objective, backend="tpu" if interpret else target_backend(), interpret=interpret,
     boundary_name=MEMORY_BOUNDARY)
-  return out_BTHV, Slots(unit_BHMV, None)
+  return out_BTHV, LatticeSlots(unit_BHMV, None)

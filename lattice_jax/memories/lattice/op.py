@@ -16,14 +16,14 @@ from lattice_jax.memories.lattice.reference import lattice_loop, lattice_referen
 from lattice_jax.memories.lattice.rule import OBJECTIVES, STATES, Rule, incoming, inner_gradient, inner_loss
 from lattice_jax.memories.lattice.scan import lattice_scan
 from lattice_jax.memories.lattice.sphere import unit
-from lattice_jax.memories.lattice.state import LatticeState, OpenChunk, Slots, empty_state
+from lattice_jax.memories.lattice.state import LatticeSlots, LatticeState, OpenChunk, empty_state
 from lattice_jax.memories.lattice.tokens import Tokens, mask
-from lattice_jax.ops.chunk_grid import make_grid
+from lattice_jax.ops.chunk_grid import make_chunk_grid
 from lattice_jax.ops.documents import document_after, document_starts, select
 
 __all__ = [
-  "APPROXIMATE_FORMS", "EXACT_FORMS", "FORMS", "OBJECTIVES", "STATES", "Form", "LatticeState", "OpenChunk",
-  "Rounds", "Rule", "Slots", "convergence", "empty_state", "incoming", "inner_gradient", "inner_loss", "lattice",
+  "APPROXIMATE_FORMS", "EXACT_FORMS", "FORMS", "OBJECTIVES", "STATES", "Form", "LatticeSlots", "LatticeState",
+  "OpenChunk", "Rounds", "Rule", "convergence", "empty_state", "incoming", "inner_gradient", "inner_loss", "lattice",
   "lattice_with_rounds",
 ]
 
@@ -46,7 +46,7 @@ def lattice(
       it has the effect of a step of η/α.
     start: slots of a document before its first token; their directions, that is.
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `tokens.mask` makes invalid tokens (a suffix) leave the state alone.
     form: how it is computed; approximate forms define what is computed, and `state` must be made for the same form.
       `Form()` by default, the exact scan.
     impl: "reference" is the definition, token by token; "pallas" has kernels for form "scan" of retracted slots.
@@ -67,7 +67,7 @@ def lattice_with_rounds(
   unit_BHMV = state.slots.unit_BHMV
   impl = choose_lattice_impl(
     impl, rule, form, slots=unit_BHMV.shape[2], value_dim=unit_BHMV.shape[3], dtype=unit_BHMV.dtype)
-  tokens, is_start_BT, start = _enter(q, k, v, step, forget, start, state, ids, valid)
+  tokens, is_start_BT, start = _prepare(q, k, v, step, forget, start, state, ids, valid)
   if form.is_approximate:
     out_BTHV, after = _run_approximate(rule, form, impl == "reference", tokens, is_start_BT, valid, start, state)
   else:
@@ -89,23 +89,23 @@ def convergence(
   The largest change of an inner product of slot and direction over the longest direction, which is what
   `Form.tolerance` is compared with.
   """
-  tokens, is_start_BT, start = _enter(q, k, v, step, forget, start, state, ids, valid)
+  tokens, is_start_BT, start = _prepare(q, k, v, step, forget, start, state, ids, valid)
   return changes_by_round(rule, chunk_len, tokens, is_start_BT, start, state.slots)
 
 
-def _enter(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax.Array, Slots]:
+def _prepare(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax.Array, LatticeSlots]:
   """Tokens with the invalid ones made harmless, where documents begin, and the slots they begin with."""
   dtype, norm_BHM = state.slots.unit_BHMV.dtype, state.slots.norm_BHM
   is_start_BT = document_starts(ids, valid, state.document_B)
   forget = jnp.ones(step.shape, dtype) if forget is None else jnp.maximum(forget, FORGET_FLOOR)
   start_HMV, _ = unit(start.astype(dtype))
   start_norm_HM = None if norm_BHM is None else jnp.ones_like(start_HMV[..., 0])
-  return mask(Tokens(q, k, v, step, forget), valid), is_start_BT, Slots(start_HMV, start_norm_HM)
+  return mask(Tokens(q, k, v, step, forget), valid), is_start_BT, LatticeSlots(start_HMV, start_norm_HM)
 
 
 def _run_exact(
-  rule: Rule, form: Form, impl: str, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots
-) -> tuple[jax.Array, Slots, Rounds | None]:
+  rule: Rule, form: Form, impl: str, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots
+) -> tuple[jax.Array, LatticeSlots, Rounds | None]:
   if form.name == "parallel" and impl != "reference":
     _check_retracted(rule, form)
     return lattice_parallel(rule, form, tokens, is_start_BT, start, slots)
@@ -118,11 +118,11 @@ def _run_exact(
 def _run_approximate(rule, form, is_reference, tokens, is_start_BT, valid, start, state):
   _check_retracted(rule, form)
   run = lattice_loop if is_reference else lattice_chunked
-  grid, fill_B = make_grid(is_start_BT, valid, state.open.fill_B, form.chunk_len)
+  grid, fill_B = make_chunk_grid(is_start_BT, valid, state.open.fill_B, form.chunk_len)
   # As with exact forms: the slots at a chunk's start are directions, and forms may take their length to be one.
   slots = unit(state.open.anchor_BHMV)[0], state.slots.unit_BHMV
   out_BTHV, (anchor_BHMV, now_BHMV) = run(rule, form, tokens, grid, start, slots)
-  return out_BTHV, state.replace(slots=Slots(now_BHMV, None), open=OpenChunk(anchor_BHMV, fill_B))
+  return out_BTHV, state.replace(slots=LatticeSlots(now_BHMV, None), open=OpenChunk(anchor_BHMV, fill_B))
 
 
 def _check_retracted(rule: Rule, form: Form) -> None:

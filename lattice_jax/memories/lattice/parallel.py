@@ -17,21 +17,21 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lattice_jax.memories.lattice.chunk import (
   Chunk,
-  Layout,
+  ChunkDocuments,
   Products,
+  chunk_documents,
   directions,
   finish,
   frozen_products,
   head_by_head,
   inner_products,
-  lay_out,
   make_gates,
   with_rates,
 )
 from lattice_jax.memories.lattice.form import Form
 from lattice_jax.memories.lattice.rule import Rule
 from lattice_jax.memories.lattice.sphere import TINY, unit
-from lattice_jax.memories.lattice.state import Slots
+from lattice_jax.memories.lattice.state import LatticeSlots
 from lattice_jax.memories.lattice.tokens import Tokens, to_chunks
 from lattice_jax.ops.chunk_scan import as_bits, as_floats
 from lattice_jax.ops.documents import from_chunks
@@ -53,8 +53,8 @@ class Rounds(NamedTuple):
 
 
 def lattice_parallel(
-  rule: Rule, form: Form, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots
-) -> tuple[jax.Array, Slots, Rounds]:
+  rule: Rule, form: Form, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots
+) -> tuple[jax.Array, LatticeSlots, Rounds]:
   """As `lattice_reference`, for retracted slots, and how many rounds it took."""
   length = is_start_BT.shape[1]
   chunk_len = min(length, form.chunk_len)
@@ -62,24 +62,24 @@ def lattice_parallel(
   form = replace(form, rounds=min(form.rounds, chunk_len - 1))
   chunks = to_chunks(with_rates(tokens, slots.unit_BHMV.dtype), is_start_BT, chunk_len)
   out_NBCHV, unit_BHMV, rounds = _scan(rule, form, *chunks, start.unit_BHMV, slots.unit_BHMV)
-  return from_chunks(out_NBCHV, length), Slots(unit_BHMV, None), rounds
+  return from_chunks(out_NBCHV, length), LatticeSlots(unit_BHMV, None), rounds
 
 
 def changes_by_round(
-  rule: Rule, chunk_len: int, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots
+  rule: Rule, chunk_len: int, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots
 ) -> jax.Array:
   """[N, C]: what each of C rounds changes in each chunk, as `Form.tolerance` measures it."""
   chunk_len = min(is_start_BT.shape[1], chunk_len)
 
   def one_chunk(slots, xs):
-    chunk, layout = head_by_head(xs[0], slots, start.unit_BHMV), lay_out(xs[1])
+    chunk, documents = head_by_head(xs[0], slots, start.unit_BHMV), chunk_documents(xs[1])
 
     def one_round(products, _):
-      products, change = _next_products(rule, layout, chunk, products)
+      products, change = _next_products(rule, documents, chunk, products)
       return products, _relative(*change)
 
-    products, change_C = jax.lax.scan(one_round, frozen_products(rule, layout, chunk), length=chunk_len)
-    return _read(rule, layout, chunk, products)[1], change_C
+    products, change_C = jax.lax.scan(one_round, frozen_products(rule, documents, chunk), length=chunk_len)
+    return _read(rule, documents, chunk, products)[1], change_C
 
   chunks = to_chunks(with_rates(tokens, slots.unit_BHMV.dtype), is_start_BT, chunk_len)
   return jax.lax.scan(one_chunk, slots.unit_BHMV, chunks)[1]
@@ -93,9 +93,9 @@ def _scan(rule, form, tokens_NBC, is_start_NBC, start, slots):
 def _forward(rule, form, tokens_NBC, is_start_NBC, start, slots):
   def one_chunk(slots, xs):
     tokens_bits, is_start_BC = xs
-    chunk, layout = head_by_head(as_floats(tokens_bits, tokens_NBC), slots, start), lay_out(is_start_BC)
-    products, *rounds = _solve(rule, form, layout, chunk)
-    out, after = _read(rule, layout, chunk, products)
+    chunk, documents = head_by_head(as_floats(tokens_bits, tokens_NBC), slots, start), chunk_documents(is_start_BC)
+    products, *rounds = _solve(rule, form, documents, chunk)
+    out, after = _read(rule, documents, chunk, products)
     return after, (jnp.moveaxis(out, 1, 2), slots, products, rounds)
 
   last, (out_NBCHV, boundary, products, (number_N, change_NB)) = jax.lax.scan(
@@ -113,9 +113,9 @@ def _backward(rule, form, saved, cotangents):
   def one_chunk(carry, xs):
     d_after, d_start = carry
     tokens_bits, is_start_BC, slots, products, d_out_BCHV = xs
-    layout = lay_out(is_start_BC)
+    documents = chunk_documents(is_start_BC)
     chunk, pull_chunk = jax.vjp(head_by_head, as_floats(tokens_bits, tokens_NBC), slots, start)
-    d_chunk = _chunk_adjoint(rule, form, layout, chunk, products, (jnp.moveaxis(d_out_BCHV, 1, 2), d_after))
+    d_chunk = _chunk_adjoint(rule, form, documents, chunk, products, (jnp.moveaxis(d_out_BCHV, 1, 2), d_after))
     d_tokens_BC, d_slots, d_start_here = pull_chunk(d_chunk)
     return (d_slots, d_start + d_start_here), as_bits(d_tokens_BC)
 
@@ -128,11 +128,11 @@ def _backward(rule, form, saved, cotangents):
 _scan.defvjp(_forward, _backward)
 
 
-def _chunk_adjoint(rule, form, layout, chunk, products, cotangents) -> Chunk:
+def _chunk_adjoint(rule, form, documents, chunk, products, cotangents) -> Chunk:
   """Adjoint of the fixed point x = F(chunk, x): what reaches x goes back through F, round by round."""
-  _, pull_read = jax.vjp(functools.partial(_read, rule, layout), chunk, products)
-  _, pull_round = jax.vjp(functools.partial(_round, rule, layout), chunk, products)
-  _, pullfrozen_products = jax.vjp(functools.partial(frozen_products, rule, layout), chunk)
+  _, pull_read = jax.vjp(functools.partial(_read, rule, documents), chunk, products)
+  _, pull_round = jax.vjp(functools.partial(_round, rule, documents), chunk, products)
+  _, pull_frozen = jax.vjp(functools.partial(frozen_products, rule, documents), chunk)
 
   def one_round(carry):
     total, term = carry
@@ -143,17 +143,18 @@ def _chunk_adjoint(rule, form, layout, chunk, products, cotangents) -> Chunk:
   d_chunk, term = pull_read(cotangents)
   (total, term), *_ = _iterate(form, one_round, (jax.tree.map(jnp.zeros_like, term), term))
   # What is left goes to where the iteration began: everything if there are no rounds, nothing after enough of them.
-  return jax.tree.map(lambda *parts: sum(parts), d_chunk, pull_round(total)[0], pullfrozen_products(term)[0])
+  return jax.tree.map(lambda *parts: sum(parts), d_chunk, pull_round(total)[0], pull_frozen(term)[0])
 
 
-def _solve(rule: Rule, form: Form, layout: Layout, chunk: Chunk) -> tuple[Products, jax.Array, Change]:
+def _solve(rule: Rule, form: Form, documents: ChunkDocuments, chunk: Chunk) -> tuple[Products, jax.Array, Change]:
   """The fixed point, from the products that the slots at the chunk's start would give; rounds and the last change."""
-  return _iterate(form, functools.partial(_next_products, rule, layout, chunk), frozen_products(rule, layout, chunk))
+  one_round = functools.partial(_next_products, rule, documents, chunk)
+  return _iterate(form, one_round, frozen_products(rule, documents, chunk))
 
 
-def _next_products(rule: Rule, layout: Layout, chunk: Chunk, products: Products) -> tuple[Products, Change]:
+def _next_products(rule: Rule, documents: ChunkDocuments, chunk: Chunk, products: Products) -> tuple[Products, Change]:
   """One round, and how much it changed."""
-  along, energy = _round(rule, layout, chunk, products)
+  along, energy = _round(rule, documents, chunk, products)
   return (along, energy), (_largest(along - products[0]), jnp.sqrt(_largest(energy)))
 
 
@@ -179,30 +180,30 @@ def _iterate(
   return jax.lax.while_loop(goes_on, advance, first)
 
 
-def _round(rule: Rule, layout: Layout, chunk: Chunk, products: Products) -> Products:
+def _round(rule: Rule, documents: ChunkDocuments, chunk: Chunk, products: Products) -> Products:
   """The products of slots that evolve under the gates that `products` make, with the gates then made once more.
 
   The second pass keeps the directions, so it needs no product of size V; it makes eight rounds ten times as exact.
   """
-  gate = make_gates(rule, chunk, layout, *products)
-  h = directions(rule, chunk, layout, gate)
+  gate = make_gates(rule, chunk, documents, *products)
+  h = directions(rule, chunk, documents, gate)
   energy = (h * h).sum(-1, keepdims=True)
   # No inner product with a slot of length one exceeds the length of h: this keeps the first rounds from overflowing. It
   # is no part of the map whose fixed point is sought, so it has no gradient.
   length = jnp.sqrt(jax.lax.stop_gradient(energy))
-  products_of = inner_products(chunk, layout, h)
+  products_of = inner_products(chunk, documents, h)
 
   def along(gate):
     along = products_of(gate)
     return along + jax.lax.stop_gradient(jnp.clip(along, -length, length) - along)
 
-  return along(make_gates(rule, chunk, layout, along(gate), energy)), energy
+  return along(make_gates(rule, chunk, documents, along(gate), energy)), energy
 
 
-def _read(rule: Rule, layout: Layout, chunk: Chunk, products: Products) -> tuple[jax.Array, jax.Array]:
+def _read(rule: Rule, documents: ChunkDocuments, chunk: Chunk, products: Products) -> tuple[jax.Array, jax.Array]:
   """Outputs under those gates, and the slots after the chunk with their true lengths put back to one."""
-  gate = make_gates(rule, chunk, layout, *products)
-  out, slots = finish(chunk, layout, gate, directions(rule, chunk, layout, gate))
+  gate = make_gates(rule, chunk, documents, *products)
+  out, slots = finish(chunk, documents, gate, directions(rule, chunk, documents, gate))
   return out, unit(slots)[0]
 
 

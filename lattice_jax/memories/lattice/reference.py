@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from lattice_jax.memories.lattice.form import Form
 from lattice_jax.memories.lattice.rule import Rule, incoming, inner_gradient
 from lattice_jax.memories.lattice.sphere import unit
-from lattice_jax.memories.lattice.state import NORM_FLOOR, Slots
+from lattice_jax.memories.lattice.state import NORM_FLOOR, LatticeSlots
 from lattice_jax.memories.lattice.tokens import Tokens
-from lattice_jax.ops.chunk_grid import Grid
+from lattice_jax.ops.chunk_grid import ChunkGrid
 from lattice_jax.ops.documents import select
 
 
 def lattice_reference(
-  rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots
-) -> tuple[jax.Array, Slots]:
+  rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots
+) -> tuple[jax.Array, LatticeSlots]:
   """Output [B, T, H, V] and the slots after the last token."""
 
   def one_token(slots, xs):
@@ -31,7 +31,7 @@ def lattice_reference(
 
 
 def lattice_loop(
-  rule: Rule, form: Form, tokens: Tokens, grid: Grid, start: Slots, slots: tuple[jax.Array, jax.Array]
+  rule: Rule, form: Form, tokens: Tokens, grid: ChunkGrid, start: LatticeSlots, slots: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   """What an approximate form means, token by token; slots are those at the start of the open chunk, and those now."""
 
@@ -45,7 +45,7 @@ def lattice_loop(
     return (select(is_end_B, unit_BHMV, anchor), select(is_end_B, unit_BHMV, now)), out_BHV
 
   by_token = jax.tree.map(lambda x_BT: jnp.moveaxis(x_BT.astype(slots[1].dtype), 1, 0), tokens)
-  slots, out_TBHV = jax.lax.scan(one_token, slots, (by_token, (grid.is_start_BT.T, grid.is_end_BT.T)))
+  slots, out_TBHV = jax.lax.scan(one_token, slots, (by_token, (grid.is_start_BT.T, grid.is_chunk_end_BT.T)))
   return jnp.moveaxis(out_TBHV, 0, 1), slots
 
 
@@ -62,10 +62,10 @@ def _approximate_step(rule, form, anchor, now, token) -> jax.Array:
   return (a_BHM[..., None] * now + b_BHM[..., None] * h_BHV[..., None, :]) * jax.lax.rsqrt(squared_BHM)[..., None]
 
 
-def step_token(rule: Rule, slots: Slots, token: Tokens) -> Slots:
+def step_token(rule: Rule, slots: LatticeSlots, token: Tokens) -> LatticeSlots:
   """s ← forget·s − step·∂loss/∂s, then the retraction; `token` lacks the axis T."""
   raw_BHMV = slots.unit_BHMV if slots.norm_BHM is None else slots.unit_BHMV * slots.norm_BHM[..., None]
   gradient_BHMV = inner_gradient(rule, raw_BHMV, token.k_BTHM, token.v_BTHV)
   moved_BHMV = raw_BHMV * token.forget_BTH[..., None, None] - gradient_BHMV * token.step_BTH[..., None, None]
   unit_BHMV, length_BHM = unit(moved_BHMV)
-  return Slots(unit_BHMV, None if slots.norm_BHM is None else jnp.maximum(length_BHM, NORM_FLOOR))
+  return LatticeSlots(unit_BHMV, None if slots.norm_BHM is None else jnp.maximum(length_BHM, NORM_FLOOR))

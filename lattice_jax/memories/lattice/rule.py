@@ -18,7 +18,7 @@ class Rule:
   """What a token does to the slots.
 
   objective: the loss of which every token takes one gradient step.
-  state: "retracted" puts every slot back to length one; "accumulated" lets lengths grow, which slows slots down.
+  state: "retracted" renormalises every slot to length one; "accumulated" lets lengths grow, so slots turn less.
   is_projected: False writes all of the incoming direction, not only what is orthogonal to the slot: no longer a
     gradient, for ablations.
   """

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lattice_jax.memories.lattice.rule import Rule
-from lattice_jax.memories.lattice.state import Slots
+from lattice_jax.memories.lattice.state import LatticeSlots
 from lattice_jax.memories.lattice.step import move, move_adjoint, read, read_adjoint
 from lattice_jax.memories.lattice.tokens import Tokens, to_chunks
 from lattice_jax.ops.chunk_scan import as_bits, as_floats
@@ -20,8 +20,8 @@ _LEAST_CHUNK = 64
 
 
 def lattice_scan(
-  rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: Slots, slots: Slots
-) -> tuple[jax.Array, Slots]:
+  rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots
+) -> tuple[jax.Array, LatticeSlots]:
   """As `lattice_reference`; keeps about √T states for the backward pass, and makes √T again."""
   length = is_start_BT.shape[1]
   # The power of two below √T, as that mostly divides T and nothing must be filled up.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-# Lengths below it are not divided by: the direction of a vector of no length is then a vector of no length.
+# A smaller length is not divided by, so the direction of a zero vector is a zero vector.
 TINY = 1e-12
 
 

@@ -16,7 +16,7 @@ NORM_FLOOR = 0.99
 
 
 @flax.struct.dataclass
-class Slots:
+class LatticeSlots:
   """Directions and lengths of the slots of every head.
 
   unit_BHMV: one slot a row, of length one; inside an open chunk of an approximate form, of about one. norm_BHM: its
@@ -39,7 +39,7 @@ class OpenChunk:
 class LatticeState:
   """slots: fp32. document_B: int32, the document they have read, EMPTY before the first token. open: None if exact."""
 
-  slots: Slots
+  slots: LatticeSlots
   document_B: jax.Array
   open: OpenChunk | None
 
@@ -51,4 +51,4 @@ def empty_state(
   unit_BHMV = jnp.zeros((batch, heads, slots, value_dim), dtype)
   norm_BHM = jnp.zeros((batch, heads, slots), dtype) if rule.state == "accumulated" else None
   chunk = OpenChunk(jnp.zeros_like(unit_BHMV), jnp.zeros((batch,), jnp.int32)) if form.is_approximate else None
-  return LatticeState(Slots(unit_BHMV, norm_BHM), jnp.full((batch,), EMPTY, jnp.int32), chunk)
+  return LatticeState(LatticeSlots(unit_BHMV, norm_BHM), jnp.full((batch,), EMPTY, jnp.int32), chunk)

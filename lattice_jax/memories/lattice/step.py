@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lattice_jax.memories.lattice.gates import gates
 from lattice_jax.memories.lattice.rule import Rule
 from lattice_jax.memories.lattice.sphere import unit
-from lattice_jax.memories.lattice.state import NORM_FLOOR, Slots
+from lattice_jax.memories.lattice.state import NORM_FLOOR, LatticeSlots
 from lattice_jax.memories.lattice.tokens import Tokens
 
 
@@ -36,7 +36,7 @@ class Move(NamedTuple):
     return self.b_BHM / self.length_BHM
 
 
-def move(rule: Rule, slots: Slots, token: Tokens) -> tuple[Slots, Move]:
+def move(rule: Rule, slots: LatticeSlots, token: Tokens) -> tuple[LatticeSlots, Move]:
   """The slots after one token, which lacks the axis T, and how it moved them."""
   h_BHV = token.v_BTHV
   if rule.objective == "decoding":
@@ -47,23 +47,23 @@ def move(rule: Rule, slots: Slots, token: Tokens) -> tuple[Slots, Move]:
   norm_BHM = None
   if slots.norm_BHM is not None:
     norm_BHM = jnp.maximum(token.forget_BTH[..., None] * slots.norm_BHM * length_BHM, NORM_FLOOR)
-  return Slots(unit_BHMV, norm_BHM), Move(h_BHV, along_BHM, a_BHM, b_BHM, length_BHM)
+  return LatticeSlots(unit_BHMV, norm_BHM), Move(h_BHV, along_BHM, a_BHM, b_BHM, length_BHM)
 
 
-def read(slots: Slots, token: Tokens) -> jax.Array:
+def read(slots: LatticeSlots, token: Tokens) -> jax.Array:
   """The token's output."""
   return sum_slots(token.q_BTHM, slots.unit_BHMV)
 
 
-def read_adjoint(before: Slots, moved: Move, d_out_BHV: jax.Array) -> jax.Array:
+def read_adjoint(before: LatticeSlots, moved: Move, d_out_BHV: jax.Array) -> jax.Array:
   """Cotangent of the query, from that of the output q·S' with S' = keep S + write hᵀ."""
   h_d_out_BH = jnp.einsum("BHV,BHV->BH", moved.h_BHV, d_out_BHV, precision="highest")
   return moved.keep_BHM * project(before.unit_BHMV, d_out_BHV) + moved.write_BHM * h_d_out_BH[..., None]
 
 
 def move_adjoint(
-  rule: Rule, before: Slots, token: Tokens, moved: Move, d_after: Slots, d_out_BHV: jax.Array
-) -> tuple[Slots, Tokens]:
+  rule: Rule, before: LatticeSlots, token: Tokens, moved: Move, d_after: LatticeSlots, d_out_BHV: jax.Array
+) -> tuple[LatticeSlots, Tokens]:
   """Cotangents of the slots before a token and of the token, from those of the slots after it and of its output.
 
   That of the query is None here: `read_adjoint` makes it, for many tokens at a time.
@@ -97,7 +97,7 @@ def move_adjoint(
     d_k_BHM -= project(S_BHMV, d_h_BHV)
     d_S_BHMV -= outer(token.k_BTHM, d_h_BHV)
   d_token = Tokens(None, d_k_BHM, d_h_BHV, d_step_BH1[..., 0], d_forget_BH1[..., 0])
-  return Slots(d_S_BHMV, d_norm_BHM), d_token
+  return LatticeSlots(d_S_BHMV, d_norm_BHM), d_token
 
 
 def sum_slots(weight_BHM: jax.Array, S_BHMV: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from lattice_jax.ops import documents
 
@@ -27,17 +26,11 @@ class Tokens:
 
 def mask(tokens: Tokens, is_valid_BT: jax.Array) -> Tokens:
   """Invalid tokens replaced by those that change nothing."""
-
-  def keep(x_BT, neutral=0):
-    return jnp.where(is_valid_BT.reshape(*is_valid_BT.shape, *(1,) * (x_BT.ndim - 2)), x_BT, neutral)
-
-  return jax.tree.map(keep, tokens).replace(forget_BTH=keep(tokens.forget_BTH, 1))
+  forget_BTH = documents.keep_only(is_valid_BT, tokens.forget_BTH, 1)
+  return documents.keep_only(is_valid_BT, tokens).replace(forget_BTH=forget_BTH)
 
 
 def to_chunks(tokens: Tokens, flags: Any, chunk: int) -> tuple[Tokens, Any]:
   """[B, T, …] → [N, B, C, …], filled up with tokens that change nothing and false flags."""
-
-  def cut(x_BT, neutral=0):
-    return documents.to_chunks(x_BT, chunk, neutral)
-
-  return jax.tree.map(cut, tokens).replace(forget_BTH=cut(tokens.forget_BTH, 1)), jax.tree.map(cut, flags)
+  forget_NBCH = documents.to_chunks(tokens.forget_BTH, chunk, 1)
+  return documents.to_chunks(tokens, chunk).replace(forget_BTH=forget_NBCH), documents.to_chunks(flags, chunk)

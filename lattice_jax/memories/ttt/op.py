@@ -11,7 +11,7 @@ from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.ttt.dual import ttt_dual
 from lattice_jax.memories.ttt.reference import ttt_reference
 from lattice_jax.memories.ttt.rule import Learner, inner_loss, output_gradient
-from lattice_jax.ops.chunk_grid import make_grid
+from lattice_jax.ops.chunk_grid import make_chunk_grid
 from lattice_jax.ops.documents import EMPTY, document_after, document_starts, keep_only
 
 __all__ = ["Learner", "TTTState", "empty_state", "inner_loss", "output_gradient", "ttt"]
@@ -42,7 +42,7 @@ def ttt(
   q: Float[Array, "B T H V"], k: Float[Array, "B T H V"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
   learner: Learner, state: TTTState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], TTTState]:
-  """Trains f(x) = x + LN(x W + b) to give v for k, and reads f(q).
+  """Trains f(x) = x + LN(x W + b) to map k to v, and reads f(q).
 
   Mini-batches are counted from the document's first token. All gradients of one are taken at its start; a token is read
   with the gradients up to its own.
@@ -52,7 +52,7 @@ def ttt(
     step: size ≥ 0 of the step of each token, before the factor of its place.
     learner: where a document begins, and how steps grow; the length of `rate_C` is that of a mini-batch.
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone.
+    ids, valid: document of each token; `keep_only` makes invalid tokens (a suffix) leave the state alone.
     impl: "reference" is the definition, token by token.
 
   Returns:
@@ -62,7 +62,7 @@ def ttt(
   run = ttt_reference if chosen == "reference" else ttt_dual
   dtype = state.weight_BHKV.dtype
   is_start_BT = document_starts(ids, valid, state.document_B)
-  grid, fill_B = make_grid(is_start_BT, valid, state.fill_B, learner.rate_C.shape[0])
+  grid, fill_B = make_chunk_grid(is_start_BT, valid, state.fill_B, learner.rate_C.shape[0])
   tokens = keep_only(valid, (q, k, v, step[..., None]))
   learner = jax.tree.map(lambda x: x.astype(dtype), learner)
   out_BTHV, memory = run(learner, tokens, grid, (state.weight_BHKV, state.total_BHKV))

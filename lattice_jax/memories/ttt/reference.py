@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.memories.ttt.rule import Learner, layer_norm, output_gradient, with_one
-from lattice_jax.ops.chunk_grid import Grid
+from lattice_jax.ops.chunk_grid import ChunkGrid
 from lattice_jax.ops.documents import select
 
 # Weights at the start of the open mini-batch, and the sum of its steps so far; both [B, H, K + 1, V].
@@ -14,7 +14,7 @@ Memory = tuple[jax.Array, jax.Array]
 
 
 def ttt_reference(
-  learner: Learner, tokens: tuple[jax.Array, ...], grid: Grid, memory: Memory
+  learner: Learner, tokens: tuple[jax.Array, ...], grid: ChunkGrid, memory: Memory
 ) -> tuple[jax.Array, Memory]:
   """Output [B, T, H, V] and the memory after the last token."""
   start_HKV = learner.start_HKV
@@ -28,7 +28,7 @@ def ttt_reference(
     now_BHKV = weight_BHKV - learner.rate_C[flags.place_BT][:, None, None, None] * total_BHKV
     out_BHV = q_BHV + layer_norm(_apply(now_BHKV, q_BHV), *norm)
     closed = now_BHKV, jnp.zeros_like(total_BHKV)
-    return select(flags.is_end_BT, closed, (weight_BHKV, total_BHKV)), out_BHV
+    return select(flags.is_chunk_end_BT, closed, (weight_BHKV, total_BHKV)), out_BHV
 
   tokens_T = jax.tree.map(lambda x_BT: jnp.moveaxis(x_BT.astype(memory[0].dtype), 1, 0), tokens)
   memory, out_TBHV = jax.lax.scan(one_token, memory, (tokens_T, jax.tree.map(jnp.transpose, grid)))

@@ -7,32 +7,26 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.memories.vq.cache import Cache
-from lattice_jax.memories.vq.state import Stream
+from lattice_jax.memories.vq.state import Tokens
+from lattice_jax.memories.vq.summary import Summary
 from lattice_jax.ops.attention.reference import MASKED
-from lattice_jax.ops.documents import EMPTY
 
 
-def attend_block(
-  qu_BCHGK: jax.Array, qw_BCHGK: jax.Array, id_BC: jax.Array, near: Stream, cache: Cache | None,
-  rows_HMK: jax.Array, relative_HSK: jax.Array, *, by_blocks: bool,
+def read_block(
+  queries: tuple[jax.Array, jax.Array], near: Tokens, is_seen_BCS: jax.Array, cache: Summary | None,
+  sees_cache_BC: jax.Array | None, *, rows_HMK: jax.Array, relative_HSK: jax.Array, by_blocks: bool,
 ) -> jax.Array:
-  """fp32 output [B, C, H, G, V] of C queries.
+  """fp32 output [B, C, H, G, V] of C queries; see `read` of `near_far.FarMemory`.
 
-  near: the W slots before the block and the block itself. cache: everything older; None forgets what lies further back
-  than W tokens. relative: distances 0 … W. by_blocks: keys get the gradient of all queries of the block, not only of
-  those at most W later.
+  queries: q + u and q + w. relative: distances 0 … W. by_blocks: keys get the gradient of all queries of the block, not
+  only of those at most W later.
   """
-  chunk, slots = id_BC.shape[1], near.id_BS.shape[1]
-  window = slots - chunk
-  back_CS = window + jnp.arange(chunk)[:, None] - jnp.arange(slots)
-  is_seen_BCS = (back_CS >= 0) & (id_BC[..., None] == near.id_BS[:, None]) & (near.id_BS != EMPTY)[:, None]
-  if cache is None:
-    is_seen_BCS &= back_CS <= window
-  score = _content_scores(by_blocks, qu_BCHGK, near.key_BSHK) + _position_bias(qw_BCHGK, relative_HSK, chunk)
+  qu_BCHGK, qw_BCHGK = queries
+  score = _content_scores(by_blocks, qu_BCHGK, near.key_BSHK)
+  score += _position_bias(qw_BCHGK, relative_HSK, qu_BCHGK.shape[1])
   scores, values = [jnp.where(is_seen_BCS[:, None, None], score, MASKED)], [near.value_BSHV]
   if cache is not None:
-    scores.append(_cache_scores(qu_BCHGK, rows_HMK, cache, id_BC))
+    scores.append(_cache_scores(qu_BCHGK, rows_HMK, cache, sees_cache_BC))
     values.append(jnp.swapaxes(cache.mean_BHMV, 1, 2).astype(near.value_BSHV.dtype))
   return _softmax_read(scores, values)
 
@@ -47,11 +41,11 @@ def _softmax_read(scores: list[jax.Array], values: list[jax.Array]) -> jax.Array
     for weight, value in zip(weights, values, strict=True))
 
 
-def _cache_scores(qu_BCHGK, rows_HMK, cache, id_BC):
+def _cache_scores(qu_BCHGK, rows_HMK, cache, sees_cache_BC):
   score = jnp.einsum("BCHGK,HMK->BHGCM", qu_BCHGK, rows_HMK.astype(qu_BCHGK.dtype), preferred_element_type=jnp.float32)
   count = cache.count_BHM[:, :, None, None]
-  is_same = (id_BC == cache.document_B[:, None])[:, None, None, :, None]
-  return jnp.where((count > 0) & is_same, score + jnp.log(jnp.maximum(count, 1.0)), MASKED)
+  is_seen = (count > 0) & sees_cache_BC[:, None, None, :, None]
+  return jnp.where(is_seen, score + jnp.log(jnp.maximum(count, 1.0)), MASKED)
 
 
 def _position_bias(qw_BCHGK, relative_HSK, chunk):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lattice_jax.ops.documents import keep_only
+
 COUNT_FLOOR = 0.01  # a code that is never used drifts to the origin once its moving count falls below this
 _SPLIT_NOISE = 0.1  # of the row's length: how far a revived code starts from the one it is split off
 
@@ -20,11 +22,13 @@ def code_statistics(
 ) -> tuple[Float[Array, "H M"], Float[Array, "H M K"]]:
   """Number of valid keys of each code and their sum, over batch and time."""
   one_hot_BTHM = jax.nn.one_hot(code, codes, dtype=jnp.float32) * valid[..., None, None]
-  k_BTHK = jax.lax.stop_gradient(k).astype(jnp.float32)
+  k_BTHK = keep_only(valid, jax.lax.stop_gradient(k).astype(jnp.float32))
   return one_hot_BTHM.sum((0, 1)), jnp.einsum("BTHM,BTHK->HMK", one_hot_BTHM, k_BTHK, precision="highest")
 
 
-def moving_average(old: jax.Array, new: jax.Array, rate: float) -> jax.Array:
+def moving_average(
+  old: Float[Array, "*shape"], new: Float[Array, "*shape"], rate: float
+) -> Float[Array, "*shape"]:
   """rate·old + (1 − rate)·new; `new` is a sum over the whole global batch of an update."""
   return rate * old + (1 - rate) * new
 

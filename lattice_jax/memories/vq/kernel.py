@@ -1,4 +1,4 @@
-"""Transformer-VQ attention by a Pallas kernel, given the caches before every tile of queries as in linear.py."""
+"""Transformer-VQ attention by a Pallas kernel, given the caches before every tile of queries."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.dispatch import target_backend
-from lattice_jax.memories.vq.cache import Cache
-from lattice_jax.memories.vq.linear import INPUT_SCAN, caches_before
-from lattice_jax.memories.vq.state import Stream, VQState, close_state, pad_slots
-from lattice_jax.ops.documents import EMPTY
+from lattice_jax.memories.vq.block import read_block
+from lattice_jax.memories.vq.state import VQState
+from lattice_jax.memories.vq.summary import vq_memory
+from lattice_jax.ops.documents import EMPTY, pad_time
+from lattice_jax.ops.near_far import INPUT_SCAN, Far, Stream, far_before_blocks
 from lattice_jax.types import MEMORY_BOUNDARY
 from pallas_kernels import flash_backends, vq
 
@@ -31,30 +32,29 @@ def reasons_against(
 
 
 def attend_in_kernel(
-  qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, state: VQState, rows_HMK: jax.Array,
-  relative_HSK: jax.Array, id_BT: jax.Array, *, reduction: str, use_cache: bool, span: int, interpret: bool,
-) -> tuple[jax.Array, VQState]:
+  qu_BTHGK: jax.Array, qw_BTHGK: jax.Array, stream: Stream, far: Far, rows_HMK: jax.Array, relative_HSK: jax.Array,
+  id_BT: jax.Array, *, reduction: str, use_cache: bool, span: int, interpret: bool,
+) -> tuple[jax.Array, Far]:
   """Same result as `attend_quadratic`; the length of blocks is the kernel's own. interpret: runs the TPU's anywhere.
 
   span: tokens of the blocks that say which queries give a key its gradient; 0 = those at most W later.
   """
   backend = "tpu" if interpret else target_backend()
-  (batch, length), window, num_codes = id_BT.shape, state.id_BW.shape[1], rows_HMK.shape[1]
+  (batch, length), tokens, num_codes = id_BT.shape, stream.tokens, rows_HMK.shape[1]
   tile = vq.choose_tile(
-    length, qu_BTHGK.dtype, qw_BTHGK.shape[-1], stream.value_BSHV.shape[-1], num_codes, window, span=span,
-    backend=backend)
-  num_valid_B = (id_BT != EMPTY).sum(1)
-  cache, caches = Cache(state.count_BHM, state.mean_BHMV, state.document_B), None
+    length, qu_BTHGK.dtype, qw_BTHGK.shape[-1], tokens.value_BSHV.shape[-1], num_codes, stream.id_BS.shape[1] - length,
+    span=span, backend=backend)
+  caches = None
   if use_cache:
     chunk = span or tile
-    padded = jax.tree.map(lambda x_BS: pad_slots(x_BS, -length % chunk), stream)
-    cache, before = caches_before(padded, cache, num_valid_B, -(-length // chunk), chunk, reduction=reduction)
+    far, before = far_before_blocks(
+      vq_memory(num_codes, read_block), pad_time(stream, -length % chunk), far, (id_BT != EMPTY).sum(1),
+      -(-length // chunk), chunk, reduction=reduction)
     caches = tuple(
       jnp.repeat(x, chunk // tile, axis=0)[:-(-length // tile)]
-      for x in (before.mean_BHMV, before.count_BHM, before.document_B))
+      for x in (before.summary.mean_BHMV, before.summary.count_BHM, before.document_B))
   out_BTQV = vq.vq_attention(
-    *(x.reshape(batch, length, -1, x.shape[-1]) for x in (qu_BTHGK, qw_BTHGK)), stream.key_BSHK, stream.value_BSHV,
+    *(x.reshape(batch, length, -1, x.shape[-1]) for x in (qu_BTHGK, qw_BTHGK)), tokens.key_BSHK, tokens.value_BSHV,
     rows_HMK, relative_HSK, id_BT, stream.id_BS, caches, tile=tile, span=span, backend=backend, interpret=interpret,
     boundary_name=MEMORY_BOUNDARY)
-  out_BTHGV = out_BTQV.reshape(*qu_BTHGK.shape[:-1], -1)
-  return out_BTHGV, close_state(stream, window, num_valid_B, cache.count_BHM, cache.mean_BHMV, cache.document_B)
+  return out_BTQV.reshape(*qu_BTHGK.shape[:-1], -1), far

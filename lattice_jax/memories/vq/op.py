@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.vq.codebook import COUNT_FLOOR, code_statistics, codebook, dead_codes, moving_average, revive
 from lattice_jax.memories.vq.kernel import attend_in_kernel, reasons_against
-from lattice_jax.memories.vq.linear import FORMS, INPUT_SCAN, attend_linear
+from lattice_jax.memories.vq.linear import attend_linear
 from lattice_jax.memories.vq.quantize import Quantized, quantize
 from lattice_jax.memories.vq.reference import attend_quadratic
-from lattice_jax.memories.vq.state import VQState, empty_state, join_stream
-from lattice_jax.ops.documents import document_after, document_runs, relabel
+from lattice_jax.memories.vq.state import Tokens, VQState, empty_state, with_rows
+from lattice_jax.ops.documents import EMPTY, keep_only
+from lattice_jax.ops.near_far import FORMS, INPUT_SCAN, close, from_runs, to_runs
 
 __all__ = [
   "COUNT_FLOOR", "FORMS", "KEY_GRADIENTS", "Quantized", "VQState", "choose_reduction", "code_statistics", "codebook",
@@ -40,7 +41,7 @@ def choose_reduction(reduction: str, num_scores: int) -> str:
 
 
 def vq_attention(
-  q: Float[Array, "B T Q K"], key: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
+  q: Float[Array, "B T Q K"], quantized: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
   relative: Float[Array, "H S K"], content_bias: Float[Array, "Q K"], position_bias: Float[Array, "Q K"],
   state: VQState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, block_len: int,
   near_bias: Float[Array, "Q"] | None = None, reduction: str = "auto", use_cache: bool = True,
@@ -53,11 +54,12 @@ def vq_attention(
 
   Args:
     q: queries, already scaled; Q = H·G, query head h·G + g reads key/value head h.
-    key: quantised keys of the new tokens.
+    quantized: keys of the new tokens.
     rows: codebook.
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before.
-    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros.
+    ids, valid: document of each token; invalid tokens (a suffix) are replaced by zeros at the door, leave the state
+      alone and read zeros.
     block_len: queries read at a time, any number; a matter of cost alone, but for "blocks". Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
@@ -74,6 +76,7 @@ def vq_attention(
   batch, length, num_queries, key_dim = q.shape
   kv_heads = v.shape[2]
   dtype = state.value_BWHV.dtype
+  q, tokens = keep_only(valid, (q, Tokens(quantized.code_BTH, quantized.key_BTHK, v)))
 
   def add_bias(bias):
     return (q + bias.astype(q.dtype)).astype(dtype).reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
@@ -84,21 +87,17 @@ def vq_attention(
     near_BTHG1 = jnp.broadcast_to(near_bias.astype(dtype).reshape(kv_heads, -1, 1), (*qw_BTHGK.shape[:-1], 1))
     qw_BTHGK = jnp.concatenate([qw_BTHGK, near_BTHG1], -1)
     relative = jnp.pad(relative, ((0, 0), (0, 0), (0, 1)), constant_values=1)
-  run_BT = document_runs(ids, valid, state.document_B)
-  document_B = document_after(ids, valid, state.document_B)
-  state = state.replace(
-    # A number of tokens is data like the code it belongs to; its gradient would end at the one-hot codes anyway.
-    count_BHM=jax.lax.stop_gradient(state.count_BHM),
-    id_BW=relabel(state.id_BW, 0), document_B=jnp.zeros_like(document_B))
-  window_rows = None if stale_rows else rows
-  stream = join_stream(state, key.key_BTHK.astype(dtype), v.astype(dtype), key.code_BTH, run_BT, window_rows)
+  # A number of tokens is data like the code it belongs to; its gradient would end at the one-hot codes anyway.
+  state = state.replace(count_BHM=jax.lax.stop_gradient(state.count_BHM))
+  before, run_BT, document_B = to_runs(state.near_far, ids, valid)
+  near = before.near if stale_rows else before.near.replace(tokens=with_rows(before.near.tokens, rows))
+  stream = near.followed_by(tokens, run_BT)
   span = _span(key_gradient, block_len)
   attend = _choose_form(impl, reduction, block_len, span, qw_BTHGK.shape, rows.shape[1], state)
-  out_BTHGV, state = attend(
-    qu_BTHGK, qw_BTHGK, stream, state, rows, relative, run_BT, use_cache=use_cache, span=span)
-  state = state.replace(id_BW=relabel(state.id_BW, document_B[:, None]), document_B=document_B)
-  out_BTQV = out_BTHGV.reshape(batch, length, num_queries, -1)
-  return jnp.where(valid[..., None, None], out_BTQV, 0.0), state
+  out_BTHGV, far = attend(
+    qu_BTHGK, qw_BTHGK, stream, before.far, rows, relative, run_BT, use_cache=use_cache, span=span)
+  after = close(stream, state.id_BW.shape[1], (run_BT != EMPTY).sum(1), far)
+  return keep_only(valid, out_BTHGV.reshape(batch, length, num_queries, -1)), VQState.of(from_runs(after, document_B))
 
 
 def _span(key_gradient, block_len):

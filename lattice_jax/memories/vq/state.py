@@ -6,7 +6,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.memories.vq.summary import Summary
 from lattice_jax.ops.documents import EMPTY
+from lattice_jax.ops.near_far import Far, NearFarState, Stream
+
+
+@flax.struct.dataclass
+class Tokens:
+  """code_BSH: int32. key_BSHK: its codebook row, with the gradient of the key. value_BSHV."""
+
+  code_BSH: jax.Array
+  key_BSHK: jax.Array
+  value_BSHV: jax.Array
 
 
 @flax.struct.dataclass
@@ -28,6 +39,20 @@ class VQState:
   mean_BHMV: jax.Array
   document_B: jax.Array
 
+  @classmethod
+  def of(cls, state: NearFarState) -> VQState:
+    """The same as one flat record, whose names are those in checkpoints."""
+    tokens, summary = state.near.tokens, state.far.summary
+    return cls(
+      code_BWH=tokens.code_BSH, key_BWHK=tokens.key_BSHK, value_BWHV=tokens.value_BSHV, id_BW=state.near.id_BS,
+      count_BHM=summary.count_BHM, mean_BHMV=summary.mean_BHMV, document_B=state.far.document_B)
+
+  @property
+  def near_far(self) -> NearFarState:
+    """Undoes `of`."""
+    near = Stream(Tokens(self.code_BWH, self.key_BWHK, self.value_BWHV), self.id_BW)
+    return NearFarState(near, Far(Summary(self.count_BHM, self.mean_BHMV), self.document_B))
+
 
 def empty_state(
   batch: int, window: int, kv_heads: int, codes: int, key_dim: int, value_dim: int, dtype: jnp.dtype) -> VQState:
@@ -43,70 +68,13 @@ def empty_state(
   )
 
 
-@flax.struct.dataclass
-class Stream:
-  """The window of the state followed by the new tokens: S = W + T slots a row."""
-
-  code_BSH: jax.Array
-  key_BSHK: jax.Array
-  value_BSHV: jax.Array
-  id_BS: jax.Array
-
-
-def join_stream(
-  state: VQState, k_hat_BTHK: jax.Array, v_BTHV: jax.Array, code_BTH: jax.Array, id_BT: jax.Array,
-  codebook_HMK: jax.Array | None,
-) -> Stream:
-  """Window and new tokens in one row; window keys take the value of today's codebook and keep their own gradient.
-
-  codebook: None leaves window keys the values that they have.
-  """
-  window_BWHK = state.key_BWHK
-  if codebook_HMK is not None:
-    row_BWHK = rows_of(codebook_HMK, state.code_BWH).astype(state.key_BWHK.dtype)
-    window_BWHK = row_BWHK + (state.key_BWHK - jax.lax.stop_gradient(state.key_BWHK))
-  return Stream(
-    code_BSH=jnp.concatenate([state.code_BWH, code_BTH], 1),
-    key_BSHK=jnp.concatenate([window_BWHK, k_hat_BTHK], 1),
-    value_BSHV=jnp.concatenate([state.value_BWHV, v_BTHV], 1),
-    id_BS=jnp.concatenate([state.id_BW, id_BT], 1),
-  )
+def with_rows(tokens: Tokens, codebook_HMK: jax.Array) -> Tokens:
+  """Keys get the values of today's rows of the same codes, and keep their own gradient."""
+  row_BSHK = rows_of(codebook_HMK, tokens.code_BSH).astype(tokens.key_BSHK.dtype)
+  return tokens.replace(key_BSHK=row_BSHK + (tokens.key_BSHK - jax.lax.stop_gradient(tokens.key_BSHK)))
 
 
 def rows_of(codebook_HMK: jax.Array, code_BTH: jax.Array) -> jax.Array:
   """The codebook row of every code, [B, T, H, K], without gradient."""
   heads_H = jnp.arange(codebook_HMK.shape[0])
   return jax.lax.stop_gradient(codebook_HMK)[heads_H, code_BTH]
-
-
-def pad_slots(x_BT: jax.Array, padding: int, value: int = 0) -> jax.Array:
-  """`padding` more slots at the end."""
-  pads = ((0, 0), (0, padding), *((0, 0),) * (x_BT.ndim - 2))
-  return jnp.pad(x_BT, pads, constant_values=value) if padding else x_BT
-
-
-def close_state(
-  stream: Stream, window: int, num_valid_B: jax.Array, count_BHM: jax.Array, mean_BHMV: jax.Array,
-  cache_document_B: jax.Array,
-) -> VQState:
-  """The state after `num_valid_B` new tokens a row, given the cache of all older stream slots.
-
-  Slots and sums of documents other than the last one are emptied, so that equal histories give equal states.
-  """
-  slot_BW = num_valid_B[:, None] + jnp.arange(window)
-  kept = jax.tree.map(lambda x_BS: jax.vmap(lambda x_S, slot_W: x_S[slot_W])(x_BS, slot_BW), stream)
-  # ids along a row are a run of EMPTY, then documents in order, so the window's last slot holds the newest token.
-  document_B = kept.id_BS[:, -1]
-  is_old_BW = kept.id_BS != document_B[:, None]
-  is_old_cache_B = cache_document_B != document_B
-
-  def clear(x_BW):
-    return jnp.where(is_old_BW.reshape(is_old_BW.shape + (1,) * (x_BW.ndim - 2)), jnp.zeros((), x_BW.dtype), x_BW)
-
-  return VQState(
-    code_BWH=clear(kept.code_BSH), key_BWHK=clear(kept.key_BSHK), value_BWHV=clear(kept.value_BSHV),
-    id_BW=jnp.where(is_old_BW, EMPTY, kept.id_BS),
-    count_BHM=jnp.where(is_old_cache_B[:, None, None], 0.0, count_BHM),
-    mean_BHMV=jnp.where(is_old_cache_B[:, None, None, None], 0.0, mean_BHMV),
-    document_B=document_B,
-  )

@@ -23,14 +23,14 @@ def reasons_against(q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, str |
 
 
 def attend_in_kernel(
-  q_BTQK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query: Order, key: Order, *, window: int, skip: int,
-  interpret: bool,
+  q_BTQK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query_order: Order, key_order: Order, *,
+  window: int, skip: int, interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-  """fp32 output [B, T, Q, V] and log-sum-exp [B, T, Q]. Where `key` is `query`, cost goes as the window.
+  """fp32 output [B, T, Q, V] and log-sum-exp [B, T, Q]. Where `key_order` is `query_order`, cost goes as the window.
 
   interpret: runs the TPU kernel anywhere.
   """
-  keys = () if key is query else (key.index_BT, key.id_BT)
+  keys = () if key_order is query_order else (key_order.index_BT, key_order.id_BT)
   return kernels.window_attention(
-    q_BTQK, k_BSHK, v_BSHV, query.index_BT, query.id_BT, *keys, window=window, skip=skip,
+    q_BTQK, k_BSHK, v_BSHV, query_order.index_BT, query_order.id_BT, *keys, window=window, skip=skip,
     backend="tpu" if interpret else target_backend(), interpret=interpret, boundary_name=MEMORY_BOUNDARY)

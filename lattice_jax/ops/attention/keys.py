@@ -21,22 +21,22 @@ class Order:
   id_BT: jax.Array
 
 
-def allowed(query: Order, key: Order, *, window: int, skip: int = 0) -> jax.Array:
+def allowed(query_order: Order, key_order: Order, *, window: int, skip: int = 0) -> jax.Array:
   """Bool [B, T, S]: same document, at least `skip` and fewer than `window` tokens back (0 = no limit)."""
-  back_BTS = query.index_BT[:, :, None] - key.index_BT[:, None, :]
-  same_BTS = (query.id_BT[:, :, None] == key.id_BT[:, None, :]) & (key.id_BT != EMPTY)[:, None, :]
+  back_BTS = query_order.index_BT[:, :, None] - key_order.index_BT[:, None, :]
+  same_BTS = (query_order.id_BT[:, :, None] == key_order.id_BT[:, None, :]) & (key_order.id_BT != EMPTY)[:, None, :]
   near_BTS = back_BTS < window if window else True
   return same_BTS & (back_BTS >= skip) & near_BTS
 
 
 def block_reach(
-  query: Order, key: Order, *, query_block: int, key_block: int, window: int
+  query_order: Order, key_order: Order, *, query_block: int, key_block: int, window: int
 ) -> tuple[jax.Array, jax.Array]:
   """First and one-past-last key block that any token of each query block may see, int32 [query blocks] each.
 
   Bounds hold for all rows together, so they are conservative; a query block that sees nothing gets an empty range.
   """
-  near, far = _block_bounds(query, query_block), _block_bounds(key, key_block)
+  near, far = _block_bounds(query_order, query_block), _block_bounds(key_order, key_block)
   query_min, query_max, query_min_id, query_max_id = (bound_BN[:, :, None] for bound_BN in near)
   key_min, key_max, key_min_id, key_max_id = (bound_BN[:, None, :] for bound_BN in far)
   meets_BNN = (query_max >= key_min) & (query_min_id <= key_max_id) & (key_min_id <= query_max_id)

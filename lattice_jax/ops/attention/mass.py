@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.ops.documents import to_chunks
+
 _QUERY_BLOCK = 128
 
 
@@ -28,10 +30,6 @@ def received_mass(
   q_BTHGK = q.reshape(*q.shape[:2], heads, -1, key_dim) * jnp.asarray(key_dim**-0.5, q.dtype)
   lse_BTHG = lse.reshape(*q_BTHGK.shape[:-1])
 
-  def blocks(x_BT: jax.Array) -> jax.Array:
-    x_BT = jnp.pad(x_BT, ((0, 0), (0, -x_BT.shape[1] % block), *((0, 0),) * (x_BT.ndim - 2)))
-    return jnp.moveaxis(x_BT.reshape(batch, -1, block, *x_BT.shape[2:]), 1, 0)
-
   def add(total_BHS: jax.Array, xs: Any) -> tuple[jax.Array, None]:
     q_BCHGK, lse_BCHG, query_C, is_query_BC = xs
     score = jnp.einsum("BCHGK,BHSK->BHGCS", q_BCHGK, key_BHSK, preferred_element_type=jnp.float32)
@@ -40,5 +38,5 @@ def received_mass(
     return total_BHS + weight.sum((2, 3)), None
 
   is_query_BT = jnp.ones(q.shape[:2], bool)
-  xs = jax.tree.map(blocks, (q_BTHGK, lse_BTHG, query, is_query_BT))
+  xs = to_chunks((q_BTHGK, lse_BTHG, query, is_query_BT), block)
   return jax.lax.scan(add, jnp.zeros((batch, heads, num_keys), jnp.float32), xs)[0]

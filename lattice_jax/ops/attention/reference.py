@@ -11,12 +11,13 @@ MASKED = -1e30
 
 
 def attend_reference(
-  q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query: Order, key: Order, *, window: int, skip: int,
+  q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query_order: Order, key_order: Order, *,
+  window: int, skip: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Output [B,T,H,G,V] and log-sum-exp [B,T,H,G]; a query that sees nothing gives 0 and MASKED."""
   q_BTHGK, k_BSHK, v_BSHV = (x.astype(jnp.float32) for x in (q_BTHGK, k_BSHK, v_BSHV))
   score_BHGTS = jnp.einsum("BTHGK,BSHK->BHGTS", q_BTHGK, k_BSHK, precision="highest") * q_BTHGK.shape[-1] ** -0.5
-  allowed_BTS = allowed(query, key, window=window, skip=skip)[:, None, None]
+  allowed_BTS = allowed(query_order, key_order, window=window, skip=skip)[:, None, None]
   score_BHGTS = jnp.where(allowed_BTS, score_BHGTS, MASKED)
   top_BHGT = jax.lax.stop_gradient(score_BHGTS.max(-1))
   weight_BHGTS = jnp.where(allowed_BTS, jnp.exp(score_BHGTS - top_BHGT[..., None]), 0.0)

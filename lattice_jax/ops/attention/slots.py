@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.reference import MASKED
-from lattice_jax.ops.documents import EMPTY
+from lattice_jax.ops.documents import EMPTY, from_chunks, keep_only, to_chunks
 
 _QUERY_BLOCK = 256
 
@@ -49,10 +49,12 @@ def attend_slots(
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend`, over slots that may differ from head to head: fp32 output [B, T, H·G, V], log-sum-exp [B, T, H·G].
 
-  With `window`, queries see the first `sinks` tokens of the document and the last `window` alone.
+  With `window`, queries see the first `sinks` tokens of the document and the last `window` alone. Queries that see no
+  slots, invalid ones among them, are replaced by zeros at the door.
   """
   batch, length, num_queries, key_dim = q.shape
   heads, value_dim = slots.value_LBHSV.shape[2], slots.value_LBHSV.shape[-1]
+  q = keep_only(readers.sees_BT, q)
   q_BTHGK = q.reshape(batch, length, heads, num_queries // heads, key_dim) * jnp.asarray(key_dim**-0.5, q.dtype)
   if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
     out, lse = _attend_at_once(sinks, window, q_BTHGK, slots, readers)
@@ -92,18 +94,9 @@ def _attend(sinks, window, block, q_BTHGK, slots, readers):
   if length <= _QUERY_BLOCK:
     return _one_query_block(sinks, window, block, q_BTHGK, slots, readers)
 
-  def blocks(x_BT):
-    x_BT = jnp.pad(x_BT, ((0, 0), (0, -length % _QUERY_BLOCK), *((0, 0),) * (x_BT.ndim - 2)))
-    return jnp.moveaxis(x_BT.reshape(x_BT.shape[0], -1, _QUERY_BLOCK, *x_BT.shape[2:]), 1, 0)
-
-  def whole(x_NBC):
-    x_BNC = jnp.moveaxis(x_NBC, 0, 1)
-    return x_BNC.reshape(x_BNC.shape[0], -1, *x_BNC.shape[3:])[:, :length]
-
   out, lse = jax.lax.map(
-    lambda xs: _one_query_block(sinks, window, block, xs[0], slots, xs[1]),
-    (blocks(q_BTHGK), jax.tree.map(blocks, readers)))
-  return whole(out), whole(lse)
+    lambda xs: _one_query_block(sinks, window, block, xs[0], slots, xs[1]), to_chunks((q_BTHGK, readers), _QUERY_BLOCK))
+  return from_chunks(out, length), from_chunks(lse, length)
 
 
 def _one_query_block(sinks, window, block, q_BTHGK, slots, readers):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.ops.attention.keys import Order
-from lattice_jax.ops.documents import EMPTY, relabel
+from lattice_jax.ops.documents import EMPTY, keep_only, last_slots, relabel
 
 
 @flax.struct.dataclass
@@ -48,21 +48,11 @@ def shift_tokens(
 
   run_BT: from `document_runs`. document_B: from `document_after`.
   """
-  num_slots = cache.id_BS.shape[1]
-  slot_BS = (run_BT != EMPTY).sum(1)[:, None] + jnp.arange(num_slots)
-
-  def shift(buffer_BS, new_BT):
-    joined_BS = jnp.concatenate([buffer_BS, new_BT.astype(buffer_BS.dtype)], 1)
-    return jax.vmap(lambda joined_S, slot_S: joined_S[slot_S])(joined_BS, slot_BS)
-
-  kept_run_BS = shift(relabel(cache.id_BS, 0), run_BT)
-  is_used_BS = (kept_run_BS != EMPTY) & (kept_run_BS == kept_run_BS[:, -1:])
-  return WindowCache(
-    key_BSHK=_where_used(is_used_BS, shift(cache.key_BSHK, k_BTHK)),
-    value_BSHV=_where_used(is_used_BS, shift(cache.value_BSHV, v_BTHV)),
-    id_BS=jnp.where(is_used_BS, document_B[:, None], EMPTY), document_B=document_B)
-
-
-def _where_used(is_used_BS: jax.Array, x_BS: jax.Array) -> jax.Array:
-  mask = is_used_BS.reshape(*is_used_BS.shape, *(1,) * (x_BS.ndim - 2))
-  return jnp.where(mask, x_BS, jnp.zeros((), x_BS.dtype))
+  old = relabel(cache.id_BS, 0), cache.key_BSHK, cache.value_BSHV
+  joined = jax.tree.map(
+    lambda old_BS, new_BT: jnp.concatenate([old_BS, new_BT.astype(old_BS.dtype)], 1), old, (run_BT, k_BTHK, v_BTHV))
+  run_BS, key_BSHK, value_BSHV = last_slots(joined, (run_BT != EMPTY).sum(1), cache.id_BS.shape[1])
+  is_used_BS = (run_BS != EMPTY) & (run_BS == run_BS[:, -1:])
+  key_BSHK, value_BSHV = keep_only(is_used_BS, (key_BSHK, value_BSHV))
+  id_BS = jnp.where(is_used_BS, document_B[:, None], EMPTY)
+  return WindowCache(key_BSHK=key_BSHK, value_BSHV=value_BSHV, id_BS=id_BS, document_B=document_B)

@@ -12,45 +12,49 @@ import jax
 import jax.numpy as jnp
 
 
-class Kept(NamedTuple):
+class CumulativeDecay(NamedTuple):
   """Shares that are left when a token reads; the last axis is that of the decays, K or 1.
 
-  before: [B, H, C, K], of the memory before the chunk. between: [B, H, C, C, K], at token j of what token l ≤ j wrote,
-  and zero for l > j.
+  before_BHCK: of the memory before the chunk. between_BHCSK: at token c of what token s ≤ c wrote, and zero for s > c.
   """
 
-  before: jax.Array
-  between: jax.Array
+  before_BHCK: jax.Array
+  between_BHCSK: jax.Array
 
 
-def keep(decay: jax.Array) -> Kept:
-  """Shares from the decays [B, H, C, K or 1] of the tokens of a chunk; a token decays the memory, then writes."""
-  size = decay.shape[2]
-  is_after = jnp.arange(size)[:, None] > jnp.arange(-1, size)  # [j, l + 1]
-  product = jnp.cumprod(jnp.where(is_after[..., None], decay[:, :, :, None], 1), axis=2)
+def cumulate(decay_BHCK: jax.Array) -> CumulativeDecay:
+  """Shares from the decays of the tokens of a chunk; a token decays the memory, then writes."""
+  size = decay_BHCK.shape[2]
+  is_after = jnp.arange(size)[:, None] > jnp.arange(-1, size)  # [c, s + 1]
+  product = jnp.cumprod(jnp.where(is_after[..., None], decay_BHCK[:, :, :, None], 1), axis=2)
   is_upto = jnp.tri(size, dtype=bool)[..., None]
-  return Kept(product[:, :, :, 0], jnp.where(is_upto, product[:, :, :, 1:], 0))
+  return CumulativeDecay(product[:, :, :, 0], jnp.where(is_upto, product[:, :, :, 1:], 0))
 
 
-def pairs(left: jax.Array, right: jax.Array, kept: Kept) -> jax.Array:
-  """[B, H, C, C]: products of a token's `left` with what is left of an earlier token's `right`, both [B, H, C, K]."""
-  if kept.between.shape[-1] == 1:
-    return jnp.einsum("bhjk,bhlk->bhjl", left, right, precision="highest") * kept.between[..., 0]
-  return jnp.einsum("bhjk,bhjlk->bhjl", left, kept.between * right[:, :, None], precision="highest")
+def pair_scores(q_BHCK: jax.Array, k_BHSK: jax.Array, decay: CumulativeDecay) -> jax.Array:
+  """[B, H, C, S]: products of a token's query with what is left of the key of a token of the same chunk."""
+  between_BHCSK = decay.between_BHCSK
+  if between_BHCSK.shape[-1] == 1:
+    return jnp.einsum("BHCK,BHSK->BHCS", q_BHCK, k_BHSK, precision="highest") * between_BHCSK[..., 0]
+  return jnp.einsum("BHCK,BHCSK->BHCS", q_BHCK, between_BHCSK * k_BHSK[:, :, None], precision="highest")
 
 
-def recall(left: jax.Array, kept: Kept, memory: jax.Array) -> jax.Array:
-  """[B, H, C, V]: products of `left` with what is left of the memory [B, H, K, V] before the chunk."""
-  return jnp.einsum("bhck,bhkv->bhcv", left * kept.before, memory, precision="highest")
+def read_before(q_BHCK: jax.Array, decay: CumulativeDecay, memory_BHKV: jax.Array) -> jax.Array:
+  """[B, H, C, V]: what queries read of what is left of the memory before the chunk."""
+  return jnp.einsum("BHCK,BHKV->BHCV", q_BHCK * decay.before_BHCK, memory_BHKV, precision="highest")
 
 
-def read(q: jax.Array, k: jax.Array, v: jax.Array, kept: Kept, memory: jax.Array) -> jax.Array:
+def read(
+  q_BHCK: jax.Array, k_BHCK: jax.Array, v_BHCV: jax.Array, decay: CumulativeDecay, memory_BHKV: jax.Array
+) -> jax.Array:
   """Outputs [B, H, C, V]; every token reads after its own write."""
-  here = jnp.einsum("bhjl,bhlv->bhjv", pairs(q, k, kept), v, precision="highest")
-  return recall(q, kept, memory) + here
+  score_BHCS = pair_scores(q_BHCK, k_BHCK, decay)
+  return read_before(q_BHCK, decay, memory_BHKV) + jnp.einsum(
+    "BHCS,BHSV->BHCV", score_BHCS, v_BHCV, precision="highest")
 
 
-def write(k: jax.Array, v: jax.Array, kept: Kept, memory: jax.Array) -> jax.Array:
+def write(k_BHCK: jax.Array, v_BHCV: jax.Array, decay: CumulativeDecay, memory_BHKV: jax.Array) -> jax.Array:
   """The memory after the chunk."""
-  written = jnp.einsum("bhck,bhcv->bhkv", k * kept.between[:, :, -1], v, precision="highest")
-  return kept.before[:, :, -1, :, None] * memory + written
+  written_BHKV = jnp.einsum(
+    "BHCK,BHCV->BHKV", k_BHCK * decay.between_BHCSK[:, :, -1], v_BHCV, precision="highest")
+  return decay.before_BHCK[:, :, -1, :, None] * memory_BHKV + written_BHKV

@@ -15,7 +15,7 @@ from lattice_jax.ops.documents import document_starts, from_chunks, keep_only, t
 Inputs = tuple[jax.Array, ...]
 
 
-def enter(
+def encode_documents(
   inputs: Inputs, decay: jax.Array | None, ids: jax.Array, valid: jax.Array, document_B: jax.Array
 ) -> tuple[jax.Array, Inputs]:
   """Decays [B, T, H, K or 1] and inputs in which documents and padding need no further care.
@@ -27,7 +27,7 @@ def enter(
     decay = jnp.ones((*inputs[0].shape[:3], 1), jnp.float32)
   is_start_BT = document_starts(ids, valid, document_B)
   decay = jnp.where(is_start_BT[..., None, None], 0, decay)
-  return jnp.where(valid[..., None, None], decay, 1), keep_only(valid, inputs)
+  return keep_only(valid, decay, 1), keep_only(valid, inputs)
 
 
 def by_token(
@@ -58,6 +58,6 @@ def by_chunk(
     out, memory = one_chunk(memory, *jax.tree.map(lambda x_BC: jnp.moveaxis(x_BC.astype(dtype), 1, 2), tokens))
     return jnp.moveaxis(out, 1, 2), memory
 
-  tokens_NBC = to_chunks(decay, chunk_len, neutral=1), tuple(to_chunks(x_BT, chunk_len) for x_BT in inputs)
+  tokens_NBC = to_chunks(decay, chunk_len, neutral=1), to_chunks(inputs, chunk_len)
   out_NBCHV, memory = scan_chunks(advance, tokens_NBC, (), (), memory)
   return from_chunks(out_NBCHV, length), memory

@@ -227,6 +227,42 @@ def test_invalid_tokens_read_zeros(impl):
   assert not np.asarray(out[0, 3:]).any()
 
 
+@pytest.mark.parametrize(("impl", "reduction"), [("reference", "auto"), *(("xla", form) for form in FORMS)])
+def test_what_stands_at_invalid_tokens_changes_nothing(impl, reduction):
+  length, num_valid = 11, 7
+  k, rows, q = random_keys(1, length), random_rows(), random_keys(1, length, seed=1)
+  v, valid = jax.random.normal(jax.random.key(2), (1, length, HEADS, VALUE)), jnp.arange(length)[None] < num_valid
+  zeros = jnp.zeros((HEADS, KEY))
+  empty = empty_state(1, 2, HEADS, CODES, KEY, VALUE, jnp.dtype("float32"))
+
+  def loss(q, quantized, v, rows, relative):
+    out, state = vq_attention(
+      q, quantized, v, rows, relative, zeros, zeros, empty, jnp.zeros((1, length), jnp.int32), valid, block_len=3,
+      reduction=reduction, impl=impl)
+    return jnp.sin(out).sum() + jnp.sin(state.mean_BHMV).sum() + jnp.sin(state.key_BWHK).sum(), (out, state)
+
+  run = quick_jit(jax.grad(loss, argnums=range(5), has_aux=True, allow_int=True))
+  quantized, relative = quantize(k, rows), 0.1 * jax.random.normal(jax.random.key(5), (HEADS, 3, KEY))
+
+  def spoil(x):
+    garbage = jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 2**30
+    return jnp.where(valid.reshape(1, length, *(1,) * (x.ndim - 2)), x, garbage)
+
+  dirty = run(*jax.tree.map(spoil, (q, quantized, v)), rows, relative)
+  is_float = [x for x in jax.tree.leaves(dirty) if jnp.issubdtype(x.dtype, jnp.floating)]
+  assert all(np.isfinite(x).all() for x in is_float)
+  for got, want in zip(jax.tree.leaves(dirty), jax.tree.leaves(run(q, quantized, v, rows, relative)), strict=True):
+    if got.dtype != jax.dtypes.float0:
+      np.testing.assert_array_equal(got, want)
+
+
+def test_what_stands_at_invalid_tokens_does_not_reach_the_codebook():
+  k, valid = random_keys(2, 9), jnp.arange(9) < jnp.array([[9], [4]])
+  code = quantize(k, random_rows()).code_BTH
+  dirty = code_statistics(jnp.where(valid[..., None, None], k, jnp.nan), code, valid, CODES)
+  jax.tree.map(np.testing.assert_array_equal, dirty, code_statistics(k, code, valid, CODES))
+
+
 def test_auto_takes_a_form_that_exists_and_other_names_are_refused():
   assert {choose_reduction("auto", size) for size in (1, 10**9)} <= set(FORMS)
   assert [choose_reduction(form, 1) for form in FORMS] == list(FORMS)
