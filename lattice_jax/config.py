@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from lattice_jax.config_memories import CacheConfig
+from lattice_jax.cache.config import CacheConfig
 from lattice_jax.fields import (
   at_least,
   choice,

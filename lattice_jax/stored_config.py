@@ -12,25 +12,33 @@ _BASELINES = {
   "gated_slots": (*_FRAME, "key_dim", "chunk_len", "slots"),
   "ttt": (*_FRAME, "mini_batch", "inner_rate"),
 }
+_CACHES = {
+  "full": ("records", "observe"), "window": ("window",), "lagkv": ("value_weight", "epsilon"),
+  "local": ("value_weight", "epsilon"), "random": ("seed",), "snapkv": ("observe", "pool")}
 # (path of before, path of now); a field that several sections have now goes to all of them
-MOVED = tuple(
-  (f"model.baseline.{field}", f"model.{section}.{field}") for section, fields in _BASELINES.items() for field in fields)
+MOVED = (
+  *((f"model.baseline.{field}", f"model.{section}.{field}")
+    for section, fields in _BASELINES.items() for field in fields),
+  *((f"model.cache.{field}", f"model.cache.{policy}.{field}")
+    for policy, fields in _CACHES.items() for field in fields))
 
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:
   """The same config with every field where it is now; one of today comes back as it is."""
-  new = copy.deepcopy(config)
+  new, found = copy.deepcopy(config), []
   for before, now in MOVED:
     *sections, name = before.split(".")
     old = _find(config, sections)
-    if old is not None and name in old:
-      *sections, name = now.split(".")
-      place = new
-      for section in sections:
-        place = place.setdefault(section, {})
-      place[name] = old[name]
-  for before, _ in MOVED:
-    _remove(new, before.split("."))
+    # a section may have the name that a field had
+    if old is not None and name in old and not isinstance(old[name], dict):
+      found.append((now, old[name]))
+      _remove(new, before.split("."))
+  for now, value in found:
+    *sections, name = now.split(".")
+    place = new
+    for section in sections:
+      place = place.setdefault(section, {})
+    place[name] = value
   return new
 
 

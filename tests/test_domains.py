@@ -9,8 +9,7 @@ import typing
 
 import pytest
 
-from lattice_jax import config_memories, dispatch
-from lattice_jax.cache import policy
+from lattice_jax import dispatch
 from lattice_jax.config import Config
 from lattice_jax.config_checks import check_config, default_config, largest_divisor, parse_config, to_dict
 from lattice_jax.data.source import SPLITS
@@ -37,7 +36,8 @@ OUTSIDE = {
   "model.vq.commit_weight": (-1.0, math.nan), "model.vq.near_start": (math.nan, math.inf),
   "model.vq.max_wavelength": (0.0, math.nan), "model.lattice.tolerance": (math.nan, -1.0),
   "model.attention.rope_theta": (-1.0, math.nan), "model.attention.window": (-1,), "model.vq.window": (-1,),
-  "model.cache.value_weight": (math.nan, -1.0), "model.cache.seed": (-1, 2**32), "train.seed": (-1, 2**32, 2**64),
+  "model.cache.lagkv.value_weight": (math.nan, -1.0), "model.cache.random.seed": (-1, 2**32),
+  "train.seed": (-1, 2**32, 2**64),
   "data.seed": (-1, 2**64), "data.workers": (-1,), "train.keep_best": (-1,), "train.nan_skips": (-1,),
   "train.eval_every": (-1,), "eval.seq_len": (-1,), "eval.chunk_len": (-1,), "eval.max_batches": (-1,),
   "mesh.data": (0, -2), "train.steps": (0, 2**31), "model.dropout": (1.0, -0.1, math.nan)}
@@ -135,7 +135,7 @@ def test_a_field_without_domain_is_an_error():
 @pytest.mark.parametrize(("stated", "owned"), [
   (vq_config.REDUCTIONS, ("auto", *vq.FORMS)), (vq_config.KEY_GRADIENTS, vq.KEY_GRADIENTS),
   (lattice_config.OBJECTIVES, lattice.OBJECTIVES), (lattice_config.STATES, lattice.STATES),
-  (lattice_config.FORMS, lattice.FORMS), (policy.POLICIES, config_memories.POLICIES),
+  (lattice_config.FORMS, lattice.FORMS),
   (FIELDS["model.impl"].metadata["domain"].allowed, dispatch.IMPLEMENTATIONS),
   (FIELDS["train.writers"].metadata["doc"].partition(": ")[2].split(", "), WRITERS),
   (FIELDS["optimizer.name"].metadata["domain"].allowed, RULES),

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.cache import KVCache, Policy, cache_bytes, make_policy
 from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import CacheView
+from lattice_jax.cache.kv_cache import CacheView, KVCache, cache_bytes
+from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
@@ -50,7 +50,7 @@ def measure(
   Only the cost of the policy itself tells the last two apart. `num_tokens` should be a multiple of `cache.lag`, so that
   compressions are counted as often as they happen.
   """
-  kept = make_policy(cache).kept_length(text_len)
+  kept = make_policy(cache).length_after(text_len)
   cases = {
     "full": (CacheConfig(), text_len), cache.policy: (replace(cache, call_len=1), text_len),
     f"full of {kept}": (CacheConfig(), kept)}
@@ -80,7 +80,7 @@ def _prepare(
 
 def filled(policy: Policy, cache: KVCache, seen: int) -> KVCache:
   """A stack of caches as after `seen` tokens, with random keys and values in the slots in use."""
-  length = policy.kept_length(seen)
+  length = policy.length_after(seen)
   slot_S = jnp.arange(cache.num_slots)
   is_used_S = slot_S < length
   keys = jax.random.split(jax.random.key(0), 2)

@@ -6,8 +6,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.cache.evict import evict
 from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.cache.policy import Policy
+from lattice_jax.ops.attention.fold import Evicted
 from lattice_jax.ops.documents import EMPTY, document_after, document_runs, last_slots
 from lattice_jax.types import Segment
 
@@ -51,11 +53,13 @@ def append(
 ) -> CacheView:
   """The tokens of each row's last document after those it has; a new document starts at slot 0.
 
-  What does not fit is lost. mass_BTH, query_BTQK: where the policy records them.
+  What does not fit is lost, as what a ring overwrites. mass_BTH, query_BTQK: where the policy records them.
   """
   stack, layer, before = view.stack, view.layer, view.counts
   slot_BT, length_B = _places(policy, before, arriving, stack.num_slots)
   row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
+  if policy.fold is not None:
+    stack = evict(policy, stack, layer, _leaving(view, slot_BT, k_BTHK, v_BTHV, arriving), arriving.is_new_B)
   # also a document that began and ended within the call: clearing must not depend on how tokens arrive
   had_tokens_B = (before.length_B > 0) | ((arriving.run_BT != EMPTY) & ~arriving.is_last_BT).any(1)
   filled_B = jnp.where(
@@ -96,6 +100,24 @@ def _places(policy: Policy, before: KVCache, arriving: Arrivals, num_slots: int)
     length_B = arriving.seen_B - dropped_B
   # beyond the array there is no slot to write: such a token is lost
   return jnp.where(is_kept_BT, slot_BT, num_slots), jnp.minimum(length_B, num_slots)
+
+
+def _leaving(
+  view: CacheView, slot_BT: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, arriving: Arrivals) -> Evicted:
+  """Tokens of each row's last document that are overwritten at `slot_BT`, and new ones that get no slot."""
+  stack, row_B1 = view.stack, jnp.arange(slot_BT.shape[0])[:, None]
+  is_written_BT = slot_BT < stack.num_slots
+
+  def both(x_LBHS: jax.Array, new_BTH: jax.Array) -> jax.Array:
+    old_BTH = x_LBHS.at[view.layer, row_B1, :, slot_BT].get(mode="clip")
+    return jnp.moveaxis(jnp.concatenate([old_BTH, new_BTH.astype(old_BTH.dtype)], axis=1), 1, 2)
+
+  position_BHS = both(stack.position_BHS, jnp.broadcast_to(arriving.index_BT[..., None], k_BTHK.shape[:3]))
+  leaves_BS = jnp.concatenate(
+    [is_written_BT & ~arriving.is_new_B[:, None], arriving.is_last_BT & ~is_written_BT], axis=1)
+  return Evicted(
+    key_BHSK=both(stack.key_BHSK, k_BTHK), value_BHSV=both(stack.value_BHSV, v_BTHV), position_BHS=position_BHS,
+    leaves_BHS=leaves_BS[:, None] & (position_BHS != EMPTY))
 
 
 def _shift(query_BWQK: jax.Array, query_BTQK: jax.Array, arriving: Arrivals) -> jax.Array:

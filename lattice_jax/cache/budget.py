@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from lattice_jax.config import CacheConfig
+from lattice_jax.cache.config import CacheConfig
 
 _BUDGETS = ("keep", "ratio", "tokens")
 
 
-def kept_window(config: CacheConfig) -> int:
+def window_size(config: CacheConfig) -> int:
   """Tokens that a query of the policy "window" sees beside the sinks.
 
   Raises:
     ValueError: none, or more than one, of window and tokens says so, or nothing is left beside the sinks.
   """
-  if (config.window > 0) == (config.tokens > 0):
+  window = config.window.window
+  if (window > 0) == (config.tokens > 0):
     raise ValueError(
-      "model.cache.policy='window' takes its size from model.cache.window, or from model.cache.tokens with the sinks "
-      f"included, not window={config.window} and tokens={config.tokens}; set one of them and leave the other 0.")
+      "model.cache.policy='window' takes its size from model.cache.window.window, or from model.cache.tokens with the "
+      f"sinks included, not window={window} and tokens={config.tokens}; set one of them and leave the other 0.")
   if config.tokens and config.tokens <= config.sinks:
     raise ValueError(
       f"model.cache.tokens={config.tokens} has no room for a window beside model.cache.sinks={config.sinks}; "
       f"use at least {config.sinks + 1} tokens, or fewer sinks.")
-  return config.window or config.tokens - config.sinks
+  return window or config.tokens - config.sinks
 
 
-def kept_of_partition(config: CacheConfig) -> int:
+def keep_of_partition(config: CacheConfig) -> int:
   """Tokens that each head keeps of a partition, 1 ≤ keep ≤ lag, from whichever way the budget is given.
 
   Where it is decided online, on average at most. The budget "drift" needs no other, and may then keep all.
@@ -41,7 +42,7 @@ def kept_of_partition(config: CacheConfig) -> int:
       f"model.cache.policy={config.policy!r} needs its budget as one of model.cache.keep, model.cache.ratio and "
       f"model.cache.tokens, not {said}; set one and leave the others 0.")
   if config.tokens:
-    return _kept_for_tokens(config)
+    return _keep_for_tokens(config)
   # 1e-6: 0.29 · 100 is a little less than 29 in binary
   keep = config.keep or int(config.ratio * config.lag + 1e-6)
   if not 1 <= keep <= config.lag:
@@ -52,7 +53,7 @@ def kept_of_partition(config: CacheConfig) -> int:
   return keep
 
 
-def _kept_for_tokens(config: CacheConfig) -> int:
+def _keep_for_tokens(config: CacheConfig) -> int:
   """The largest keep with which `text_len` tokens leave at most `tokens`."""
   length, sinks, lag = config.text_len, config.sinks, config.lag
   if length < sinks + 2 * lag:
@@ -66,11 +67,11 @@ def _kept_for_tokens(config: CacheConfig) -> int:
     raise ValueError(
       f"model.cache.tokens={config.tokens} is under what stays in any case of model.cache.text_len={length} tokens: "
       f"{sinks} sinks, the last {lag + rest} tokens and one token of each of {partitions - 1} partitions; use at least "
-      f"{kept_length(length, sinks=sinks, lag=lag, keep=1)} tokens, or a smaller model.cache.lag.")
+      f"{compressed_length(length, sinks=sinks, lag=lag, keep=1)} tokens, or a smaller model.cache.lag.")
   return keep
 
 
-def kept_length(num_tokens: int, *, sinks: int, lag: int, keep: int) -> int:
+def compressed_length(num_tokens: int, *, sinks: int, lag: int, keep: int) -> int:
   """Slots in use after `num_tokens` tokens of a document, however they arrived."""
   partitions, rest = divmod(num_tokens - sinks, lag)
   if partitions < 2:

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.cache.evict import evict
 from lattice_jax.cache.kv_cache import KVCache
 from lattice_jax.cache.online import decide, saved_tokens
+from lattice_jax.cache.policies.views import Partitions, WholeCache
 from lattice_jax.cache.policy import Policy
-from lattice_jax.cache.scores import GLOBAL_SCORES, PARTITION_SCORES, Everything, Partitions
+from lattice_jax.ops.attention.fold import Evicted
 from lattice_jax.ops.documents import EMPTY
 
 
@@ -93,6 +95,11 @@ def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KV
     query_BWQK=stack.query_BWQK[layer], seen_B=stack.seen_B[layer], base_B=base_B, length_B=length_B - start_B)
   choose = _stays_of_all if policy.is_global else _stays_of_partitions
   stays_BHR, kept_B = choose(policy, layer, jax.lax.stop_gradient(region), due_B)
+  if policy.fold is not None:
+    leaves_BHR = _is_used(region) & ~stays_BHR
+    stack = evict(policy, stack, layer, Evicted(
+      key_BHSK=region.key_BHSK, value_BHSV=region.value_BHSV, position_BHS=region.position_BHS,
+      leaves_BHS=leaves_BHR), jnp.zeros_like(due_B, bool))
   order_BHR = jnp.argsort(~stays_BHR, axis=-1, stable=True)
   dropped_B = due_B * policy.lag - kept_B
   left_B = region.length_B - dropped_B
@@ -130,7 +137,7 @@ def _stays_of_partitions(
   partitions = Partitions(
     key_BHNLK=split(region.key_BHSK.astype(jnp.float32)), value_BHNLV=split(region.value_BHSV.astype(jnp.float32)),
     position_BHNL=split(region.position_BHS), layer=layer)
-  rank_BHNL = _rank(PARTITION_SCORES[policy.config.policy](policy.config, partitions))
+  rank_BHNL = _rank(policy.record.score(policy.config.own, partitions))
   is_due_BN = jnp.arange(num - 1) < due_B[:, None]
   keep_BN = policy.keep * is_due_BN
   if policy.is_online:
@@ -151,7 +158,7 @@ def _stays_of_all(
   slot_S = jnp.arange(region.num_slots)
   end_B = region.base_B + due_B * policy.lag
   competes_BS = (slot_S >= policy.sinks) & (slot_S < end_B[:, None])
-  score_BHS = GLOBAL_SCORES[policy.config.policy](policy.config, Everything(
+  score_BHS = policy.record.score(policy.config.own, WholeCache(
     key_BHSK=region.key_BHSK.astype(jnp.float32), position_BHS=region.position_BHS, is_used_BS=_is_used(region)[:, 0],
     seen_B=region.seen_B, mass_BHS=region.mass_BHS, query_BWQK=region.query_BWQK))
   rank_BHS = _rank(jnp.where(competes_BS[:, None], score_BHS, -jnp.inf))

@@ -10,10 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.cache.append import Arrivals, append
 from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import KVCache
+from lattice_jax.cache.config import CacheConfig
+from lattice_jax.cache.kv_cache import CacheView, KVCache, caches_of
+from lattice_jax.cache.policies.full import FullConfig
 from lattice_jax.cache.policy import Policy, make_policy
-from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.ops.documents import EMPTY
 
 
@@ -22,9 +25,9 @@ def uncompressed(model: ModelConfig, caches: Sequence[CacheConfig] = ()) -> Mode
   policies = [make_policy(cache) for cache in caches or (model.cache,)]
   wanted = {"mass": any(policy.records_mass for policy in policies),
             "queries": any(policy.num_queries for policy in policies)}
-  observe = max(model.cache.observe, *(policy.num_queries for policy in policies))
+  observe = max(model.cache.full.observe, *(policy.num_queries for policy in policies))
   records = tuple(name for name, is_wanted in wanted.items() if is_wanted)
-  return replace(model, cache=CacheConfig(policy="full", observe=observe, records=records))
+  return replace(model, cache=CacheConfig(policy="full", full=FullConfig(records=records, observe=observe)))
 
 
 def compress(model: ModelConfig, state: Any, max_len: int) -> Any:
@@ -36,11 +39,10 @@ def compress(model: ModelConfig, state: Any, max_len: int) -> Any:
   Raises:
     ValueError: more tokens were read than max_len, or the policy needs records that were not made.
   """
-  policy = make_policy(model.cache)
-  for cache in state.values():
-    if isinstance(cache, KVCache):
-      _check(policy, cache, max_len)
-  return _compress(policy, policy.num_slots(max_len), state)
+  policy, caches = make_policy(model.cache), caches_of(state)
+  for cache in caches.values():
+    _check(policy, cache, max_len)
+  return {**state, **compress_caches(policy, policy.num_slots(max_len), caches)}
 
 
 def _check(policy: Policy, cache: KVCache, max_len: int) -> None:
@@ -60,10 +62,9 @@ def _check(policy: Policy, cache: KVCache, max_len: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _compress(policy: Policy, num_slots: int, state: Any) -> Any:
-  def convert(cache: Any) -> Any:
-    if not isinstance(cache, KVCache):
-      return cache
+def compress_caches(policy: Policy, num_slots: int, caches: dict[str, KVCache]) -> dict[str, KVCache]:
+  """Stacks of caches that hold every token, under the policy and with other room."""
+  def convert(cache: KVCache) -> KVCache:
     cache = _with_records(policy, cache)
     if policy.window:
       return _as_ring(policy, cache, num_slots)
@@ -72,15 +73,20 @@ def _compress(policy: Policy, num_slots: int, state: Any) -> Any:
       cache = compact(policy, {"": cache}, call_len=cache.num_slots)[""]
     return _resize(cache, num_slots)
 
-  return {name: convert(cache) for name, cache in state.items()}
+  return {name: convert(cache) for name, cache in caches.items()}
 
 
 def _with_records(policy: Policy, cache: KVCache) -> KVCache:
-  """Without the records that the policy does not use."""
+  """Without the records that the policy does not use, and with the summary of nothing for its fold."""
   first = cache.query_BWQK.shape[-3] - policy.num_queries
-  return cache.replace(
+  cache = cache.replace(
     mass_BHS=cache.mass_BHS if policy.records_mass else cache.mass_BHS[..., :0],
     query_BWQK=cache.query_BWQK[..., first:, :, :])
+  if policy.fold is None:
+    return cache
+  layers, batch, heads, _, key_dim = cache.key_BHSK.shape
+  summary = policy.fold.init_summary(batch, heads, key_dim, cache.value_BHSV.shape[-1])
+  return cache.replace(summary=jax.tree.map(lambda x: jnp.broadcast_to(x, (layers, *x.shape)), summary))
 
 
 def _resize(cache: KVCache, num_slots: int) -> KVCache:
@@ -98,18 +104,25 @@ def _resize(cache: KVCache, num_slots: int) -> KVCache:
 
 
 def _as_ring(policy: Policy, cache: KVCache, num_slots: int) -> KVCache:
-  """Sinks and the last tokens, where the policy "window" keeps them."""
-  slot_S, last_LB1 = jnp.arange(num_slots), cache.seen_B[..., None] - 1
-  newest_LBS = last_LB1 - (last_LB1 - slot_S) % policy.window
-  source_LBS = jnp.where(slot_S < policy.sinks, slot_S, newest_LBS)
-  is_used_LBS = (source_LBS >= slot_S) & (source_LBS <= last_LB1)
+  """Sinks and the last tokens, where the policy "window" keeps them: as if all had come in one call."""
+  def blank(x_LBHS: jax.Array, start: int = 0) -> jax.Array:
+    return jnp.full((*x_LBHS.shape[:3], num_slots, *x_LBHS.shape[4:]), start, x_LBHS.dtype)
 
-  def take(x_LBHS: jax.Array, blank: int = 0) -> jax.Array:
-    shape = (*source_LBS.shape[:2], 1, num_slots, *(1,) * (x_LBHS.ndim - 4))
-    taken = jnp.take_along_axis(x_LBHS, jnp.clip(source_LBS, 0, x_LBHS.shape[3] - 1).reshape(shape), axis=3)
-    return jnp.where(is_used_LBS.reshape(shape), taken, jnp.asarray(blank, x_LBHS.dtype))
+  def number(start: int) -> jax.Array:
+    return jnp.full_like(cache.base_B, start)
 
-  length_LB = jnp.minimum(cache.seen_B, num_slots)
-  return cache.replace(
-    key_BHSK=take(cache.key_BHSK), value_BHSV=take(cache.value_BHSV), position_BHS=take(cache.position_BHS, EMPTY),
-    base_B=jnp.full_like(cache.base_B, policy.sinks), length_B=length_LB, filled_B=length_LB)
+  ring = cache.replace(
+    key_BHSK=blank(cache.key_BHSK), value_BHSV=blank(cache.value_BHSV), position_BHS=blank(cache.position_BHS, EMPTY),
+    base_B=number(policy.sinks), length_B=number(0), filled_B=number(0), seen_B=number(0), document_B=number(EMPTY))
+
+  def fill(layer: jax.Array, ring: KVCache) -> KVCache:
+    here = jax.tree.map(lambda leaf: leaf[layer], cache)
+    index_BT = jnp.broadcast_to(jnp.arange(here.num_slots), (here.length_B.shape[0], here.num_slots))
+    is_used_BT = index_BT < here.length_B[:, None]
+    arriving = Arrivals(
+      run_BT=jnp.where(is_used_BT, 0, EMPTY), index_BT=index_BT, is_last_BT=is_used_BT,
+      is_new_B=jnp.zeros_like(here.length_B, bool), seen_B=here.seen_B, document_B=here.document_B)
+    k_BTHK, v_BTHV = (jnp.moveaxis(x, 1, 2) for x in (here.key_BHSK, here.value_BHSV))
+    return append(policy, CacheView(ring, layer), k_BTHK, v_BTHV, arriving).stack
+
+  return jax.lax.fori_loop(0, cache.length_B.shape[0], fill, ring)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
-from lattice_jax.ops.attention.slots import Slots
+from lattice_jax.ops.attention.slots import StackedSlots
 from lattice_jax.ops.documents import EMPTY
 
 NUM_COUNTS = 5  # int32 fields of a row: base, length, filled, seen, document
@@ -26,6 +29,7 @@ class KVCache:
   document so far, kept or not. document_B: its id, EMPTY before any token.
   mass_BHS: fp32, attention that each slot has received, summed over queries and the heads that share its key.
   query_BWQK: the last queries, newest last. Either has no slots where the policy does not need it.
+  summary: what the policy's fold has made of the tokens that left; None where it has no fold.
   """
 
   key_BHSK: jax.Array
@@ -38,6 +42,7 @@ class KVCache:
   document_B: jax.Array
   mass_BHS: jax.Array
   query_BWQK: jax.Array
+  summary: Any = None
 
   @property
   def num_slots(self) -> int:
@@ -63,9 +68,9 @@ class CacheView:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), self.stack)
 
   @property
-  def slots(self) -> Slots:
+  def slots(self) -> StackedSlots:
     """What attention reads."""
-    return Slots(
+    return StackedSlots(
       key_LBHSK=self.stack.key_BHSK, value_LBHSV=self.stack.value_BHSV, position_LBHS=self.stack.position_BHS,
       layer=self.layer, length_B=self.stack.length_B[self.layer])
 
@@ -86,7 +91,14 @@ def empty_cache(
     base_B=numbers(policy.sinks), length_B=numbers(0), filled_B=numbers(0), seen_B=numbers(0),
     document_B=numbers(EMPTY),
     mass_BHS=jnp.zeros((*slots_BHS[:2], num_slots if policy.records_mass else 0), jnp.float32),
-    query_BWQK=jnp.zeros((batch, num_queries, attention.heads, attention.key_dim), dtype))
+    query_BWQK=jnp.zeros((batch, num_queries, attention.heads, attention.key_dim), dtype),
+    summary=policy.fold and policy.fold.init_summary(
+      batch, attention.kv_heads, attention.key_dim, attention.value_dim))
+
+
+def caches_of(state: Mapping[str, Any]) -> dict[str, KVCache]:
+  """The stacks of caches in a decoder's state, by block of the pattern; other memories are left out."""
+  return {name: memory for name, memory in state.items() if isinstance(memory, KVCache)}
 
 
 def cache_bytes(model: ModelConfig, batch: int, max_len: int) -> int:

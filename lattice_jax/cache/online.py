@@ -26,8 +26,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.cache.policies.views import Partitions
 from lattice_jax.cache.policy import Policy
-from lattice_jax.cache.scores import Partitions
 
 
 def saved_tokens(policy: Policy, base_B: jax.Array, num_compressed_B: jax.Array) -> jax.Array:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lattice_jax.cache.budget import kept_length, kept_of_partition, kept_window, most_slots
-from lattice_jax.config import CacheConfig
-from lattice_jax.config_memories import POLICIES
+from lattice_jax.cache.budget import compressed_length, keep_of_partition, most_slots, window_size
+from lattice_jax.cache.config import CacheConfig
+from lattice_jax.cache.policies.record import PolicyRecord
+from lattice_jax.cache.policies.registry import COMPRESSING, NAMES, POLICIES
 from lattice_jax.fields import check_fields
 
-GLOBAL = ("h2o", "snapkv", "tova")
+if TYPE_CHECKING:
+  from lattice_jax.ops.attention.fold import Fold
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,9 @@ class Policy:
   window: tokens a query sees beside the sinks, 0 = all.
   lag, keep: of a partition of `lag` tokens each head keeps `keep`, or, of an online budget, on average at most as many;
     0 where nothing is compressed.
-  is_global: slots of all partitions compete for the places, whenever a partition falls due; else only those of one
-    partition, once, and its picks stay for good.
   records_mass: whether the attention that each slot received is summed up.
   num_queries: last queries that are kept.
+  fold: takes what leaves the cache; None where nothing does.
   """
 
   config: CacheConfig
@@ -31,28 +33,42 @@ class Policy:
   window: int = 0
   lag: int = 0
   keep: int = 0
-  is_global: bool = False
   records_mass: bool = False
   num_queries: int = 0
+  fold: Fold | None = None
 
-  def sees(self, query: int, key: int) -> bool:
-    """Whether the token at `query` may see the one at `key` while nothing is compressed."""
-    return key <= query and (not self.window or key < self.sinks or query - key < self.window)
+  @property
+  def record(self) -> PolicyRecord:
+    return POLICIES[self.config.policy]
+
+  @property
+  def is_global(self) -> bool:
+    """Whether slots of all partitions compete, and not only those of one."""
+    return self.record.chooses == "all"
 
   @property
   def is_online(self) -> bool:
     """Whether the number kept of a partition is decided when it is compressed."""
     return self.config.budget != "fixed"
 
-  def kept_length(self, num_tokens: int) -> int:
-    """Slots in use after so many tokens of a document, however they arrived; of an online budget, at most.
+  @property
+  def drops(self) -> bool:
+    """Whether any token ever leaves."""
+    return bool(self.window or self.lag)
 
-    Of the layers that drop tokens.
+  def sees(self, query: int, key: int) -> bool:
+    """Whether the token at `query` may see the one at `key` while nothing is compressed."""
+    return key <= query and (not self.window or key < self.sinks or query - key < self.window)
+
+  def length_after(self, num_tokens: int) -> int:
+    """Slots in use after so many tokens of a document, however they arrived, in layers that are not skipped.
+
+    An online budget may use fewer.
     """
     if self.window:
       return min(num_tokens, self.sinks + self.window)
     if self.lag:
-      return kept_length(num_tokens, sinks=self.sinks, lag=self.lag, keep=self.keep)
+      return compressed_length(num_tokens, sinks=self.sinks, lag=self.lag, keep=self.keep)
     return num_tokens
 
   def num_slots(self, max_len: int) -> int:
@@ -72,35 +88,31 @@ def make_policy(config: CacheConfig) -> Policy:
   Raises:
     ValueError: its budget is missing, given twice, or cannot be kept; the message says what to change.
   """
-  if config.policy == "full":
-    return Policy(
-      config, records_mass="mass" in config.records, num_queries=config.observe if "queries" in config.records else 0)
-  if config.policy == "window":
-    return Policy(config, sinks=config.sinks, window=kept_window(config))
-  return Policy(
-    config, sinks=config.sinks, lag=config.lag, keep=kept_of_partition(config),
-    is_global=config.policy in GLOBAL,
-    records_mass=config.policy == "h2o",
-    num_queries={"snapkv": config.observe, "tova": 1}[config.policy] if config.policy in ("snapkv", "tova") else 0)
+  record = POLICIES[config.policy]
+  records_mass, num_queries = record.records(config.own)
+  if record.chooses == "nothing":
+    return Policy(config, records_mass=records_mass, num_queries=num_queries)
+  size = {"window": window_size(config)} if record.chooses == "recent" else {
+    "lag": config.lag, "keep": keep_of_partition(config)}
+  return Policy(config, sinks=config.sinks, records_mass=records_mass, num_queries=num_queries, **size)
 
 
 def check_cache(config: CacheConfig) -> None:
   """Raises ValueError, in one sentence, where no policy can be made of the config."""
   check_fields(config, "model.cache.")
-  if config.pool % 2 == 0:
-    raise ValueError(f"model.cache.pool={config.pool} must be odd, so that a slot is in the middle; "
-                     f"use {config.pool + 1}, or 1 for no pooling.")
-  if config.skip_layers and config.policy in ("full", "window"):
+  for name, record in POLICIES.items():
+    record.check(getattr(config, name, None))
+  if config.skip_layers and not POLICIES[config.policy].compresses:
     raise ValueError(
       f"model.cache.skip_layers={config.skip_layers} leaves layers out of compression, and model.cache.policy="
-      f"{config.policy!r} compresses none; use {', '.join(POLICIES[2:])}, or model.cache.skip_layers=0.")
+      f"{config.policy!r} compresses none; use {', '.join(COMPRESSING)}, or model.cache.skip_layers=0.")
   _check_online(config)
   make_policy(config)
 
 
 def _check_online(config: CacheConfig) -> None:
-  if config.budget != "fixed" and config.policy in ("full", "window", *GLOBAL):
-    able = [name for name in POLICIES if name not in ("full", "window", *GLOBAL)]
+  if config.budget != "fixed" and POLICIES[config.policy].chooses != "partition":
+    able = [name for name in NAMES if POLICIES[name].chooses == "partition"]
     raise ValueError(
       f"model.cache.budget={config.budget!r} decides how many tokens of a partition stay, and model.cache.policy="
       f"{config.policy!r} does not choose within partitions; use {', '.join(able)}, or model.cache.budget='fixed'.")

@@ -9,8 +9,7 @@ from urllib.parse import quote, unquote
 import jax
 import numpy as np
 
-from lattice_jax.cache import KVCache
-from lattice_jax.evaluation.reader import caches_of
+from lattice_jax.cache.kv_cache import KVCache, caches_of
 from lattice_jax.inference.programs import Progress
 
 _MAP_WIDTH = 128  # at most so many stretches of the prompt in a map
@@ -18,13 +17,13 @@ _MAP_WIDTH = 128  # at most so many stretches of the prompt in a map
 
 def slots_in_use(progress: Progress) -> int:
   """The mean over rows and layers; with prompts of equal length only policies that decide online make them differ."""
-  return round(float(np.mean([np.asarray(cache.length_B) for cache in caches_of(progress)])))
+  return round(float(np.mean([np.asarray(cache.length_B) for cache in caches_of(progress.state).values()])))
 
 
 def row_bytes(progress: Progress) -> int:
   """Bytes of the slots that a row uses: keys, values and positions of all layers and heads, averaged over rows."""
   total = 0
-  for cache in caches_of(progress):
+  for cache in caches_of(progress.state).values():
     held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS))
     total += held * float(np.asarray(cache.length_B).mean()) / (cache.length_B.shape[1] * cache.num_slots)
   return round(total)
@@ -72,4 +71,4 @@ def _positions(progress: Progress) -> list[np.ndarray]:
     positions_LBHS, length_LB = jax.device_get((cache.position_BHS, cache.length_B))
     return np.where(np.arange(positions_LBHS.shape[-1]) < length_LB[..., None, None], positions_LBHS, -1)
 
-  return [used(cache) for cache in caches_of(progress)]
+  return [used(cache) for cache in caches_of(progress.state).values()]

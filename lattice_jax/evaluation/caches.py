@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from lattice_jax.cache import POLICIES, make_policy
+from lattice_jax.cache.config import own_fields
+from lattice_jax.cache.policies.registry import DROPPING, POLICIES
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, Config, ModelConfig
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.domains import did_you_mean
 
 
 def cache_overrides(text: str) -> list[str]:
-  """The overrides of a config that `--cache=policy:field=value,…` stands for. Raises ValueError for other forms."""
+  """The overrides of a config that `--cache=policy:field=value,…` stands for. Raises ValueError for other forms.
+
+  A field is the policy's own where it has one of that name, else one that policies share.
+  """
   policy, _, fields = text.partition(":")
   if policy not in POLICIES:
     raise ValueError(
@@ -20,7 +25,9 @@ def cache_overrides(text: str) -> list[str]:
   wrong = [field for field in fields.split(",") if fields and field.count("=") != 1]
   if wrong:
     raise ValueError(f"--cache={text}: {wrong[0]!r} must have the form field=value, as in lagkv:lag=128,ratio=0.25.")
-  return [f"model.cache.policy={policy}", *(f"model.cache.{field}" for field in fields.split(",") if field)]
+  own = own_fields(policy)
+  paths = [f"{policy}." * (field.partition("=")[0] in own) + field for field in fields.split(",") if field]
+  return [f"model.cache.policy={policy}", *(f"model.cache.{path}" for path in paths)]
 
 
 def parse_caches(config: Config, texts: Sequence[str]) -> dict[str, CacheConfig]:
@@ -35,10 +42,9 @@ def with_peers(caches: dict[str, CacheConfig], peers: Sequence[str], length: int
     ValueError: a peer is no policy, no cache drops tokens by partitions, or the length of one is not known beforehand.
   """
   for peer in peers:
-    if peer not in POLICIES or peer == "full":
+    if peer not in DROPPING:
       raise ValueError(
-        f"--peers names {peer!r}; policies that drop tokens are {', '.join(POLICIES[1:])}."
-        f"{did_you_mean(peer, POLICIES[1:])}")
+        f"--peers names {peer!r}; policies that drop tokens are {', '.join(DROPPING)}.{did_you_mean(peer, DROPPING)}")
   result = dict(caches)
   for name, cache in caches.items():
     policy = make_policy(cache)
@@ -48,19 +54,27 @@ def with_peers(caches: dict[str, CacheConfig], peers: Sequence[str], length: int
       raise ValueError(
         f"--peers keep as many tokens as a cache, and how many --cache={name} leaves is known only once it has read; "
         "leave out --peers, and give fixed budgets around it as further --cache.")
-    if "window" in peers and policy.config.skip_layers:
+    unable = [peer for peer in peers if policy.config.skip_layers and not POLICIES[peer].compresses]
+    if unable:
       raise ValueError(
-        f"--peers=window drops in every layer, and --cache={name} skips {policy.config.skip_layers}; leave out window, "
-        "or skip_layers.")
+        f"--peers={unable[0]} drops in every layer, and --cache={name} skips {policy.config.skip_layers}; leave out "
+        f"{unable[0]}, or skip_layers.")
     for peer in peers:
-      kept = policy.kept_length(length)
-      like = {"tokens": kept, "keep": 0} if peer == "window" else {"tokens": 0, "keep": policy.keep}
-      result[f"{peer} like {name}"] = dataclasses.replace(cache, policy=peer, ratio=0.0, text_len=0, **like)
+      like = {"tokens": 0, "keep": policy.keep} if POLICIES[peer].compresses else {
+        "tokens": policy.length_after(length), "keep": 0}
+      result[f"{peer} like {name}"] = as_peer(cache, peer, ratio=0.0, text_len=0, **like)
   if peers and len(result) == len(caches):
     raise ValueError(
       f"--peers={','.join(peers)} keep as many tokens as a --cache that compresses partitions, and none was given; add "
       "one, such as --cache=lagkv:ratio=0.25.")
   return result
+
+
+def as_peer(cache: CacheConfig, peer: str, **budget: float) -> CacheConfig:
+  """Another policy with this budget; fields that both call the same are those of `cache`."""
+  common = {field: getattr(cache.own, field) for field in own_fields(cache.policy) & own_fields(peer)}
+  own = {peer: dataclasses.replace(getattr(cache, peer), **common)} if common else {}
+  return dataclasses.replace(cache, policy=peer, **own, **budget)
 
 
 def with_cache(model: ModelConfig, cache: CacheConfig) -> ModelConfig:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config

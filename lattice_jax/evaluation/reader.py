@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.cache import KVCache, compress, uncompressed
+from lattice_jax.cache.convert import compress, uncompressed
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.caches import with_cache
 from lattice_jax.inference.placed import mesh_of, place_variables
@@ -83,11 +83,6 @@ class Reader:
 def fork(progress: Progress) -> Progress:
   """A copy that may be given away."""
   return jax.tree.map(jnp.copy, progress)
-
-
-def caches_of(progress: Progress) -> list[KVCache]:
-  """The stacks of caches, block by block."""
-  return [state for state in progress.state.values() if isinstance(state, KVCache)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -14,6 +14,7 @@ from safetensors.flax import save_file
 from lattice_jax.config import ModelConfig
 from lattice_jax.models.decoder import init_state
 from lattice_jax.models.parameters import content_digest
+from lattice_jax.stored_config import upgrade
 
 _FORMAT = "lattice_jax state 2"  # 1 did not say whose weights had read the text
 
@@ -50,7 +51,8 @@ def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
       "models.saved_state.save_state.")
   ours = _fields(dataclasses.asdict(model))
   # what an older file does not say was not there to be changed
-  for name, value in (_fields(dataclasses.asdict(ModelConfig())) | _fields(about["model"])).items():
+  theirs = upgrade({"model": about["model"]})["model"]
+  for name, value in (_fields(dataclasses.asdict(ModelConfig())) | _fields(theirs)).items():
     if ours[name] != value:
       raise ValueError(f"{path} was saved with {name}={value}, and the model has {ours[name]}; set it to {value}.")
   template = jax.eval_shape(lambda: init_state(model, about["batch"], about["max_len"]))

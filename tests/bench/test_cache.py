@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lattice_jax.bench import cache as bench
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
 
@@ -30,7 +30,7 @@ def test_the_command_writes_three_cases_of_a_part(part, tmp_path, monkeypatch, c
   runpy.run_path(str(SCRIPT))["main"]()
   assert f"{part}, after {LENGTH} tokens" in capsys.readouterr().out
   full, policy, same_length = (json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines())
-  kept = make_policy(CacheConfig(policy="lagkv", lag=LAG, ratio=RATIO)).kept_length(LENGTH)
+  kept = make_policy(CacheConfig(policy="lagkv", lag=LAG, ratio=RATIO)).length_after(LENGTH)
   assert [record["case"] for record in (full, policy, same_length)] == ["full", "lagkv", f"full of {kept}"]
   assert (full["kept"], policy["kept"], same_length["kept"]) == (LENGTH, kept, kept)
   for record in (full, policy, same_length):

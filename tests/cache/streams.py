@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.cache import KVCache, Policy, empty_cache, make_policy
 from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import CacheView
+from lattice_jax.cache.kv_cache import CacheView, KVCache, empty_cache
+from lattice_jax.cache.policies.snapkv import SnapKVConfig
+from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
@@ -22,8 +24,7 @@ HEADS, QUERIES, KEY, VALUE = 2, 4, 6, 5
 SINKS, LAG, KEEP = 3, 8, 3
 LENGTH, CALL = 75, 13  # tokens of the longest row, and of a call at most
 ROWS = (LENGTH, 41, 18, 2)  # tokens of each row: several partitions, two, none complete, fewer than the sinks
-LAGKV = CacheConfig(policy="lagkv", sinks=SINKS, lag=LAG, keep=KEEP, observe=4, pool=3)
-WITHOUT_LAWS = ("local", "keydiff", "random")  # policies that have no row in `test_laws`: they differ by a score alone
+LAGKV = CacheConfig(policy="lagkv", sinks=SINKS, lag=LAG, keep=KEEP, snapkv=SnapKVConfig(observe=4, pool=3))
 MODEL = ModelConfig(attention=AttentionConfig(heads=QUERIES, kv_heads=HEADS, key_dim=KEY, value_dim=VALUE))
 
 
@@ -49,7 +50,7 @@ def compiled(policy: Policy) -> Any:
 
 
 def fresh(policy: Policy, rows: int = len(ROWS)) -> KVCache:
-  return empty_cache(MODEL.attention, policy, rows, LENGTH, jnp.float32)
+  return empty_cache(MODEL.attention, policy, rows, LENGTH, jnp.dtype("float32"))
 
 
 def feed(
@@ -65,25 +66,25 @@ def feed(
   return np.asarray(out), cache
 
 
-def at_once(config: CacheConfig, stream: Any = None) -> KVCache:
+def at_once(config: CacheConfig, stream: Any = None, fold: Any = None) -> KVCache:
   """All rows in one call."""
-  policy = make_policy(config)
+  policy = replace(make_policy(config), fold=fold)
   zero_B = np.zeros(len(ROWS), np.int64)
   return feed(policy, fresh(policy), zero_B, np.array(ROWS), LENGTH, stream)[1]
 
 
-def as_they_come(config: CacheConfig, seed: int) -> KVCache:
+def as_they_come(config: CacheConfig, seed: int, stream: Any = None, fold: Any = None) -> KVCache:
   """Every row in pieces of its own random lengths."""
-  policy, rng = make_policy(config), np.random.default_rng(seed)
+  policy, rng = replace(make_policy(config), fold=fold), np.random.default_rng(seed)
   cache, start_B, end_B = fresh(policy), np.zeros(len(ROWS), np.int64), np.array(ROWS)
   while (start_B < end_B).any():
     count_B = np.minimum(rng.integers(0, CALL + 1, len(ROWS)), end_B - start_B)
-    _, cache = feed(policy, cache, start_B, count_B, CALL)
+    _, cache = feed(policy, cache, start_B, count_B, CALL, stream)
     start_B += count_B
   return cache
 
 
-def kept(cache: KVCache, row: int) -> np.ndarray:
+def positions_of(cache: KVCache, row: int) -> np.ndarray:
   """Positions that each head of a row holds, [H, length]."""
   length = int(cache.length_B[row])
   position_HS = np.asarray(cache.position_BHS[row])

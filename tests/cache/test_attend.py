@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policies.registry import COMPRESSING, POLICIES
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig
 from tests.cache.streams import (
   CALL,
@@ -18,11 +19,10 @@ from tests.cache.streams import (
   QUERIES,
   ROWS,
   SINKS,
-  WITHOUT_LAWS,
   at_once,
   feed,
   fresh,
-  kept,
+  positions_of,
   tokens,
 )
 
@@ -37,7 +37,7 @@ def test_attention_to_kept_slots_is_full_attention_with_the_dropped_keys_masked(
   for row in rows:
     for query in range(QUERIES):
       head = query // (QUERIES // HEADS)
-      is_kept_T = np.isin(np.arange(ROWS[row] + 1), [*kept(cache, row)[head], ROWS[row]])
+      is_kept_T = np.isin(np.arange(ROWS[row] + 1), [*positions_of(cache, row)[head], ROWS[row]])
       key_TK, value_TV = (
         np.concatenate([past[row, :ROWS[row], head], new[row, :1, head]]) for past, new in ((k_past, k), (v_past, v)))
       score_T = np.where(is_kept_T, key_TK @ q[row, 0, query] * q.shape[-1] ** -0.5, -np.inf)
@@ -63,7 +63,7 @@ def test_nothing_changes_until_the_step_after_the_first_compression():
   assert (got[FIRST] != want[FIRST]).any()
 
 
-@pytest.mark.parametrize("name", ["lagkv", *WITHOUT_LAWS])
+@pytest.mark.parametrize("name", [name for name in COMPRESSING if POLICIES[name].chooses == "partition"])
 def test_a_document_that_ends_leaves_nothing_behind(name):
   config = replace(LAGKV, policy=name)
   policy, cache = make_policy(config), at_once(config)

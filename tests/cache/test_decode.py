@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import replace
 
@@ -10,8 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.cache import POLICIES, cache_bytes, compress, make_policy, uncompressed
 from lattice_jax.cache.compact import num_due
+from lattice_jax.cache.convert import compress, uncompressed
+from lattice_jax.cache.kv_cache import cache_bytes
+from lattice_jax.cache.policies.registry import POLICIES
+from lattice_jax.cache.policies.snapkv import SnapKVConfig
+from lattice_jax.cache.policies.window import WindowConfig
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
@@ -21,11 +27,11 @@ from lattice_jax.types import whole_segment
 from tests.contract.harness import quick_jit
 
 BATCH, LENGTH, MAX_LEN, LAYERS = 2, 45, 64, 8
-LAGKV = CacheConfig(policy="lagkv", sinks=3, lag=8, keep=3, observe=4)
+LAGKV = CacheConfig(policy="lagkv", sinks=3, lag=8, keep=3, snapkv=SnapKVConfig(observe=4))
 MODEL = ModelConfig(
   vocab=31, dim=12, layers=LAYERS, pattern=("attention",), block="mlp", mlp_dim=8, cache=LAGKV,
   attention=AttentionConfig(heads=4, kv_heads=2, key_dim=8, value_dim=6))
-WINDOW = CacheConfig(policy="window", sinks=3, window=9)
+WINDOW = CacheConfig(policy="window", sinks=3, window=WindowConfig(window=9))
 
 
 def model_of(policy, **changes):
@@ -77,7 +83,7 @@ def test_many_steps_compile_once_and_lengths_follow_the_formula():
   step, state, sizes = compiled(MODEL), prompt_state(MODEL), set()
   for position in range(LENGTH, MAX_LEN):
     _, state = step(variables(), text()[:, :1], state, whole_segment(BATCH, 1, start=position))
-    assert (state["block_0"].length_B == make_policy(LAGKV).kept_length(position + 1)).all()
+    assert (state["block_0"].length_B == make_policy(LAGKV).length_after(position + 1)).all()
     sizes.add(step._cache_size())
   assert len(sizes) == 1
 
@@ -139,6 +145,26 @@ def test_a_saved_state_answers_several_questions(tmp_path):
     np.testing.assert_array_equal(got, want)
 
 
+def test_a_state_that_was_saved_before_policies_had_sections_loads(tmp_path, monkeypatch):
+  asdict = dataclasses.asdict
+
+  def as_before(model):
+    config = asdict(model)
+    sections = {name: config["cache"].pop(name) for name in ("full", "window", "lagkv", "local", "random", "snapkv")}
+    for section in sections.values():
+      config["cache"] |= section
+    return config
+
+  model, path = replace(MODEL, cache=WINDOW), tmp_path / "read.safetensors"
+  with monkeypatch.context() as before:
+    before.setattr(dataclasses, "asdict", as_before)
+    save_state(path, model, variables(), init_state(model, 1, MAX_LEN), MAX_LEN)
+  assert b'\\"window\\": 9,' in path.read_bytes()
+  load_state(path, model, variables())
+  with pytest.raises(ValueError, match=r"saved with model\.cache\.window\.window=9, and the model has 7"):
+    load_state(path, replace(MODEL, cache=replace(WINDOW, window=WindowConfig(window=7))), variables())
+
+
 @pytest.mark.parametrize(("changes", "message"), [
   ({"cache": replace(LAGKV, keep=4)}, "model.cache.keep=3, and the model has 4"),
   ({"norm_eps": 0.5}, "model.norm_eps=1e-06, and the model has 0.5")], ids=["policy", "model"])
@@ -162,7 +188,7 @@ def test_layers_that_are_skipped_keep_every_token_and_the_others_do_not_notice()
   policy, state = make_policy(replace(LAGKV, skip_layers=2)), prompt_state(uncompressed(MODEL))
   skipping = compress(model_of("lagkv", skip_layers=2, call_len=1), state, MAX_LEN)["block_0"]
   dropping = compress(MODEL, state, MAX_LEN)["block_0"]
-  assert skipping.length_B.tolist() == [[LENGTH] * BATCH] * 2 + [[policy.kept_length(LENGTH)] * BATCH] * (LAYERS - 2)
+  assert skipping.length_B.tolist() == [[LENGTH] * BATCH] * 2 + [[policy.length_after(LENGTH)] * BATCH] * (LAYERS - 2)
   for name in ("key_BHSK", "value_BHSV", "position_BHS"):
     got, read = getattr(skipping, name), getattr(state["block_0"], name)
     np.testing.assert_array_equal(got[:2], read[:2])

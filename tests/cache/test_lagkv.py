@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.cache import make_policy
-from lattice_jax.cache.scores import Partitions, lag_score
+from lattice_jax.cache.policies import lagkv
+from lattice_jax.cache.policies.views import Partitions
+from lattice_jax.cache.policy import make_policy
 from tests.cache.lagkv_numpy import kept_positions, partition_scores
 from tests.cache.streams import (
   CALL,
@@ -26,12 +27,12 @@ from tests.cache.streams import (
   at_once,
   feed,
   fresh,
-  kept,
+  positions_of,
   tokens,
 )
 
 
-def score(k_BTHK, v_BTHV, config=LAGKV):
+def score(k_BTHK, v_BTHV, own=LAGKV.lagkv):
   """Scores of the partitions of whole rows, [B, H, N, L]."""
   def split(x_BTH):
     num = (x_BTH.shape[1] - SINKS) // LAG
@@ -39,7 +40,7 @@ def score(k_BTHK, v_BTHV, config=LAGKV):
     return jnp.moveaxis(jnp.asarray(x_BNLH), 3, 1)
 
   key_BHNLK = split(k_BTHK)
-  return np.asarray(lag_score(config, Partitions(
+  return np.asarray(lagkv.score(own, Partitions(
     key_BHNLK=key_BHNLK, value_BHNLV=split(v_BTHV), position_BHNL=jnp.zeros(key_BHNLK.shape[:4], jnp.int32),
     layer=jnp.int32(0))))
 
@@ -52,12 +53,12 @@ def test_scores_and_picks_are_those_of_the_definition():
       one = k[row, :length, head], v[row, :length, head]
       for p, want_L in enumerate(partition_scores(*one, sinks=SINKS, lag=LAG)):
         np.testing.assert_allclose(got[row, head, p], want_L, atol=1e-6)
-      assert kept(cache, row)[head].tolist() == kept_positions(*one, sinks=SINKS, lag=LAG, keep=KEEP)
+      assert positions_of(cache, row)[head].tolist() == kept_positions(*one, sinks=SINKS, lag=LAG, keep=KEEP)
 
 
 def test_the_divisor_of_the_spread_and_the_values_weight_count():
   _, k, v = tokens()
-  got = score(k, v, replace(LAGKV, value_weight=0.25))
+  got = score(k, v, lagkv.SpreadConfig(value_weight=0.25))
   want = partition_scores(k[0, :, 0], v[0, :, 0], sinks=SINKS, lag=LAG, value_weight=0.25)
   np.testing.assert_allclose(got[0, 0, :len(want)], want, atol=1e-6)
   # with divisor d instead of d − 1 the softmax would be another
@@ -80,7 +81,7 @@ def test_lengths_are_the_closed_form_at_every_step():
     start_B = np.full(len(ROWS), start)
     _, cache = feed(policy, cache, start_B, (start_B < ROWS).astype(np.int64), CALL)
     lengths.append(int(cache.length_B[0]))
-    assert cache.length_B.tolist() == [policy.kept_length(min(start + 1, row)) for row in ROWS]
+    assert cache.length_B.tolist() == [policy.length_after(min(start + 1, row)) for row in ROWS]
   # the first compression at S + 2L = 36 tokens leaves 24; from there one more a token, to 39 and back to 28, and again
   assert lengths[35:53] == [*range(24, 40), 28, 29]
   assert max(lengths) == 43 and lengths[67] == 32
@@ -112,10 +113,10 @@ def test_constant_channels_have_finite_scores_and_heads_choose_alone():
   assert np.isfinite(score(k, v)).all()
   changed = at_once(LAGKV, (q + 1, k, v))
   for row in range(len(ROWS)):
-    np.testing.assert_array_equal(kept(changed, row)[0], kept(at_once(LAGKV), row)[0])
+    np.testing.assert_array_equal(positions_of(changed, row)[0], positions_of(at_once(LAGKV), row)[0])
 
 
 def test_keeping_all_of_a_partition_keeps_everything():
   cache = at_once(replace(LAGKV, keep=LAG))
   for row, length in enumerate(ROWS):
-    np.testing.assert_array_equal(kept(cache, row), np.tile(np.arange(length), (HEADS, 1)))
+    np.testing.assert_array_equal(positions_of(cache, row), np.tile(np.arange(length), (HEADS, 1)))

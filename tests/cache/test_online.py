@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.cache import check_cache, empty_cache, make_policy
+from lattice_jax.cache.kv_cache import empty_cache
+from lattice_jax.cache.policies.window import WindowConfig
+from lattice_jax.cache.policy import check_cache, make_policy
 from lattice_jax.config import CacheConfig
 from tests.cache.lagkv_numpy import kept_positions, partition_scores
 from tests.cache.streams import (
@@ -24,7 +27,7 @@ from tests.cache.streams import (
   at_once,
   feed,
   fresh,
-  kept,
+  positions_of,
   tokens,
 )
 
@@ -83,9 +86,9 @@ def definition(config, row, stream):
 def test_what_stays_is_what_the_formulas_say(name):
   cache = at_once(CONFIGS[name], uneven())
   for row in range(len(ROWS) - 1):
-    assert kept(cache, row).tolist() == definition(CONFIGS[name], row, uneven())
+    assert positions_of(cache, row).tolist() == definition(CONFIGS[name], row, uneven())
   _, k, v = uneven()
-  assert kept(cache, 0)[0].tolist() != kept_positions(k[0, :, 0], v[0, :, 0], sinks=SINKS, lag=LAG, keep=KEEP)
+  assert positions_of(cache, 0)[0].tolist() != kept_positions(k[0, :, 0], v[0, :, 0], sinks=SINKS, lag=LAG, keep=KEEP)
 
 
 @each_target
@@ -108,12 +111,12 @@ def test_a_ragged_row_is_the_row_alone(name):
 
 def test_memory_is_never_exceeded_and_its_bound_is_room_enough():
   small = make_policy(replace(MEMORY, call_len=1))
-  cache, lengths = empty_cache(MODEL, small, len(ROWS), small.num_slots(LENGTH)), []
+  cache, lengths = empty_cache(MODEL.attention, small, len(ROWS), small.num_slots(LENGTH), jnp.dtype("float32")), []
   for start in range(LENGTH):
     start_B = np.full(len(ROWS), start)
     _, cache = feed(small, cache, start_B, (start_B < ROWS).astype(np.int64), 1, uneven())
     lengths.append(cache.length_B)
-  most = np.array([[small.kept_length(min(start + 1, row)) for row in ROWS] for start in range(LENGTH)])
+  most = np.array([[small.length_after(min(start + 1, row)) for row in ROWS] for start in range(LENGTH)])
   assert (lengths <= most).all() and (lengths < most).any()
   # what is saved is spent: never more than one partition's budget waits
   assert (lengths > most - KEEP).all()
@@ -126,7 +129,7 @@ def dropped_share(cache, row, stream):
   """The largest part of a partition's deviation that any head dropped."""
   _, k, v = stream
   largest = 0.0
-  for head, position_S in enumerate(kept(cache, row)):
+  for head, position_S in enumerate(positions_of(cache, row)):
     for first in range(SINKS, ROWS[row] - 2 * LAG + 1, LAG):
       here = slice(first, first + LAG)
       is_dropped_L = ~np.isin(np.arange(here.start, here.stop), position_S)
@@ -148,7 +151,7 @@ def test_drift_stays_under_its_target_in_every_partition_and_head(policy, target
 def test_equal_tokens_leave_one_of_a_partition_and_numbers_stay_finite():
   q, k, v = (np.ones_like(x) for x in tokens())
   cache = at_once(DRIFT, (q, k, v))
-  assert int(cache.length_B[0]) == make_policy(replace(LAGKV, keep=1)).kept_length(LENGTH)
+  assert int(cache.length_B[0]) == make_policy(replace(LAGKV, keep=1)).length_after(LENGTH)
 
 
 def test_a_new_document_has_an_account_of_its_own():
@@ -162,7 +165,7 @@ def test_a_new_document_has_an_account_of_its_own():
 
 @pytest.mark.parametrize(("fields", "message"), [
   ({"policy": "h2o"}, r"policy='h2o' does not choose within partitions; use lagkv, local, knorm, keydiff, random, or"),
-  ({"policy": "window", "window": 9, "keep": 0}, "policy='window' does not choose"),
+  ({"policy": "window", "window": WindowConfig(window=9), "keep": 0}, "policy='window' does not choose"),
   ({"keep": 0}, "needs its budget as one of"),
   ({"drift": 0.2}, r"drift=0\.2 is a target of model\.cache\.budget='drift', and the budget is 'memory'"),
   ({"budget": "drift"}, r"as model\.cache\.drift between 0 and 1, not 0\.0"),

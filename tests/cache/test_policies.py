@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lattice_jax.cache import POLICIES, make_policy
+from lattice_jax.cache.policies.registry import COMPRESSING, POLICIES
+from lattice_jax.cache.policies.window import WindowConfig
+from lattice_jax.cache.policy import make_policy
 from tests.cache.streams import (
   CALL,
   HEADS,
@@ -16,42 +18,41 @@ from tests.cache.streams import (
   QUERIES,
   ROWS,
   SINKS,
-  WITHOUT_LAWS,
   as_they_come,
   at_once,
   feed,
   fresh,
-  kept,
+  positions_of,
   tokens,
 )
 
-DROPPING = [policy for policy in POLICIES if policy not in ("full", "window")]
 WINDOW = 11
+BY_PARTITION = [name for name in COMPRESSING if POLICIES[name].chooses == "partition" and name != "lagkv"]
 
 
 def config_of(policy):
   return replace(LAGKV, policy=policy)
 
 
-@pytest.mark.parametrize("policy", DROPPING)
+@pytest.mark.parametrize("policy", COMPRESSING)
 def test_sinks_and_the_last_tokens_stay_and_all_heads_keep_as_many(policy):
   cache = as_they_come(config_of(policy), seed=4)
   for row, length in enumerate(ROWS):
-    position_HS = kept(cache, row)
-    assert position_HS.shape[1] == make_policy(config_of(policy)).kept_length(length)
+    position_HS = positions_of(cache, row)
+    assert position_HS.shape[1] == make_policy(config_of(policy)).length_after(length)
     assert (np.diff(position_HS, axis=1) > 0).all()
     protected = {*range(min(SINKS, length)), *range(length - (length - SINKS) % LAGKV.lag - LAGKV.lag, length)}
     for position_S in position_HS:
       assert {position for position in protected if position >= 0} <= set(position_S.tolist())
 
 
-@pytest.mark.parametrize("policy", ["local", "knorm", "keydiff", "random"])
+@pytest.mark.parametrize("policy", BY_PARTITION)
 def test_policies_that_look_at_keys_alone_do_not_mind_how_tokens_arrive(policy):
   np.testing.assert_array_equal(
     as_they_come(config_of(policy), seed=4).position_BHS, at_once(config_of(policy)).position_BHS)
 
 
-@pytest.mark.parametrize("policy", ["h2o", "snapkv", *WITHOUT_LAWS])
+@pytest.mark.parametrize("policy", ["h2o", "snapkv", *BY_PARTITION])
 def test_a_ragged_row_is_the_row_alone(policy):
   config = config_of(policy)
   together, alone = fresh(make_policy(config)), fresh(make_policy(config))
@@ -79,14 +80,14 @@ def by_group(weight_QS):
 
 
 def pooled(weight_HS):
-  """Three neighbours; as `LAGKV.pool` says."""
+  """Three neighbours; as `LAGKV.snapkv.pool` says."""
   padded = np.pad(weight_HS, ((0, 0), (1, 1)))
   return padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
 
 
 WANTED = {
   "h2o": lambda weight: by_group(weight.sum(1)),
-  "snapkv": lambda weight: pooled(by_group(weight[:, -LAGKV.observe:].sum(1))),
+  "snapkv": lambda weight: pooled(by_group(weight[:, -LAGKV.snapkv.observe:].sum(1))),
   "tova": lambda weight: np.tile(weight[:, -1].mean(0), (HEADS, 1)),
 }
 
@@ -95,7 +96,7 @@ WANTED = {
 def test_peers_that_look_at_attention_keep_the_best_of_all(policy):
   cache = at_once(config_of(policy))
   for row, length in enumerate(ROWS):
-    score_HS, position_HS = WANTED[policy](attention(row)), kept(cache, row)
+    score_HS, position_HS = WANTED[policy](attention(row)), positions_of(cache, row)
     first_of_window = length - (length - SINKS) % LAGKV.lag - LAGKV.lag
     for head in range(HEADS):
       chosen = [p for p in position_HS[head] if SINKS <= p < first_of_window]
@@ -133,7 +134,7 @@ class OneByOne:
       return [self.mass[head, kept_S] for head, kept_S in enumerate(self.kept)]
     if policy == "tova":
       return [np.concatenate(list(self.weights(row, place))).mean(0)] * HEADS
-    last = range(place + 1 - LAGKV.observe, place + 1)
+    last = range(place + 1 - LAGKV.snapkv.observe, place + 1)
     return pooled(sum(np.stack([weight_GS.sum(0) for weight_GS in self.weights(row, query)]) for query in last))
 
   def drop(self, score_HS, due):
@@ -155,16 +156,16 @@ def test_peers_that_look_at_attention_go_on_from_what_they_kept(policy):
       if place < length:
         rows[row].read(policy, row, place)
   for row, one in enumerate(rows):
-    np.testing.assert_array_equal(kept(cache, row), one.kept)
+    np.testing.assert_array_equal(positions_of(cache, row), one.kept)
   once = at_once(config)
-  assert (kept(once, 0) != kept(cache, 0)).any()
+  assert (positions_of(once, 0) != positions_of(cache, 0)).any()
 
 
 def test_window_keeps_sinks_and_the_last_tokens_wherever_they_lie():
-  config = replace(LAGKV, policy="window", window=WINDOW, keep=0)
+  config = replace(LAGKV, policy="window", window=WindowConfig(window=WINDOW), keep=0)
   once, streamed = at_once(config), as_they_come(config, seed=5)
   np.testing.assert_array_equal(streamed.position_BHS, once.position_BHS)
   for row, length in enumerate(ROWS):
     want = {*range(min(SINKS, length)), *range(max(0, length - WINDOW), length)}
-    assert set(kept(once, row)[0].tolist()) == want
-    assert int(once.length_B[row]) == make_policy(config).kept_length(length) == len(want)
+    assert set(positions_of(once, row)[0].tolist()) == want
+    assert int(once.length_B[row]) == make_policy(config).length_after(length) == len(want)

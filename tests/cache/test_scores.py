@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.cache.scores import Partitions, difference_score, norm_score, random_score
-from lattice_jax.config import CacheConfig
+from lattice_jax.cache.policies import keydiff, knorm, random
+from lattice_jax.cache.policies.views import Partitions
 
 SHAPE = 2, 2, 3, 5  # rows, heads, partitions, tokens of one
 
@@ -21,16 +21,16 @@ def partitions(layer=0):
 def test_short_keys_and_keys_unlike_the_mean_score_highest():
   key = np.float64(partitions().key_BHNLK)[:, :, :-1]
   length = np.linalg.norm(key, axis=-1)
-  np.testing.assert_allclose(norm_score(CacheConfig(), partitions()), -length, rtol=1e-5)
+  np.testing.assert_allclose(knorm.score(None, partitions()), -length, rtol=1e-5)
   unit = key / length[..., None]
   mean = unit.mean(3, keepdims=True)
   cosine = (unit * mean).sum(-1) / np.linalg.norm(mean, axis=-1)
-  np.testing.assert_allclose(difference_score(CacheConfig(), partitions()), -cosine, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(keydiff.score(None, partitions()), -cosine, rtol=1e-4, atol=1e-5)
 
 
 def test_random_scores_depend_on_seed_layer_head_and_position_alone():
-  plain = np.asarray(random_score(CacheConfig(), partitions()))
+  plain = np.asarray(random.score(random.RandomConfig(), partitions()))
   np.testing.assert_array_equal(plain[0], plain[1])
   assert len(np.unique(plain[0])) == plain[0].size
-  for other in (random_score(CacheConfig(seed=1), partitions()), random_score(CacheConfig(), partitions(layer=1))):
-    assert (np.asarray(other) != plain).all()
+  for seed, layer in ((1, 0), (0, 1)):
+    assert (np.asarray(random.score(random.RandomConfig(seed), partitions(layer))) != plain).all()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lattice_jax.cache.policies.window import WindowConfig
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.memory import Memory
@@ -148,7 +149,7 @@ ROWS = (
   ),
   Row(
     "window-with-sinks", find_memory("attention"),
-    replace(_attention("attention"), cache=CacheConfig(policy="window", sinks=2, window=5))),
+    replace(_attention("attention"), cache=CacheConfig(policy="window", sinks=2, window=WindowConfig(window=5)))),
   Row(
     "vq", find_memory("vq"), _vq(),
     variants=(

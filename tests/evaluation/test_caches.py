@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policies.window import WindowConfig
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, Config, ModelConfig
 from lattice_jax.evaluation.caches import parse_caches, with_peers
 
@@ -16,7 +17,7 @@ def test_a_policy_is_written_with_its_fields():
   caches = parse_caches(CONFIG, ["full", "lagkv:lag=64,ratio=0.25,sinks=4", "window:window=7"])
   assert caches["full"] == CacheConfig()
   assert caches["lagkv:lag=64,ratio=0.25,sinks=4"] == CacheConfig(policy="lagkv", lag=64, ratio=0.25, sinks=4)
-  assert caches["window:window=7"] == CacheConfig(policy="window", window=7)
+  assert caches["window:window=7"] == CacheConfig(policy="window", window=WindowConfig(window=7))
 
 
 @pytest.mark.parametrize(("text", "message"), [
@@ -35,8 +36,8 @@ def test_peers_keep_as_many_tokens_at_every_length(length):
   beside = with_peers(caches, PEERS, length)
   assert list(beside)[:3] == list(caches)
   assert [name.partition(" like ")[0] for name in list(beside)[3:]] == list(PEERS)
-  kept = make_policy(caches["lagkv:lag=64,ratio=0.25,sinks=4"]).kept_length(length)
-  assert {make_policy(cache).kept_length(length) for name, cache in beside.items() if " like " in name} == {kept}
+  kept = make_policy(caches["lagkv:lag=64,ratio=0.25,sinks=4"]).length_after(length)
+  assert {make_policy(cache).length_after(length) for name, cache in beside.items() if " like " in name} == {kept}
 
 
 def test_peers_of_a_length_that_is_not_known_beforehand_are_refused():

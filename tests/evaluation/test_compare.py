@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.compare import _by_position, compare, format_comparisons, write_comparisons
 from lattice_jax.evaluation.reader import Reader
@@ -52,7 +52,7 @@ def test_losses_are_those_of_one_call_and_the_first_cache_is_beside_itself():
   np.testing.assert_allclose(lagkv.nll - full.nll, lagkv.delta_nll, atol=1e-6)
   assert lagkv.kl_low <= lagkv.kl <= lagkv.kl_high and lagkv.kl > 1e-4
   assert lagkv.delta_low <= lagkv.delta_nll <= lagkv.delta_high
-  assert (full.kept, lagkv.kept) == (LENGTH, make_policy(LAGKV).kept_length(LENGTH))
+  assert (full.kept, lagkv.kept) == (LENGTH, make_policy(LAGKV).length_after(LENGTH))
   assert full.cache_bytes / full.kept == lagkv.cache_bytes / lagkv.kept == 2 * (2 * 8 * 4 + 4)
   assert 0 < full.p50_ms <= full.p95_ms
   assert told == ["token 1 of 30"]

@@ -75,7 +75,8 @@ def test_answers_of_one_model_are_never_those_of_another(tmp_path):
     choose("m/Llama-3.1-8B", *overrides, dtype=dtype).name_of("passkey", text="", **facts)[0]
     for overrides, dtype, facts in (
       ((), "float32", {}), ((), "bfloat16", {}), (("model.attention.rope_theta=50.0",), "float32", {}),
-      (("model.cache.epsilon=1.0",), "float32", {}), ((), "float32", {"seed": 1}), ((), "float32", {"code": "x"}))}
+      (("model.cache.lagkv.epsilon=1.0",), "float32", {}), ((), "float32", {"seed": 1}),
+      ((), "float32", {"code": "x"}))}
   assert len(names) == 6
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.cache import cache_bytes, compress, uncompressed
+from lattice_jax.cache.convert import compress, uncompressed
+from lattice_jax.cache.kv_cache import cache_bytes
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.generate import SPECIAL_IDS, Options, TokenStream, generate
 from lattice_jax.inference.sampling import Sampling, sample_token

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.cache_contents import kept_map, needle_kept, row_bytes, slots_in_use, write_map

@@ -22,7 +22,7 @@ _QUERY_BLOCK = 256
 
 
 @flax.struct.dataclass
-class Slots:
+class StackedSlots:
   """Layer `layer` of key_LBHSK, value_LBHSV and position_LBHS; slots [0, length) of a row are in use.
 
   position_LBHS: int32, which token of its document a slot holds; EMPTY for none.
@@ -44,7 +44,7 @@ class Readers:
 
 
 def attend_slots(
-  q: jax.Array, slots: Slots, readers: Readers, *, sinks: int = 0, window: int = 0, block: int = 512,
+  q: jax.Array, slots: StackedSlots, readers: Readers, *, sinks: int = 0, window: int = 0, block: int = 512,
   impl: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend`, over slots that may differ from head to head: fp32 output [B, T, H·G, V], log-sum-exp [B, T, H·G].
@@ -148,7 +148,7 @@ def _backward(sinks, window, block, saved, cotangents):
 
   _, pull = jax.vjp(definition, q_BTHGK, slots.key_LBHSK, slots.value_LBHSV)
   d_q, d_key, d_value = pull(cotangents)
-  nothing = Slots(key_LBHSK=d_key, value_LBHSV=d_value, position_LBHS=None, layer=None, length_B=None)
+  nothing = StackedSlots(key_LBHSK=d_key, value_LBHSV=d_value, position_LBHS=None, layer=None, length_B=None)
   return d_q, nothing, Readers(index_BT=None, sees_BT=None)
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from lattice_jax.cache import make_policy
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation.cache_contents import cache_of_map, map_path
@@ -80,7 +80,7 @@ def test_under_the_full_cache_an_answer_is_scored_as_in_one_call_over_prompt_and
 
 
 def test_every_other_cache_keeps_as_many_tokens_and_scores_answers_differently(folder):
-  kept = make_policy(LAGKV).kept_length(230)
+  kept = make_policy(LAGKV).length_after(230)
   def asked(line):
     return line.length, line.answer, line.depth, line.trials
 
@@ -96,7 +96,7 @@ def test_every_other_cache_keeps_as_many_tokens_and_scores_answers_differently(f
 
 
 def test_maps_say_which_part_of_each_stretch_every_head_kept(folder):
-  for cache, kept in (("full", 230), ("lagkv", make_policy(LAGKV).kept_length(230)), ("window like lagkv", 74)):
+  for cache, kept in (("full", 230), ("lagkv", make_policy(LAGKV).length_after(230)), ("window like lagkv", 74)):
     shares_LHN = np.load(map_path(folder, cache, 230)).astype(np.float64)
     edges = np.linspace(0, 230, shares_LHN.shape[-1] + 1)
     assert shares_LHN.shape[:2] == (2, 1)
