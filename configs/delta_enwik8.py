@@ -13,7 +13,7 @@ Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
 
 python train.py --config=configs/delta_enwik8.py:sample --workdir=runs/delta_sample --cpu_devices=2
-python train.py --config=configs/delta_enwik8.py:smoke --workdir=runs/delta_smoke  (a minute)
+python train.py --config=configs/delta_enwik8.py:smoke --workdir=runs/delta_smoke  # a minute
 """
 
 from __future__ import annotations

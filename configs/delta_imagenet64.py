@@ -8,7 +8,7 @@ Variants: linear, scalar_decay, gla, deltanet (as without one), gated_deltanet, 
 Cost: not yet measured (98 billion tokens). Expected: not yet measured.
 
 python train.py --config=configs/delta_imagenet64.py:sample --workdir=runs/delta_photos --cpu_devices=2
-python train.py --config=configs/delta_imagenet64.py:smoke --workdir=runs/delta_photos_smoke  (a minute)
+python train.py --config=configs/delta_imagenet64.py:smoke --workdir=runs/delta_photos_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Variants: linear, scalar_decay, gla, deltanet (as without one), gated_deltanet, 
 Cost: not yet measured (33 billion tokens). Expected: not yet measured.
 
 python train.py --config=configs/delta_pg19.py:sample --workdir=runs/delta_books --cpu_devices=2
-python train.py --config=configs/delta_pg19.py:smoke --workdir=runs/delta_books_smoke  (a minute)
+python train.py --config=configs/delta_pg19.py:smoke --workdir=runs/delta_books_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ python train.py --config=configs/full_enwik8.py --workdir=runs/full_enwik8
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured; the paper has no such row.
 
-python train.py --config=configs/full_enwik8.py:sample --workdir=runs/full_sample  (not yet measured)
-python train.py --config=configs/full_enwik8.py:smoke --workdir=runs/full_smoke  (a minute)
+python train.py --config=configs/full_enwik8.py:sample --workdir=runs/full_sample  # not yet measured
+python train.py --config=configs/full_enwik8.py:smoke --workdir=runs/full_smoke  # a minute
 """
 
 from __future__ import annotations

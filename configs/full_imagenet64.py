@@ -5,8 +5,8 @@ python train.py --config=configs/full_imagenet64.py --workdir=runs/full_imagenet
 
 Cost: not yet measured. Expected: not yet measured; the paper has no such row.
 
-python train.py --config=configs/full_imagenet64.py:sample --workdir=runs/full_photos  (not yet measured)
-python train.py --config=configs/full_imagenet64.py:smoke --workdir=runs/full_photos_smoke  (a minute)
+python train.py --config=configs/full_imagenet64.py:sample --workdir=runs/full_photos  # not yet measured
+python train.py --config=configs/full_imagenet64.py:smoke --workdir=runs/full_photos_smoke  # a minute
 """
 
 from __future__ import annotations

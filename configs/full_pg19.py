@@ -5,8 +5,8 @@ python train.py --config=configs/full_pg19.py --workdir=runs/full_pg19
 
 Cost: not yet measured. Expected: not yet measured; the paper has no such row.
 
-python train.py --config=configs/full_pg19.py:sample --workdir=runs/full_books  (not yet measured)
-python train.py --config=configs/full_pg19.py:smoke --workdir=runs/full_books_smoke  (a minute)
+python train.py --config=configs/full_pg19.py:sample --workdir=runs/full_books  # not yet measured
+python train.py --config=configs/full_pg19.py:smoke --workdir=runs/full_books_smoke  # a minute
 """
 
 from __future__ import annotations

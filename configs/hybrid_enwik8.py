@@ -9,7 +9,7 @@ hybrid; windows in every second layer are how the papers on DeltaNet build their
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 
 python train.py --config=configs/hybrid_enwik8.py:sample --workdir=runs/hybrid_sample --cpu_devices=2
-python train.py --config=configs/hybrid_enwik8.py:smoke --workdir=runs/hybrid_smoke  (a minute)
+python train.py --config=configs/hybrid_enwik8.py:smoke --workdir=runs/hybrid_smoke  # a minute
 """
 
 from __future__ import annotations

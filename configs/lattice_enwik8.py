@@ -11,7 +11,7 @@ Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
 
 python train.py --config=configs/lattice_enwik8.py:sample --workdir=runs/lattice_sample --cpu_devices=2
-python train.py --config=configs/lattice_enwik8.py:smoke --workdir=runs/lattice_smoke  (a minute)
+python train.py --config=configs/lattice_enwik8.py:smoke --workdir=runs/lattice_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Cost: not yet measured (98 billion tokens). Expected: not yet measured.
 A size for two CPU cores on the shipped photographs, and one that only shows that everything runs:
 
 python train.py --config=configs/lattice_imagenet64.py:sample --workdir=runs/lattice_photos --cpu_devices=2
-python train.py --config=configs/lattice_imagenet64.py:smoke --workdir=runs/lattice_photos_smoke  (a minute)
+python train.py --config=configs/lattice_imagenet64.py:smoke --workdir=runs/lattice_photos_smoke  # a minute
 """
 
 from __future__ import annotations

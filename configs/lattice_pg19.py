@@ -11,7 +11,7 @@ Cost: not yet measured (33 billion tokens). Expected: not yet measured.
 A size for two CPU cores on the shipped novels, whose rows follow the books, and one that only shows that it runs:
 
 python train.py --config=configs/lattice_pg19.py:sample --workdir=runs/lattice_books --cpu_devices=2
-python train.py --config=configs/lattice_pg19.py:smoke --workdir=runs/lattice_books_smoke  (a minute)
+python train.py --config=configs/lattice_pg19.py:smoke --workdir=runs/lattice_books_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Cost: not yet measured (32.8 billion tokens). Expected: the paper reports 0.99 b
 A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
 
 python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_sample --cpu_devices=2
-python train.py --config=configs/vq_enwik8.py:smoke --workdir=runs/vq_smoke  (a minute)
+python train.py --config=configs/vq_enwik8.py:smoke --workdir=runs/vq_smoke  # a minute
 
 The sample size takes 9 minutes on two cores of an AMD EPYC; with `--config.train.steps=3200` it takes 40 to 60 and
 ends at 1.93 bits per byte on test, cold or carried.

@@ -11,7 +11,7 @@ Cost: not yet measured (98 billion tokens). Expected: the paper reports 3.16 bit
 A size for two CPU cores on the shipped photographs, and one that only shows that everything runs:
 
 python train.py --config=configs/vq_imagenet64.py:sample --workdir=runs/vq_photos --cpu_devices=2
-python train.py --config=configs/vq_imagenet64.py:smoke --workdir=runs/vq_photos_smoke  (a minute)
+python train.py --config=configs/vq_imagenet64.py:smoke --workdir=runs/vq_photos_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ tokenizer; not yet measured.
 A size for two CPU cores on the shipped novels, whose rows follow the books, and one that only shows that it runs:
 
 python train.py --config=configs/vq_pg19.py:sample --workdir=runs/vq_books --cpu_devices=2
-python train.py --config=configs/vq_pg19.py:smoke --workdir=runs/vq_books_smoke  (a minute)
+python train.py --config=configs/vq_pg19.py:smoke --workdir=runs/vq_books_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -13,21 +13,29 @@ from lattice_jax.config_text import apply_overrides
 from lattice_jax.domains import did_you_mean
 
 
-def cache_overrides(text: str) -> list[str]:
+def cache_overrides(text: str, argument: str = "--cache") -> list[str]:
   """The config overrides that `--cache=policy:field=value,…` stands for. Raises ValueError for any other form.
 
-  A field is the policy's own if it has one of that name, else one that all policies share.
+  A field is the policy's own if it has one of that name, else one that all policies share. `argument` is what messages
+  call the text.
   """
   policy, _, fields = text.partition(":")
   if policy not in POLICIES:
     raise ValueError(
-      f"--cache={text} names the policy {policy!r}; {', '.join(POLICIES)} are known.{did_you_mean(policy, POLICIES)}")
+      f"{argument}={text} names the policy {policy!r}; {', '.join(POLICIES)} are known."
+      f"{did_you_mean(policy, POLICIES)}")
   wrong = [field for field in fields.split(",") if fields and field.count("=") != 1]
   if wrong:
-    raise ValueError(f"--cache={text}: {wrong[0]!r} must have the form field=value, as in lagkv:lag=128,ratio=0.25.")
+    raise ValueError(f"{argument}={text}: {wrong[0]!r} must have the form field=value, as in lagkv:lag=128,ratio=0.25.")
   own = own_fields(policy)
   paths = [f"{policy}." * (field.partition("=")[0] in own) + field for field in fields.split(",") if field]
   return [f"model.cache.policy={policy}", *(f"model.cache.{path}" for path in paths)]
+
+
+def parse_cache(text: str) -> CacheConfig:
+  """Text → cache config, for use without a model. Raises ValueError as `parse_caches`."""
+  config = Config(model=ModelConfig(pattern=("attention",)))
+  return apply_overrides(config, cache_overrides(text, "policy")).model.cache
 
 
 def parse_caches(config: Config, texts: Sequence[str]) -> dict[str, CacheConfig]:
