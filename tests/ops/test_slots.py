@@ -10,7 +10,7 @@ import pytest
 from lattice_jax.ops.attention import MASKED, Order, attend
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
-from lattice_jax.ops.attention.slots import Readers, Slots, attend_slots, slots_seen
+from lattice_jax.ops.attention.slots import Readers, StackedSlots, attend_slots, slots_seen
 from lattice_jax.ops.documents import EMPTY
 from tests.contract.harness import quick_jit
 
@@ -27,7 +27,7 @@ def inputs():
   for row, used in enumerate(USED):
     for head in range(HEADS):
       position[:, row, head, :used] = [0, 1, *sorted(rng.choice(np.arange(2, 20), used - 2, replace=False))]
-  slots = Slots(key, value, jnp.asarray(position), jnp.int32(1), jnp.asarray(USED, jnp.int32))
+  slots = StackedSlots(key, value, jnp.asarray(position), jnp.int32(1), jnp.asarray(USED, jnp.int32))
   index_BT = jnp.broadcast_to(20 + jnp.arange(LENGTH, dtype=jnp.int32), (BATCH, LENGTH))
   # the last tokens of row 1 are of another document
   return q, slots, Readers(index_BT, jnp.asarray([[True] * LENGTH, [True] * 4 + [False] * 3]))
