@@ -26,7 +26,7 @@ from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
 from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
 from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
 from lattice_jax.commands.run import run_script
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.runtime import enable_compilation_cache
 
 OPS = {"vq": vq, "lattice": lattice}

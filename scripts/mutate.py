@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lattice_jax.commands.arguments import Parser, of, path
 from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Number
+from lattice_jax.files import append_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "mutations"
@@ -125,7 +126,6 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
   known = read_results(results_file)
   keys = [mutation.key(ROOT) for mutation in mutations]
   waiting = [i for i, key in enumerate(keys) if key not in known]
-  results_file.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
     testers = [Tester(copy_tree(Path(folder) / str(job))) for job in range(min(jobs, len(waiting)))]
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
@@ -144,12 +144,10 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
           free.put(tester)
 
       futures = [pool.submit(one, i) for i in waiting]
-      with results_file.open("a", encoding="utf-8") as file:
-        for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-          i, known[keys[i]] = future.result()
-          file.write(json.dumps({"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}) + "\n")
-          file.flush()
-          print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
+      for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
+        i, known[keys[i]] = future.result()
+        append_jsonl(results_file, [{"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}])
+        print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
     finally:  # also of Ctrl-C
       for tester in testers:
         tester.stop()

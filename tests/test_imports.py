@@ -14,9 +14,10 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.peers", "lattice_jax.shown"),
+  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.shown"),
   ("lattice_jax.domains",),
-  ("lattice_jax.fields",),
+  ("lattice_jax.fields", "lattice_jax.processes"),
+  ("lattice_jax.files",),
   ("lattice_jax.cache.policies",),
   ("lattice_jax.cache.config", "lattice_jax.memories.section", "lattice_jax.memories.recurrent_config",
    "lattice_jax.ops.rotary_config"),
@@ -25,7 +26,7 @@ LAYERS = (
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
   ("lattice_jax.config_dict",),
   ("lattice_jax.runtime",),
-  ("lattice_jax.together", "lattice_jax.formats"),
+  ("lattice_jax.formats",),
   ("lattice_jax.ops",),
   ("lattice_jax.cache", "lattice_jax.modules"),
   ("lattice_jax.memories",),

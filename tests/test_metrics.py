@@ -1,4 +1,4 @@
-"""Ratios, units, and the reading of metrics.jsonl."""
+"""Ratios, units, and the reading of JSON Lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from lattice_jax.metrics import bits_per_byte, ratio, read_jsonl
+from lattice_jax.files import read_jsonl
+from lattice_jax.metrics import bits_per_byte, ratio
 
 
 def test_ratio_of_nothing_is_zero():

@@ -31,6 +31,7 @@ from lattice_jax.data.files import decode_text, sha256_of_file
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
+from lattice_jax.files import to_jsonl
 
 _JOURNAL = "journal.jsonl"
 _BATCH_BYTES = 16 << 20
@@ -115,7 +116,7 @@ def write_corpus(data: DataConfig, splits: Mapping[str, Documents], recipe: Reci
       done = sum(entry.split == split for entry in finished)
       for entries, stored in _batches(split, splits[split], done, encoding, report):
         _append(tokens, stored)
-        _append(journal, "".join(json.dumps(dataclasses.astuple(entry)) + "\n" for entry in entries))
+        _append(journal, to_jsonl(map(dataclasses.astuple, entries)))
         finished += entries
   _finish(work, folder, data, encoding, recipe, finished, report)
   return folder

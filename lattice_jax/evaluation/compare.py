@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from lattice_jax.evaluation.bootstrap import interval_of_mean
 from lattice_jax.evaluation.cache_contents import row_bytes, slots_in_use
 from lattice_jax.evaluation.reader import Reader
 from lattice_jax.evaluation.result_tables import write_text
+from lattice_jax.files import to_jsonl
 from lattice_jax.inference.programs import Progress
 from lattice_jax.markdown import markdown_table
 
@@ -151,5 +151,5 @@ def write_comparisons(folder: Path, comparisons: list[Comparison]) -> list[Path]
   """Writes compare.md, and compare.jsonl with one line per cache."""
   paths = [folder / "compare.md", folder / "compare.jsonl"]
   write_text(paths[0], format_comparisons(comparisons))
-  write_text(paths[1], "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in comparisons))
+  write_text(paths[1], to_jsonl(dataclasses.asdict(row) for row in comparisons))
   return paths

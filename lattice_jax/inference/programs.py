@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lattice_jax.cache.convert import compress, uncompressed
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.placed import Abstract, with_shardings
 from lattice_jax.inference.sampling import Sampling, sample_token
@@ -68,7 +69,7 @@ def compile_programs(model: ModelConfig, sampling: Sampling, shapes: Shapes, mes
   that there is only room for calls of so many tokens.
   """
   abstract, reading, writing = Abstract.of(variables), model, model
-  if model.cache.policy != "full" and not model.cache.call_len:
+  if make_policy(model.cache).drops and not model.cache.call_len:
     reading, writing = uncompressed(model), replace(model, cache=replace(model.cache, call_len=1))
   read_len = shapes.max_len if reading is writing else shapes.prompt_len
   start, prefill = _compile_prefill(reading, shapes.batch, shapes.chunk_len, read_len, mesh, abstract)

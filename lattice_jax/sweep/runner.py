@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lattice_jax.files import lock_folder
 from lattice_jax.sweep.search import Search
 from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import (
@@ -129,17 +129,10 @@ class Runner:
     return f"[{trial.index + 1}/{self._search.total}] {trial.id}:"
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-  """Holds the folder for one sweep at a time; the system releases it however that ends."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "lock").open("a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise ValueError(
-        f"another sweep runs in --workdir={workdir}; stop it first, or choose another workdir.") from error
-    yield
+def locked(workdir: Path) -> contextlib.AbstractContextManager[None]:
+  """Holds the folder for one sweep at a time."""
+  return lock_folder(
+    workdir, f"another sweep runs in --workdir={workdir}; stop it first, or choose another workdir.")
 
 
 def trial_environment(trial: Trial) -> dict[str, str]:

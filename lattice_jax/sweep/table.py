@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.config_checks import parse_config
+from lattice_jax.files import Record, to_jsonl
 from lattice_jax.markdown import markdown_table
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.models.state_size import describe_state
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.labels import is_seed, short_names, short_values
@@ -266,7 +266,7 @@ def write_table(table: Table, folder: Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   rows = records(table)
   (folder / "table.md").write_text(markdown(table), encoding="utf-8")
-  (folder / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+  (folder / "table.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
   text = io.StringIO()
   if rows:
     names = [name for name in rows[0] if name != "by_seed"]

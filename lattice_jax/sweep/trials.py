@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.files import Record, replace_json
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.parameters import Value
 from lattice_jax.writers.base import series
@@ -33,10 +34,7 @@ class TrialRecord(Trial):
   seconds: float | None = None
 
   def write(self, folder: Path) -> None:
-    """Whole or not at all."""
-    partial = folder / "trial.partial"
-    partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "trial.json")
+    replace_json(folder / "trial.json", asdict(self))
 
 
 def read_record(folder: Path) -> TrialRecord | None:

@@ -20,6 +20,7 @@ from typing import Any
 from lattice_jax.data.files import BookSet
 from lattice_jax.data.prepare.download import require_space, unreachable
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
+from lattice_jax.files import replace_file
 
 STORAGE_URL = "https://storage.googleapis.com"
 RETRY_PAUSE = 1.0  # seconds before the second attempt, twice that before the third
@@ -99,10 +100,7 @@ def _fetch(bucket: str, file: RemoteFile, folder: Path) -> None:
   if _md5(raw) != file.md5:
     raise ValueError(
       f"{url} came with {len(raw):,} bytes of md5 {_md5(raw)}, not {file.size:,} of {file.md5}; run the command again.")
-  target = folder / file.name
-  partial = target.with_name(target.name + ".part")
-  partial.write_bytes(raw)
-  partial.replace(target)
+  replace_file(folder / file.name, raw)
 
 
 def _url(bucket: str, file: RemoteFile) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 import sentencepiece
 
+from lattice_jax.files import replacing
+
 SETTINGS: dict[str, dict[str, Any]] = {
   "bpe_lossless": {
     "normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": False,
@@ -35,20 +37,16 @@ def train_bpe(texts: Iterable[str], tokenizer: str, target: Path) -> None:
   """
   setting, vocab = parse_name(tokenizer)
   target.parent.mkdir(parents=True, exist_ok=True)
-  partial = target.with_name(target.name + ".part")
   try:
-    with partial.open("wb") as file:
+    with replacing(target) as partial, partial.open("wb") as file:
       sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=_lines(texts), model_writer=file, model_type="bpe", vocab_size=vocab, pad_id=0, eos_id=1,
         unk_id=2, bos_id=-1, input_sentence_size=_MAX_LINES, shuffle_input_sentence=True, num_threads=1,
         max_sentence_length=_MAX_LINE_BYTES, minloglevel=2, **SETTINGS[setting])
-    partial.replace(target)
   except RuntimeError as error:
     raise ValueError(
       f"no tokenizer {tokenizer} can be trained on these texts ({str(error).strip().splitlines()[-1]}); use a smaller "
       "vocabulary.") from error
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def parse_name(tokenizer: str) -> tuple[str, int]:
