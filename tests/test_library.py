@@ -126,10 +126,15 @@ def test_a_layer_refuses_what_does_not_fit(name):
     ({"state": layer_of(name).init_state(2)}, r"a state and no segment; give segment=whole_segment\(2, 6, start=…\)"),
     ({"state": layer_of(name).init_state(3), "segment": segment},
      rf"{kind} was given a state whose \S+ has shape \(3, .*, and needs \(2, .*go on with the state"),
-    ({"state": {"other": jnp.zeros(2)}, "segment": segment}, rf"{kind} was given a state without the field"),
   ):
     with pytest.raises(ValueError, match=sentence):
       call(name, **refused)
+
+
+def test_a_layer_refuses_a_state_that_was_made_without_convolution():
+  other = lj.GLA(lj.GatedLinearConfig(heads=2, key_dim=4, value_dim=4, conv_width=0)).init_state(2)
+  with pytest.raises(ValueError, match=r"GLA was given a state without the field 'tail\.q_BWHK', which its state has"):
+    call("gla", state=other, segment=lj.whole_segment(2, 6))
 
 
 def test_a_layer_refuses_a_config_that_cannot_be():

@@ -27,7 +27,8 @@ def compress_kv(
   Args:
     k, v: [B, T, H, K] and [B, T, H, V], keys and values as attention reads them, rotary embedding included.
     policy: as eval.py's --cache has it, such as "lagkv:ratio=0.25" (docs/cache_policies.md), or a `CacheConfig`.
-    q: [B, T, H·G, K], queries of the same tokens, for h2o, snapkv and tova; query head h·G + g reads head h.
+    q: [B, T, H·G, K], queries of the same tokens, for the policies h2o, snapkv and tova; query head h·G + g reads
+      head h.
     valid: [B, T], which tokens there are, a prefix of every row; None is all.
 
   Returns:

@@ -74,8 +74,8 @@ class SoftmaxAttention(nn.Module):
     if config.gated:
       v_BTHV = nn.silu(v_BTHV)
     out_BTQV, state = softmax_attention(
-      q_BTQK, k_BTHK, v_BTHV, state, segment.ids_BT, segment.valid_BT, window=self.window, cache=self.cache,
-      impl=self.impl)
+      q_BTQK, k_BTHK, v_BTHV, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, window=self.window,
+      cache=self.cache, impl=self.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
