@@ -139,8 +139,8 @@ def describe_death(text: str) -> str | None:
     return None
   who = f"process {numbers[0]} has" if len(numbers) == 1 else f"processes {', '.join(numbers)} have"
   return (
-    f"{who} ended or cannot be reached any more; the last words there tell why. Start the same command on every host "
-    "again: it goes on from the newest checkpoint.")
+    f"{who} ended or cannot be reached any more; the last lines printed there say why. Start the same command again on "
+    "every host: it continues from the newest checkpoint.")
 
 
 def await_abort(error: BaseException | None) -> None:

@@ -44,7 +44,7 @@ def main() -> None:
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
   parser.add_argument("--batch", type=positive, default=1)
   parser.add_argument("--rounds", type=positive, default=7)
-  parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only how they grow")
+  parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only their growth")
   parser.add_argument("--max_gb", type=positive_number, default=16.0, help="cases that need more memory are not run")
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl, tables and plots")
   arguments = parser.parse_args()

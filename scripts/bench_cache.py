@@ -1,4 +1,4 @@
-"""Times decoding after a long text under a cache policy, against the full cache and against one of the same length.
+"""Times decoding after a long text with a cache policy, against the full cache and a full cache of equal length.
 
 python scripts/bench_cache.py --length=8192 --lag=128 --ratio=0.25 --out=docs/results/bench_cache_cpu
 

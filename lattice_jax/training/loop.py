@@ -131,15 +131,15 @@ class Run:
     if self.step < config.steps or self.step not in self.evaluated:
       raise Stop(
         f"stopped by {request.name} at step {self.step} of {config.steps}; everything is saved, and the same "
-        "command goes on from here.", 128 + request.number)
+        "command continues from here.", 128 + request.number)
     self.writers.note(f"done; next: python eval.py --workdir={self.workdir}")
     return self.state
 
   def acknowledge(self, signal_name: str) -> None:
     """Says that a signal has come; the next boundary may be far off."""
     self.writers.note(
-      f"{signal_name} received: the run saves and stops when what it is in the middle of is done; a second Ctrl-C ends "
-      "it at once")
+      f"{signal_name} received: the run saves and stops as soon as its current work is done; a second Ctrl-C ends it "
+      "at once")
 
   def close(self) -> None:
     """Closes the trace, the writers and the checkpoints' threads, also after a failure."""
@@ -238,5 +238,5 @@ class Run:
     what = "loss" if not math.isfinite(metrics["loss"]) else "gradient"
     raise Stop(
       f"the {what} of the update after step {step} is not finite (steps {feed.first_step} to "
-      f"{feed.first_step + feed.count} ran together); batch, step and state before it are in {folder}, and "
+      f"{feed.first_step + feed.count} ran in one call); batch, step and state before it are in {folder}, and "
       f"the same command with --workdir={folder} replays it; train.nan_skips allows such updates to be skipped.", 1)

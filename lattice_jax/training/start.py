@@ -100,7 +100,7 @@ def announce(
   with propagate_failure():
     write_json(workdir / FILE, description)
     writers = Writers(config.train.writers, RunInfo(workdir, start.step, description, data.train.unit))
-  changed = [f"changed since the start before: {path}: {old} → {new}" for path, (old, new) in changes.items()]
+  changed = [f"changed since the last start: {path}: {old} → {new}" for path, (old, new) in changes.items()]
   for line in [*_introduction(config, data, start, description["parameters"], mesh), *changed, *writers.hints()]:
     writers.note(line)
   return description, writers
@@ -159,7 +159,7 @@ def _introduction(config: Config, data: Data, start: Start, parameters: int, mes
   spare = config.model.vocab - data.tokenizer.vocab_size
   if spare:  # harmless, and wanted where a rounder number shards better
     lines.append(
-      f"model.vocab={config.model.vocab} has {spare} rows more than data.tokenizer={config.data.tokenizer} has "
+      f"model.vocab={config.model.vocab} has {spare} more rows than data.tokenizer={config.data.tokenizer} has "
       "tokens; they are never the answer")
   lines.append(
     f"mesh data {mesh.shape['data']} × model {mesh.shape['model']} of {jax.devices()[0].device_kind}, "

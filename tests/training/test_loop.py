@@ -195,7 +195,7 @@ def test_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, recorder)
 
 def test_more_rows_than_tokens_are_told(tmp_path, recorder):
   loop.train(recorded_config(train__steps=1, model__vocab=300), tmp_path)
-  assert any("model.vocab=300 has 41 rows more than data.tokenizer=bytes has tokens" in note for note in recorder.notes)
+  assert any("model.vocab=300 has 41 more rows than data.tokenizer=bytes has tokens" in note for note in recorder.notes)
 
 
 def test_non_finite_loss_is_dumped_and_the_dump_replays_it(tmp_path):
@@ -278,7 +278,7 @@ def test_what_is_changed_at_a_resume_is_told_and_its_old_value_kept(tmp_path, re
   recorder.notes.clear()
   loop.train(recorded_config(**changed), tmp_path)
   told = [note for note in recorder.notes if note.startswith("changed")]
-  assert told == [f"changed since the start before: {change}" for change in (
+  assert told == [f"changed since the last start: {change}" for change in (
     "optimizer.learning_rate: 0.001 → 0.25", "optimizer.schedule: cosine → constant", "train.steps: 2 → 4")]
   loop.train(recorded_config(**changed), tmp_path)  # nothing new
   loop.train(recorded_config(**changed | {"train__steps": 5}), tmp_path)

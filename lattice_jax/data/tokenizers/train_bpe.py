@@ -1,8 +1,8 @@
-"""Training of sentencepiece BPE models, in two settings that every result names.
+"""Trains sentencepiece BPE models, in one of two settings, which every result names.
 
 lossless: the bytes come back exactly; newlines are tokens of their own and rare characters fall back to bytes.
-paper: sentencepiece's defaults, as the published PG-19 figures use them; newlines and runs of spaces are lost, so that
-  the text to predict is shorter than the one whose words are counted.
+paper: sentencepiece's defaults, as for the published PG-19 results; newlines and runs of spaces are lost, so the text
+  to predict is shorter than the text whose words are counted.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "byte_fallback": True, "user_defined_symbols": ["\n"]},
   "bpe_paper": {"character_coverage": 1.0},
 }
-# The trainer drops longer lines without a word.
+# The trainer silently drops longer lines.
 _MAX_LINE_BYTES = 4192
-# BPE training holds its lines in memory; of more than these it draws so many at random.
+# The trainer holds its lines in memory; of more lines than this it draws a random sample.
 _MAX_LINES = 10_000_000
 
 
 def train_bpe(texts: Iterable[str], tokenizer: str, target: Path) -> None:
-  """Writes the model of `tokenizer`, such as "bpe_lossless:32000", to `target`, whole or not at all.
+  """Writes the model of `tokenizer`, such as "bpe_lossless:32000", to `target`, atomically.
 
-  Ids: 0 pad, 1 eos, 2 unknown, no bos. The same texts give the same model.
+  Its ids are 0 pad, 1 eos, 2 unknown, and no bos. The same texts give the same model.
 
-  Raises:
-    ValueError: the texts are too few for the vocabulary.
+  Raises ValueError if the texts are too few for the vocabulary.
   """
   setting, vocab = parse_name(tokenizer)
   target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,17 +49,17 @@ def train_bpe(texts: Iterable[str], tokenizer: str, target: Path) -> None:
 
 
 def parse_name(tokenizer: str) -> tuple[str, int]:
-  """("bpe_lossless", 32000) of "bpe_lossless:32000". Raises ValueError for other names."""
+  """("bpe_lossless", 32000) for "bpe_lossless:32000". Raises ValueError for other names."""
   setting, _, vocab = tokenizer.partition(":")
   if setting not in SETTINGS or not vocab.isdigit() or int(vocab) < 300:
     raise ValueError(
-      f"data.tokenizer={tokenizer!r} is not known; use 'bytes', 'bpe_lossless:VOCAB' or 'bpe_paper:VOCAB' with a "
+      f"data.tokenizer={tokenizer!r} is unknown; use 'bytes', 'bpe_lossless:VOCAB' or 'bpe_paper:VOCAB' with a "
       "VOCAB of at least 300, such as 'bpe_lossless:32000'.")
   return setting, int(vocab)
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-  """Lines that the trainer takes: not empty, and long ones in pieces (a character has at most four bytes)."""
+  """The lines for the trainer: no empty ones, and long ones cut (a character has at most four bytes)."""
   step = _MAX_LINE_BYTES // 4
   for text in texts:
     for line in text.split("\n"):

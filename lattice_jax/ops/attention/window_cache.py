@@ -19,15 +19,12 @@ class WindowCache:
 
   key_BSHK, value_BSHV: as they were computed, rotary embedding included. id_BS: document of the slot, EMPTY if none.
   document_B: EMPTY before any token.
-  seen_B, summary: tokens of the document so far, and what the fold has made of those that left; None without a fold.
   """
 
   key_BSHK: jax.Array
   value_BSHV: jax.Array
   id_BS: jax.Array
   document_B: jax.Array
-  seen_B: jax.Array | None = None
-  summary: Any = None
 
   @property
   def order(self) -> Order:
@@ -36,18 +33,27 @@ class WindowCache:
     return Order(index_BT=jnp.broadcast_to(index_S, self.id_BS.shape), id_BT=relabel(self.id_BS, 0))
 
 
+@flax.struct.dataclass
+class FoldingWindow(WindowCache):
+  """A window with a fold. seen_B: tokens of the document so far. summary: what the fold has made of those that left."""
+
+  seen_B: jax.Array
+  summary: Any
+
+
 def empty_window(
   batch: int, window: int, kv_heads: int, key_dim: int, value_dim: int, dtype: jnp.dtype, *, fold: Fold | None = None,
 ) -> WindowCache:
   """A window without tokens."""
-  return WindowCache(
+  cache = WindowCache(
     key_BSHK=jnp.zeros((batch, window, kv_heads, key_dim), dtype),
     value_BSHV=jnp.zeros((batch, window, kv_heads, value_dim), dtype),
     id_BS=jnp.full((batch, window), EMPTY, jnp.int32),
     document_B=jnp.full((batch,), EMPTY, jnp.int32),
-    seen_B=None if fold is None else jnp.zeros((batch,), jnp.int32),
-    summary=None if fold is None else fold.init_summary(batch, kv_heads, key_dim, value_dim),
   )
+  return cache if fold is None else FoldingWindow(
+    **vars(cache), seen_B=jnp.zeros((batch,), jnp.int32),
+    summary=fold.init_summary(batch, kv_heads, key_dim, value_dim))
 
 
 def shift_tokens(
@@ -72,8 +78,8 @@ def shift_tokens(
 
 
 def _evict(
-  fold: Fold, cache: WindowCache, joined: tuple[jax.Array, ...], num_new_B: jax.Array, last_run_B1: jax.Array,
-) -> WindowCache:
+  fold: Fold, cache: FoldingWindow, joined: tuple[jax.Array, ...], num_new_B: jax.Array, last_run_B1: jax.Array,
+) -> FoldingWindow:
   """The cache with `seen_B` and `summary` after the call. joined: runs, keys and values, old ones before new ones."""
   run_BS, key_BSHK, value_BSHV = joined
   place_S, window = jnp.arange(run_BS.shape[1]), cache.id_BS.shape[1]
