@@ -1,4 +1,4 @@
-"""The softmax twin of `vq_enwik8`: every value from there, softmax attention with rotary positions as the memory.
+"""The softmax twin of `vq_enwik8`: the same values, with softmax attention and rotary positions as the memory.
 
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/full_enwik8.py --workdir=runs/full_enwik8

@@ -1,4 +1,4 @@
-"""The softmax twin of `vq_imagenet64`: every value from there, softmax attention with rotary positions as the memory.
+"""The softmax twin of `vq_imagenet64`: the same values, with softmax attention and rotary positions as the memory.
 
 python scripts/prepare_data.py imagenet64
 python train.py --config=configs/full_imagenet64.py --workdir=runs/full_imagenet64

@@ -1,4 +1,4 @@
-"""The softmax twin of `vq_pg19`: every value from there, softmax attention with rotary positions as the memory.
+"""The softmax twin of `vq_pg19`: the same values, with softmax attention and rotary positions as the memory.
 
 python scripts/prepare_data.py pg19
 python train.py --config=configs/full_pg19.py --workdir=runs/full_pg19

@@ -3,8 +3,8 @@
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/hybrid_enwik8.py --workdir=runs/hybrid_enwik8
 
-A window of 512 bytes sees what is near exactly; the slots of the layers between keep what is far. The paper has no
-hybrid; windows in every second layer are how the papers on DeltaNet build theirs.
+A window of 512 bytes reads the near past exactly, and the slots of the other layers keep the far past. The paper has
+no hybrid; the papers on DeltaNet put windows into every second layer of theirs.
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 

@@ -3,8 +3,8 @@
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/lattice_enwik8.py --workdir=runs/lattice_enwik8
 
-Model and optimizer are those of the 125M rung of the ladder on which recurrent memories are compared, with 64 slots a
-head; data and number of tokens are those of `vq_enwik8`. Steps and chunks of the paper's own models are not known.
+Model and optimizer are the 125M rung of the ladder on which recurrent memories are compared, with 64 slots per
+head; data and number of tokens are those of `vq_enwik8`. The paper does not state the steps and chunks of its models.
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 

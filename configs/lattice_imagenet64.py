@@ -3,7 +3,7 @@
 python scripts/prepare_data.py imagenet64
 python train.py --config=configs/lattice_imagenet64.py --workdir=runs/lattice_imagenet64
 
-Model and optimizer are those of the 350M rung of the ladder on which recurrent memories are compared, with 64 slots a
+Model and optimizer are the 350M rung of the ladder on which recurrent memories are compared, with 64 slots per
 head; data and number of tokens are those of `vq_imagenet64`.
 
 Cost: not yet measured (98 billion tokens). Expected: not yet measured.
@@ -39,7 +39,7 @@ def full_size() -> ml_collections.ConfigDict:
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:
-  """Nine photographs and few minutes: a small model."""
+  """A small model for nine photographs and a few minutes."""
   config.name += "_sample"
   common.shrink_to_sample(config)
   config.model.update({"dim": 128, "layers": 3, "mlp_dim": 256})

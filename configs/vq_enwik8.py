@@ -1,6 +1,6 @@
 """Transformer-VQ, 48 gated attention units (190M parameters), enwik8, with the values of the paper.
 
-Where papers are silent, as the first of its published codes; docs/transformer_vq.md says where and what we would do.
+What the paper does not state is as in its first published code; docs/transformer_vq.md says where.
 
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/vq_enwik8.py --workdir=runs/vq_enwik8

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_collections
 
-from lattice_jax.cache.policy import check_cache
+from lattice_jax.cache.policy import check_cache, make_policy
 from lattice_jax.config import Config, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
 from lattice_jax.domains import checked
@@ -68,7 +68,7 @@ def _check_model(model: ModelConfig) -> None:
 
 def _check_cache(model: ModelConfig) -> None:
   check_cache(model.cache)
-  if model.cache.policy != "full" and not any(find_memory(name).needs_token_cache for name in model.pattern):
+  if make_policy(model.cache).drops and not any(find_memory(name).needs_token_cache for name in model.pattern):
     able = " or ".join(repr(name) for name in FOLDERS if find_memory(name).needs_token_cache)
     raise ValueError(
       f"model.cache.policy={model.cache.policy!r} has nothing to keep: model.pattern={','.join(model.pattern)} has no "

@@ -1,4 +1,4 @@
-"""New tokens into their slots, in place: one write a token, whatever the size of the stack."""
+"""Writes new tokens into their slots, in place: one write a token, whatever the size of the stack."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lattice_jax.types import Segment
 
 @flax.struct.dataclass
 class Arrivals:
-  """What a call's tokens are to the cache.
+  """Where a call's tokens stand in their documents.
 
-  run_BT: document changes up to the token, EMPTY where it is invalid; run 0 goes on with the cache's document.
-  index_BT: which token of its document it is. is_last_BT: whether it is of the row's last document, which stays.
+  run_BT: number of document changes up to the token, EMPTY where it is invalid; run 0 continues the cache's document.
+  index_BT: the token's index in its document. is_last_BT: whether it belongs to the row's last document, which stays.
   is_new_B: whether that document began in this call. seen_B, document_B: as in `KVCache`, after the call.
   """
 
@@ -32,7 +32,7 @@ class Arrivals:
 
 
 def arrivals(cache: KVCache, segment: Segment) -> Arrivals:
-  """The call's tokens after those in `cache`, one layer's."""
+  """Places the call's tokens behind those of one layer's cache."""
   run_BT = document_runs(segment.ids_BT, segment.valid_BT, cache.document_B)
   time_T = jnp.arange(run_BT.shape[1], dtype=jnp.int32)
   before_BT = jnp.concatenate([jnp.zeros_like(run_BT[:, :1]), run_BT[:, :-1]], axis=1)
@@ -51,9 +51,10 @@ def append(
   policy: Policy, view: CacheView, k_BTHK: jax.Array, v_BTHV: jax.Array, arriving: Arrivals, *,
   mass_BTH: jax.Array | None = None, query_BTQK: jax.Array | None = None,
 ) -> CacheView:
-  """The tokens of each row's last document after those it has; a new document starts at slot 0.
+  """Appends the tokens of each row's last document; a new document starts at slot 0.
 
-  What does not fit is lost, as what a ring overwrites. mass_BTH, query_BTQK: where the policy records them.
+  A window overwrites its oldest tokens, and any other cache loses those for which it has no room; both are handed to
+  the fold. mass_BTH, query_BTQK: given where the policy records them.
   """
   stack, layer, before = view.stack, view.layer, view.counts
   slot_BT, length_B = _places(policy, before, arriving, stack.num_slots)
@@ -86,7 +87,7 @@ def append(
 
 
 def _places(policy: Policy, before: KVCache, arriving: Arrivals, num_slots: int) -> tuple[jax.Array, jax.Array]:
-  """The slot of each token, `num_slots` for one that is not kept, and the slots in use afterwards."""
+  """The slot of each token, or `num_slots` if it is not kept, and how many slots are in use afterwards."""
   if policy.window:
     is_kept_BT = arriving.index_BT >= arriving.seen_B[:, None] - policy.window
     is_kept_BT = arriving.is_last_BT & (is_kept_BT | (arriving.index_BT < policy.sinks))
@@ -104,7 +105,7 @@ def _places(policy: Policy, before: KVCache, arriving: Arrivals, num_slots: int)
 
 def _leaving(
   view: CacheView, slot_BT: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, arriving: Arrivals) -> Evicted:
-  """Tokens of each row's last document that are overwritten at `slot_BT`, and new ones that get no slot."""
+  """The tokens of each row's last document that are overwritten at `slot_BT`, and new ones that get no slot."""
   stack, row_B1 = view.stack, jnp.arange(slot_BT.shape[0])[:, None]
   is_written_BT = slot_BT < stack.num_slots
 
@@ -121,7 +122,7 @@ def _leaving(
 
 
 def _shift(query_BWQK: jax.Array, query_BTQK: jax.Array, arriving: Arrivals) -> jax.Array:
-  """The last queries of each row's last document; the places before its first are not used."""
+  """The newest queries of each row; those of earlier documents are never used."""
   num_new_B = (arriving.run_BT != EMPTY).sum(1)
   joined_BSQK = jnp.concatenate([query_BWQK, query_BTQK.astype(query_BWQK.dtype)], axis=1)
   return last_slots(joined_BSQK, num_new_B, query_BWQK.shape[1])

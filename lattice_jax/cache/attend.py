@@ -1,4 +1,4 @@
-"""Attention of a call's tokens to themselves and to the cache as it was before them, and what a policy notes of it."""
+"""Attention of a call's tokens to themselves and to the cache before them, and the attention that a policy records."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def attend_cache(
 def note_mass(
   policy: Policy, q_BTQK: jax.Array, lse_BTQ: jax.Array, k_BTHK: jax.Array, view: CacheView, arriving: Arrivals,
 ) -> tuple[CacheView, jax.Array | None]:
-  """The cache with the attention its slots received now, and what the call's own tokens received; None if unwanted.
+  """Adds the attention that each slot received now; also returns what the call's own tokens received.
 
-  `lse_BTQ` is that of both together.
+  lse_BTQ: the log-sum-exp over both together. Where the policy records no attention, nothing changes, and the second
+  result is None.
   """
   if not policy.records_mass:
     return view, None

@@ -1,4 +1,4 @@
-"""How much a policy keeps: the budget of a config as tokens of a partition, and lengths in closed form."""
+"""How much a policy keeps: a config's budget as tokens per partition, and cache lengths in closed form."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def window_size(config: CacheConfig) -> int:
 
 
 def keep_of_partition(config: CacheConfig) -> int:
-  """Tokens that each head keeps of a partition, 1 ≤ keep ≤ lag, from whichever way the budget is given.
+  """Tokens of a partition that each head keeps, 1 ≤ keep ≤ lag, in whichever way the budget is given.
 
-  Where it is decided online, on average at most. The budget "drift" needs no other, and may then keep all.
+  An online budget keeps at most as many on average. The budget "drift" needs no other, and may then keep all.
 
   Raises:
     ValueError: the budget is given in no way or several, keeps nothing of a partition, or more than all.

@@ -1,4 +1,4 @@
-"""Dropping tokens: which slots of a cache stay, and moving them together. One branch a step for the stack of layers."""
+"""Drops tokens: chooses the slots that stay and moves them together, in one branch a step for the stack of layers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from lattice_jax.ops.documents import EMPTY
 
 
 def compact(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> dict[str, KVCache]:
-  """The stacks of caches after a call of at most `call_len` tokens: what fell due is dropped, old text is cleared.
+  """Compresses partitions that fell due in a call of at most `call_len` tokens, and clears what ended documents left.
 
-  Rows are independent, and shapes stay. While nothing is due in any row, nothing is computed. There is one branch and
-  its other side is the identity: any other form of it makes XLA copy the stacks at every step.
+  Rows are independent, and shapes stay. While nothing is due in any row, nothing is computed. There is one branch, and
+  its other side is the identity; in any other form XLA copies the stacks at every step.
   """
   stacks = dict(stacks)
   drops = policy.lag > 0 and _span(policy, stacks, call_len) >= 2 * policy.lag
@@ -47,18 +47,18 @@ def compact(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> dic
 
 
 def num_due(policy: Policy, cache: KVCache, layer: jax.Array) -> jax.Array:
-  """Partitions to compress now: complete ones whose successor is complete; none of a layer that is skipped."""
+  """How many partitions to compress now: those whose successor is complete, none in a layer that is skipped."""
   num_B = jnp.maximum(0, (cache.length_B - cache.base_B) // policy.lag - 1)
   return jnp.where(layer < policy.config.skip_layers, 0, num_B) if policy.config.skip_layers else num_B
 
 
 def _span(policy: Policy, stacks: Mapping[str, KVCache], call_len: int) -> int:
-  """Slots after the base that can be in use: a tail that was not due, and the call's tokens."""
+  """How many slots behind the base can be in use: a tail that was not due, and the call's tokens."""
   return min(2 * policy.lag - 1 + call_len, *(stack.num_slots for stack in stacks.values()))
 
 
 def _clear(layer: jax.Array, stack: KVCache) -> KVCache:
-  """Blank slots beyond the length, in rows where an earlier document may have left something there."""
+  """Blanks the slots beyond the length, in rows where an earlier document may have left something there."""
   length_B = stack.length_B[layer]
   is_clean_B = stack.filled_B[layer] <= length_B
   stays_BS = (jnp.arange(stack.num_slots) < length_B[:, None]) | is_clean_B[:, None]
@@ -79,7 +79,7 @@ def _clear(layer: jax.Array, stack: KVCache) -> KVCache:
 
 
 def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KVCache:
-  """Compresses what is due in one layer. Only the slots behind the base are touched, where the policy allows."""
+  """Compresses what is due in one layer. It touches only slots behind the base, unless all partitions compete."""
   base_B, length_B = stack.base_B[layer], stack.length_B[layer]
   due_B = num_due(policy, stack.replace(base_B=base_B, length_B=length_B), layer)
   start_B = jnp.zeros_like(base_B) if policy.is_global else base_B
@@ -124,9 +124,9 @@ def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KV
 
 def _stays_of_partitions(
   policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Bool [B, H, R]: the best of each partition that is due, and all that follows; and how many of the due ones stay.
+  """Bool [B, H, R], the best of each due partition and all that follows, and how many tokens of the due ones stay.
 
-  `region` starts at the base, which counts in the whole cache.
+  `region` starts at the base; its `base_B` counts from the cache's start.
   """
   lag, span = policy.lag, region.num_slots
   num = span // lag
@@ -151,8 +151,8 @@ def _stays_of_partitions(
 
 def _stays_of_all(
   policy: Policy, layer: jax.Array, region: KVCache, due_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Bool [B, H, S]: as many slots as partitions would keep, the best of all behind the sinks, and the last tokens; and
-  by how many those before the last tokens grow.
+  """Bool [B, H, S], the best slots behind the sinks, as many as partitions would keep, and the last tokens; and by how
+  many the slots before the last tokens grow.
   """
   del layer
   slot_S = jnp.arange(region.num_slots)
@@ -167,7 +167,7 @@ def _stays_of_all(
 
 
 def _rank(score: jax.Array) -> jax.Array:
-  """0 for the highest along the last axis; of equal ones the first goes before."""
+  """Rank along the last axis, 0 for the highest score; of equal scores the first ranks higher."""
   return jnp.argsort(jnp.argsort(-score, axis=-1, stable=True), axis=-1)
 
 

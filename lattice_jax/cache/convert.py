@@ -1,4 +1,4 @@
-"""From caches that hold every token of a prompt to the same under a policy, with the room that decoding needs."""
+"""Compresses caches that hold every token of a prompt as a policy says, and gives them the room that decoding needs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lattice_jax.ops.documents import EMPTY
 
 
 def uncompressed(model: ModelConfig, caches: Sequence[CacheConfig] = ()) -> ModelConfig:
-  """The model with a cache that drops nothing and records what `caches`, or else its own policy, will ask for."""
+  """The model with a cache that drops nothing and records what `caches`, or else its own policy, will need."""
   policies = [make_policy(cache) for cache in caches or (model.cache,)]
   wanted = {"mass": any(policy.records_mass for policy in policies),
             "queries": any(policy.num_queries for policy in policies)}
@@ -63,7 +63,7 @@ def _check(policy: Policy, cache: KVCache, max_len: int) -> None:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def compress_caches(policy: Policy, num_slots: int, caches: dict[str, KVCache]) -> dict[str, KVCache]:
-  """Stacks of caches that hold every token, under the policy and with other room."""
+  """Stacks of caches that hold every token, compressed as the policy says and with `num_slots` slots."""
   def convert(cache: KVCache) -> KVCache:
     cache = _with_records(policy, cache)
     if policy.window:
@@ -77,7 +77,7 @@ def compress_caches(policy: Policy, num_slots: int, caches: dict[str, KVCache]) 
 
 
 def _with_records(policy: Policy, cache: KVCache) -> KVCache:
-  """Without the records that the policy does not use, and with the summary of nothing for its fold."""
+  """The cache without records that the policy does not use, and with an empty summary if it has a fold."""
   first = cache.query_BWQK.shape[-3] - policy.num_queries
   cache = cache.replace(
     mass_BHS=cache.mass_BHS if policy.records_mass else cache.mass_BHS[..., :0],
@@ -90,7 +90,7 @@ def _with_records(policy: Policy, cache: KVCache) -> KVCache:
 
 
 def _resize(cache: KVCache, num_slots: int) -> KVCache:
-  """The same tokens with other room, behind a stack's axes of layers, rows and heads."""
+  """The same tokens in a stack with `num_slots` slots."""
   def resize(x_LBHS: jax.Array, blank: int = 0) -> jax.Array:
     if not x_LBHS.shape[3]:
       return x_LBHS
@@ -104,7 +104,7 @@ def _resize(cache: KVCache, num_slots: int) -> KVCache:
 
 
 def _as_ring(policy: Policy, cache: KVCache, num_slots: int) -> KVCache:
-  """Sinks and the last tokens, where the policy "window" keeps them: as if all had come in one call."""
+  """The sinks and the last tokens in the slots of the policy "window", as if all had arrived in one call."""
   def blank(x_LBHS: jax.Array, start: int = 0) -> jax.Array:
     return jnp.full((*x_LBHS.shape[:3], num_slots, *x_LBHS.shape[4:]), start, x_LBHS.dtype)
 

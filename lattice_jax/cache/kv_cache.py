@@ -1,4 +1,4 @@
-"""The cache as a pytree: keys and values of the kept tokens of every row and head, and where they stood."""
+"""The cache as a pytree: keys, values and positions of the tokens that every row and head keeps."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ NUM_COUNTS = 5  # int32 fields of a row: base, length, filled, seen, document
 
 @flax.struct.dataclass
 class KVCache:
-  """Slots [0, length) of a row hold kept tokens of one document; all heads of a row use equally many.
+  """Slots [0, length) of a row hold tokens of one document; all heads of a row use equally many slots.
 
-  key_BHSK, value_BHSV: as they were computed, rotary embedding included. position_BHS: int32, which token of the
-  document a slot holds, counted from 0; EMPTY for none. Positions differ from head to head once tokens are dropped.
-  base_B: slots before it are not scored again, but by policies that are global. length_B: slots in use. filled_B:
+  key_BHSK, value_BHSV: as they were computed, rotary embedding included. position_BHS: int32, the index in its document
+  of the token in a slot; EMPTY for none. Positions differ from head to head once tokens are dropped.
+  base_B: only policies in which all partitions compete score slots before it again. length_B: slots in use. filled_B:
   slots that may not be blank; more than `length` after a reset, until compaction clears them. seen_B: tokens of the
-  document so far, kept or not. document_B: its id, EMPTY before any token.
-  mass_BHS: fp32, attention that each slot has received, summed over queries and the heads that share its key.
-  query_BWQK: the last queries, newest last. Either has no slots where the policy does not need it.
-  summary: what the policy's fold has made of the tokens that left; None where it has no fold.
+  document so far, dropped ones included. document_B: its id, EMPTY before any token.
+  mass_BHS: float32, the attention that each slot has received, summed over queries and the heads that share its key.
+  query_BWQK: the last queries, newest last. Both have no slots where the policy does not need them.
+  summary: what the policy's fold has made of the tokens that left; None without a fold.
   """
 
   key_BHSK: jax.Array
@@ -64,7 +64,7 @@ class CacheView:
 
   @property
   def counts(self) -> KVCache:
-    """This layer's cache, of which only the small fields should be used: a large one would be copied."""
+    """This layer's cache. Use only its small fields: a large one would be copied."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), self.stack)
 
   @property

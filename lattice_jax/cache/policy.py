@@ -1,4 +1,4 @@
-"""A cache policy as static data: what it keeps, how slots compete, what it has to record."""
+"""A cache policy with its budget as static data: what it keeps, how slots compete, what it records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Policy:
 
   sinks: first tokens that always stay; 0 of "full".
   window: tokens a query sees beside the sinks, 0 = all.
-  lag, keep: of a partition of `lag` tokens each head keeps `keep`, or, of an online budget, on average at most as many;
+  lag, keep: each head keeps `keep` of a partition of `lag` tokens, or with an online budget at most as many on average;
     0 where nothing is compressed.
   records_mass: whether the attention that each slot received is summed up.
   num_queries: last queries that are kept.

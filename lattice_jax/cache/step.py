@@ -17,7 +17,9 @@ def read_and_append(
   policy: Policy, q_BTQK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, view: CacheView, segment: Segment, *,
   impl: str,
 ) -> tuple[jax.Array, CacheView]:
-  """Output [B, T, H·G, V] in float32, and the cache with the call's tokens, to be compacted once all layers have run.
+  """Attends, then appends the call's tokens; returns the output [B, T, H·G, V] in float32 and the cache.
+
+  The owner of the stack compacts it once all layers have run.
 
   Raises:
     ValueError: the call is longer than the cache was made for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import replace
 
@@ -142,6 +143,26 @@ def test_a_saved_state_answers_several_questions(tmp_path):
     want, _ = compiled(MODEL)(variables(), arguments[0], state, arguments[1])
     got, _ = compiled(MODEL)(variables(), arguments[0], loaded, arguments[1])
     np.testing.assert_array_equal(got, want)
+
+
+def test_a_state_that_was_saved_before_policies_had_sections_loads(tmp_path, monkeypatch):
+  asdict = dataclasses.asdict
+
+  def as_before(model):
+    config = asdict(model)
+    sections = {name: config["cache"].pop(name) for name in ("full", "window", "lagkv", "local", "random", "snapkv")}
+    for section in sections.values():
+      config["cache"] |= section
+    return config
+
+  model, path = replace(MODEL, cache=WINDOW), tmp_path / "read.safetensors"
+  with monkeypatch.context() as before:
+    before.setattr(dataclasses, "asdict", as_before)
+    save_state(path, model, variables(), init_state(model, 1, MAX_LEN), MAX_LEN)
+  assert b'\\"window\\": 9,' in path.read_bytes()
+  load_state(path, model, variables())
+  with pytest.raises(ValueError, match=r"saved with model\.cache\.window\.window=9, and the model has 7"):
+    load_state(path, replace(MODEL, cache=replace(WINDOW, window=WindowConfig(window=7))), variables())
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -101,6 +101,9 @@ def test_a_document_takes_its_summary_with_it(policy):
 
 def test_a_cache_without_a_fold_carries_nothing():
   assert fresh(make_policy(LAGKV)).summary is None
+  # checkpoints hold such windows, and load only into a tree of the same fields
+  assert [*vars(empty_window(1, 5, HEADS, KEY, VALUE, jnp.dtype("float32")))] == [
+    "key_BSHK", "value_BSHV", "id_BS", "document_B"]
 
 
 @pytest.mark.parametrize("pieces", [[23], [1] * 23, [4, 9, 0, 10]], ids=["one call", "token by token", "uneven"])

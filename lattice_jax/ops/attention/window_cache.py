@@ -19,15 +19,12 @@ class WindowCache:
 
   key_BSHK, value_BSHV: as they were computed, rotary embedding included. id_BS: document of the slot, EMPTY if none.
   document_B: EMPTY before any token.
-  seen_B, summary: tokens of the document so far, and what the fold has made of those that left; None without a fold.
   """
 
   key_BSHK: jax.Array
   value_BSHV: jax.Array
   id_BS: jax.Array
   document_B: jax.Array
-  seen_B: jax.Array | None = None
-  summary: Any = None
 
   @property
   def order(self) -> Order:
@@ -36,18 +33,27 @@ class WindowCache:
     return Order(index_BT=jnp.broadcast_to(index_S, self.id_BS.shape), id_BT=relabel(self.id_BS, 0))
 
 
+@flax.struct.dataclass
+class FoldingWindow(WindowCache):
+  """A window with a fold. seen_B: tokens of the document so far. summary: what the fold has made of those that left."""
+
+  seen_B: jax.Array
+  summary: Any
+
+
 def empty_window(
   batch: int, window: int, kv_heads: int, key_dim: int, value_dim: int, dtype: jnp.dtype, *, fold: Fold | None = None,
 ) -> WindowCache:
   """A window without tokens."""
-  return WindowCache(
+  cache = WindowCache(
     key_BSHK=jnp.zeros((batch, window, kv_heads, key_dim), dtype),
     value_BSHV=jnp.zeros((batch, window, kv_heads, value_dim), dtype),
     id_BS=jnp.full((batch, window), EMPTY, jnp.int32),
     document_B=jnp.full((batch,), EMPTY, jnp.int32),
-    seen_B=None if fold is None else jnp.zeros((batch,), jnp.int32),
-    summary=None if fold is None else fold.init_summary(batch, kv_heads, key_dim, value_dim),
   )
+  return cache if fold is None else FoldingWindow(
+    **vars(cache), seen_B=jnp.zeros((batch,), jnp.int32),
+    summary=fold.init_summary(batch, kv_heads, key_dim, value_dim))
 
 
 def shift_tokens(
@@ -61,9 +67,10 @@ def shift_tokens(
   old = relabel(cache.id_BS, 0), cache.key_BSHK, cache.value_BSHV
   joined = jax.tree.map(
     lambda old_BS, new_BT: jnp.concatenate([old_BS, new_BT.astype(old_BS.dtype)], 1), old, (run_BT, k_BTHK, v_BTHV))
-  run_BS, key_BSHK, value_BSHV = last_slots(joined, (run_BT != EMPTY).sum(1), cache.id_BS.shape[1])
+  num_new_B = (run_BT != EMPTY).sum(1)
+  run_BS, key_BSHK, value_BSHV = last_slots(joined, num_new_B, cache.id_BS.shape[1])
   if fold is not None:
-    cache = _evict(fold, cache, k_BTHK, v_BTHV, run_BT, run_BS[:, -1:])
+    cache = _evict(fold, cache, joined, num_new_B, run_BS[:, -1:])
   is_used_BS = (run_BS != EMPTY) & (run_BS == run_BS[:, -1:])
   key_BSHK, value_BSHV = keep_only(is_used_BS, (key_BSHK, value_BSHV))
   id_BS = jnp.where(is_used_BS, document_B[:, None], EMPTY)
@@ -71,24 +78,20 @@ def shift_tokens(
 
 
 def _evict(
-  fold: Fold, cache: WindowCache, k_BTHK: jax.Array, v_BTHV: jax.Array, run_BT: jax.Array, last_run_B1: jax.Array,
-) -> WindowCache:
-  """The cache with `seen_B` and `summary` after the call."""
-  def both(old_BSHK: jax.Array, new_BTHK: jax.Array) -> jax.Array:
-    return jnp.moveaxis(jnp.concatenate([old_BSHK, new_BTHK.astype(old_BSHK.dtype)], 1), 1, 2)
-
-  joined_run_BS = jnp.concatenate([relabel(cache.id_BS, 0), run_BT], 1)
-  is_new_B1 = last_run_B1 > 0
-  is_last_BS = (joined_run_BS == last_run_B1) & (joined_run_BS != EMPTY)
-  place_S = jnp.arange(joined_run_BS.shape[1])
-  first_B1 = jnp.where(is_new_B1, is_last_BS.argmax(1)[:, None], cache.id_BS.shape[1] - cache.seen_B[:, None])
-  leaves_BS = is_last_BS & (place_S < (run_BT != EMPTY).sum(1)[:, None])
-  key_BHSK = both(cache.key_BSHK, k_BTHK)
+  fold: Fold, cache: FoldingWindow, joined: tuple[jax.Array, ...], num_new_B: jax.Array, last_run_B1: jax.Array,
+) -> FoldingWindow:
+  """The cache with `seen_B` and `summary` after the call. joined: runs, keys and values, old ones before new ones."""
+  run_BS, key_BSHK, value_BSHV = joined
+  place_S, window = jnp.arange(run_BS.shape[1]), cache.id_BS.shape[1]
+  is_new_B1, is_last_BS = last_run_B1 > 0, (run_BS == last_run_B1) & (run_BS != EMPTY)
+  first_B1 = jnp.where(is_new_B1, is_last_BS.argmax(1)[:, None], window - cache.seen_B[:, None])
+  leaves_BS = is_last_BS & (place_S < num_new_B[:, None])
+  shape_BHS = key_BSHK.shape[0], key_BSHK.shape[2], len(place_S)
   evicted = Evicted(
-    key_BHSK=key_BHSK, value_BHSV=both(cache.value_BSHV, v_BTHV),
-    position_BHS=jnp.broadcast_to((place_S - first_B1)[:, None], key_BHSK.shape[:3]),
-    leaves_BHS=jnp.broadcast_to(leaves_BS[:, None], key_BHSK.shape[:3]))
-  is_now_BT = (run_BT == last_run_B1) & (run_BT != EMPTY)
+    key_BHSK=jnp.moveaxis(key_BSHK, 2, 1), value_BHSV=jnp.moveaxis(value_BSHV, 2, 1),
+    position_BHS=jnp.broadcast_to((place_S - first_B1)[:, None], shape_BHS),
+    leaves_BHS=jnp.broadcast_to(leaves_BS[:, None], shape_BHS))
+  num_arrived_B = is_last_BS[:, window:].sum(1, dtype=jnp.int32)
   return cache.replace(
-    seen_B=jnp.where(is_new_B1[:, 0], 0, cache.seen_B) + is_now_BT.sum(1, dtype=jnp.int32),
+    seen_B=jnp.where(is_new_B1[:, 0], 0, cache.seen_B) + num_arrived_B,
     summary=fold_in(fold, cache.summary, evicted, is_new_B1[:, 0]))
