@@ -60,8 +60,7 @@ def vq_attention(
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before; None starts without tokens.
     ids, valid: document of each token; invalid tokens (a suffix) are replaced by zeros at the door, leave the state
-      alone and read zeros.
-      None: one document, all valid.
+      alone and read zeros. None: one document, all valid.
     block_len: queries read at a time, any number; a matter of cost alone, but for "blocks". Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
