@@ -11,5 +11,6 @@ fi
 install "$docs_python" requirements-docs.txt .venv-docs/installed-requirements-docs.txt
 
 JAX_PLATFORMS=cpu "$venv_python" scripts/check_docs.py
-NO_MKDOCS_2_WARNING=1 "$docs_python" -m mkdocs build --strict --quiet --config-file=docs/site/mkdocs.yml
+# without --quiet, which would hide warnings from --strict too
+NO_MKDOCS_2_WARNING=1 "$docs_python" -m mkdocs build --strict --config-file=docs/site/mkdocs.yml
 echo "The site stands in .cache/docs; open .cache/docs/index.html."
