@@ -40,7 +40,7 @@ def train(
     config = read_config(os.fspath(config), overrides)
   else:
     config = apply_overrides(parse_config(config), overrides)
-  loop.train(config, Path(workdir), loop.Options(init_from=init_from))
+  loop.train(config, Path(workdir), init_from=init_from)
   return load_run(workdir)
 
 
