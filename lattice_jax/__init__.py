@@ -17,7 +17,7 @@ _HOMES = {
   "Config": "lattice_jax.config",
   "LayerOutput": "lattice_jax.types",
   "ModelConfig": "lattice_jax.config",
-  "RopeScalingConfig": "lattice_jax.config",
+  "RopeScalingConfig": "lattice_jax.ops.rotary_config",
   "Segment": "lattice_jax.types",
   "compress_kv": "lattice_jax.library.compress_kv",
   "evaluate": "lattice_jax.library.runs",

@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
-from lattice_jax import config_text, runtime
+from lattice_jax import runtime
 from lattice_jax.commands import arguments
-from lattice_jax.config import Config
+from lattice_jax.config import Config, ModelConfig
+from lattice_jax.config_text import apply_overrides
+from lattice_jax.evaluation.caches import parse_cache
 from lattice_jax.fields import find
+from lattice_jax.memories.registry import FOLDERS, find_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 _ACCEPTED = 77  # exit status of a program that was stopped behind its door
@@ -169,13 +173,12 @@ def _start(words: list[str], said: int) -> None:
 
 def _accept() -> None:
   """Where train.py and eval.py have checked what they were given; what eval.py looks at later is looked at here."""
-  from lattice_jax.evaluation.caches import cache_overrides
-
   given = {name: flags.FLAGS[name].value for name in flags.FLAGS}
   try:
-    config_text.parsed(given["set"])
-    for text in given["cache"] if "cache" in given else ():
-      config_text.parsed(cache_overrides(text))
+    if "config" not in given:
+      apply_overrides(Config(model=ModelConfig(pattern=("attention",))), given["set"])
+      for text in given["cache"]:
+        parse_cache(text)
   except ValueError as error:
     print(error, flush=True)
     os._exit(2)
@@ -199,6 +202,9 @@ def main() -> int:
   parser = arguments.Parser(__doc__)
   parser.add_argument("pages", nargs="*", type=arguments.path, help="Markdown files; by default all")
   chosen = [(path, path.read_text(encoding="utf-8")) for path in parser.parse_args().pages]
+  warnings.filterwarnings("ignore", message=r"os\.fork")  # nothing runs in this process but this
+  for name in FOLDERS:
+    find_memory(name)  # JAX and Flax are imported here, once, and not by every command
   known, done, mistakes = known_flags(), {}, []
   for path, text in chosen or pages():
     variables: dict[str, str] = {}
@@ -217,7 +223,9 @@ def main() -> int:
           mistakes.append(f"{path}: --{name}\n    {error}")
       elif name not in known:
         mistakes.append(f"{path}: no command has a flag --{name}")
-    mistakes += [f"{path}: there is no {name}" for name in paths_of(text) if not any(ROOT.glob(name.rstrip("/")))]
+    mistakes += [
+      f"{path}: there is no {name}" for name in paths_of(text)
+      if not any(ROOT.glob(name.rstrip("/").replace("NAME", "*")))]
   kinds = Counter(words[0] for words in done)
   print("\n".join([*mistakes, (
     f"{len(done)} different command lines ({', '.join(f'{number} of {name}' for name, number in kinds.items())}): "

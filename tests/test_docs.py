@@ -47,6 +47,18 @@ def test_the_first_page_fits_a_screen_or_two():
 
 
 @pytest.mark.slow
+def test_the_seven_lines_of_python_run():
+  block, = re.findall(r"(?ms)^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"))
+  *lines, last = block.splitlines()
+  assert len(lines) == 6 and last.startswith("print(lj.generate(lj.load_pretrained(")
+  names = {}
+  exec("\n".join(lines), names)  # the last line needs a package that not everyone has
+  assert names["out"].y_BTD.shape == (2, 512, 128)
+  assert names["k"].shape == names["v"].shape and names["k"].shape[1] < 512
+  assert callable(names["lj"].generate) and callable(names["lj"].load_pretrained)
+
+
+@pytest.mark.slow
 def test_the_picture_shows_the_stored_figures(tmp_path):
   source = (ROOT / "docs" / "pictures" / "memories.py").read_text(encoding="utf-8")
   copy = tmp_path / "docs" / "pictures" / "memories.py"

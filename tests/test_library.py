@@ -38,28 +38,20 @@ def test_import_loads_nothing_else():
   assert [name for name in loaded if name.startswith("lattice_jax")] == ["lattice_jax"]
 
 
-def test_layers_and_ops_load_neither_data_nor_checkpoints_and_define_no_flag():
+def test_nothing_defines_a_flag_and_layers_and_ops_load_neither_data_nor_checkpoints():
   code = """
 import sys, lattice_jax as lj
 lj.LatticeConfig
 print("jax" in sys.modules)
 [getattr(lj, name) for name in dir(lj) if name[0].isupper()], [getattr(lj.ops, name) for name in dir(lj.ops)]
 lj.unbox, lj.whole_segment
-from absl import flags
-print(*(module for module in flags.FLAGS.flags_by_module_dict() if module.startswith("lattice_jax")))
-print(*sys.modules)"""
-  had_jax, flags, loaded = run_python(code)
-  assert had_jax == "False" and not flags
-  assert not {name.split(".")[0] for name in loaded.split()} & set(UNWANTED_BY_LAYERS)
-
-
-def test_everything_defines_no_flag():
-  (flags,) = run_python("""
-import lattice_jax as lj
+print(*sys.modules)
 [getattr(lj, name) for name in dir(lj)]
 from absl import flags
-print(*(module for module in flags.FLAGS.flags_by_module_dict() if module.startswith("lattice_jax")))""")
-  assert not flags
+print(*(module for module in flags.FLAGS.flags_by_module_dict() if module.startswith("lattice_jax")))"""
+  had_jax, loaded, flags = run_python(code)
+  assert had_jax == "False" and not flags
+  assert not {name.split(".")[0] for name in loaded.split()} & set(UNWANTED_BY_LAYERS)
 
 
 def test_what_is_listed_is_there_and_what_is_not_is_not():
@@ -89,6 +81,8 @@ def test_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
   assert names["y"].shape == names["x"].shape
   together = jnp.concatenate([names["first"].y_BTD, names["rest"].y_BTD], axis=1)
   np.testing.assert_allclose(together, names["whole"].y_BTD, atol=1e-5)
+  told = names["apply"](names["params"], names["x"], names["layer"].init_state(2), lj.whole_segment(2, 24))
+  assert np.array_equal(told.y_BTD, names["whole"].y_BTD), "what may be left out is an empty memory and one document"
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), names["rest"].state, names["whole"].state)
   assert names["kept_k"].shape == (2, 2 + 2 * 4 + 6, 4, 16) and names["positions"].shape == (2, 16, 4)
   assert "bits per byte" in capsys.readouterr().out
@@ -101,21 +95,18 @@ def layer_of(name):
   return find_memory(name).make(lj.ModelConfig(dim=32, **section_with(name, **sizes)))
 
 
-def call(name, x=(2, 6, 32), state=None, segment=None, made_for=32):
+@functools.cache
+def abstract_variables(name):
+  return jax.eval_shape(layer_of(name).init, jax.random.key(0), jnp.zeros((1, 2, 32)))
+
+
+def call(name, x=(2, 6, 32), state=None, segment=None):
   """What the layer says of such a call, without computing anything."""
-  layer = layer_of(name)
-
-  def run():
-    variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, made_for)))
-    return layer.apply(variables, jnp.zeros(x), state, segment).y_BTD
-
-  return jax.eval_shape(run).shape
+  run = functools.partial(layer_of(name).apply, state=state, segment=segment)
+  return jax.eval_shape(run, abstract_variables(name), jnp.zeros(x)).y_BTD.shape
 
 
-EVERY = pytest.mark.parametrize("name", sorted(FOLDERS))
-
-
-@EVERY
+@pytest.mark.parametrize("name", sorted(FOLDERS))
 def test_a_layer_refuses_what_does_not_fit(name):
   assert call(name) == (2, 6, 32)
   segment, kind = lj.whole_segment(2, 6), type(layer_of(name)).__name__
@@ -148,19 +139,6 @@ def test_a_layer_refuses_a_config_that_cannot_be():
   ):
     with pytest.raises(ValueError, match=sentence):
       jax.eval_shape(layer.init, jax.random.key(0), x)
-
-
-@EVERY
-def test_without_state_and_segment_memory_is_empty_and_rows_are_one_document(name):
-  layer, x = layer_of(name), jax.ShapeDtypeStruct((2, 6, 32), jnp.float32)
-  variables = jax.eval_shape(layer.init, jax.random.key(0), x)
-
-  def text(*given):
-    return str(jax.make_jaxpr(layer.apply)(variables, x, *given))
-
-  # the same program, but for what it takes
-  explicit = jax.make_jaxpr(lambda v, x: layer.apply(v, x, layer.init_state(2), lj.whole_segment(2, 6)))(variables, x)
-  assert text() == str(explicit)
 
 
 def op_calls():
@@ -255,7 +233,10 @@ def test_a_layer_works_in_the_scan_of_a_users_module():
         return x + layer(x).y_BTD, None
 
       layer = lj.GLA(lj.GatedLinearConfig(heads=1, key_dim=4, value_dim=4))
-      return nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)(layer, x, None)[0]
+      scan = nn.scan(
+        body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3,
+        metadata_params={nn.PARTITION_NAME: "layers"})
+      return scan(layer, x, None)[0]
 
   x = jnp.ones((1, 4, 8))
   variables = lj.unbox(jax.eval_shape(Stack().init, jax.random.key(0), x))

@@ -154,14 +154,14 @@ class LoadedModel:
     train, text = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
     return compressor_bits_per_byte(train, text), source.unit
 
-  def write_texts(
+  def draw_texts(
     self, prompts: Sequence[str], *, length: int, is_chat: bool = False, stop_strings: Sequence[str] = (),
     limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
-  ) -> tuple[Written, Path]:
-    """(what the model writes after each prompt, the file in the workdir that now holds it too).
+  ) -> Written:
+    """What the model writes after each prompt; of a single one `show` gets the text piece by piece.
 
-    With `is_chat`, each prompt is a question put by the model's chat template. If there is only one prompt, `show`
-    gets its text piece by piece. limit: the most tokens that prompt and text may have, at most the model's own.
+    With `is_chat`, each prompt is a question put by the model's chat template. limit: the most tokens that prompt and
+    text may have, at most the model's own.
 
     Raises:
       ValueError: a prompt is empty or too long, or an option is out of range.
@@ -171,24 +171,37 @@ class LoadedModel:
         f"a context of {limit:,} tokens is more than the {self.context_len:,} that {self.config.name} was made for; "
         "ask for fewer.")
     tokenizer = get_tokenizer(self.config.data)
-    asked = [tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if is_chat else prompts
     options = GenerateOptions(
       # a chat template begins with these itself
       start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
       limit=limit or self.context_len, block_len=1, **sampling)
+    return write_texts(
+      self.config.model, self.variables, tokenizer, self._asked(prompts, is_chat), length=length,
+      options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
+
+  def write_texts(
+    self, prompts: Sequence[str], *, length: int, is_chat: bool = False, stop_strings: Sequence[str] = (),
+    limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
+  ) -> tuple[Written, Path]:
+    """As `draw_texts`, with the prompts in front; and the file in the workdir that now holds them too."""
     between = "\n\n" if is_chat else ""
     if len(prompts) == 1:
       show(prompts[0] + between)
-    written = write_texts(
-      self.config.model, self.variables, tokenizer, asked, length=length,
-      options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
+    written = self.draw_texts(
+      prompts, length=length, is_chat=is_chat, stop_strings=stop_strings, limit=limit, show=show, **sampling)
     texts = [prompt + between + text for prompt, text in zip(prompts, written.texts, strict=True)]
     name, _ = self.name_of(
-      "sample", prompts=list(asked), length=length, stop_strings=list(stop_strings), limit=options.limit,
-      sampling=sampling)
+      "sample", prompts=self._asked(prompts, is_chat), length=length, stop_strings=list(stop_strings),
+      limit=limit or self.context_len, sampling=sampling)
     path = self.workdir / f"{name}.txt"
     write_text(path, f"\n{'-' * 20}\n".join(texts) + "\n")
     return dataclasses.replace(written, texts=tuple(texts)), path
+
+  def _asked(self, prompts: Sequence[str], is_chat: bool) -> list[str]:
+    if not is_chat:
+      return list(prompts)
+    tokenizer = get_tokenizer(self.config.data)
+    return [tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts]
 
 
 def model_name(pretrained: str) -> str:

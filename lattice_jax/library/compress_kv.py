@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -43,9 +45,17 @@ def compress_kv(
   check_cache(config)
   policy = make_policy(config)
   _check_arrays(config.policy, policy, k, v, q)
+  return _compress(policy, k, v, q, valid)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compress(
+  policy: Policy, k: jax.Array, v: jax.Array, q: jax.Array | None, valid: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """All tokens into a cache that records what the policy asks for, and from there into one that keeps what it keeps."""
   batch, length, kv_heads, key_dim = k.shape
-  heads = kv_heads if q is None else q.shape[2]
-  attention = AttentionConfig(heads=heads, kv_heads=kv_heads, key_dim=key_dim, value_dim=v.shape[3])
+  attention = AttentionConfig(
+    heads=kv_heads if q is None else q.shape[2], kv_heads=kv_heads, key_dim=key_dim, value_dim=v.shape[3])
   segment = whole_segment(batch, length)
   segment = segment if valid is None else segment.replace(valid_BT=valid)
   full = make_policy(CacheConfig(policy="full", full=FullConfig(

@@ -110,7 +110,7 @@ def test_a_cache_without_a_fold_carries_nothing():
 def test_the_window_of_a_layer_hands_over_what_leaves_of_the_last_document(pieces):
   ids_BT, valid_BT = np.array([[0] * 23, [0] * 4 + [1] * 19, [0] * 2 + [1] * 21]), np.ones((3, 23), bool)
   valid_BT[2, 20:] = False
-  _, k, v = (x[:3, :23] for x in whole_numbers())
+  _, k, v = (jnp.asarray(x[:3, :23]) for x in whole_numbers())
   cache = empty_window(3, 5, HEADS, KEY, VALUE, jnp.dtype("float32"), fold=Sums())
   start = 0
   for length in pieces:
@@ -123,6 +123,6 @@ def test_the_window_of_a_layer_hands_over_what_leaves_of_the_last_document(piece
   place_BT = np.broadcast_to(np.arange(23), (3, 23))
   leaves_BHT = ((place_BT >= first_B[:, None]) & (place_BT < end_B[:, None] - 5))[:, None]
   position_BHT = np.broadcast_to((place_BT - first_B[:, None])[:, None], (3, HEADS, 23))
-  want = total(*(np.moveaxis(x, 1, 2).astype(np.float64) for x in (k, v)), position_BHT, leaves_BHT)
+  want = total(*(np.moveaxis(np.float64(x), 1, 2) for x in (k, v)), position_BHT, leaves_BHT)
   np.testing.assert_array_equal(cache.summary, want)
   np.testing.assert_array_equal(cache.seen_B, end_B - first_B)

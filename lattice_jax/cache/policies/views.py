@@ -43,6 +43,6 @@ class WholeCache:
     index_BW = self.seen_B[:, None] - count + jnp.arange(count)
     score_BHGWS = jnp.einsum("BWHGK,BHSK->BHGWS", query_BWHGK, self.key_BHSK) * key_dim**-0.5
     seen_BHWS = self.is_used_BS[:, None, None] & (self.position_BHS[:, :, None] <= index_BW[:, None, :, None])
-    score_BHGWS = jnp.where(seen_BHWS[:, :, None], score_BHGWS, jnp.finfo(jnp.float32).min)
+    score_BHGWS = jnp.where(seen_BHWS[:, :, None], score_BHGWS, -1e30)
     weight_BHGWS = jnp.where(seen_BHWS[:, :, None], jax.nn.softmax(score_BHGWS, axis=-1), 0.0)
     return weight_BHGWS.sum(3)

@@ -28,7 +28,7 @@ _USUAL = {"clean_up_tokenization_spaces": False, "padding_side": "left"}
 
 
 class PretrainedTokenizer:
-  """A `data.tokenizers.Tokenizer` with the ids of the model. Special tokens that a text spells out become their ids.
+  """A `Tokenizer` with the ids of the model. Special tokens that a text spells out become their ids.
 
   start_ids: the model's bos, or nothing. `eos_id`, the first input of every document, is the bos, or else the separator
   between the documents that the model was trained on.
