@@ -6,33 +6,33 @@ python scripts/sweep.py configs/sweeps/lattice_slots.yaml --jobs=2 --against=con
 python scripts/sweep.py configs/sweeps/lattice_ablation.yaml --jobs=2 --against=config=base
 python scripts/sweep.py configs/sweeps/lattice_rounds.yaml --jobs=2 --against=config=base
 
-The last three make whole tables, three seeds each. Sequences of 512 bytes, each an update of its own with full
+The last three make whole tables with three seeds each. A sequence has 512 bytes and is one update, with full
 backpropagation. Values are 32 wide, so that two hundred slots still take three minutes. Variants can be combined, as in
 `:slots32,similarity`:
 
-base                        64 slots, decoding, retracted, steps up to 1, exact token scan; as without a variant
+base                        64 slots, decoding, retracted, steps up to 1, exact token scan; the default
 slots16, 32, 64, 96, 128, 192
-                            slots a head; the MLP takes what parameters they leave; 64 are the base's
+                            slots per head; the MLP gets the remaining parameters; the base has 64
 encoding, similarity        the other objectives
 step0.25, 0.5, 2            longest step
-accumulated                 slots grow longer, and so harder
-nonorm                      slots of any length, and so no projection either: that is the delta rule, from empty slots
-noproject                   slots of length one, but what lies along a slot is written too
+accumulated                 slots grow in length, and so become harder to turn
+nonorm                      slots of any length, hence no projection: this is the delta rule, from empty slots
+noproject                   slots of length one, but the component along a slot is written too
 forget                      a forget gate
 freevalues                  values of any length
 noconv                      no convolutions before the memory
-live4, 16, 64               frozen gates, running residual, in chunks of so many tokens
-frozen4, 16, 64             frozen residual too, as we read the paper's own chunks
+live4, 16, 64               frozen gates, running residual, in chunks of this many tokens
+frozen4, 16, 64             frozen residual too, which is how we read the paper's own chunks
 additive4, 16, 64           whole steps taken at the chunk's start
-rounds0, 1, 2, 4            the parallel form in chunks of 16 with so many rounds, and no more
+rounds0, 1, 2, 4            the parallel form in chunks of 16 with exactly this many rounds
 parallel                    the parallel form until it is exact: the same results at another cost
 hybrid                      a window of 64 in the first layer
 softmax                     full softmax attention with rotary positions instead
 linear, scalar_decay, gla, deltanet, gated_deltanet, gated_slots, ttt_linear
-                            another recurrence instead: with as large a state, of gated_slots 1.6 % smaller, of
-                            ttt_linear half as large
+                            another recurrence instead, with a state of the same size; 1.6 % smaller for gated_slots,
+                            half as large for ttt_linear
 
-Cost: 60 to 150 s on a core of an AMD EPYC. Expected: 2.985 bits per byte on validation with the base; the others in
+Cost: 60 to 150 s on a core of an AMD EPYC. Expected: 2.985 bits per byte on validation for the base; the others are in
 docs/results/lattice_slots, lattice_ablation, lattice_rounds and recurrences.
 """
 
@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def base() -> ml_collections.ConfigDict:
-  """Somewhat less than half of a million parameters on the shipped sample of Wikipedia."""
+  """Somewhat less than half a million parameters, on the shipped sample of Wikipedia."""
   config = common.default()
   config.name = "ablation_lattice"
   config.model.update({"dim": 128, "layers": 2, "pattern": ("lattice",), "block": "mlp", "mlp_dim": 320})
@@ -109,7 +109,7 @@ def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def use_slots(model: ml_collections.ConfigDict, slots: int) -> None:
-  """The MLP gives what a slot costs: columns of queries and keys and their convolutions, and its start."""
+  """Takes from the MLP what a slot costs: columns of queries and keys, their convolutions, and its initial value."""
   lattice = model.lattice
   cost = lattice.heads * (2 * model.dim + 2 * lattice.conv_width + lattice.value_dim)
   model.mlp_dim -= round(cost * (slots - lattice.slots) / (3 * model.dim))
@@ -117,7 +117,7 @@ def use_slots(model: ml_collections.ConfigDict, slots: int) -> None:
 
 
 def use_attention(model: ml_collections.ConfigDict, window: int) -> None:
-  """Softmax attention of the memory's sizes, gate included."""
+  """Softmax attention with the sizes of the memory, and with its gate."""
   lattice = model.lattice
   model.attention.update({
     "heads": lattice.heads, "kv_heads": lattice.heads, "key_dim": lattice.slots, "value_dim": lattice.value_dim,

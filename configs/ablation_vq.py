@@ -4,15 +4,15 @@ python train.py --config=configs/ablation_vq.py --workdir=runs/ablation_vq
 python train.py --config=configs/ablation_vq.py:codes512 --workdir=runs/codes512
 python scripts/sweep.py configs/sweeps/vq_ablation.yaml --jobs=2 --beyond=32 --against=config=base
 
-The last runs all, three seeds each.
+The last command runs all of them, with three seeds each.
 
-Photographs, because their far past says much to a model that learns for a minute: the window is five pixels, the
-sequence of 512 tokens the last two rows and a half. Sequences are 32 windows long, each an update of its own
-with full backpropagation. K = 64, since scores are at most the root of K and a sharp one must outweigh 512 others:
-the root of 32 is less than log 512. Variants can be combined, as in `:codes512,revive`:
+The data are photographs, because their far past helps a model that learns for a minute: the window is five pixels, the
+sequence of 512 tokens two and a half rows. A sequence is 32 windows long and one update, with full backpropagation.
+K = 64, because scores are at most √K and a sharp one must outweigh 512 others: √32 is less than log 512. Variants can
+be combined, as in `:codes512,revive`:
 
-base                        S 128, window 16, one head (SHGA), as without a variant
-near_start                  a learned score of the window, which is no part of the paper. It is large at the start, so
+base                        S 128, window 16, one head (SHGA); the default
+near_start                  a learned score of the window, which the paper does not have. It is large at the start, so
                             that the cache comes in gradually; without it nearly all attention begins there
 nocache                     the window alone
 codes64, 256, 512, 1024     size of the codebook
@@ -23,7 +23,7 @@ revive, data_start          codes that nothing uses restart; codes start from th
 softmax                     the twin: full softmax attention instead
 bfloat16                    activations in half precision
 
-Cost: 85 to 155 s on a core of an AMD EPYC, but 4½ minutes with 512 codes and 9 with 1,024. Expected: 4.140 bits per dim
+Cost: 85 to 155 s on a core of an AMD EPYC; 4½ minutes with 512 codes, 9 with 1,024. Expected: 4.140 bits per dim
 on validation, 4.385 without the cache (docs/results/ablation_vq).
 """
 
@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def base() -> ml_collections.ConfigDict:
-  """A hundred thousand parameters on the shipped photographs: small, so that a minute shows it three million bytes."""
+  """A hundred thousand parameters on the shipped photographs: so small that it reads three million bytes a minute."""
   config = common.default()
   config.name = "ablation_vq"
   config.model.update({"dim": 64, "layers": 2, "pattern": ("vq",), "block": "gau"})
@@ -87,7 +87,7 @@ def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def use_heads(model: ml_collections.ConfigDict, name: str) -> None:
-  """Two heads without gate, and an MLP in the place of every second gated unit, as in the paper; parameters as many."""
+  """Two heads without a gate, and an MLP instead of every second gated unit, as in the paper, at equal parameters."""
   model.vq.update({
     "heads": 2, "kv_heads": 1 if name == "mqa" else 2, "value_dim": model.vq.key_dim, "gated": False})
   model.update({

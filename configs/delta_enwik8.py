@@ -1,19 +1,19 @@
-"""DeltaNet, 12 layers (92M parameters), enwik8, and the other recurrences Lattice is compared with; all else as there.
+"""DeltaNet, 12 layers (92M parameters), enwik8, and the other recurrences; all else as `lattice_enwik8`.
 
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/delta_enwik8.py --workdir=runs/delta_enwik8
 python train.py --config=configs/delta_enwik8.py:gated_deltanet --workdir=runs/gated_deltanet
 
-Variants: linear, scalar_decay (Mamba-2), gla, deltanet (as without one), gated_deltanet, gated_slots, ttt_linear.
-Heads and size of the state are those of `lattice_enwik8`, parameters to 0.2 %. TTT-Linear has 1.6 % more numbers in
-its weights and bias, and as many again while a mini-batch is open.
+Variants: linear, scalar_decay (Mamba-2), gla, deltanet (the default), gated_deltanet, gated_slots, ttt_linear.
+Heads, size of the state and, to 0.2 %, parameters are those of `lattice_enwik8`. TTT-Linear's weights and bias hold
+1.6 % more numbers, and as many again while a mini-batch is open.
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 
 A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
 
 python train.py --config=configs/delta_enwik8.py:sample --workdir=runs/delta_sample --cpu_devices=2
-python train.py --config=configs/delta_enwik8.py:smoke --workdir=runs/delta_smoke  (a minute)
+python train.py --config=configs/delta_enwik8.py:smoke --workdir=runs/delta_smoke  # a minute
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def in_place_of_lattice(
 
 
 def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1) -> None:
-  """A recurrence in the place of Lattice, with its heads and size of state; the MLP takes what parameters it leaves.
+  """Replaces Lattice by a recurrence with its heads and size of state; the MLP gets the remaining parameters.
 
-  The state of ttt_linear is that of values as wide as keys: other where Lattice's slots are not as many as its values
+  ttt_linear has values as wide as keys, so its state has another size unless Lattice has as many slots as its values
   are wide.
 
   unit: the MLP's width changes by multiples of it, so that meshes still divide it.
@@ -67,7 +67,7 @@ def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1
 
 
 def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
-  """What a layer has beside values, gate and output."""
+  """The number of a layer's parameters other than those of values, gate and output."""
   config, dim, keys = model[find_section(name).name], model.dim, model.lattice.slots
   heads, values = config.heads, config.value_dim
   gate = heads * (dim + 1)

@@ -3,12 +3,12 @@
 python scripts/prepare_data.py pg19
 python train.py --config=configs/delta_pg19.py --workdir=runs/delta_pg19
 
-Variants: linear, scalar_decay, gla, deltanet (as without one), gated_deltanet, gated_slots, ttt_linear.
+Variants: linear, scalar_decay, gla, deltanet (the default), gated_deltanet, gated_slots, ttt_linear.
 
 Cost: not yet measured (33 billion tokens). Expected: not yet measured.
 
 python train.py --config=configs/delta_pg19.py:sample --workdir=runs/delta_books --cpu_devices=2
-python train.py --config=configs/delta_pg19.py:smoke --workdir=runs/delta_books_smoke  (a minute)
+python train.py --config=configs/delta_pg19.py:smoke --workdir=runs/delta_books_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""A pretrained model of the Llama family, trained further on one's own text; every parameter learns.
+"""Trains a pretrained model of the Llama family further on your own text; all parameters learn.
 
 python train.py --config=configs/finetune.py --workdir=runs/finetune --init_from=smollm2 \
   --config.data.source=text:mybook.txt
 
 `--init_from` takes smollm2, a folder of safetensors, a .gguf file, or the workdir of an earlier run of this kind.
-Shape, rotary embedding, context length and tokenizer come from there and are written into run.json, so `eval.py` (also
-with --chat) and `scripts/export.py` take --workdir=runs/finetune alone; the tokenizer is read from where it was. What
-may be set here is how the model is computed and trained: model.dtype, remat, xent_chunk, dropout, and other sections.
+Shape, rotary embedding, context length and tokenizer come from that model and are written into run.json, so `eval.py`
+(also with --chat) and `scripts/export.py` need only --workdir=runs/finetune; the tokenizer stays in its old place. This
+config sets how the model is computed and trained: model.dtype, remat, xent_chunk, dropout, and the other sections.
 
-To put another memory in the place of attention, write a config whose model section is whole (model.origin=config); it
-trains from random parameters, for --init_from takes over all of a model or nothing.
+To replace attention by another memory, write a config with a complete model section (model.origin=config). It trains
+from random parameters, because --init_from takes over all of a model or nothing.
 
-Cost: SmolLM2-135M, 40 updates of 2 × 128 tokens (--config.data.batch=2, seq_len and update_len 128) took 429 s on two
-busy cores of an AMD EPYC, 4.1 GB of memory and 1.6 GB of disk a checkpoint; an update here has four times the tokens.
-Expected: in these 40 updates on the first 200 kB of Sherlock Holmes, 1.273 → 1.117 bits per byte of validation (2,048
-tokens in windows of 128).
+Cost: for SmolLM2-135M, 40 updates of 2 × 128 tokens (--config.data.batch=2, seq_len and update_len 128) took 429 s on
+two busy cores of an AMD EPYC, 4.1 GB of memory and 1.6 GB of disk for each checkpoint; an update here has four times as
+many tokens. Expected: in these 40 updates on the first 200 kB of Sherlock Holmes, validation fell from 1.273 to 1.117
+bits per byte (2,048 tokens in windows of 128).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def adapted() -> ml_collections.ConfigDict:
-  """Updates of 1,024 tokens at small rates; documents are packed, so that none reads another."""
+  """Updates of 1,024 tokens at small rates; documents are packed and do not see each other."""
   config = common.default()
   config.name = "finetune"
-  # what stays open is training.init_from.OPEN
+  # training.init_from.OPEN lists the fields that may still be set
   config.model.update({"origin": "init_from", "pattern": ("attention",), "block": "mlp", "xent_chunk": 256})
   config.data.update({"source": "books_sample", "rows": "packed", "seq_len": 256, "update_len": 256, "batch": 4})
   config.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 20, "b2": 0.95, "eps": 1e-8})

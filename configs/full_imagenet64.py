@@ -1,12 +1,12 @@
-"""The softmax twin of `vq_imagenet64`: every value from there, softmax attention with rotary positions as the memory.
+"""The softmax twin of `vq_imagenet64`: the same values, with softmax attention and rotary positions as the memory.
 
 python scripts/prepare_data.py imagenet64
 python train.py --config=configs/full_imagenet64.py --workdir=runs/full_imagenet64
 
 Cost: not yet measured. Expected: not yet measured; the paper has no such row.
 
-python train.py --config=configs/full_imagenet64.py:sample --workdir=runs/full_photos  (not yet measured)
-python train.py --config=configs/full_imagenet64.py:smoke --workdir=runs/full_photos_smoke  (a minute)
+python train.py --config=configs/full_imagenet64.py:sample --workdir=runs/full_photos  # not yet measured
+python train.py --config=configs/full_imagenet64.py:smoke --workdir=runs/full_photos_smoke  # a minute
 """
 
 from __future__ import annotations

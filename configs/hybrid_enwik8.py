@@ -3,13 +3,13 @@
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/hybrid_enwik8.py --workdir=runs/hybrid_enwik8
 
-A window of 512 bytes sees what is near exactly; the slots of the layers between keep what is far. The paper has no
-hybrid; windows in every second layer are how the papers on DeltaNet build theirs.
+A window of 512 bytes reads the near past exactly, and the slots of the other layers keep the far past. The paper has
+no hybrid; the papers on DeltaNet put windows into every second layer of theirs.
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 
 python train.py --config=configs/hybrid_enwik8.py:sample --workdir=runs/hybrid_sample --cpu_devices=2
-python train.py --config=configs/hybrid_enwik8.py:smoke --workdir=runs/hybrid_smoke  (a minute)
+python train.py --config=configs/hybrid_enwik8.py:smoke --workdir=runs/hybrid_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Windows of 2048 tokens, as in the hybrids of Gated DeltaNet.
 Cost: not yet measured (33 billion tokens). Expected: not yet measured.
 
 python train.py --config=configs/hybrid_pg19.py:sample --workdir=runs/hybrid_books --cpu_devices=2
-python train.py --config=configs/hybrid_pg19.py:smoke --workdir=runs/hybrid_books_smoke  (a minute)
+python train.py --config=configs/hybrid_pg19.py:smoke --workdir=runs/hybrid_books_smoke  # a minute
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/lattice_enwik8.py --workdir=runs/lattice_enwik8
 
-Model and optimizer are those of the 125M rung of the ladder on which recurrent memories are compared, with 64 slots a
-head; data and number of tokens are those of `vq_enwik8`. Steps and chunks of the paper's own models are not known.
+Model and optimizer are the 125M rung of the ladder on which recurrent memories are compared, with 64 slots per
+head; data and number of tokens are those of `vq_enwik8`. The paper does not state the steps and chunks of its models.
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 
 A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
 
 python train.py --config=configs/lattice_enwik8.py:sample --workdir=runs/lattice_sample --cpu_devices=2
-python train.py --config=configs/lattice_enwik8.py:smoke --workdir=runs/lattice_smoke  (a minute)
+python train.py --config=configs/lattice_enwik8.py:smoke --workdir=runs/lattice_smoke  # a minute
 """
 
 from __future__ import annotations

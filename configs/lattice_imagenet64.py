@@ -3,7 +3,7 @@
 python scripts/prepare_data.py imagenet64
 python train.py --config=configs/lattice_imagenet64.py --workdir=runs/lattice_imagenet64
 
-Model and optimizer are those of the 350M rung of the ladder on which recurrent memories are compared, with 64 slots a
+Model and optimizer are the 350M rung of the ladder on which recurrent memories are compared, with 64 slots per
 head; data and number of tokens are those of `vq_imagenet64`.
 
 Cost: not yet measured (98 billion tokens). Expected: not yet measured.
@@ -11,7 +11,7 @@ Cost: not yet measured (98 billion tokens). Expected: not yet measured.
 A size for two CPU cores on the shipped photographs, and one that only shows that everything runs:
 
 python train.py --config=configs/lattice_imagenet64.py:sample --workdir=runs/lattice_photos --cpu_devices=2
-python train.py --config=configs/lattice_imagenet64.py:smoke --workdir=runs/lattice_photos_smoke  (a minute)
+python train.py --config=configs/lattice_imagenet64.py:smoke --workdir=runs/lattice_photos_smoke  # a minute
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def full_size() -> ml_collections.ConfigDict:
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:
-  """Nine photographs and few minutes: a small model."""
+  """A small model for nine photographs and a few minutes."""
   config.name += "_sample"
   common.shrink_to_sample(config)
   config.model.update({"dim": 128, "layers": 3, "mlp_dim": 256})

@@ -3,15 +3,15 @@
 python scripts/prepare_data.py pg19
 python train.py --config=configs/lattice_pg19.py --workdir=runs/lattice_pg19
 
-Model and optimizer are those of the 760M rung of the ladder on which recurrent memories are compared, with 96 slots a
-head, so that a head's state is square; data are those of `vq_pg19`, for a quarter of its tokens.
+Model and optimizer are the 760M rung of the ladder on which recurrent memories are compared, with 96 slots per
+head, so that a head's state is square; the data are a quarter of the tokens of `vq_pg19`.
 
 Cost: not yet measured (33 billion tokens). Expected: not yet measured.
 
-A size for two CPU cores on the shipped novels, whose rows follow the books, and one that only shows that it runs:
+A size for two CPU cores on the shipped novels, and one that only shows that everything runs:
 
 python train.py --config=configs/lattice_pg19.py:sample --workdir=runs/lattice_books --cpu_devices=2
-python train.py --config=configs/lattice_pg19.py:smoke --workdir=runs/lattice_books_smoke  (a minute)
+python train.py --config=configs/lattice_pg19.py:smoke --workdir=runs/lattice_books_smoke  # a minute
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def full_size() -> ml_collections.ConfigDict:
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:
-  """Six novels: a small vocabulary, and rows that follow each book to its end with one running memory."""
+  """Six novels with a small vocabulary, in rows that carry the memory along each book to its end."""
   config.name += "_sample"
   common.shrink_to_sample(config)
   config.model.vocab = common.BOOKS_VOCAB

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def small() -> ml_collections.ConfigDict:
-  """Updates of 2,048 bytes, each of sequences of its own."""
+  """Updates of 2,048 bytes; each reads new sequences."""
   config = common.default()
   config.name = "quickstart"
   config.model.update({"dim": 128, "layers": 4, "pattern": ("vq",), "block": "gau"})

@@ -5,12 +5,12 @@ python train.py --config=configs/recall.py:attention --workdir=runs/recall_atten
 python eval.py --workdir=runs/recall                                                  # accuracy by pairs and distance
 python scripts/plot.py --what=answers runs/recall*/eval_test_cold_*.json --out=recall.png
 
-The variant names the memory, any of the registry; lattice without one. Recurrent memories have equal states: 2 heads of
-64 × 64 numbers, ttt_linear of 64 × 65 and as many while a mini-batch is open. As in Zoology documents of few pairs are
-among those of many, from which it is learned.
+The variant names a memory of the registry; the default is lattice. Recurrent memories have states of equal size: 2
+heads of 64 × 64 numbers, 64 × 65 for ttt_linear and as many again while a mini-batch is open. As in Zoology, documents
+of few pairs are mixed with those of many, which makes the task learnable.
 
 Cost: 17 minutes on a core of an AMD EPYC with DeltaNet or linear attention, 30 with Lattice. Expected: 98 % of all
-answers with Lattice, 96 among 64 pairs; after 2,000 updates 92 % with either of the first two, 86 among 64 pairs
+answers with Lattice, 96 % among 64 pairs; after 2,000 updates 92 % with either of the other two, 86 % among 64 pairs
 (docs/results/recall). On 64 tokens with 8 pairs (data.seq_len, data.update_len, data.recall.pairs, and data.batch=64)
 attention answered 99.4 % after 800 updates.
 """
@@ -32,13 +32,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def without_memory() -> ml_collections.ConfigDict:
-  """Sizes of every memory, so that recurrent ones have equal states, ttt_linear to 1.6 %."""
+  """Sizes of all memories, such that the states of recurrent ones are equal, of ttt_linear to 1.6 %."""
   config = common.default()
   config.name = "recall"
   config.model.update({"dim": 128, "layers": 2, "block": "mlp", "mlp_dim": 256})
   config.model.attention.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "window": 64})
   config.model.vq.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "codes": 64, "block_len": 32})
-  # A value of length one turns a slot by too little: with such the task was not learned (docs/results/recall).
+  # A value of length one turns a slot too little: with such values the task was not learned (docs/results/recall).
   config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 64, "unit_values": False})
   for section in ("gated_linear", "delta", "gated_slots"):
     config.model[section].update({"heads": 2, "key_dim": 64, "value_dim": 64})

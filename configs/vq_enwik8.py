@@ -1,6 +1,6 @@
 """Transformer-VQ, 48 gated attention units (190M parameters), enwik8, with the values of the paper.
 
-Where papers are silent, as the first of its published codes; docs/transformer_vq.md says where and what we would do.
+What the paper does not state is as in its first published code; docs/transformer_vq.md says where.
 
 python scripts/prepare_data.py enwik8
 python train.py --config=configs/vq_enwik8.py --workdir=runs/vq_enwik8
@@ -10,7 +10,7 @@ Cost: not yet measured (32.8 billion tokens). Expected: the paper reports 0.99 b
 A size for two CPU cores on the shipped sample of Wikipedia, and one that only shows that everything runs:
 
 python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_sample --cpu_devices=2
-python train.py --config=configs/vq_enwik8.py:smoke --workdir=runs/vq_smoke  (a minute)
+python train.py --config=configs/vq_enwik8.py:smoke --workdir=runs/vq_smoke  # a minute
 
 The sample size takes 9 minutes on two cores of an AMD EPYC; with `--config.train.steps=3200` it takes 40 to 60 and
 ends at 1.93 bits per byte on test, cold or carried.

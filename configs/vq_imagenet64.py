@@ -1,6 +1,6 @@
 """Transformer-VQ, 48 gated attention units (1.2B parameters), ImageNet64, with the values of the paper.
 
-Where papers are silent, as the first of its published codes; docs/transformer_vq.md says where and what we would do.
+What the paper does not state is as in its first published code; docs/transformer_vq.md says where.
 
 python scripts/prepare_data.py imagenet64
 python train.py --config=configs/vq_imagenet64.py --workdir=runs/vq_imagenet64
@@ -11,7 +11,7 @@ Cost: not yet measured (98 billion tokens). Expected: the paper reports 3.16 bit
 A size for two CPU cores on the shipped photographs, and one that only shows that everything runs:
 
 python train.py --config=configs/vq_imagenet64.py:sample --workdir=runs/vq_photos --cpu_devices=2
-python train.py --config=configs/vq_imagenet64.py:smoke --workdir=runs/vq_photos_smoke  (a minute)
+python train.py --config=configs/vq_imagenet64.py:smoke --workdir=runs/vq_photos_smoke  # a minute
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def use_190m(config: ml_collections.ConfigDict) -> None:
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:
-  """Nine photographs and few minutes: a small model, whose window reaches the row above.
+  """A small model for nine photographs and a few minutes; its window reaches the row above.
 
-  Updates are short and of many images: all rows of one read the same part of their images, which says little of others.
+  Updates are short and of many images, because all rows of an update read the same part of their images.
   """
   config.name += "_sample"
   common.shrink_to_sample(config)

@@ -1,6 +1,6 @@
 """Transformer-VQ, 48 gated attention units (1.3B parameters), PG-19, with the values of the paper.
 
-Where papers are silent, as the first of its published codes; docs/transformer_vq.md says where and what we would do.
+What the paper does not state is as in its first published code; docs/transformer_vq.md says where.
 
 python scripts/prepare_data.py pg19
 python train.py --config=configs/vq_pg19.py --workdir=runs/vq_pg19
@@ -11,10 +11,10 @@ The tokenizer is lossless. The paper's own loses line breaks, which makes its te
 Cost: not yet measured (131 billion tokens). Expected: the paper reports a word perplexity of 26.6 on test, with its
 tokenizer; not yet measured.
 
-A size for two CPU cores on the shipped novels, whose rows follow the books, and one that only shows that it runs:
+A size for two CPU cores on the shipped novels, and one that only shows that everything runs:
 
 python train.py --config=configs/vq_pg19.py:sample --workdir=runs/vq_books --cpu_devices=2
-python train.py --config=configs/vq_pg19.py:smoke --workdir=runs/vq_books_smoke  (a minute)
+python train.py --config=configs/vq_pg19.py:smoke --workdir=runs/vq_books_smoke  # a minute
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def paper() -> ml_collections.ConfigDict:
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:
-  """Six novels: a small vocabulary, and rows that follow each book to its end with one running memory."""
+  """Six novels with a small vocabulary, in rows that carry the memory along each book to its end."""
   config.name += "_sample"
   common.shrink_to_sample(config)
   config.model.vocab = common.BOOKS_VOCAB

@@ -1,4 +1,4 @@
-"""Checkpoints of a workdir, by Orbax: written in the background, restored onto whatever devices there are today."""
+"""Checkpoints of a workdir, by Orbax: written in the background, restored onto the devices of today."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_sha256
-from lattice_jax.metrics import warn
 from lattice_jax.models.decoder import init_variables
+from lattice_jax.processes import warn
 from lattice_jax.run_file import check_run, read_config, read_run
 from lattice_jax.sharding import param_shardings, unbox
 from lattice_jax.shown import first_line
 
 FOLDER = "checkpoints"
 UNREADABLE_FOLDER = "unreadable_checkpoints"
-_FAILURES = (OSError, ValueError, RuntimeError)  # of a save, as Orbax and TensorStore raise them
+_FAILURES = (OSError, ValueError, RuntimeError)  # that Orbax and TensorStore raise when a save fails
 
 
 class Checkpoints:
   """The checkpoints of one training run: the last `keep_last`, and the `keep_best` by bits per byte.
 
-  The step number names a checkpoint and counts the updates done. Random keys are not stored: they follow from the
-  seed and the step.
+  A checkpoint is named by its step, the number of finished updates. Random keys are not stored, because they follow
+  from the seed and the step.
   """
 
   def __init__(self, workdir: Path, *, keep_last: int = 1, keep_best: int = 0):
     self._workdir = workdir
     self._saving: int | None = None  # the step of the latest save
-    self._untold: int | None = None  # the same, until `newly_saved` has told that it is on disk
+    self._untold: int | None = None  # the same, until `newly_saved` has reported that it is on disk
     best = preservation_policy.BestN(
       get_metric_fn=lambda metrics: -metrics["bits_per_byte"], n=keep_best, keep_checkpoints_without_metrics=False)
     policies = [preservation_policy.LatestN(keep_last), *([best] if keep_best else [])]
@@ -51,7 +51,7 @@ class Checkpoints:
     return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: Any, run: dict[str, Any], *, score: float | None = None) -> None:
-    """Starts to write; returns once the arrays may be donated. `score` is the bits per byte at this step, if known."""
+    """Starts writing; returns once the arrays may be donated. `score` is the bits per byte at this step, if known."""
     metrics = None if score is None else {"bits_per_byte": score}
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), run=ocp.args.JsonSave({"run": run, "checksums": checksums(state)}))
@@ -60,7 +60,7 @@ class Checkpoints:
     self._report_failure(lambda: self._manager.save(step, args=args, metrics=metrics, force=True))
 
   def newly_saved(self) -> int | None:
-    """The step of a save that has ended since this was last asked; raises the failure of one, if there was one."""
+    """The step of a save that has finished since the last call; raises ValueError if a save has failed."""
     self._report_failure(self._manager.check_for_errors)
     if self._untold is None or self._manager.is_saving_in_progress():
       return None
@@ -68,23 +68,23 @@ class Checkpoints:
     return step
 
   def wait(self) -> None:
-    """Returns when everything is on disk; raises ValueError where a checkpoint is not there any more."""
+    """Returns when everything is on disk; raises ValueError if a checkpoint no longer exists."""
     self._report_failure(self._manager.wait_until_finished)
     for step in self.steps():
       if not (self._workdir / FOLDER / str(step)).is_dir():
         raise ValueError(
-          f"the checkpoint {self._workdir / FOLDER / str(step)} is gone: something else removed it while the run went "
-          f"on; run the same command: it {self._resumes()}.")
+          f"the checkpoint {self._workdir / FOLDER / str(step)} is gone: something else removed it during the "
+          f"run; run the same command: it {self._resumes()}.")
 
   def close(self) -> None:
-    """Waits for a save that still goes on; one that fails now leaves the checkpoints before it as they are."""
+    """Waits for a save in progress; if it fails now, the checkpoints before it stay as they are."""
     with contextlib.suppress(*_FAILURES):
       self._manager.close()
 
   def restore_latest(self, abstract_state: Any) -> tuple[int, Any] | None:
-    """(step, state) of the newest checkpoint that can be read, or None where there is no checkpoint at all.
+    """(step, state) of the newest readable checkpoint, or None if there is no checkpoint at all.
 
-    Newer ones that cannot be read are set aside with one line each. Raises ValueError when none can be read, or when
+    Newer checkpoints that cannot be read are set aside, with one line each. Raises ValueError if none can be read or
     the newest readable one belongs to another config.
     """
     step, state, unreadable = _newest_readable(self._manager, self._workdir, abstract_state)
@@ -97,7 +97,7 @@ class Checkpoints:
     return step, state
 
   def run_of(self, step: int) -> dict[str, Any]:
-    """The description of the run that wrote a checkpoint, which `restore_latest` has read."""
+    """The description of the run that wrote a checkpoint; call it after `restore_latest`."""
     run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]["run"]
     check_run(run, f"the checkpoint of step {step} in {self._workdir}", "config", "data_fingerprint")
     return run
@@ -118,11 +118,11 @@ class Checkpoints:
     except _FAILURES as error:
       folder = self._workdir / FOLDER
       raise ValueError(
-        f"the checkpoint of step {self._saving} could not be written under {folder} ({_reason(error)}); make room or "
-        f"give the right to write, then run the same command: it {self._resumes()}.") from error
+        f"the checkpoint of step {self._saving} could not be written under {folder} ({_reason(error)}); free space "
+        f"or grant write permission, then run the same command: it {self._resumes()}.") from error
 
   def _resumes(self) -> str:
-    # Orbax itself also counts one that failed
+    # Orbax itself also counts checkpoints that failed
     kept = [int(path.name) for path in (self._workdir / FOLDER).glob("*/") if path.name.isdigit()]
     return f"resumes from step {max(kept)}" if kept else "starts anew"
 
@@ -130,9 +130,9 @@ class Checkpoints:
 def load_for_eval(
   workdir: str | Path, step: int | None = None, *, mesh: Mesh | None = None
 ) -> tuple[Config, Any, Any, int]:
-  """(config, params, buffers, step) of a run: its newest readable checkpoint, or the one of `step`.
+  """(config, params, buffers, step) of a run, from its newest readable checkpoint or that of `step`.
 
-  Arrays are sharded over `mesh` by the run's rules, or lie on one device where there is no mesh.
+  Arrays are sharded over `mesh` by the run's rules; without a mesh they lie on one device.
   """
   workdir = Path(workdir)
   config = read_config(workdir)
@@ -150,16 +150,16 @@ def load_for_eval(
 
 
 def check_tokenizer(workdir: Path, data: DataConfig) -> None:
-  """Raises ValueError where the run learned the tokens of another trained tokenizer than the one that `data` has."""
-  trained_with = read_run(workdir).get("tokenizer_sha256")  # of an older run it is not known
+  """Raises ValueError if the run was trained with another tokenizer model than the one that `data` names."""
+  trained_with = read_run(workdir).get("tokenizer_sha256")  # older runs do not record it
   if not trained_with:
     return
-  get_tokenizer(data)  # says so where its model is missing or damaged
+  get_tokenizer(data)  # raises its own error if the model is missing or damaged
   if model_sha256(data) != trained_with:
     raise ValueError(
       f"the tokenizer {data.tokenizer} of data.source={data.source} is not the one that {workdir} was trained with: "
-      "it was made of other texts, or those have changed; restore them, or train with data.tokenizer=bytes to read "
-      "others.")
+      "it was made from other texts, or its texts have changed; restore them, or train with data.tokenizer=bytes to "
+      "read others.")
 
 
 def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> tuple[int, Any]:
@@ -188,7 +188,7 @@ def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.C
     raise ValueError(f"{workdir / FOLDER} is a file, so no checkpoints can lie there; move it away.")
   try:
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, handler_registry=registry)
-  except Exception as error:  # Orbax reads the metadata of every checkpoint, and lets through what that raises
+  except Exception as error:  # Orbax reads the metadata of every checkpoint, and any exception may come from that
     raise ValueError(
       f"{workdir / FOLDER} cannot be used for checkpoints ({_reason(error)}); move what is damaged away.") from error
 
@@ -196,19 +196,19 @@ def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.C
 def _newest_readable(
   manager: ocp.CheckpointManager, workdir: Path, abstract: Any, *, only: int | None = None
 ) -> tuple[int | None, Any, list[int]]:
-  """(step, tree, newer steps that cannot be read); step None where there is no checkpoint."""
+  """(step, tree, newer steps that cannot be read); the step is None if there is no checkpoint."""
   unreadable: dict[int, str] = {}
   for step in [only] if only is not None else sorted(manager.all_steps(), reverse=True):
     try:
       problem = _mismatch(manager, step, abstract)
       if problem is None:
         tree = _read(manager, step, abstract)
-    # Orbax and TensorStore report damage by a dozen kinds of exception, KeyError and JSON errors among them.
+    # Orbax and TensorStore report damage by a dozen kinds of exceptions, KeyError and JSON errors among them.
     except Exception as error:
       unreadable[step] = first_line(error)
       continue
     if problem is not None:
-      # what reads parameters alone is --init_from itself, or an evaluation
+      # only --init_from itself and evaluations read parameters alone
       way_out = "" if isinstance(abstract, dict) else (
         f", or start another workdir from its parameters with --init_from={workdir}")
       raise ValueError(
@@ -232,7 +232,7 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
     args = ocp.args.StandardRestore(abstract)
   restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
   if not {"run", "checksums"} <= set(restored["run"]):
-    raise ValueError("it holds no checksums, or does not say of which run it is")
+    raise ValueError("it holds no checksums, or does not say which run it belongs to")
   stored_sums = restored["run"]["checksums"]
   for name, checksum in checksums(restored["state"]).items():
     if checksum != stored_sums[name]:
@@ -241,7 +241,7 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
 
 
 def checksums(tree: Any) -> dict[str, int]:
-  """A checksum of the bits of every array; integer sums, so the same on any devices."""
+  """A checksum of the bits of every array; a sum of integers, so it does not depend on the devices."""
   sums = jax.device_get(_checksums(tree))
   return {_path_name(path): int(checksum) for path, checksum in jax.tree_util.tree_leaves_with_path(sums)}
 
@@ -252,7 +252,7 @@ def _checksums(tree: Any) -> Any:
     bits = leaf.astype(jnp.uint32)
     if jnp.issubdtype(leaf.dtype, jnp.floating):
       bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
-    # odd weights that differ by position: a changed bit and two exchanged values both change the sum
+    # odd weights that differ by position, so that a changed bit and two exchanged values both change the sum
     place = jnp.ones(leaf.shape, jnp.uint32)
     for axis in range(leaf.ndim):
       stride = 2 * math.prod(leaf.shape[axis + 1:]) % 2**32
@@ -263,7 +263,7 @@ def _checksums(tree: Any) -> Any:
 
 
 def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str | None:
-  """The first array that the checkpoint holds in no or another shape, or, where all is wanted, holds alone."""
+  """The first array that the checkpoint lacks, holds in another shape or, if everything is restored, has in excess."""
   stored = manager.item_metadata(step)["state"].tree
   stored_shapes = {_path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
   for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
@@ -283,7 +283,7 @@ def _path_name(path: tuple[Any, ...]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-  """The system's own word for what went wrong, where TensorStore's long message holds one."""
+  """The operating system's description of the failure, if TensorStore's long message contains its number."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   number = int(code[1]) if code else getattr(error, "errno", None)
   return os.strerror(number) if number else first_line(error).rstrip(".")

@@ -1,4 +1,4 @@
-"""The config as the locked ConfigDict that files under `configs/` edit; needs no JAX."""
+"""The config as a locked ConfigDict, which the files in `configs/` edit. Needs no JAX."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lattice_jax.config import Config
 
 
 class Section(ml_collections.ConfigDict):
-  """A ConfigDict whose sections are changed, not replaced, by what is assigned to them.
+  """A ConfigDict in which assigning to a section updates the section instead of replacing it.
 
-  `config.model.vq = {"codes": 128}` changes one field as `config.model.vq.update(…)` does: a replaced section would
-  take the fields that were not named from the defaults, whatever the experiment had set before.
+  `config.model.vq = {"codes": 128}` changes one field, as `config.model.vq.update(…)` does. Replacing the section would
+  reset its other fields to their defaults, whatever the experiment had set before.
   """
 
   def __setitem__(self, key: str, value: Any) -> None:
@@ -27,7 +27,7 @@ class Section(ml_collections.ConfigDict):
 
 
 def default_config() -> ml_collections.ConfigDict:
-  """Every field with its default; fields that are misspelt raise."""
+  """Every field with its default; assigning to a misspelt field raises."""
   return _as_config_dict(Config()).lock()
 
 

@@ -1,4 +1,4 @@
-"""A config as a command line says it: --config=FILE[:VARIANTS], and changes of single fields."""
+"""Configs from the command line: --config=FILE[:VARIANTS], and overrides of single fields."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ _EXAMPLE = "--config=configs/quickstart.py"
 
 def read_config(where: str, overrides: Sequence[str]) -> Config:
   """The checked config of FILE[:VARIANTS] with every "section.field=value" applied. Raises ValueError."""
-  raw = load_file(where).to_dict()
-  for path, value in parsed(overrides):
-    change(raw, path, value)
-  return parse_config(raw)
+  return _overridden(load_file(where).to_dict(), overrides)
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-  """The config with every "section.field=value" applied and all checks made again.
+  """The config with every "section.field=value" applied, and checked again.
 
-  Raises:
-    ValueError: an override is not of that form, names no field, or makes a config that cannot run.
+  Raises ValueError if an override has another form, names no field, or makes a config that cannot run.
   """
-  raw = to_dict(config)
-  for path, value in parsed(overrides):
-    change(raw, path, value)
+  return _overridden(to_dict(config), overrides)
+
+
+def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> Config:
+  for path, value in _parse(overrides):
+    _set_field(raw, path, value)
   return parse_config(raw)
 
 
-def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-  """(path, value) of each "section.field=value"; of a section the value is a dict. Raises ValueError."""
+def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+  """(path, value) of each "section.field=value"; the value of a section is a dict. Raises ValueError."""
   result, lists = [], set()
   for override in overrides:
     path, equals, text = override.partition("=")
@@ -52,33 +51,38 @@ def parsed(overrides: Sequence[str]) -> list[tuple[str, Any]]:
         raise ValueError(f"{path} is given twice; write all of it at once, as in {path}=a,b.")
       lists.add(path)
     try:
-      value = literal(text, "must be a section of fields, as in {'codes': 128}.") if domain is None \
-        else domain.parse(text)
-      if domain is None and not isinstance(value, dict):
-        raise ValueError("must be a section of fields, as in {'codes': 128}.")
+      value = _parse_section(text) if domain is None else domain.parse(text)
     except ValueError as error:
       raise ValueError(f"{path}={short(text)} {error}") from error
     result.append((path, value))
   return result
 
 
-def change(raw: dict[str, Any], path: str, value: Any) -> None:
-  """Sets a field; the fields of a section that are not named stay."""
+def _parse_section(text: str) -> dict[str, Any]:
+  problem = "must be a section of fields, as in {'codes': 128}."
+  value = literal(text, problem)
+  if not isinstance(value, dict):
+    raise ValueError(problem)
+  return value
+
+
+def _set_field(raw: dict[str, Any], path: str, value: Any) -> None:
+  """Sets a field, or in a section only the fields that `value` names."""
   *sections, name = path.split(".")
   for part in sections:
     raw = raw[part]
   if isinstance(value, dict) and isinstance(raw[name], dict):
     for inner, part in value.items():
       if inner in raw[name]:
-        change(raw[name], inner, part)
+        _set_field(raw[name], inner, part)
       else:
-        raw[name][inner] = part  # parse_config knows what to suggest
+        raw[name][inner] = part  # parse_config refuses it with a suggestion
   else:
     raw[name] = value
 
 
 def load_file(where: str) -> ml_collections.ConfigDict:
-  """What get_config of FILE[:VARIANTS] returns. Raises ValueError, one sentence, where it returns no config."""
+  """The result of get_config in FILE[:VARIANTS]. Raises ValueError, one sentence, if there is none."""
   name, _, variants = where.partition(":")
   path = Path(name)
   _check_file(name, path)
@@ -115,13 +119,13 @@ def _check_file(name: str, path: Path) -> None:
 
 
 def _reason(error: Exception, path: Path) -> str:
-  """Why a config file cannot be read: what it says itself, or the line that raises."""
+  """Why a config file cannot be read: its own ValueError, or the line that raised another error."""
   text = " ".join(str(error).split())
   if isinstance(error, ValueError):
     return f" {text}" if text.startswith("has ") else f": {text}"
   lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
   place = f": line {lines[-1].lineno}, «{lines[-1].line}»," if lines else ":"
-  # ml_collections knows what a misspelt field is called; the line above shows its section
+  # ml_collections suggests the right spelling, and the quoted line shows the section
   hint = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', text)
   if hint:
     return f"{place} has the unknown field {hint[2]!r}. Did you mean {hint[1]!r}?"

@@ -1,7 +1,7 @@
-"""What a value may be that a user gives, in a config, as a flag or as an argument: checked by one mechanism.
+"""Domains: the values that a config field, a flag or a script's argument may have, all checked by one mechanism.
 
-A domain is stated where the value is declared: of config fields by `lattice_jax.fields`, of flags and of scripts'
-arguments by `lattice_jax.commands`.
+A domain is declared together with its value: config fields through `lattice_jax.fields`, flags and arguments of scripts
+through `lattice_jax.commands`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any
 
 from lattice_jax.shown import shown
 
-# Arrays, counters and keys are of 32 bits; a larger number would be cut, and a smaller one would be 0.
+# Arrays, counters and random keys have 32 bits: a larger number would be truncated, and a smaller one would become 0.
 LARGEST_WHOLE = 2**31 - 1
-LARGEST_SEED = 2**32 - 1  # jax.random.key takes the lower 32 bits of what it is given
+LARGEST_SEED = 2**32 - 1  # jax.random.key uses the lower 32 bits of its seed
 _LARGEST_FLOAT, _SMALLEST_FLOAT = 3.4028234e38, 1.1754944e-38
 
 
 class Domain(abc.ABC):
-  """What a value may be. `convert` and `parse` raise ValueError with a sentence that begins after the value."""
+  """A set of allowed values. `convert` and `parse` raise ValueError, whose message continues after the value."""
 
   kind: type
 
   @abc.abstractmethod
   def convert(self, value: Any) -> Any:
-    """The value, of type `kind`."""
+    """The value converted to `kind`."""
 
   @abc.abstractmethod
   def parse(self, text: str) -> Any:
-    """The value that a command line writes so."""
+    """The value that this text on a command line means."""
 
   @abc.abstractmethod
   def describe(self) -> str:
@@ -44,7 +44,7 @@ class Domain(abc.ABC):
 
 @dataclass(frozen=True)
 class Number(Domain):
-  """Finite numbers from low to high. A bound that is open is not taken itself; `also` are taken though outside."""
+  """Finite numbers from low to high, without the bounds that are open, and the numbers `also`."""
 
   kind: type = float
   low: float | None = None
@@ -110,7 +110,7 @@ class Number(Domain):
 
 @dataclass(frozen=True)
 class Text(Domain):
-  """Any text of one line, or one of `allowed`."""
+  """A line of text; if `allowed` is not empty, one of these."""
 
   allowed: tuple[str, ...] = ()
   kind: type = str
@@ -151,17 +151,17 @@ class AnyText(Domain):
 
 @dataclass(frozen=True)
 class Place(Text):
-  """A file or folder of this machine; ~ is the home."""
+  """A file or folder on this machine; ~ is the home folder."""
 
   def convert(self, value: Any) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", super().convert(value))
     if scheme:
-      raise ValueError(f"is no place of this machine: {scheme[1]}:// is not supported; give a folder of a file system, "
-                       "into which a bucket may be mounted.")
+      raise ValueError(f"is not on this machine: {scheme[1]}:// is not supported; give a path in the file system, for "
+                       "example of a mounted bucket.")
     return os.path.expanduser(value)
 
   def describe(self) -> str:
-    return "file or folder of this machine"
+    return "file or folder on this machine"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Switch(Domain):
 
 @dataclass(frozen=True)
 class Names(Domain):
-  """Several names, each of them any, or one of `allowed`; on the command line a,b or ('a', 'b')."""
+  """A list of names, all from `allowed` if that is not empty; on the command line a,b or ('a', 'b')."""
 
   allowed: tuple[str, ...] = ()
   fewest: int = 0
@@ -214,7 +214,7 @@ class Names(Domain):
 
 @dataclass(frozen=True)
 class Pairs(Domain):
-  """Several pairs of names; on the command line (('a', 'b'), ('c', 'd'))."""
+  """A list of pairs of names; on the command line (('a', 'b'), ('c', 'd'))."""
 
   kind: type = tuple
 
@@ -234,7 +234,7 @@ class Pairs(Domain):
 
 
 def literal(text: str, otherwise: str) -> Any:
-  """What Python writes so. Raises ValueError with the sentence `otherwise`."""
+  """The value of a Python literal. Raises ValueError with the message `otherwise` for any other text."""
   try:
     return ast.literal_eval(text)
   except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
@@ -242,7 +242,7 @@ def literal(text: str, otherwise: str) -> Any:
 
 
 def did_you_mean(given: str, allowed: Collection[str], *, quote: Callable[[str], str] = repr) -> str:
-  """The end of an error message: the nearest allowed name, or nothing."""
+  """The end of an error message: the most similar of the allowed names, or nothing if none is similar."""
   close = difflib.get_close_matches(given, list(allowed), n=1)
   return f" Did you mean {quote(close[0])}?" if close else ""
 
@@ -252,7 +252,7 @@ TEMPERATURE, TOP_K, TOP_P = Number(float, 0), Number(int, 0), Number(float, 0, 1
 
 
 def checked(domain: Domain, name: str, value: Any) -> Any:
-  """The converted value, or ValueError with the sentence that begins with `name`."""
+  """The converted value. Raises ValueError with a sentence that begins with `name`."""
   try:
     return domain.convert(value)
   except ValueError as error:

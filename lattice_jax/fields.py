@@ -1,6 +1,6 @@
-"""The fields of a config: default, domain and meaning stated in one place, as in `heads: int = positive(4, "…")`.
+"""Config fields: default, domain and meaning are declared in one place, as in `heads: int = positive(4, "…")`.
 
-The meaning is what --help prints. `check_fields` is the one check of all domains.
+--help prints the meaning. `check_fields` checks every domain.
 """
 
 from __future__ import annotations
@@ -69,24 +69,23 @@ def section(cls: type, doc: str) -> Any:
 
 
 def declared(domain: Domain, default: Any, doc: str) -> Any:
-  """A field of a frozen dataclass. Raises ValueError where its own default is outside."""
+  """A field of a frozen dataclass. Raises ValueError if the default lies outside the domain."""
   return dataclasses.field(default=domain.convert(default), metadata={"domain": domain, "doc": doc})
 
 
 def domain_of(field: dataclasses.Field) -> Domain | None:
-  """The domain of a config's field; None of a section."""
+  """The domain of a config field; None for a section."""
   if "domain" in field.metadata:
     return field.metadata["domain"]
   if dataclasses.is_dataclass(field.default_factory):
     return None
-  raise TypeError(f"the config field {field.name!r} has no domain; declare it by a constructor of lattice_jax.fields.")
+  raise TypeError(f"the config field {field.name!r} has no domain; declare it with a function of lattice_jax.fields.")
 
 
 def find(cls: type, path: str) -> Domain | None:
-  """The domain of the field that "section.field" names; None of a section.
+  """The domain of the field "section.field"; None for a section.
 
-  Raises:
-    ValueError: there is no such field; the message says which there are.
+  Raises ValueError if there is no such field; the message lists those of the section.
   """
   section, domain = "", None
   for name in path.split("."):
@@ -101,7 +100,7 @@ def find(cls: type, path: str) -> Domain | None:
 
 
 def check_known(given: Iterable[Any], known: Collection[str], section: str) -> None:
-  """Raises ValueError for a name that is no field of the section."""
+  """Raises ValueError for the first name that is not a field of the section."""
   for name in given:
     if name not in known:
       raise ValueError(
@@ -109,7 +108,7 @@ def check_known(given: Iterable[Any], known: Collection[str], section: str) -> N
 
 
 def leaves(config: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
-  """(path, field, value) of all fields of a config that are no sections, depth first."""
+  """(path, field, value) of every field that is not a section, depth first."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if domain_of(field) is None:
@@ -119,6 +118,6 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field
 
 
 def check_fields(config: Any, path: str = "") -> None:
-  """Raises ValueError, one sentence, for the first field whose value is outside its domain; `path` names the config."""
+  """Raises ValueError for the first field whose value lies outside its domain; `path` names the config."""
   for name, field, value in leaves(config, path):
     checked(field.metadata["domain"], name, value)

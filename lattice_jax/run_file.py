@@ -1,4 +1,4 @@
-"""run.json, the description of a run, as it is read; `training/workdir.py` writes it."""
+"""Reading of run.json, the description of a run; `training/start.py` writes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WAY_OUT = "restore it, or start another workdir"
 
 
 def read_run(workdir: Path, *needed: str) -> dict[str, Any]:
-  """The run.json of a workdir. Raises ValueError where there is none, or none that has the fields `needed`."""
+  """The run.json of a workdir. Raises ValueError if it is missing, unreadable or lacks one of the fields `needed`."""
   path = workdir / FILE
   try:
     run = json.loads(path.read_bytes().decode())
@@ -34,7 +34,7 @@ def read_run(workdir: Path, *needed: str) -> dict[str, Any]:
 
 
 def check_run(run: Any, what: Path | str, *needed: str) -> None:
-  """Raises ValueError where what a file or checkpoint holds does not describe a run, or lacks a field."""
+  """Raises ValueError if the content of a file or checkpoint (`what`) does not describe a run, or lacks a field."""
   if not isinstance(run, dict):
     raise ValueError(f"{what} does not describe a run: it holds no JSON object; {_WAY_OUT}.")
   for name, (kind, words) in _KINDS.items():

@@ -1,4 +1,4 @@
-"""What a program does at its start and at its end: compilation cache, several hosts, errors as one sentence.
+"""What a program does when it starts and ends: the compilation cache, several hosts, and errors as one sentence.
 
 JAX is imported where it is used: neither --help nor a misspelt flag need wait for it.
 """
@@ -20,17 +20,14 @@ from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
-from lattice_jax import peers
-from lattice_jax.domains import Number
-from lattice_jax.shown import first_line
+from lattice_jax import processes
 
-INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other
-CLOSING_TIMEOUT = 5  # seconds that a run which failed has to close what it opened
-LEAVING_TIMEOUT = 4  # seconds that a process which ends with an error then waits for the others to end too
+CLOSING_TIMEOUT = 5  # seconds in which a run that failed must close what it opened
+LEAVING_TIMEOUT = 4  # seconds that a process which ends with an error waits for the others to end too
 
 
 class Stop(Exception):
-  """Ends the program with this sentence and exit status."""
+  """Ends the program with one sentence and an exit status."""
 
   def __init__(self, message: str, status: int):
     super().__init__(message)
@@ -38,7 +35,7 @@ class Stop(Exception):
 
 
 def enable_compilation_cache() -> None:
-  """Keeps compiled programs under ~/.cache/lattice_jax, or the folder LATTICE_JAX_CACHE names; empty turns it off."""
+  """Keeps compiled programs in ~/.cache/lattice_jax or in the folder LATTICE_JAX_CACHE; an empty name turns it off."""
   folder = os.environ["LATTICE_JAX_CACHE"] if "LATTICE_JAX_CACHE" in os.environ else "~/.cache/lattice_jax"
   if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
@@ -46,7 +43,7 @@ def enable_compilation_cache() -> None:
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError:
-    return  # a home that cannot be written to costs compile time only
+    return  # where the home folder cannot be written to, only compile time is lost
   import jax
 
   jax.config.update("jax_compilation_cache_dir", str(path))
@@ -54,61 +51,27 @@ def enable_compilation_cache() -> None:
 
 
 def initialize_distributed(requested: bool) -> None:
-  """Joins the processes of a run on several hosts, where `--distributed` asks for it.
-
-  Cloud TPU, Slurm and the like tell JAX who takes part; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID do. LATTICE_JAX_HEARTBEAT: seconds without a sign of life after which a process counts as dead.
-  """
-  if not requested:
-    return
-  import jax
-
-  if peers.HEARTBEAT_VARIABLE in os.environ:
-    _environment_integer(peers.HEARTBEAT_VARIABLE, lowest=1)
-  peers.tell_of_the_dead(_end_without_peer)
-  # of the three JAX itself reads only the address
-  known = {
-    argument: _environment_integer(name)
-    for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
-    if name in os.environ}
-  try:
-    jax.distributed.initialize(
-      initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=peers.heartbeat_timeout(), **known)
-  except ValueError as error:
-    raise ValueError(
-      f"--distributed: it is not known which processes take part ({first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
-      "JAX_NUM_PROCESSES and JAX_PROCESS_ID where the cluster does not tell.") from error
-  except RuntimeError as error:
-    raise ValueError(
-      f"--distributed: the processes did not find each other within {INITIALIZATION_TIMEOUT} s "
-      f"({first_line(error)}); start the same command on every host.") from error
-
-
-def _environment_integer(name: str, lowest: int = 0) -> int:
-  try:
-    return Number(int, lowest).parse(os.environ[name])
-  except ValueError as error:
-    raise ValueError(f"{name}={os.environ[name]} {error}") from error
-
-
+  """Joins the processes of a run on several hosts, if `--distributed` asks for it."""
+  if requested:
+    processes.join(_end_without_peer)
 
 
 def _os_sentence(error: OSError) -> str:
-  """What the system refused, without its number."""
+  """What the operating system refused, without the error number."""
   return f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror or error}."
 
 
 def program() -> str:
-  """The name of the command that runs."""
+  """The name of the running command."""
   called = Path(sys.argv[0])
   return called.parent.name if called.name == "__main__.py" else called.name
 
 
 def within(seconds: float, action: Callable[[], object]) -> None:
-  """Does the last thing before an end, or gives it up after so long.
+  """Runs the last action before the program ends, and gives it up after so many seconds.
 
-  A thread of a library may wait for minutes for what will never come. What goes wrong here comes of what went wrong
-  before, so it is not told.
+  A library's thread may wait minutes for something that never comes. An error raised here follows from the one that
+  ends the program, so it is not reported.
   """
   def act() -> None:
     with contextlib.suppress(Exception):
@@ -130,16 +93,16 @@ def show_log() -> None:
 
 
 def quieten_checkpoints() -> None:
-  """Orbax warns of what is intended, and logs at length what becomes one sentence here."""
+  """Silences Orbax, which warns about things that are intended and logs errors that become one sentence here."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-  # the process that removes the batches of workers which were ended says how many; it takes over these options
+  # the process that cleans up after terminated data workers counts what they left; it inherits these options
   sys.warnoptions.append("ignore:resource_tracker:UserWarning")
   show = sys.unraisablehook
 
   def show_others(unraisable: Any) -> None:
-    # where one file of a checkpoint fails, TensorStore says of each of the others that nobody waits for it
+    # when one file of a checkpoint fails, TensorStore reports for each of the others that nobody waits for it
     if str(unraisable.exc_value) != "Event loop is closed":
       show(unraisable)
 
@@ -147,7 +110,7 @@ def quieten_checkpoints() -> None:
 
 
 def git_commit() -> str | None:
-  """The commit of the code, with «+» where files differ from it; None outside a git checkout."""
+  """The commit of the code, with "+" where files differ from it; None outside a git checkout."""
   root = Path(__file__).resolve().parents[1]
 
   def git(*words: str) -> str:
@@ -161,18 +124,17 @@ def git_commit() -> str | None:
 
 
 def leave(error: BaseException) -> NoReturn:
-  """Says why, and ends the process whatever threads are alive: at its own end Python would wait for them."""
-  jax = sys.modules["jax"] if "jax" in sys.modules else None  # a mistake on the command line need not wait for it
-  has_peers = jax is not None and jax.distributed.is_initialized()
+  """Reports the error and ends the process whatever threads are alive; Python's own exit would wait for them."""
+  has_peers = processes.are_joined()
   if has_peers:
-    peers.wait_for_news(error)
+    processes.await_abort(error)
   sentence, status = _last_sentence(error)
   if sentence is None:
     traceback.print_exception(error)
   else:
     _say(sentence)
   if has_peers:
-    within(LEAVING_TIMEOUT, jax.distributed.shutdown)  # waits for the others, who may have a sentence to say too
+    within(LEAVING_TIMEOUT, processes.shut_down)
   end_process(status)
 
 
@@ -182,20 +144,21 @@ def _end_without_peer(sentence: str) -> NoReturn:
 
 
 def _say(sentence: str) -> None:
-  with contextlib.suppress(OSError):  # nobody reads it
+  with contextlib.suppress(OSError):  # the reader has closed the pipe
     sys.stdout.flush()
     sys.stderr.write(f"{program()}: {sentence}\n")
     sys.stderr.flush()
 
 
 def end_process(status: int) -> NoReturn:
+  """Ends the process at once, and its workers with it."""
   for worker in multiprocessing.active_children():
-    worker.kill()  # else it would outlive this process, and hold its output open
+    worker.kill()  # otherwise it would outlive this process and keep its output open
   os._exit(status)
 
 
 def _last_sentence(error: BaseException) -> tuple[str | None, int]:
-  """(what a user is told, exit status); None where the whole traceback is wanted, or nobody expected the error."""
+  """(the sentence for the user, exit status); None where a traceback is wanted or the error is not a user's mistake."""
   if isinstance(error, KeyboardInterrupt):
     return "aborted.", 130
   if isinstance(error, Stop):

@@ -1,4 +1,4 @@
-"""Which device holds what: the mesh, and the shardings of parameters, optimizer, memory and batches.
+"""Which device holds which data: the mesh, and the shardings of parameters, optimizer, memory and batches.
 
 Mesh axes are "data" (rows of the batch; with `fsdp` also the `embed` axis of parameters) and "model". Everything runs
 under `jax.jit` with Auto axes: a sharding says where an array lives, never what is computed.
@@ -20,12 +20,12 @@ MEMORY_AXES = {"B": "data", "H": "model"}
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-  """The `data` × `model` mesh over all devices, or over those given."""
+  """The `data` × `model` mesh over all devices, or over the given ones."""
   devices = jax.devices() if devices is None else devices
   if len(devices) % config.model or config.data == 0 or config.data < -1:
     raise ValueError(
       f"mesh.data={config.data} and mesh.model={config.model} do not fit {len(devices)} devices; "
-      "mesh.model must divide their number, and mesh.data=-1 takes what is left.")
+      "mesh.model must divide their number, and mesh.data=-1 takes the rest.")
   data = len(devices) // config.model if config.data == -1 else config.data
   if data * config.model != len(devices):
     raise ValueError(
@@ -35,7 +35,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
-  """Every micro-batch must give each slice of the `data` axis, and each process, equally many rows."""
+  """Every slice of the `data` axis, and every process, must get the same number of rows of each micro-batch."""
   rows, data = config.data.batch // config.train.accumulate, mesh.shape["data"]
   if rows % data or rows % jax.process_count():
     unit = math.lcm(data, jax.process_count()) * config.train.accumulate
@@ -51,14 +51,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over `data`."""
+  """Rows over the `data` axis."""
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def param_shardings(boxed: Any, mesh: Mesh, config: MeshConfig) -> Any:
   """Shardings of a tree of boxed arrays (or their shapes): parameters, buffers, or optimizer state made from them.
 
-  The result has the tree of the unboxed arrays. Leaves without a box are replicated. A mesh axis that does not
+  The result has the structure of the unboxed arrays. Leaves without a box are replicated. A mesh axis that does not
   divide its dimension, or that the array already uses, is dropped for that array.
   """
   rules = dict(config.rules) | ({"embed": "data"} if config.fsdp else {})
@@ -67,17 +67,22 @@ def param_shardings(boxed: Any, mesh: Mesh, config: MeshConfig) -> Any:
       raise ValueError(f"mesh.rules sends {logical!r} to {axis!r}; the mesh has the axes {', '.join(mesh.shape)}.")
 
   def leaf_sharding(leaf: Any) -> NamedSharding:
-    if not _is_box(leaf):
+    if not is_box(leaf):
       return replicated(mesh)
     wanted = [rules[name] if name in rules else None for name in leaf.names]
     return NamedSharding(mesh, _fitting_spec(wanted, leaf.value.shape, mesh))
 
-  return jax.tree.map(leaf_sharding, boxed, is_leaf=_is_box)
+  return jax.tree.map(leaf_sharding, boxed, is_leaf=is_box)
+
+
+def is_box(leaf: Any) -> bool:
+  """Whether an array carries the names of its logical axes."""
+  return isinstance(leaf, nn.Partitioned)
 
 
 def unbox(tree: Any) -> Any:
-  """The bare arrays; unlike `nn.unbox`, without sharding constraints from a context."""
-  return jax.tree.map(lambda leaf: leaf.value if _is_box(leaf) else leaf, tree, is_leaf=_is_box)
+  """The bare arrays; unlike `nn.unbox`, this adds no sharding constraints from a context."""
+  return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, tree, is_leaf=is_box)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
@@ -101,7 +106,7 @@ def shape_letters(path: tuple[Any, ...], leaf: Any) -> str:
 
 
 def put_batch(batch: Any, mesh: Mesh, *, rows: int, stacked: bool = False) -> Any:
-  """Device arrays of this process's part of a batch; `rows` counts those of all processes.
+  """Device arrays made from this process's part of a batch; `rows` counts the rows of all processes.
 
   Arrays of at least two axes have rows first (second where `stacked`); other arrays are the same on every process.
   """
@@ -118,7 +123,7 @@ def put_batch(batch: Any, mesh: Mesh, *, rows: int, stacked: bool = False) -> An
 
 
 def tree_bytes(tree: Any) -> int:
-  """Bytes of all arrays, counted once however they are sharded."""
+  """The bytes of all arrays, each counted once however it is sharded."""
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -128,10 +133,6 @@ def _fitting_spec(wanted: list[str | None], shape: tuple[int, ...], mesh: Mesh) 
     fits = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
     spec.append(axis if fits else None)
   return PartitionSpec(*spec)
-
-
-def _is_box(leaf: Any) -> bool:
-  return isinstance(leaf, nn.Partitioned)
 
 
 def _is_name(key: Any) -> bool:

@@ -1,4 +1,4 @@
-"""A value as it is put into a sentence: on one line, short, and without the names and addresses of Python's objects."""
+"""Values as sentences show them: on one line, short, and without the names and addresses of Python objects."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _MAX_ITEMS = 4
 
 
 def shown(value: Any) -> str:
-  """Numbers, texts and lists as in Python, the middle of long ones left out; of an object that it is one."""
-  if hasattr(value, "tolist") and getattr(value, "ndim", 0):  # an array of NumPy, which --help does not import
+  """Numbers, strings and lists as Python writes them, without the middle of long ones; an object is «an object»."""
+  if hasattr(value, "tolist") and getattr(value, "ndim", 0):  # a NumPy array; --help does not import NumPy
     value = value[:_MAX_ITEMS + 1].tolist()
   if isinstance(value, dict):
     return "an object"
@@ -39,18 +39,18 @@ def reason_of(error: BaseException) -> str:
   return first_line(error).rstrip(".")
 
 
-def plain(name: str) -> str:
-  """A name as it is, or as `shown` where it is long or would not stay on its line."""
+def shown_name(name: str) -> str:
+  """The name itself, or `shown(name)` if it is empty, long or not printable on one line."""
   return name if name.isprintable() and 0 < len(name) <= _MAX_LEN else shown(name)
 
 
 def as_json(value: Any) -> str:
-  """As a JSON file writes it."""
+  """The value as JSON."""
   return json.dumps(value, ensure_ascii=False)
 
 
 def short_json(value: Any) -> str:
-  """The start of a value as a JSON file writes it; an array is a list of numbers."""
+  """The start of the value's JSON; an array is «a list of numbers»."""
   try:
     text = as_json(value)
   except TypeError:

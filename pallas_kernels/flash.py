@@ -31,7 +31,7 @@ from pallas_kernels import flash_kernels
 from pallas_kernels.flash_kernels import ID, INDEX, LOW
 from pallas_kernels.tiles import LANES, SUBLANES, eight_rows, launch
 
-# Ids of places without a token, so that nobody sees them and they see nobody.
+# Ids of places without a token: no query has the one of keys, and no key that of queries.
 EMPTY_KEY, EMPTY_QUERY = -1, -2
 FAR_BACK = -(2**30)  # a quarter of the range: differences cannot overflow
 

@@ -23,9 +23,10 @@ LONGEST_CHUNK = 64
 
 @dataclasses.dataclass(frozen=True)
 class SlotLayout:
-  """rows: of a group; groups of them. parts: of the values of a row. slots, values: after filling up, values of a part.
+  """How heads lie on lanes. rows: of a group. groups: number of groups. parts: into which the values of a row are cut.
 
-  chunk: tokens a program takes, which are also those between two saved states. chunks: of them.
+  slots, values: after padding, `values` those of one part. chunk: tokens that a program takes and between two saved
+  states. chunks: number of chunks.
   """
 
   rows: int

@@ -176,7 +176,7 @@ def _attend_on_gpu(plan, floats, qw_BTQR, relative_HSR, fixed):
 
 
 def _codes(rows_HMK, dtype, mean_NBHMV, count_NBHM, document_NB, unit, extra_tile):
-  """Codes as extra keys; those that nothing has are nobody's."""
+  """Codes as extra keys; a code without tokens gets an id that no query has."""
   batch, num_extra = count_NBHM.shape[1], round_up(rows_HMK.shape[1], extra_tile)
   key_HMK = pad_to(rows_HMK, {1: num_extra, 2: round_up(rows_HMK.shape[2], unit)})
   value_BHNMV = jnp.moveaxis(mean_NBHMV.astype(dtype), 0, 2)

@@ -6,35 +6,38 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 export GLIBC_TUNABLES=glibc.malloc.hugetlb=1  # huge pages: faster on Linux CPUs, ignored elsewhere
 venv_python=.venv/bin/python
 
-# The absolute path of an interpreter, or failure where it is missing or too old.
+# _python_path PYTHON MINOR: the absolute path of an interpreter, or failure where it is missing or older than 3.MINOR.
 _python_path() {
-  (cd "$caller_dir" && "$1" -c 'import sys; print(sys.executable); sys.exit(sys.version_info < (3, 11))' 2>/dev/null)
+  (cd "$caller_dir" && "$1" -c "import sys; print(sys.executable); sys.exit(sys.version_info < (3, $2))" 2>/dev/null)
 }
 
+# _find_python MINOR: on PATH, or where pyenv and uv keep theirs.
 _find_python() {
-  local candidate
+  local minor=$1 candidate
   if [ -n "${PYTHON:-}" ]; then
-    _python_path "$PYTHON" && return
-    echo "PYTHON=$PYTHON does not run as Python 3.11 or newer; name one that does." >&2
+    _python_path "$PYTHON" "$minor" && return
+    echo "PYTHON=$PYTHON does not run as Python 3.$minor or newer; name one that does." >&2
     return 1
   fi
-  for candidate in python3 python3.13 python3.12 python3.11; do
-    if _python_path "$candidate" >/dev/null; then _python_path "$candidate"; return; fi
+  for candidate in python3 python3.13 python3.12 python3.11 "$HOME"/.pyenv/versions/3.*/bin/python3 \
+    "$HOME"/.local/share/uv/python/*/bin/python3; do
+    if _python_path "$candidate" "$minor" >/dev/null; then _python_path "$candidate" "$minor"; return; fi
   done
-  echo "No Python 3.11 or newer was found as python3, python3.13, python3.12 or python3.11." \
-    "Install one, or set PYTHON=/path/to/python." >&2
+  echo "No Python 3.$minor or newer was found, neither on PATH nor among those of pyenv and uv. Install one (without" \
+    "root: pip install uv && uv python install 3.13), or set PYTHON=/path/to/python." >&2
   return 1
 }
 
-_make_venv() {
-  local python
-  python=$(_find_python) || exit 1
+# make_venv FOLDER MINOR: an empty environment of Python 3.MINOR or newer.
+make_venv() {
+  local folder=$1 python
+  python=$(_find_python "$2") || exit 1
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     echo "$python cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv" >&2
     exit 1
   fi
-  echo "Making .venv with $("$python" --version) …"
-  "$python" -m venv --clear .venv || exit 1
+  echo "Making $folder with $("$python" --version) …"
+  "$python" -m venv --clear "$folder" || exit 1
 }
 
 # Of what pip says: every 20th package, downloads of 10 MB or more, and that it unpacks. Line by line, so that it is seen
@@ -62,25 +65,31 @@ _large_steps() {
   done
 }
 
-# install PYTHON FILE STAMP [OPTION …]: what the file lists, unless the stamp, a copy of it, says that it is there.
-install() {
-  local python=$1 file=$2 stamp=$3 started=$SECONDS
-  shift 3
-  cmp -s "$file" "$stamp" && return
-  echo "Installing $file, which takes minutes the first time …"
-  if ! PYTHONUNBUFFERED=1 "$python" -m pip install --progress-bar=off --disable-pip-version-check "$@" -r "$file" \
-    | _large_steps; then
-    echo "Installing $file failed; the lines above say why. Run the same command again to retry." >&2
+# pip_install PYTHON WHAT ARGUMENT…: by pip, in few lines; WHAT is what they call it.
+pip_install() {
+  local python=$1 what=$2 started=$SECONDS
+  shift 2
+  echo "Installing $what, which takes minutes the first time …"
+  if ! PYTHONUNBUFFERED=1 "$python" -m pip install --progress-bar=off --disable-pip-version-check "$@" | _large_steps; then
+    echo "Installing $what failed; the lines above say why. Run the same command again to retry." >&2
     exit 1
   fi
-  cp "$file" "$stamp"
   echo "  done in $((SECONDS - started)) s"
+}
+
+# install PYTHON FILE STAMP [OPTION …]: what the file lists, unless the stamp, a copy of it, says that it is there.
+install() {
+  local python=$1 file=$2 stamp=$3
+  shift 3
+  cmp -s "$file" "$stamp" && return
+  pip_install "$python" "$file" "$@" -r "$file"
+  cp "$file" "$stamp"
 }
 
 # ensure_venv FILE…: afterwards .venv holds what the requirement files list. Takes milliseconds when nothing changed.
 ensure_venv() {
   local file
-  [ -x "$venv_python" ] && [ -x .venv/bin/pip ] || _make_venv
+  [ -x "$venv_python" ] && [ -x .venv/bin/pip ] || make_venv .venv 11
   for file in "$@"; do
     install "$venv_python" "$file" ".venv/installed-$file"
   done

@@ -1,11 +1,11 @@
-"""Compiles kernels and a training step for accelerators that are not there, and checks what came out.
+"""Compiles kernels and a training step for accelerators that this machine lacks, and checks the result.
 
-bash scripts/test.sh --aot                       # makes the environments, then runs all three of these:
+bash scripts/test.sh --aot                       # makes the environments, then runs all three:
 python scripts/aot.py tpu  --out=docs/results/aot    TPU kernels × arguments × v5e, v5p, v6e
 python scripts/aot.py h100 --out=docs/results/aot    Hopper kernels for an H100
 python scripts/aot.py step --out=docs/results/aot    updates of configs/vq_pg19.py on 256 chips of v5e
 
-Each writes a JSON file and makes the table README.md there anew. The exit status is 1 where something does not hold.
+Each writes a JSON file and rewrites the table README.md beside it. The exit status is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # Read when JAX and libtpu start.
 os.environ.update({
-  # No chip is looked for, and several processes may load libtpu at once.
+  # Looks for no chip, and lets several processes load libtpu at once.
   "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_MIN_LOG_LEVEL": "3",
   "MOSAIC_GPU_DUMP_PTXAS": "1"})  # registers and spills of every kernel

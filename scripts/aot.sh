@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Compiles kernels and a training step for TPUs and an H100 that are not there; called by scripts/test.sh --aot.
-# Arguments: some of tpu, h100, step; all without. Results go to docs/results/aot, or to the folder AOT_OUT.
+# Compiles kernels and a training step for TPUs and an H100 without having them; called by scripts/test.sh --aot.
+# Arguments: some of tpu, h100, step; by default all. Results go to docs/results/aot, or to the folder AOT_OUT.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 ensure_venv requirements.txt
 
-# An environment that sees .venv's packages and holds a compiler beside them: only the compiler is downloaded.
+# An environment that adds a compiler to the packages of .venv, so that only the compiler is downloaded.
 compiler_venv() {
   local folder=.venv-aot-$1 file=requirements-aot-$1.txt site
   local stamp=$folder/installed-$file

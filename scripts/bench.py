@@ -26,7 +26,7 @@ from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
 from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
 from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
 from lattice_jax.commands.run import run_script
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.runtime import enable_compilation_cache
 
 OPS = {"vq": vq, "lattice": lattice}
@@ -44,7 +44,7 @@ def main() -> None:
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
   parser.add_argument("--batch", type=positive, default=1)
   parser.add_argument("--rounds", type=positive, default=7)
-  parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only how they grow")
+  parser.add_argument("--scaling", action="store_true", help="measure all lengths in turn, and only their growth")
   parser.add_argument("--max_gb", type=positive_number, default=16.0, help="cases that need more memory are not run")
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl, tables and plots")
   arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Times decoding after a long text under a cache policy, against the full cache and against one of the same length.
+"""Times decoding after a long text with a cache policy, against the full cache and a full cache of equal length.
 
 python scripts/bench_cache.py --length=8192 --lag=128 --ratio=0.25 --out=docs/results/bench_cache_cpu
 
@@ -10,7 +10,6 @@ policy itself (against a full cache of the length that it leaves), bytes measure
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from lattice_jax.cache.policies.window import WindowConfig
 from lattice_jax.commands.arguments import Parser, of, one_of, path, positive, some_of
 from lattice_jax.commands.run import run_script
 from lattice_jax.fields import find
+from lattice_jax.files import append_jsonl
 from lattice_jax.runtime import enable_compilation_cache
 
 
@@ -51,16 +51,14 @@ def main() -> None:
   ratio = arguments.ratio if POLICIES[arguments.policy].compresses else 0.0
   cache = CacheConfig(
     policy=arguments.policy, lag=arguments.lag, ratio=ratio, window=WindowConfig(window=arguments.window))
-  arguments.out.mkdir(parents=True, exist_ok=True)
   for part in arguments.parts:
     results = bench.measure(
       model, cache, arguments.length, part=part, num_tokens=arguments.tokens, rounds=arguments.rounds)
     print(f"\n{part}, after {arguments.length:,} tokens", flush=True)
-    with (arguments.out / "bench.jsonl").open("a", encoding="utf-8") as file:
-      for record in records(results):
-        print("  " + ", ".join(f"{name} {value}" for name, value in record.items()), flush=True)
-        group = {"part": part, "text": arguments.length, "cache": dataclasses.asdict(cache), "layers": arguments.layers}
-        file.write(json.dumps(machine | group | record) + "\n")
+    group = {"part": part, "text": arguments.length, "cache": dataclasses.asdict(cache), "layers": arguments.layers}
+    for record in records(results):
+      print("  " + ", ".join(f"{name} {value}" for name, value in record.items()), flush=True)
+      append_jsonl(arguments.out / "bench.jsonl", [machine | group | record])
 
 
 def records(results: list[bench.Decoding]) -> list[dict[str, Any]]:

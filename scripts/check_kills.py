@@ -1,11 +1,11 @@
-"""Kills a training run with SIGKILL at random moments, restarts it, and compares it with a run that was left alone.
+"""Kills a training run with SIGKILL at random moments, restarts it, and compares it with an uninterrupted run.
 
 python scripts/check_kills.py --kills=50 [--seed=0] [--workdir=runs/kills]
 
 The moments are drawn uniformly from the whole life of a process: imports, data, compilation, updates, evaluations and
-saves. Life is measured in processor time, which does not depend on what else the machine does. A run that reaches its
-end is compared, metric by metric and bit by bit, and the next one begins. Prints one line a kill and a summary; exit
-status 1 where anything differs. For Linux; takes about eight seconds a kill on two cores.
+saves. Life is measured in processor time, which does not depend on other load. A run that reaches its end is compared,
+metric by metric and bit by bit, and the next one begins. Prints one line per kill and a summary; the exit status is 1
+if anything differs. Linux only; takes about eight seconds per kill on two cores.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _COMMAND = (
 
 def main() -> int:
   parser = Parser(__doc__)
-  parser.add_argument("--kills", type=positive, default=50, help="how many processes are killed")
-  parser.add_argument("--seed", type=seed, default=0, help="of the moments")
+  parser.add_argument("--kills", type=positive, default=50, help="number of processes to kill")
+  parser.add_argument("--seed", type=seed, default=0, help="seed of the moments")
   parser.add_argument("--workdir", type=path, default=Path("runs/kills"), help="emptied first")
   arguments = parser.parse_args()
   others = [path.name for path in arguments.workdir.glob("*") if not path.match("run_*") and path.name not in _OWN]
@@ -51,12 +51,12 @@ def main() -> int:
   run(unbroken, None)  # compiles
   shutil.rmtree(unbroken)
   life = run(unbroken, None)
-  print(f"an unbroken run of {_STEPS} updates lives {life:.1f} s of processor time")
+  print(f"an unbroken run of {_STEPS} updates takes {life:.1f} s of processor time")
   return kill_and_compare(arguments.workdir, unbroken, life, arguments.kills, random.Random(arguments.seed))
 
 
 def kill_and_compare(folder: Path, unbroken: Path, life: float, kills: int, draw: random.Random) -> int:
-  """Runs until `kills` processes were killed and the run they belonged to has ended; the exit status."""
+  """Runs until `kills` processes were killed and the last run has ended. Returns the exit status."""
   killed, ended, found = 0, 0, []
   while True:
     workdir = folder / f"run_{ended}"
@@ -94,7 +94,7 @@ def run(workdir: Path, kill_after: float | None) -> float | None:
 
 
 def processor_seconds(process: subprocess.Popen) -> float:
-  """What all threads of a process have used."""
+  """The processor time of all threads of a process."""
   fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
   return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,10 +1,10 @@
-"""What the training loop costs beside its compiled program: tokens per second of both, in turn, on the same shapes.
+"""Measures the overhead of the training loop: tokens per second of the loop and of its bare compiled program, in turn.
 
 python scripts/check_overhead.py --config=configs/quickstart.py [--cpu_devices=2] [--updates=96] [--rounds=3]
 
 The loop reads data, logs every update and writes metrics.jsonl; the bare program is a `lax.scan` of the same update
-over batches that are already on the devices. Compilation, saving and evaluation are in neither. Prints the ratio of the
-medians.
+over batches that are already on the devices. Neither includes compilation, saving or evaluation. Prints the ratio of
+the medians.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lattice_jax.runtime import enable_compilation_cache
 
 _CONFIG, _SET = define_config(), define_set()
 _UPDATES = define("updates", POSITIVE, 96, "Updates that are timed in each round.")
-_ROUNDS = define("rounds", POSITIVE, 3, "Times that each of the two is run.")
+_ROUNDS = define("rounds", POSITIVE, 3, "Number of times that each of the two runs.")
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def loop_speed(config: Config) -> float:
-  """Tokens per second of the training loop from the end of its first call to that of its last."""
+  """Tokens per second of the training loop, from the end of its first call to the end of its last."""
   from lattice_jax.metrics import read_metric_lines
   from lattice_jax.training.loop import train
 
@@ -67,7 +67,7 @@ def loop_speed(config: Config) -> float:
 
 
 def prepare_bare(config: Config):
-  """A function (calls) → tokens per second of the program alone, compiled and warmed up here."""
+  """A function (calls) → tokens per second of the program alone, which is compiled and warmed up first."""
   from lattice_jax.data.loader import train_batches
   from lattice_jax.data.sources import load_source
   from lattice_jax.sharding import make_mesh, replicated

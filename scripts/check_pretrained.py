@@ -1,9 +1,9 @@
-"""Compares a pretrained model here with what `transformers` says of it: logits, greedy text, tokens, chat.
+"""Compares a pretrained model here with the same model in `transformers`: logits, greedy text, tokens, chat.
 
     <other environment>/bin/python scripts/pretrained_reference.py --model=MODEL --output=figures.npz
     python scripts/check_pretrained.py --pretrained=MODEL --figures=figures.npz
 
-The first command's own docstring says how to make its environment. Exits with 1 where something differs.
+The first script's docstring says how to make its environment. The exit status is 1 if something differs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.models.pretrained import load_pretrained
 from lattice_jax.types import whole_segment
 
-TOLERANCE = 1e-3  # of the largest error of a token's logits, relative to their largest value
+TOLERANCE = 1e-3  # for the largest error of a token's logits, relative to the largest logit
 
 
 def compare_logits(model: ModelConfig, variables: dict, figures: dict) -> tuple[bool, str]:
@@ -72,7 +72,7 @@ def main() -> int:
   parser.add_argument("--figures", type=path, required=True, help="what pretrained_reference.py wrote")
   arguments = parser.parse_args()
   if not arguments.figures.is_file():
-    raise ValueError(f"--figures={arguments.figures} is no file; scripts/pretrained_reference.py writes it.")
+    raise ValueError(f"--figures={arguments.figures} does not exist; scripts/pretrained_reference.py writes it.")
   with np.load(arguments.figures, allow_pickle=False) as file:
     figures = dict(file)
   texts = json.loads(str(figures["texts"]))

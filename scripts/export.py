@@ -26,7 +26,7 @@ def main() -> None:
   source = parser.add_mutually_exclusive_group(required=True)
   source.add_argument("--workdir", type=path, help="folder of a training run")
   source.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors, or a .gguf file")
-  parser.add_argument("--step", type=count, help="checkpoint of the run; the newest when not given")
+  parser.add_argument("--step", type=count, help="checkpoint of the run; by default the newest")
   parser.add_argument("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="of the weights written")
   parser.add_argument("--output", type=path, required=True, help="folder that does not exist yet")
   arguments = parser.parse_args()

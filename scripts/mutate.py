@@ -1,21 +1,21 @@
-"""Breaks the code one line at a time and asks whether the tests that should notice do.
+"""Breaks the code one line at a time and checks that the tests which should notice it do.
 
 python scripts/mutate.py [--only=ops/vq] [--jobs=1] [--results=runs/mutations.jsonl]
 python scripts/mutate.py --list
 
-scripts/mutations/*.yaml holds the mutations, by file. Each is one change of meaning (`old` is replaced by `new`; `old`
-stands once in the file) and the narrowest tests that must then fail, as pytest names them. The tree is copied to
-a temporary folder, in which the tests have to pass as it is; then each mutation is made there alone. One line a
+scripts/mutations/*.yaml holds the mutations, by file. Each changes the meaning of one place (`new` replaces `old`,
+which occurs once in the file) and names the narrowest tests that must then fail, as pytest does. The tree is copied to
+a temporary folder, where the tests must pass at first; then each mutation is made there alone. Prints a line for each
 mutation, and a summary:
 
   killed      a test failed, or did not end
   survived    all passed: write the test that is missing
   equivalent  all passed, and the entry says under `equivalent` why nothing can notice
-  broken      nothing was tested: `old` is not there once, or the mutated program cannot even be imported
+  broken      nothing was tested: `old` does not occur once, or the mutated program cannot even be imported
 
-Exit status 1 where more than 2 % survive without a reason or anything is broken. Results are kept under --results and
-taken from there while the mutation, its file and its tests are the same, so the command can be stopped and goes on.
-For a person's hands and a weekly run; about ten seconds a mutation on two cores.
+The exit status is 1 if more than 2 % survive without a reason or anything is broken. Results are stored under --results
+and reused while the mutation, its file and its tests are unchanged, so a stopped command can be resumed. Meant to be
+run by hand and weekly; about ten seconds per mutation on two cores.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lattice_jax.commands.arguments import Parser, of, path
 from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Number
+from lattice_jax.files import append_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "mutations"
@@ -54,13 +55,13 @@ _PYTEST = (
   sys.executable, "-m", "pytest", "-qq", "-x", "-p", "no:cacheprovider", "-p", "scripts.mutate_fork", "-n", "0",
   "--no-header", "--tb=no", "--capture=no", "tests")
 _PASSED, _FAILED = 0, 1  # exit statuses of pytest
-# Python takes compiled code from its cache where size and whole second of the source are the same.
+# Python uses cached bytecode if size and whole second of the source are unchanged.
 _seconds = itertools.count(1_000_000_000)
 
 
 @dataclass(frozen=True)
 class Mutation:
-  """file: from the root. tests: as pytest names them. equivalent: why none can notice; "" where one must."""
+  """file: from the root. tests: as pytest names them. equivalent: why no test can notice; "" if one must."""
 
   file: str
   old: str
@@ -70,12 +71,12 @@ class Mutation:
 
   @property
   def label(self) -> str:
-    """As one line."""
+    """The mutation in one line."""
     old, new = (" ".join(text.split()) for text in (self.old, self.new))
     return f"{self.file}: {old} → {new or 'nothing'}"
 
   def problem(self, root: Path) -> str | None:
-    """Why it cannot be made in the tree, or None."""
+    """Why the mutation cannot be made in the tree, or None."""
     path = root / self.file
     if not path.is_file():
       return "there is no such file"
@@ -83,7 +84,7 @@ class Mutation:
     return None if times == 1 else f"the old text stands {times} times in the file, not once"
 
   def key(self, root: Path) -> str:
-    """Changes with all that decides the result, as far as one can see."""
+    """A key that changes with the mutation, its file and its tests."""
     digest = hashlib.sha256(repr(self).encode())
     for name in sorted({self.file, *(test.split("::")[0] for test in self.tests)}):
       path = root / name
@@ -92,7 +93,7 @@ class Mutation:
 
 
 def load() -> list[Mutation]:
-  """All of `scripts/mutations`. Raises ValueError where an entry has other fields than a mutation."""
+  """All mutations of `scripts/mutations`. Raises ValueError for an entry with other fields."""
   mutations = []
   for listing in sorted(LISTS.glob("*.yaml")):
     for file, entries in yaml.safe_load(listing.read_text(encoding="utf-8")).items():
@@ -106,14 +107,14 @@ def load() -> list[Mutation]:
 
 def main() -> int:
   parser = Parser(__doc__)
-  parser.add_argument("--only", default="", help="mutations in whose line of --list this stands")
+  parser.add_argument("--only", default="", help="only mutations whose line of --list contains this")
   parser.add_argument("--jobs", type=of(Number(int, 1, 64)), default=1, metavar="N", help="processes side by side")
   parser.add_argument("--list", action="store_true", help="print the mutations and stop")
-  parser.add_argument("--results", type=path, default=Path("runs/mutations.jsonl"), help="where results are kept")
+  parser.add_argument("--results", type=path, default=Path("runs/mutations.jsonl"), help="file of the results")
   arguments = parser.parse_args()
   mutations = [mutation for mutation in load() if arguments.only in mutation.label]
   if not mutations:
-    raise ValueError(f"--only={arguments.only} stands in no line of --list.")
+    raise ValueError(f"--only={arguments.only} is in no line of --list.")
   if arguments.list:
     print("\n".join(mutation.label for mutation in mutations))
     return 0
@@ -121,11 +122,10 @@ def main() -> int:
 
 
 def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[str]:
-  """What became of each, in order; the results file grows as they come."""
+  """The result of each mutation, in order; each is appended to the results file at once."""
   known = read_results(results_file)
   keys = [mutation.key(ROOT) for mutation in mutations]
   waiting = [i for i, key in enumerate(keys) if key not in known]
-  results_file.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
     testers = [Tester(copy_tree(Path(folder) / str(job))) for job in range(min(jobs, len(waiting)))]
     pool = concurrent.futures.ThreadPoolExecutor(jobs)
@@ -144,13 +144,11 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
           free.put(tester)
 
       futures = [pool.submit(one, i) for i in waiting]
-      with results_file.open("a", encoding="utf-8") as file:
-        for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
-          i, known[keys[i]] = future.result()
-          file.write(json.dumps({"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}) + "\n")
-          file.flush()
-          print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
-    finally:  # also of Ctrl-C
+      for done, future in enumerate(concurrent.futures.as_completed(futures), start=1):
+        i, known[keys[i]] = future.result()
+        append_jsonl(results_file, [{"key": keys[i], "result": known[keys[i]], "mutation": mutations[i].label}])
+        print(f"{done:>4}/{len(waiting)}  {known[keys[i]]:<10}  {mutations[i].label}", flush=True)
+    finally:  # after Ctrl-C too
       for tester in testers:
         tester.stop()
       pool.shutdown(cancel_futures=True)
@@ -158,7 +156,7 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
 
 
 def read_results(path: Path) -> dict[str, str]:
-  """Result by key; a line that was cut off is left out."""
+  """Results by key, without a line that was cut off."""
   results = {}
   for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
     try:
@@ -170,7 +168,7 @@ def read_results(path: Path) -> dict[str, str]:
 
 
 def copy_tree(target: Path) -> Path:
-  """The files that git knows or would add."""
+  """Copies the files that git tracks or would add."""
   listed = subprocess.run(
     ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True)
   for name in filter(None, listed.stdout.decode().split("\0")):
@@ -181,14 +179,14 @@ def copy_tree(target: Path) -> Path:
 
 
 def check_unbroken(mutations: list[Mutation], tester: Tester) -> None:
-  """Raises ValueError where a test fails without a mutation: it could not show anything."""
+  """Raises ValueError if a test fails without a mutation, so that it could show nothing."""
   tests = tuple(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
   if tester.run(tests, timeout=len(tests) * _TIMEOUT) != _PASSED:
     raise ValueError(f"without any mutation this fails already: pytest -x {shlex.join(tests)}.")
 
 
 def run_one(mutation: Mutation, tester: Tester) -> str:
-  """Makes the mutation in the tester's tree, tests, and takes it back."""
+  """Makes the mutation in the tester's tree, runs its tests, and reverts it."""
   if mutation.problem(tester.tree):
     return "broken"
   path = tester.tree / mutation.file
@@ -209,7 +207,7 @@ def write(path: Path, text: str) -> None:
 
 
 class Tester:
-  """Runs tests of a tree as its files are at that moment, each time in a new process."""
+  """Runs tests of a tree with its current files, each time in a new process."""
 
   def __init__(self, tree: Path):
     self.tree = tree
@@ -221,7 +219,7 @@ class Tester:
       start_new_session=True)
 
   def run(self, tests: tuple[str, ...], timeout: float = _TIMEOUT) -> int | None:
-    """pytest's exit status; None where it did not end."""
+    """pytest's exit status, or None if it did not end."""
     self._parent.stdin.write(json.dumps(tests) + "\n")
     self._parent.stdin.flush()
     if not select.select([self._parent.stdout], [], [], timeout)[0]:
@@ -240,7 +238,7 @@ class Tester:
 
 
 def summarize(mutations: list[Mutation], results: list[str]) -> int:
-  """Prints what needs a person, and the summary; the exit status."""
+  """Prints the mutations that need attention and the summary. Returns the exit status."""
   for mutation, result in zip(mutations, results, strict=True):
     if result in ("survived", "broken"):
       reason = mutation.problem(ROOT) if result == "broken" else None

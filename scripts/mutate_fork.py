@@ -1,8 +1,8 @@
-"""A pytest plugin for mutate.py: a process that has imported the libraries, and a child of it for every run of tests.
+"""A pytest plugin for mutate.py: a process that has imported the libraries forks a child for every run of tests.
 
-The process stops before it collects tests: conftest.py is loaded by then, and nothing of the project. For each line of
-its input, a JSON list of tests, a child goes on, imports the code as it is by then and runs them; the child's exit
-status is answered as a line. What all runs share is half the time of a small test.
+The process stops before it collects tests, when conftest.py is loaded but nothing of the project. For each line of its
+input, a JSON list of tests, a child continues, imports the current code and runs them; the process answers with the
+child's exit status as a line. This saves half the time of a small test.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def pytest_sessionstart(session: Any) -> None:
   """Returns in children only."""
   for name in _LIBRARIES:
     importlib.import_module(name)
-  warnings.simplefilter("ignore")  # JAX warns of forks: its threads, none of which has begun, would be missing
+  warnings.simplefilter("ignore")  # JAX warns that a fork lacks its threads, but none has started yet
   for line in sys.__stdin__:
     child = os.fork()
     if not child:

@@ -24,8 +24,8 @@ def main() -> None:
   parser = Parser(__doc__)
   parser.add_argument("paths", nargs="+", type=path, help="workdirs, or JSON files written by eval.py")
   parser.add_argument("--what", type=one_of(*_PLOTS),
-                      help="by default the loss of workdirs, the position of JSON files")
-  parser.add_argument("--out", type=path, help="the PNG to write; by default a new one, named by what it shows")
+                      help="by default loss for workdirs, position for JSON files")
+  parser.add_argument("--out", type=path, help="the PNG to write; by default a new file, named after the plot")
   arguments = parser.parse_args()
   what = arguments.what or default_plot(arguments.paths)
   out = arguments.out or default_out(what)
@@ -44,7 +44,7 @@ def default_out(what: str) -> Path:
   """A default name never replaces a file; for retrieval, which draws several, not even one that begins with it."""
   taken = sorted(Path().glob(f"{what}*.png" if what == "retrieval" else f"{what}.png"))
   if taken:
-    raise ValueError(f"{taken[0]} is there already; name the file to write with --out, which may replace one.")
+    raise ValueError(f"{taken[0]} exists already; name the file to write with --out, which may replace one.")
   return Path(f"{what}.png")
 
 
@@ -56,7 +56,7 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
 
     return plot_retrieval(paths[0], out)
   if what == "codebook":
-    from lattice_jax.inspect.codebooks import plot_codebook  # the other plots need not wait for JAX's devices
+    from lattice_jax.inspect.codebooks import plot_codebook  # the other plots do not need JAX's devices
 
     plot_codebook(paths[0], out)
     return [out]

@@ -1,4 +1,4 @@
-"""Puts a data set where training looks for it, after checking that it is what its name says.
+"""Puts a data set where training expects it, after checking that it is the published one.
 
 python scripts/prepare_data.py enwik8        downloads 35 MB, writes data/enwik8/enwik8 (100 MB)
 python scripts/prepare_data.py pg19          downloads 12 GB of books, trains a 32,000-token tokenizer, writes tokens
@@ -8,7 +8,7 @@ python scripts/prepare_data.py books_sample  checks a shipped sample and says wh
 
 --from PATH takes a local copy: enwik8 raw or zipped; the folder of PG-19's {train,validation,test}/*.txt and
 metadata.csv; the folder of ImageNet64's three npz zips; or, for each, a folder of prepared TFDS records (array_record).
-Whatever stops it, the same command goes on from there.
+After an interruption the same command resumes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lattice_jax.commands.arguments import Parser, one_of, path
 from lattice_jax.commands.run import run_script
-from lattice_jax.data.files import ENWIK8, IMAGENET64, PG19
+from lattice_jax.data.published import ENWIK8, IMAGENET64, PG19
 from lattice_jax.runtime import Stop
 
 SAMPLE_NAMES = ("enwiki_sample", "books_sample", "photos_sample")
@@ -32,7 +32,7 @@ def report(line: str) -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-  """Imports what the data set needs only, so that the samples are checked at once."""
+  """Imports only what the data set needs, so that samples are checked quickly."""
   name, root, origin = arguments.name, str(arguments.path), arguments.origin
   if arguments.tokenizer and name not in ("pg19", "books_sample"):
     raise ValueError(f"{name} is read as bytes; --tokenizer is for pg19 and books_sample.")
@@ -68,7 +68,7 @@ def main() -> None:
   try:
     prepare(parser.parse_args())
   except KeyboardInterrupt as error:
-    raise Stop("stopped; the same command goes on from here.", 130) from error
+    raise Stop("stopped; the same command resumes from here.", 130) from error
 
 
 if __name__ == "__main__":

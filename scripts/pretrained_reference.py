@@ -1,11 +1,11 @@
-"""What `transformers` says of a model, for scripts/check_pretrained.py. Runs in an environment of its own:
+"""Records what `transformers` computes with a model, for scripts/check_pretrained.py. Needs its own environment:
 
     python -m venv hf && hf/bin/pip install torch transformers gguf accelerate
     hf/bin/python scripts/pretrained_reference.py --model=MODEL --output=figures.npz
 
-MODEL is a .gguf file or a folder of safetensors. Nothing is fetched. `transformers` does not read a GGUF file's
-tokenizer.ggml.pre, so the one way of cutting text that it would miss, SmolLM2's single digits, is set here.
---tokenizer_only asks for tokens and chat of a folder alone, and needs transformers and jinja2 only.
+MODEL is a .gguf file or a folder of safetensors. Nothing is downloaded. `transformers` does not read tokenizer.ggml.pre
+of GGUF files, so the one way of splitting text that it would miss, SmolLM2's single digits, is set here.
+--tokenizer_only records only tokens and chat of a folder, and needs only transformers and jinja2.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def read_samples() -> dict[str, str]:
 
 
 def pick_lines(texts: dict[str, str]) -> list[str]:
-  """Every sample's lines at even distances, 1,000 in all, and some that tokenizers stumble over."""
+  """1,000 evenly spaced lines of all samples, and some that are difficult for tokenizers."""
   share = -(-NUM_LINES // len(texts))
   lines = []
   for text in texts.values():
@@ -59,7 +59,7 @@ def says_single_digits(path: Path) -> bool:
 
 
 def read_model(place: dict, ids: list[int]) -> dict[str, np.ndarray]:
-  """Logits of all ids, and greedy text after the first of them."""
+  """The logits of all ids, and the greedy continuation of the first ones."""
   import torch
   from transformers import AutoModelForCausalLM
 
@@ -70,7 +70,7 @@ def read_model(place: dict, ids: list[int]) -> dict[str, np.ndarray]:
 
 
 def write_greedily(torch, model, ids: list[int]) -> np.ndarray:
-  """Without the settings that a model's own generation may have, such as a penalty of repetition."""
+  """Ignores the model's own generation settings, such as a repetition penalty."""
   output, written = model(torch.tensor([ids])), []
   while len(written) < NUM_GREEDY:
     written.append(int(output.logits[0, -1].argmax()))

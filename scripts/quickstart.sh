@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains a small Transformer-VQ on real text, judges it, and shows what it learned: minutes on two CPU cores.
-# Run again, it goes on from where it stopped, and a finished training is not repeated.
+# Trains a small Transformer-VQ on real text, evaluates it, and shows what it learned, in minutes on two CPU cores.
+# Run again, it resumes where it stopped; a finished training run is not repeated.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 ensure_venv requirements.txt
@@ -12,10 +12,10 @@ SECONDS=0
 "$venv_python" train.py --config=configs/quickstart.py --workdir="$run" "$devices"
 trained_in=$SECONDS
 
-echo; echo "== The test split, beside general compressors, and a text that the model writes"
+echo; echo "== The test split, compared with general compressors, and a generated text"
 "$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=both --compressors --generate=600 --prompt="The " \
   --output="$run/eval_test.json"
-echo; echo "== The same checkpoint with its compressive memory masked: each block sees itself and the block before it"
+echo; echo "== The same checkpoint with its compressive memory masked: a block sees itself and the previous block"
 "$venv_python" eval.py --workdir="$run" "$devices" --split=test --protocol=cold --set=model.vq.cache=False \
   --output="$run/eval_test_cold_masked.json"
 "$venv_python" scripts/plot.py "$run" --out="$run/loss.png"
@@ -36,5 +36,5 @@ Next, after \`source .venv/bin/activate\`:
   python eval.py --workdir=$run --generate=300 --prompt="Your own words "
   python train.py --config=configs/quickstart.py --config.data.source=text:mybook.txt --workdir=runs/mybook
   python train.py --config=configs/vq_enwik8.py:sample --workdir=runs/vq_enwik8 $devices    # ten minutes, 1.6M parameters
-README.md says what else there is: other memories, other data, pretrained models.
+README.md shows more: other memories, other data, pretrained models.
 END

@@ -1,12 +1,13 @@
-"""Runs a W&B sweep file without W&B's server, and tables and plots what it found.
+"""Runs a W&B sweep file without W&B's server, and writes a table and a plot of the results.
 
 python scripts/sweep.py configs/sweeps/vq_ablation.yaml [--workdir=runs/sweeps/vq_ablation] [--jobs=1]
 python scripts/sweep.py configs/sweeps/vq_ablation.yaml --table_only --beyond=128 --against=config=base
 
-Every trial trains in a folder of its own in the workdir. Ctrl-C and SIGTERM let the running ones save; the same command
-goes on: what is done is not run again, what was stopped or failed goes on from its checkpoint. Results are averaged
-over parameters whose names end in "seed". Writes table.md, table.jsonl, table.csv and plot.png. `wandb sweep` takes the
-same file online; here W&B gets nothing unless WANDB_MODE is set. Exit status 1: a trial failed; 2: a wrong command.
+Every trial trains in a folder of its own in the workdir. On Ctrl-C and SIGTERM the running trials save. The same
+command resumes the sweep: stopped and failed trials resume from their checkpoints, and finished ones are not repeated.
+Results are averaged over parameters whose names end in "seed". Writes table.md, table.jsonl, table.csv and plot.png.
+`wandb sweep` runs the same file online; here W&B gets nothing unless WANDB_MODE is set. Exit status 1: a trial failed;
+2: a wrong command.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lattice_jax.sweep.plot import plot_table
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search
 from lattice_jax.sweep.sweep_file import Sweep, read_sweep
-from lattice_jax.sweep.table import make_table, markdown, write_table
+from lattice_jax.sweep.table import format_table, make_table, write_table
 
 
 def main() -> int:
@@ -50,27 +51,27 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
   parser = Parser(__doc__)
   parser.add_argument("file", type=path, help="a sweep in W&B's format, as in configs/sweeps")
-  parser.add_argument("--workdir", type=path, help="by default runs/sweeps/ and the file's name")
+  parser.add_argument("--workdir", type=path, help="by default runs/sweeps/ with the file's name")
   parser.add_argument("--jobs", type=positive, default=1, help="trials at a time, each on its share of the cores")
-  parser.add_argument("--seed", type=seed, default=0, help="of random and Bayesian search")
-  parser.add_argument("--table_only", action="store_true", help="only table and plot of what is done")
+  parser.add_argument("--seed", type=seed, default=0, help="seed of random and Bayesian search")
+  parser.add_argument("--table_only", action="store_true", help="only write table and plot of the finished trials")
   parser.add_argument("--beyond", type=positives, default=(), metavar="N,…",
-                      help="columns with the loss at positions from N on")
+                      help="add columns with the loss at positions from N on")
   parser.add_argument("--against", default="", metavar="SETTING",
-                      help="columns with differences to this row, as in codes=256, or to the first")
+                      help="add columns with differences to this row, as in codes=256, or to the first")
   parser.add_argument("--x", action="append", default=[], metavar="PARAMETER",
-                      help="plot only this, by its full name; PARAMETER=WORD: its values WORD16, WORD32, …, as numbers")
+                      help="plot only this (full name); PARAMETER=WORD plots its values WORD16, WORD32, … as numbers")
   parser.add_argument("--out", type=path, help="folder of table and plot; by default the workdir")
   return parser.parse_args()
 
 
 def report(sweep: Sweep, workdir: Path, total: int, arguments: argparse.Namespace) -> None:
-  """Prints and writes the table, and the plot as soon as two settings are done."""
+  """Prints and writes the table, and also the plot if two settings are done."""
   table = make_table(
     sweep, workdir, total=total, command=command_line(), beyond=arguments.beyond, against=arguments.against)
   out = arguments.out or workdir
   write_table(table, out)
-  print(f"\n{markdown(table)}\nwrote {out}/table.md, table.jsonl, table.csv", end="")
+  print(f"\n{format_table(table)}\nwrote {out}/table.md, table.jsonl, table.csv", end="")
   if table.varying:
     plot_table(table, out / "plot.png", arguments.x)
     print(" and plot.png", end="")
@@ -78,7 +79,7 @@ def report(sweep: Sweep, workdir: Path, total: int, arguments: argparse.Namespac
 
 
 def command_line() -> str:
-  """The command that trains; run again it makes the table too, whose place is no part of it."""
+  """The command that trains and then makes the table, without the table's folder."""
   words = [word for word in sys.argv[1:] if word != "--table_only" and not word.startswith("--out=")]
   return shlex.join(["python", os.path.relpath(__file__), *words])
 

@@ -37,6 +37,7 @@ import tests.typecheck
 
 jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("lattice_jax", f"{tests.typecheck.__name__}.check")
+import lattice_jax.commands.run
 import lattice_jax.formats.locate
 import lattice_jax.runtime  # behind the hook, which checks what is imported from here on
 
@@ -70,8 +71,9 @@ def optimized():
 
 
 @pytest.fixture(autouse=True)
-def _ends_are_exceptions(monkeypatch):
-  """A command that ends ends its process, which here is that of all tests."""
+def _commands_leave_the_process_as_it_is(monkeypatch):
+  """A command quietens the process that it runs in and then ends it, and here all tests run in one."""
+  monkeypatch.setattr(lattice_jax.commands.run, "quieten_checkpoints", lambda: None)
   monkeypatch.setattr(lattice_jax.runtime, "end_process", sys.exit)
 
 

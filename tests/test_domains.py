@@ -154,7 +154,7 @@ def test_independent_decay_leaves_something_of_a_parameter():
 
 @pytest.mark.parametrize("scheme", ["gs://bucket/data", "s3://bucket", "http://host/x"])
 def test_places_of_other_machines_are_refused(scheme):
-  with pytest.raises(ValueError, match=rf"^data\.path='{scheme}' is no place of this machine: .* is not supported"):
+  with pytest.raises(ValueError, match=rf"^data\.path='{scheme}' is not on this machine: .* is not supported"):
     parse_config(raw_with("data.path", scheme))
 
 

@@ -13,7 +13,8 @@ from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config_checks import to_dict
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import read_config, read_run
-from lattice_jax.training.workdir import check_same_run, with_history
+from lattice_jax.training.start import add_history
+from lattice_jax.training.workdir import check_same_run
 from lattice_jax.writers.jsonl import JsonlWriter
 from tests.training import tiny
 
@@ -64,7 +65,7 @@ def test_hostile_run_files_are_each_one_sentence(tmp_path):
     with pytest.raises(ValueError) as refused:
       run = read_run(tmp_path, "config", "data_fingerprint")
       check_same_run(tmp_path, run, CONFIG, "ab")
-      with_history(RUN, run, 3)
+      add_history(RUN, run, 3)
       pytest.fail(f"accepted {content[:200]!r}")
     assert_is_a_sentence(refused)
 

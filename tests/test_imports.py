@@ -8,15 +8,18 @@ import pathlib
 
 import pytest
 
+from lattice_jax.memories.registry import FOLDERS
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories").glob("*/config.py"))
 
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.peers", "lattice_jax.shown"),
+  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.shown"),
   ("lattice_jax.domains",),
-  ("lattice_jax.fields",),
+  ("lattice_jax.fields", "lattice_jax.processes"),
+  ("lattice_jax.files",),
   ("lattice_jax.cache.policies",),
   ("lattice_jax.cache.config", "lattice_jax.memories.section", "lattice_jax.memories.recurrent_config",
    "lattice_jax.ops.rotary_config"),
@@ -25,7 +28,7 @@ LAYERS = (
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
   ("lattice_jax.config_dict",),
   ("lattice_jax.runtime",),
-  ("lattice_jax.together", "lattice_jax.formats"),
+  ("lattice_jax.formats",),
   ("lattice_jax.ops",),
   ("lattice_jax.cache", "lattice_jax.modules"),
   ("lattice_jax.memories",),
@@ -43,7 +46,7 @@ LAYERS = (
   ("lattice_jax.inspect",),
   ("lattice_jax.bench",),
   ("lattice_jax.training",),
-  ("lattice_jax.sweep",),
+  ("lattice_jax.library", "lattice_jax.sweep"),
   ("lattice_jax.aot", "lattice_jax.self_check"),
   ("lattice_jax.commands",),
   ("lattice_jax.self_check.__main__",),
@@ -118,3 +121,29 @@ def test_kernels_import_jax_only():
     for name in imported_modules(path):
       assert name.split(".")[0] in (
         "__future__", "collections", "dataclasses", "functools", "jax", "math", "pallas_kernels"), name
+
+
+# What is about one memory, and says so: its bench, its audit, and softmax attention's cache.
+ABOUT_ONE_MEMORY = (
+  "lattice_jax.bench", "lattice_jax.inspect", "lattice_jax.cache.kv_cache", "lattice_jax.library.compress_kv")
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=module_name)
+def test_a_memory_is_known_to_its_own_folder_alone(path):
+  module = module_name(path)
+  if any(is_within(module, name) for name in ABOUT_ONE_MEMORY):
+    return
+  for name in imported_modules(path):
+    folder = name.removeprefix("lattice_jax.memories.").split(".")[0]
+    if name.startswith("lattice_jax.memories.") and folder in _FOLDERS:
+      assert is_within(module, f"lattice_jax.memories.{folder}"), f"{module} imports {name}; ask its record instead"
+
+
+@pytest.mark.parametrize("part", ["models", "training", "evaluation", "inference"])
+def test_nothing_asks_which_memory_it_is(part):
+  paths = [path for path in (ROOT / "lattice_jax" / part).rglob("*.py") if path.parent.name != "pretrained"]
+  nodes = [(path, node) for path in paths for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+  asked = [
+    f"{path.relative_to(ROOT)}:{node.lineno}" for path, node in nodes if isinstance(node, ast.Compare)
+    and any(isinstance(leaf, ast.Constant) and leaf.value in FOLDERS for leaf in ast.walk(node))]
+  assert not asked, "ask the memory's record what you need to know"

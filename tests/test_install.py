@@ -1,11 +1,16 @@
-"""scripts/_venv.sh says what is being installed, in few lines, and ends where pip fails."""
+"""What is installed: scripts/_venv.sh reports it in few lines, and the package holds all that it needs."""
 
 from __future__ import annotations
 
 import pathlib
+import re
 import subprocess
+import sys
+import tomllib
+import zipfile
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parent.parent
 PIP_SAYS = "\n".join([
@@ -47,3 +52,44 @@ def test_where_pip_fails_the_script_ends(tmp_path, status):
   done = install(tmp_path, status)
   assert done.returncode == 1 and not (tmp_path / "stamp").exists()
   assert "failed; the lines above say why. Run the same command again to retry." in done.stderr
+
+
+def pins(file):
+  """Package → version, names written as PyPI compares them."""
+  lines = [line.split("#")[0].strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+  return {name(package): version for package, version in (line.split("==") for line in lines if line)}
+
+
+def name(package):
+  return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def ranges(which):
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+  listed = project["dependencies"] if which == "core" else project["optional-dependencies"][which]
+  return {name(requirement.name): requirement.specifier for requirement in map(Requirement, listed)}
+
+
+@pytest.mark.parametrize(("file", "which"), [("requirements.txt", "core"), ("requirements-test.txt", "dev")])
+def test_every_pin_is_the_lower_end_of_its_range(file, which):
+  pinned, allowed = pins(file), ranges(which)
+  assert pinned.keys() == allowed.keys(), "both files list the same packages"
+  for package, version in pinned.items():
+    low, high = (next((part.version for part in allowed[package] if part.operator == operator), None)
+                 for operator in (">=", "<"))
+    assert version == low and high and allowed[package].contains(version), f"{package}=={version}: {allowed[package]}"
+
+
+def test_accelerators_take_the_jax_that_the_core_allows():
+  assert {which: set(ranges(which)) for which in ("gpu", "tpu")} == {"gpu": {"jax"}, "tpu": {"jax"}}
+
+
+def test_package_holds_every_file_of_the_library(tmp_path):
+  command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+  subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+  held = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+  wanted = {
+    path.relative_to(ROOT).as_posix() for package in ("lattice_jax", "pallas_kernels")
+    for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix != ".pyc"}
+  assert len(wanted) > 200 and wanted <= held, sorted(wanted - held)
+  assert {path.split("/")[0].split("-")[0] for path in held} == {"lattice_jax", "pallas_kernels"}

@@ -1,4 +1,4 @@
-"""Ratios, units, and the reading of metrics.jsonl."""
+"""Ratios and units."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from lattice_jax.metrics import bits_per_byte, ratio, read_jsonl
+from lattice_jax.metrics import bits_per_byte, ratio
 
 
 def test_ratio_of_nothing_is_zero():
@@ -18,10 +18,3 @@ def test_ratio_of_nothing_is_zero():
 def test_bits_per_byte_of_a_uniform_guess_over_bytes_is_eight():
   assert bits_per_byte(math.log(256), tokens_per_byte=1.0) == pytest.approx(8.0)
   assert bits_per_byte(math.log(16), tokens_per_byte=0.25) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("end", ['{"step": 3, "lo', '{"step": 3\n', "\0\0\0"])
-def test_reading_ends_at_a_line_that_was_cut_off(tmp_path, end):
-  path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1}\n{"step": 2}\n' + end)
-  assert [record["step"] for record in read_jsonl(path)] == [1, 2]

@@ -177,7 +177,7 @@ def test_the_command_draws_and_refuses_in_one_sentence(tmp_path):
   before = (tmp_path / "loss.png").read_bytes()
   again = command(tmp_path, run)
   assert (again.returncode, again.stderr) == (
-    2, "plot.py: loss.png is there already; name the file to write with --out, which may replace one.\n")
+    2, "plot.py: loss.png exists already; name the file to write with --out, which may replace one.\n")
   assert command(tmp_path, write_run(tmp_path / "b", steps=9), "--out=loss.png").returncode == 0
   assert (tmp_path / "loss.png").read_bytes() != before
   refused = command(tmp_path, run, write_eval(run))

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lattice_jax.data.builders.enwik8 import Enwik8
-from lattice_jax.data.files import SAMPLES, Original, prepared_path
 from lattice_jax.data.prepare.enwik8 import prepare_original, write_records
+from lattice_jax.data.published import SAMPLES, Original, prepared_path
 
 RAW = bytes(range(256)) * 40
 SCRIPT = Path(__file__).parent.parent / "scripts" / "prepare_data.py"

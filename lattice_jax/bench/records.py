@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lattice_jax.bench.harness import Measured, quantiles, ratios
+from lattice_jax.files import append_jsonl
 from lattice_jax.inspect.plots import line_style, new_figure, save_with_legend
 from lattice_jax.markdown import markdown_table
 
@@ -19,10 +19,7 @@ _MARKERS = "os^Dv<>p*"
 
 def write_records(path: Path, results: Sequence[Measured], machine: dict[str, Any]) -> None:
   """Appends one line per case."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.open("a", encoding="utf-8") as file:
-    for result in results:
-      file.write(json.dumps(machine | result.record()) + "\n")
+  append_jsonl(path, [machine | result.record() for result in results])
 
 
 def format_table(results: Sequence[Measured], baselines: Sequence[str]) -> str:

@@ -38,10 +38,10 @@ class Several(Domain):
 
 @dataclass(frozen=True)
 class EscapedText(AnyText):
-  """A text in which a shell leaves escapes as they are."""
+  """A text with escapes, which a shell passes on as they stand."""
 
   def parse(self, text: str) -> str:
-    """Raises ValueError for an escape that is not known."""
+    """Raises ValueError for an unknown escape."""
     return re.sub(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|(.?))", _character, _checked(text), flags=re.DOTALL)
 
   def describe(self) -> str:
@@ -50,10 +50,10 @@ class EscapedText(AnyText):
 
 @dataclass(frozen=True)
 class PromptText(AnyText):
-  """A prompt as it is, or - for what standard input holds."""
+  """A prompt as it stands, or - for the content of standard input."""
 
   def parse(self, text: str) -> str:
-    """Raises ValueError where standard input holds no text."""
+    """Raises ValueError if standard input holds no text."""
     if text != "-":
       return _checked(text)
     return _prompt(sys.stdin.buffer.read(_LONGEST + 1) if sys.stdin else b"", "standard input")
@@ -64,10 +64,10 @@ class PromptText(AnyText):
 
 @dataclass(frozen=True)
 class PromptFile(AnyText):
-  """What a file holds."""
+  """A prompt as the content of a file."""
 
   def parse(self, text: str) -> str:
-    """Raises ValueError where the file holds no text."""
+    """Raises ValueError if the file holds no text."""
     try:
       with Path(Place().parse(text)).open("rb") as file:
         return _prompt(file.read(_LONGEST + 1), "it")
@@ -88,7 +88,7 @@ def _character(escape: re.Match[str]) -> str:
 
 
 def _checked(text: str) -> str:
-  """Bytes of the command line that are no UTF-8 come as half characters."""
+  """Refuses half characters, as which Python passes on bytes of the command line that are not UTF-8."""
   if any("\ud800" <= character <= "\udfff" for character in text):
     raise ValueError("it is not a text in UTF-8; give one, or a file by --prompt_file.")
   return text

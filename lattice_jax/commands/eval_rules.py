@@ -1,4 +1,4 @@
-"""Which flags of eval.py have an effect with which: what would be read by nothing is refused, never ignored."""
+"""Which flags of eval.py need which others: a flag that nothing would read is refused, never ignored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lattice_jax.commands import cache_flags, text_flags
 
 @dataclass(frozen=True)
 class Asked:
-  """What a command line asks for. task: of caches, or "". draws: whether chance decides the text."""
+  """What a command line asks for. task: the comparison of caches, or "". draws: whether chance decides the text."""
 
   pretrained: bool
   protocol: str
@@ -42,13 +42,13 @@ _RULES = (
   (("top_k", "top_p", "seed"), lambda asked: asked.draws,
    "tokens that are drawn: a text to write, and a --temperature above 0"),
 )
-# Fields of the config that have a flag, which is what is read; and sections that only training reads.
+# Fields of the config that a flag overrules, and sections that only training reads.
 _FLAG_OF = {f"eval.{name}": name for name in ("split", "protocol", "seq_len", "chunk_len", "batch")}
 _OF_TRAINING = ("train", "optimizer")
 
 
 def read_asked(pretrained: str | None, protocol: str | None, *, comparison: bool) -> Asked:
-  """What the flags of caches and texts, and these three of eval.py, ask for."""
+  """What these three flags of eval.py, and those of caches and texts, ask for."""
   has_prompt, task = text_flags.has_prompt(), cache_flags.TASK.value or ""
   return Asked(
     pretrained=pretrained is not None, comparison=comparison, task=task, prompt=has_prompt,
@@ -57,9 +57,9 @@ def read_asked(pretrained: str | None, protocol: str | None, *, comparison: bool
 
 
 def check_flags(asked: Asked, given: Collection[str], overrides: Sequence[str]) -> None:
-  """Raises ValueError for a flag that was given, or a change of the config, that nothing asked for would read.
+  """Raises ValueError for a flag or a change of the config that nothing of what is asked for reads.
 
-  given: the names of flags that stand on the command line.
+  given: the names of the flags that stand on the command line.
   """
   for names, has_effect, need in _RULES:
     for name in names:

@@ -67,8 +67,8 @@ def parse_flags(argv: Sequence[str]) -> None:
     reason = str(error).rpartition("] ")[2]
     raise ValueError(f"--flagfile cannot be read ({reason}).") from error
   except flags.UnrecognizedFlagError as error:
-    close = did_you_mean(f"--{error.flagname}", [f"--{name}" for name in flags.FLAGS]).replace("'", "")
-    raise ValueError(f"unknown flag --{error.flagname}.{close}") from error
+    hint = did_you_mean(error.flagname, list(flags.FLAGS), quote="--{}".format)
+    raise ValueError(f"unknown flag --{error.flagname}.{hint}") from error
   except flags.Error as error:
     text = re.sub(r"^flag (--\w+=.*): (must|is|names) ", lambda said: f"{short(said[1])} {said[2]} ",
                   " ".join(str(error).split()))

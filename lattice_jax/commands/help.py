@@ -1,4 +1,4 @@
-"""What --help prints, and docs/configuration.md, both from where flags, experiments and fields are declared.
+"""Prints --help and docs/configuration.md, from the declarations of flags, experiments and fields.
 
 python -m lattice_jax.commands.help > docs/configuration.md
 """
@@ -10,7 +10,7 @@ import importlib
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,53 +33,52 @@ class Entry:
   detail: str
 
 
-def of_command(description: str) -> str:
-  """All that a command which defines --set can be given; of others their flags alone."""
-  parts = [*map(_reflow, description.strip().split("\n\n")), *_block("Flags", flag_entries())]
+def describe_command(description: str) -> str:
+  """The description, the flags, and the experiments and fields of the config if the command takes them."""
+  parts = [*map(_reflow, description.strip().split("\n\n")), _block("Flags", flag_entries())]
   if "config" in flags.FLAGS:
-    parts += _block("Experiments: --config=configs/NAME.py or --config=configs/NAME.py:VARIANT,VARIANT",
-                    list(experiments()))
+    parts.append(_block("Experiments: --config=configs/NAME.py or --config=configs/NAME.py:VARIANT,VARIANT",
+                        experiments()))
   if "set" in flags.FLAGS:
     parts.append("Fields of the config: --config.FIELD=VALUE, or --set=FIELD=VALUE")
-    for title, entries in sections():
-      parts += _block(title, entries)
+    parts += [_block(title, entries) for title, entries in sections()]
   return "\n\n".join(parts) + "\n"
 
 
 def _reflow(paragraph: str) -> str:
-  """Prose at the width of the rest; commands as they are."""
+  """Wraps prose to the width of the page; leaves commands as they are."""
   return paragraph if paragraph.startswith("python ") else textwrap.fill(" ".join(paragraph.split()), WIDTH)
 
 
-def _block(title: str, entries: list[Entry]) -> list[str]:
-  return ["\n".join([title, *(line for entry in entries for line in _lines(entry))])]
+def _block(title: str, entries: Iterable[Entry]) -> str:
+  return "\n".join([title, *(line for entry in entries for line in _lines(entry))])
 
 
 def _lines(entry: Entry) -> list[str]:
-  """Name on the left, meaning and detail on the right, on one line where they fit."""
+  """The name on the left, meaning and detail on the right, on one line if they fit."""
   name, room = f"  {entry.name}", WIDTH - _COLUMN
-  together = f"{entry.meaning} [{entry.detail}]"
-  texts = [together] if len(together) <= room else [
+  text = f"{entry.meaning} [{entry.detail}]"
+  texts = [text] if len(text) <= room else [
     *textwrap.wrap(entry.meaning, room), *textwrap.wrap(f"[{entry.detail}]", room)]
   first = [name] if len(name) > _COLUMN - 2 else [f"{name:{_COLUMN}}{texts.pop(0)}"]
   return [*first, *(" " * _COLUMN + text for text in texts)]
 
 
 def flag_entries() -> list[Entry]:
-  """The flags of this command by name; those of its libraries are left out."""
+  """The flags of this command by name, without those that its libraries define."""
   entries = []
   for name in sorted(flags.FLAGS):
     flag = flags.FLAGS[name]
     if isinstance(flag.parser, FlagParser):
       default = "" if flag.default in (None, []) else f"; default {_text(flag.default)}"
       spelt = f"--[no]{name}" if isinstance(flag, flags.BooleanFlag) else f"--{name}="
-      # absl adds to flags that may be repeated that they may
+      # absl appends a note to flags that may be repeated
       entries.append(Entry(spelt, flag.help.split(";\n")[0], f"{flag.parser.domain.describe()}{default}"))
   return entries
 
 
 def experiments() -> Iterator[Entry]:
-  """Every file under configs/ with the first line of its docstring and its variants."""
+  """Each file under configs/, with the first line of its docstring and its variants."""
   root = Path(__file__).parents[2]
   if str(root) not in sys.path:
     sys.path.insert(0, str(root))
@@ -92,7 +91,7 @@ def experiments() -> Iterator[Entry]:
 
 
 def sections() -> Iterator[tuple[str, list[Entry]]]:
-  """(title, fields) of every section that has fields of its own."""
+  """(title, fields) of each section of the config."""
   yield from _sections(Config, "", "the experiment")
 
 
@@ -110,7 +109,7 @@ def _sections(cls: type, path: str, meaning: str) -> Iterator[tuple[str, list[En
 
 
 def _text(value: Any) -> str:
-  """A value as a command line says it."""
+  """A value as it is written on a command line."""
   if isinstance(value, float):
     return f"{value:g}"
   if isinstance(value, (tuple, list)):

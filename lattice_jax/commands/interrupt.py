@@ -1,4 +1,4 @@
-"""Signals before there is anything to save. Standard library only, so that a program can begin with it."""
+"""How signals end a program that has nothing to save. Standard library only, so that a program can import it first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 def exit_on_signals() -> None:
   """From here on Ctrl-C and SIGTERM end the program with one sentence and status 128 + their number.
 
-  For as long as nothing else handles them: training does while it has something to save.
+  Training replaces these handlers while it has something to save.
   """
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, _leave)
@@ -21,7 +21,7 @@ def exit_on_signals() -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
   del frame
   sentence = (
-    f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}; nothing is lost, and the same command begins "
-    "again or goes on.\n")
+    f"{Path(sys.argv[0]).name}: stopped by {signal.Signals(number).name}; nothing is lost, and the same command starts "
+    "again or continues.\n")
   os.write(2, sentence.encode())
   os._exit(128 + number)  # an exception could be swallowed by a library that is being imported

@@ -17,7 +17,7 @@ _CPU_DEVICES = define(
 def run_command(main: Callable[[], int | None], argv: list[str]) -> None:
   """Reads the flags and calls `main`. --help prints them below the docstring of the program."""
   if any(argument in ("-h", "-help", "--help", "--helpfull", "--helpshort") for argument in argv[1:]):
-    sys.stdout.write(help.of_command(sys.modules["__main__"].__doc__))
+    sys.stdout.write(help.describe_command(sys.modules["__main__"].__doc__))
     return
 
   def parse_and_run() -> int | None:

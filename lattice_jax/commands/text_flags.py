@@ -12,23 +12,23 @@ _DEFAULT_LENGTH = 200
 
 _GENERATE = define(
   "generate", COUNT, None,
-  f"Tokens to write after --prompt, to a file too; {_DEFAULT_LENGTH} of a prompt, else none.")
+  f"Tokens to write after --prompt, also to a file; by default {_DEFAULT_LENGTH} with a prompt, else none.")
 _PROMPT = define_several(
-  "prompt", PromptText(), "Start of the text, - for standard input; several are written as one batch.")
+  "prompt", PromptText(), "Start of the text, or - for standard input; several prompts make one batch.")
 _PROMPT_FILE = define_several(
   "prompt_file", PromptFile(),
-  "File with the start of the text in UTF-8, without its last line end; several are several prompts.")
-_CHAT = define("chat", Switch(), False, "--prompt is a question, put by the pretrained model's chat template.")
+  "File that holds the start of the text in UTF-8, read without its last line end; may be given several times.")
+_CHAT = define("chat", Switch(), False, "Ask --prompt as a question, by the pretrained model's chat template.")
 _TEMPERATURE = define("temperature", TEMPERATURE, 0.8, "0 takes the most likely token.")
 _TOP_K = define("top_k", TOP_K, 0, "Draw among the k most likely tokens; 0 = all.")
-_TOP_P = define("top_p", TOP_P, 1.0, "Draw among the most likely tokens that hold this probability.")
-_SEED = define("seed", SEED, 0, "Of the draws; prompt number r takes seed + r.")
+_TOP_P = define("top_p", TOP_P, 1.0, "Draw among the most likely tokens that hold this probability together.")
+_SEED = define("seed", SEED, 0, "Seed of the draws; prompt number r uses seed + r.")
 _STOP = define_several(
   "stop", EscapedText(),
-  r"A text ends before this string, in which \n, \t, \r, \\, \", \xNN and \uNNNN stand for a character.")
+  r"End a text before this string, in which \n, \t, \r, \\, \", \xNN and \uNNNN stand for a character.")
 _CONTEXT = define(
   "context", POSITIVE, None,
-  "Tokens that prompt and text may have together; what a pretrained model was made for if not given.")
+  "Most tokens that prompt and text may have together; by default what a pretrained model was made for.")
 
 
 def has_prompt() -> bool:
@@ -36,7 +36,7 @@ def has_prompt() -> bool:
 
 
 def text_length() -> int:
-  """Tokens to write; 0 where no text is asked for."""
+  """Tokens to write; 0 if no text is asked for."""
   if _GENERATE.value is not None:
     return _GENERATE.value
   return _DEFAULT_LENGTH if has_prompt() else 0

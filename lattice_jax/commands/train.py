@@ -35,7 +35,7 @@ def main() -> None:
   initialize_distributed(DISTRIBUTED.value)
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
-  loop.train(config, Path(workdir), loop.Options(init_from=INIT_FROM.value, profile=profile))
+  loop.train(config, Path(workdir), init_from=INIT_FROM.value, profile=profile)
 
 
 def fill_run_id(workdir: str) -> str:

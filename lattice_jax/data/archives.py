@@ -1,4 +1,4 @@
-"""Zips, and arrays inside them, of unknown origin: what is wrong is one sentence, and nothing unfolds without bound."""
+"""Zips of unknown origin and the arrays inside them: any fault is one sentence, and nothing unpacks without bound."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 from lattice_jax.shown import first_line
 
 _BLOCK = 1 << 20
-_METHODS = {  # that Python reads
+_METHODS = {  # those that Python reads
   zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflate", zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "lzma"}
 _ENCRYPTED = 1  # bit of the flags
 
 
 def open_zip(file: Path | io.BufferedIOBase, where: Path | str) -> zipfile.ZipFile:
-  """Raises ValueError, which names `where`, unless it is a zip."""
+  """Raises ValueError, which names `where`, if the file is not a zip."""
   try:
     return zipfile.ZipFile(file)
   # zipfile and the libraries below it report damage by a dozen kinds of exception
@@ -28,12 +28,12 @@ def open_zip(file: Path | io.BufferedIOBase, where: Path | str) -> zipfile.ZipFi
 
 
 def open_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: Path | str) -> io.BufferedIOBase:
-  """Raises ValueError where the member is encrypted, packed in a way that cannot be read, or damaged."""
+  """Raises ValueError if the member is encrypted, compressed by an unknown method, or damaged."""
   if member.flag_bits & _ENCRYPTED:
     raise ValueError(f"{where}: {member.filename} is encrypted; unpack it with its password, and give what is inside.")
   if member.compress_type not in _METHODS:
     raise ValueError(
-      f"{where}: {member.filename} is packed by {_method_name(member.compress_type)}, and only "
+      f"{where}: {member.filename} is compressed by {_method_name(member.compress_type)}, and only "
       f"{', '.join(_METHODS.values())} can be read; unpack it with another program, and give what is inside.")
   try:
     return archive.open(member)
@@ -47,7 +47,7 @@ def _method_name(method: int) -> str:
 
 
 def read_blocks(file: io.BufferedIOBase, where: Path | str) -> Iterator[bytes]:
-  """The content, piece by piece. Raises ValueError where it is damaged."""
+  """The content, block by block. Raises ValueError if it is damaged."""
   while True:
     try:
       block = file.read(_BLOCK)
@@ -59,7 +59,7 @@ def read_blocks(file: io.BufferedIOBase, where: Path | str) -> Iterator[bytes]:
 
 
 def read_array(archive: zipfile.ZipFile, name: str, where: Path | str, *, most_bytes: int) -> np.ndarray:
-  """The array of an npz. Raises ValueError where it is missing, damaged, larger than that, or of pickled objects."""
+  """An array of an npz. Raises ValueError if it is missing, damaged, too large, or holds pickled objects."""
   if f"{name}.npy" not in archive.namelist():
     raise ValueError(f"{where} holds no array {name}; fetch it again.")
   member = archive.getinfo(f"{name}.npy")
@@ -76,19 +76,19 @@ def read_array(archive: zipfile.ZipFile, name: str, where: Path | str, *, most_b
 
 
 def read_array_header(file: io.BufferedIOBase, where: Path | str) -> tuple[tuple[int, ...], bool, np.dtype]:
-  """(shape, whether columns come first, dtype). Raises ValueError where it is none, or of pickled objects."""
+  """(shape, whether the order is Fortran's, dtype). Raises ValueError if there is no header, or for pickled objects."""
   read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
   try:
     shape, is_fortran, dtype = read[np.lib.format.read_magic(file)](file)
   except Exception as error:
     raise damaged(where, error) from error
   if dtype.hasobject:
-    raise ValueError(f"{where} holds pickled objects, which are not loaded, for they may run code; fetch it again.")
+    raise ValueError(f"{where} holds pickled objects, which are not loaded because they can run code; fetch it again.")
   if min(shape, default=0) < 0:
     raise ValueError(f"{where} has the shape {shape}; fetch it again.")
   return shape, is_fortran, dtype
 
 
 def damaged(where: Path | str, error: Exception) -> ValueError:
-  """What to tell a user whose file could not be read."""
+  """The error for a file that cannot be read."""
   return ValueError(f"{where} is damaged ({first_line(error)}); fetch it again.")

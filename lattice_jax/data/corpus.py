@@ -1,10 +1,10 @@
-"""Prepared corpora: a flat file of tokens with its documents, made once by `scripts/prepare_data.py`.
+"""Prepared corpora: a flat file of tokens and the documents in it, made once by `scripts/prepare_data.py`.
 
-A corpus is the folder `<data.path>/<data.source>/<tokenizer, ':' as '_'>/` of three files:
-  tokens.bin     the tokens of all documents, one after another, little-endian
-  documents.npz  offsets [documents + 1] into them and num_bytes [documents]; of texts also num_words and titles
+A corpus is the folder `<data.path>/<data.source>/<tokenizer, with '_' for ':'>/` with three files:
+  tokens.bin     the tokens of all documents, concatenated, little-endian
+  documents.npz  offsets [documents + 1] into tokens.bin and num_bytes [documents]; for texts also num_words and titles
   corpus.json    `CorpusInfo`
-A folder under this name is whole: `corpus_writer` makes it under another and renames it.
+A folder with this name is complete: `corpus_writer` builds it under another name and renames it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 
 from lattice_jax.config import DataConfig
 from lattice_jax.data.archives import open_zip, read_array
-from lattice_jax.data.files import IMAGENET64, prepare_command, sha256_once
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import IMAGENET64, prepare_command, sha256_once
 from lattice_jax.data.source import SPLITS, Source, Texts, fingerprint
 from lattice_jax.data.tokenizers.tokenizer import (
   ByteTokenizer,
@@ -35,21 +35,21 @@ from lattice_jax.shown import first_line
 
 FORMAT = 1
 TOKENS, DOCUMENTS, INFO = "tokens.bin", "documents.npz", "corpus.json"
-# Larger token files are checked by their size alone: reading them would hold up every start by minutes.
+# Only the size of larger token files is checked: reading them would delay every start by minutes.
 _MAX_CHECKED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class CorpusInfo:
-  """What corpus.json says.
+  """The content of corpus.json.
 
   model_sha256: of the tokenizer's model; "" for bytes.
-  dtype, shift: tokens.bin holds dtype, to which shift is added.
+  dtype, shift: a token is a number of tokens.bin, of type dtype, plus shift.
   files: size and sha256 of the other two files.
   splits: the documents [first, last) of each.
-  empty: documents of no text, which were left out.
+  empty: how many documents without text were left out of each split.
   official_words: the published word counts, or None.
-  origin: which records it was made from.
+  origin: the records that the corpus was made from.
   """
 
   format: int
@@ -70,7 +70,7 @@ class CorpusInfo:
 
   @classmethod
   def from_json(cls, text: str) -> CorpusInfo:
-    """Raises ValueError where the text is not what `to_json` writes."""
+    """Raises ValueError if `to_json` did not write this text."""
     try:
       fields = json.loads(text)
     except RecursionError as error:
@@ -79,7 +79,7 @@ class CorpusInfo:
       raise ValueError("its fields are not those of a corpus")
     for name, is_right in _FIELDS.items():
       if not is_right(fields[name]):
-        raise ValueError(f"its field {name} holds something else than it must")
+        raise ValueError(f"its field {name} has a value that it cannot have")
     for name in ("files", "splits"):
       fields[name] = {key: tuple(pair) for key, pair in fields[name].items()}
     return cls(**fields)
@@ -115,7 +115,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True, eq=False)
 class _Documents:
-  """What documents.npz holds; num_words and titles of texts only."""
+  """The arrays of documents.npz; only texts have num_words and titles."""
 
   offsets: np.ndarray
   num_bytes: np.ndarray
@@ -124,7 +124,7 @@ class _Documents:
 
 
 class FlatTokens:
-  """Tokens [start, stop) of a file, read where they are asked for. A process that gets it opens the file anew."""
+  """Tokens [start, stop) of a file, read on demand. Unpickling in another process opens the file again."""
 
   def __init__(self, path: Path, dtype: str, shift: int, start: int, stop: int):
     self._place = (path, dtype, shift, start, stop)
@@ -147,7 +147,7 @@ def corpus_folder(data: DataConfig) -> Path:
 
 
 def corpus_command(data: DataConfig) -> str:
-  """What a user types to make the corpus."""
+  """The command that makes the corpus."""
   command = prepare_command(data.path, data.source)
   return command if data.source == IMAGENET64.name else f"{command} --tokenizer={data.tokenizer}"
 
@@ -155,8 +155,7 @@ def corpus_command(data: DataConfig) -> str:
 def read_corpus(data: DataConfig, split: str) -> Source:
   """One split of the prepared corpus that the config names.
 
-  Raises:
-    ValueError: it has not been prepared, or what is there is damaged or was made by another tokenizer.
+  Raises ValueError if the corpus has not been prepared, is damaged, or was made with another tokenizer.
   """
   folder = corpus_folder(data)
   info = _read_info(data, folder)
@@ -200,11 +199,11 @@ def _read_info(data: DataConfig, folder: Path) -> CorpusInfo:
     raise ValueError(
       f"{path} describes {info.source} with tokenizer {info.tokenizer} in format {info.format}, not {data.source} with "
       f"{data.tokenizer} in format {FORMAT}; run `{command}` to make it again.")
-  get_tokenizer(data)  # says so where its model is missing or damaged
+  get_tokenizer(data)  # raises if its model is missing or damaged
   if info.model_sha256 != model_sha256(data):
     raise ValueError(
-      f"the tokens in {folder} were made by another model than the one at {model_path(data)}; run `{command}` to make "
-      "them again.")
+      f"the tokens in {folder} were not made with the model at {model_path(data)}; run `{command}` to make them "
+      "again.")
   return info
 
 
@@ -221,12 +220,12 @@ def _damaged(path: Path, problem: str, command: str) -> ValueError:
 
 
 def _read_documents(folder: Path, info: CorpusInfo, command: str) -> _Documents:
-  """Raises ValueError where the arrays do not describe the tokens and splits."""
+  """Raises ValueError if the arrays do not fit the tokens and splits."""
   path = folder / DOCUMENTS
   try:
     with open_zip(path, path) as archive:
       of_texts = ("num_words", "titles") if "titles.npy" in archive.namelist() else ()
-      # they were saved unpacked, so none can be larger than the file
+      # they were saved uncompressed, so none can be larger than the file
       arrays = {
         name: read_array(archive, name, path, most_bytes=info.files[DOCUMENTS][0])
         for name in ("offsets", "num_bytes", *of_texts)}
@@ -241,14 +240,14 @@ def _read_documents(folder: Path, info: CorpusInfo, command: str) -> _Documents:
 
 
 def _contradiction(documents: _Documents, num_tokens: int, splits: dict[str, tuple[int, int]]) -> str | None:
-  """The first thing by which the documents cannot be those of so many tokens."""
+  """The first contradiction between the documents and this number of tokens, or None."""
   offsets, counts = documents.offsets, [documents.num_bytes]
   counts += [] if documents.num_words is None else [documents.num_words]
   for array in (offsets, *counts):
     if array.ndim != 1 or array.dtype != np.int64:
-      return f"it holds {array.dtype} {array.shape} where a list of int64 must stand"
+      return f"it holds {array.dtype} {array.shape} instead of a list of int64"
   if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != num_tokens or (np.diff(offsets) <= 0).any():
-    return f"its documents are not the {num_tokens:,} tokens, one after another"
+    return f"its documents do not cover the {num_tokens:,} tokens one after another"
   num_documents = len(offsets) - 1
   if any(len(array) != num_documents or (array < 0).any() for array in counts):
     return "it does not have a count of bytes and words for every document"
@@ -269,7 +268,7 @@ def _check_tokens(tokens: FlatTokens, tokenizer: Tokenizer, path: Path, command:
 
 
 def is_corpus_ready(data: DataConfig, report: Report) -> bool:
-  """True where `read_corpus` would work. Says what is there, and what is wrong with it."""
+  """Whether `read_corpus` would work. Reports what is there and what is wrong with it."""
   folder = corpus_folder(data)
   if not folder.is_dir():
     return False

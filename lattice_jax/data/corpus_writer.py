@@ -1,8 +1,8 @@
-"""Makes prepared corpora, so that an interruption costs at most a few seconds of work.
+"""Writes prepared corpora such that an interruption loses at most a few seconds of work.
 
-Work in progress is the folder `<corpus folder>.part/`: tokens.bin grows there batch by batch, and after each batch has
-reached the disk its documents are entered in journal.jsonl. The same command drops what the journal does not know and
-goes on behind the last document that it does. The folder is renamed when it is whole.
+Work in progress lies in the folder `<corpus folder>.part/`. There tokens.bin grows batch by batch, and when a batch has
+reached the disk, its documents are entered in journal.jsonl. The same command truncates tokens.bin to what the journal
+lists and continues after the last document in it. The complete folder is renamed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.corpus import (
-  DOCUMENTS,
-  FORMAT,
-  INFO,
-  TOKENS,
-  CorpusInfo,
-  corpus_folder,
-)
-from lattice_jax.data.files import decode_text, sha256_of_file
+from lattice_jax.data.corpus import DOCUMENTS, FORMAT, INFO, TOKENS, CorpusInfo, corpus_folder
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
+from lattice_jax.data.published import decode_text, sha256_of_file
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
+from lattice_jax.files import to_jsonl
 
 _JOURNAL = "journal.jsonl"
 _BATCH_BYTES = 16 << 20
@@ -38,7 +32,7 @@ _BATCH_BYTES = 16 << 20
 
 @runtime_checkable
 class Documents(Protocol):
-  """The documents of a split, each by its number."""
+  """The documents of a split, by number."""
 
   def __len__(self) -> int: ...
 
@@ -49,7 +43,7 @@ class Documents(Protocol):
 class Recipe:
   """How documents become a corpus.
 
-  are_texts: titles and word counts are kept and every document ends with eos, a target like any other.
+  are_texts: titles and word counts are stored, and every document ends with eos, which is a target like any other.
   """
 
   unit: str
@@ -60,7 +54,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)  # there are a million of them
 class _Entry:
-  """A finished document; `tokens` is 0 for one of no text."""
+  """A finished document; `tokens` is 0 if it has no text."""
 
   split: str
   title: str
@@ -70,9 +64,9 @@ class _Entry:
 
 
 class _Encoding:
-  """From a document to what tokens.bin holds of it.
+  """Encodes documents as tokens.bin stores them.
 
-  Bytes without eos are stored as they are and shifted when they are read, which halves the file.
+  Bytes without eos are stored unshifted and shifted when read, which halves the file.
   """
 
   def __init__(self, tokenizer: Tokenizer, recipe: Recipe):
@@ -98,10 +92,9 @@ class _Encoding:
 
 
 def write_corpus(data: DataConfig, splits: Mapping[str, Documents], recipe: Recipe, report: Report) -> Path:
-  """Tokenizes all splits into the folder that `read_corpus` reads, going on from an interruption.
+  """Tokenizes all splits into the folder that `read_corpus` reads; continues after an interruption.
 
-  Raises:
-    ValueError: a document cannot be read, or a split has none.
+  Raises ValueError if a document cannot be read, or a split has no document.
   """
   folder = corpus_folder(data)
   work = folder.with_name(folder.name + ".part")
@@ -115,14 +108,14 @@ def write_corpus(data: DataConfig, splits: Mapping[str, Documents], recipe: Reci
       done = sum(entry.split == split for entry in finished)
       for entries, stored in _batches(split, splits[split], done, encoding, report):
         _append(tokens, stored)
-        _append(journal, "".join(json.dumps(dataclasses.astuple(entry)) + "\n" for entry in entries))
+        _append(journal, to_jsonl(map(dataclasses.astuple, entries)))
         finished += entries
   _finish(work, folder, data, encoding, recipe, finished, report)
   return folder
 
 
 def _resume(work: Path, plan: dict[str, Any], item_bytes: int, report: Report) -> list[_Entry]:
-  """The documents that are whole in the work folder, which is then cut to them; a new folder if it is of no use."""
+  """The complete documents in the work folder, which is truncated to them. Starts a new folder if it is unusable."""
   lines = _read_lines(work / _JOURNAL)
   entries = _read_entries(lines[1:]) if lines and lines[0] == json.dumps(plan) else None
   if entries is not None:
@@ -130,7 +123,7 @@ def _resume(work: Path, plan: dict[str, Any], item_bytes: int, report: Report) -
     if (work / TOKENS).is_file() and (work / TOKENS).stat().st_size >= size:
       os.truncate(work / TOKENS, size)
       os.truncate(work / _JOURNAL, sum(len(line) + 1 for line in lines))
-      report(f"going on after {len(entries):,} documents that are done")
+      report(f"continuing after {len(entries):,} finished documents")
       return entries
   shutil.rmtree(work, ignore_errors=True)
   work.mkdir(parents=True)
@@ -140,14 +133,14 @@ def _resume(work: Path, plan: dict[str, Any], item_bytes: int, report: Report) -
 
 
 def _read_lines(path: Path) -> list[str]:
-  """The whole lines of a file that may end in the middle of one."""
+  """The complete lines of a file that may end in the middle of one."""
   if not path.is_file():
     return []
   return path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
 
 
 def _read_entries(lines: list[str]) -> list[_Entry] | None:
-  """None where a line is not what the journal holds."""
+  """The journal's entries, or None if a line is not one."""
   try:
     entries = [_Entry(*json.loads(line)) for line in lines]
   except (ValueError, TypeError, RecursionError):
@@ -176,7 +169,7 @@ def _batches(
 
 
 def _append(file: Any, content: bytes | str) -> None:
-  """The content is on the disk when this returns."""
+  """Writes the content to disk; it is there when this returns."""
   file.write(content)
   file.flush()
   os.fsync(file.fileno())
@@ -185,12 +178,12 @@ def _append(file: Any, content: bytes | str) -> None:
 def _finish(
     work: Path, folder: Path, data: DataConfig, encoding: _Encoding, recipe: Recipe, finished: list[_Entry],
     report: Report) -> None:
-  """Writes what describes the tokens and gives the folder its name."""
+  """Writes the files that describe the tokens and renames the folder."""
   kept = [entry for entry in finished if entry.tokens]
   empty = {split: sum(entry.split == split and not entry.tokens for entry in finished) for split in SPLITS}
   for split, count in empty.items():
     if count:
-      report(f"{data.source} {split}: {count:,} documents of no text are left out")
+      report(f"{data.source} {split}: {count:,} documents without text are left out")
   _save_documents(work / DOCUMENTS, kept, recipe)
   info = CorpusInfo(
     format=FORMAT, source=data.source, tokenizer=data.tokenizer, model_sha256=model_sha256(data), unit=recipe.unit,
@@ -209,7 +202,7 @@ def _finish(
 
 
 def _ranges(data: DataConfig, kept: list[_Entry]) -> dict[str, tuple[int, int]]:
-  """The documents of each split; they stand in the order of SPLITS."""
+  """The documents [first, last) of each split, in the order of SPLITS."""
   ranges, first = {}, 0
   for split in SPLITS:
     last = first + sum(entry.split == split for entry in kept)

@@ -1,4 +1,4 @@
-"""How evaluation lays a whole split out in rows, so that every token is a target exactly once."""
+"""The rows in which evaluation reads a whole split, so that every token is a target exactly once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lattice_jax.data.plan import Concatenation, Placement
 
 @dataclass(frozen=True)
 class RowGroup:
-  """Rows that are read side by side from a fresh memory, each holding zero or more pieces end to end.
+  """Rows that are read in parallel, all from a fresh memory; each holds zero or more pieces end to end.
 
-  ids, documents: one per piece. row_starts: [rows + 1] addresses where the rows begin.
+  ids, documents: one per piece. row_starts: [rows + 1] addresses in `joined` where the rows begin.
   """
 
   joined: Concatenation
@@ -24,13 +24,13 @@ class RowGroup:
   row_starts: np.ndarray
 
   def num_chunks(self, chunk_len: int) -> int:
-    """Chunks until every row is finished; the same on all hosts."""
+    """The number of chunks until every row is finished; the same on all hosts."""
     return -(-int(np.diff(self.row_starts).max()) // chunk_len)
 
   def chunk(self, number: int, chunk_len: int) -> tuple[Placement, np.ndarray]:
-    """Tokens [number · chunk_len, + chunk_len) of all rows, and the document of each, −1 where the row has ended.
+    """Tokens [number · chunk_len, + chunk_len) of all rows and the document of each, −1 after the end of its row.
 
-    Where a row is exhausted its last token is repeated as padding, under the same id.
+    After its end a row is padded with its last token, under the same id.
     """
     start_B1, stop_B1 = self.row_starts[:-1, None], self.row_starts[1:, None]
     along_T = number * chunk_len + np.arange(chunk_len, dtype=np.int64)
@@ -44,7 +44,7 @@ class RowGroup:
 
 
 def cold_groups(offsets: np.ndarray, seq_len: int, batch: int) -> Iterator[RowGroup]:
-  """Windows of at most seq_len tokens, none across documents, one a row; longest first, which wastes least padding."""
+  """Windows of at most seq_len tokens of one document, one in each row; the longest first, for the least padding."""
   per_document = -(-np.diff(offsets) // seq_len)
   document = np.repeat(np.arange(len(per_document)), per_document)
   nth = np.arange(len(document)) - np.repeat(np.cumsum(per_document) - per_document, per_document)
@@ -61,7 +61,7 @@ def cold_groups(offsets: np.ndarray, seq_len: int, batch: int) -> Iterator[RowGr
 
 
 def carried_group(offsets: np.ndarray, batch: int) -> RowGroup:
-  """Whole documents, the longest first onto the row that is shortest so far."""
+  """Whole documents: each, the longest first, goes to the row that is the shortest so far."""
   lengths = np.diff(offsets)
   rows: list[list[int]] = [[] for _ in range(batch)]
   shortest = [(0, row) for row in range(batch)]

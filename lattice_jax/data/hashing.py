@@ -1,4 +1,4 @@
-"""Numbers and permutations that depend on their key alone, not on the numpy version or what was drawn before."""
+"""Random numbers and permutations that depend on a key alone, not on the NumPy version or on earlier draws."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ _FEISTEL_ROUNDS = 6
 
 
 def hashed_integers(count: int, *key: int) -> np.ndarray:
-  """`count` uint64 numbers, uniform and independent, that depend on the key alone (SplitMix64)."""
+  """`count` independent uniform uint64 numbers that depend on the key alone (SplitMix64)."""
   return hashed_at(np.arange(count), *key)
 
 
 def hashed_at(places: np.ndarray, *key: int) -> np.ndarray:
-  """The numbers at some places ≥ 0 of an endless `hashed_integers`; the others are never computed."""
+  """The numbers at the places ≥ 0 of an endless `hashed_integers`; no others are computed."""
   state = np.zeros(1, np.uint64)
   for part in key:
     state = _mix(state + np.array([part % 2**64], np.uint64) + _GOLDEN)
@@ -27,9 +27,9 @@ def permutation(count: int, *key: int) -> np.ndarray:
 
 
 def permuted(places: np.ndarray, count: int, *key: int) -> np.ndarray:
-  """Where a permutation of range(count) that depends on the key alone sends `places`; the others are never computed.
+  """The images of `places` under a permutation of range(count) that depends on the key alone; no others are computed.
 
-  A Feistel network on the smallest even number of bits that holds `count`; what falls outside goes through it again.
+  A Feistel network on the smallest even number of bits that holds `count`; a result outside goes through it again.
   """
   half = np.uint64(max((count - 1).bit_length() + 1, 2) // 2)
   mask = (np.uint64(1) << half) - np.uint64(1)

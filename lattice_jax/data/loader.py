@@ -1,4 +1,4 @@
-"""Batches of numpy arrays: for training by Grain, addressed by step; for evaluation every token of a split once."""
+"""Batches of NumPy arrays: for training by Grain, addressed by step; for evaluation, every token of a split once."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class EvalBatch:
   """A chunk of an evaluation.
 
   batch: this host's rows.
-  positions_BT, documents_BT: of the targets of all hosts' rows, so that every host can add up the whole result; the
-    document is −1 where there is no target, or none that counts.
-  fresh: start from a new memory, else go on from the chunk before.
+  positions_BT, documents_BT: of the targets in the rows of all hosts, so that every host can compute the whole result;
+    the document is −1 where no target counts.
+  fresh: whether the memory starts anew instead of continuing from the previous chunk.
   """
 
   batch: Batch
@@ -37,7 +37,7 @@ class EvalBatch:
 
 
 class UpdateReader:
-  """One host's rows of every update, as a random-access data source: item `step` is the `Batch` of that update."""
+  """One host's rows of every update, as a random-access data source whose item `step` is the `Batch` of that update."""
 
   def __init__(self, plan: Plan, source: Source, eos_id: int, rows: tuple[int, int]):
     self._plan = plan
@@ -59,18 +59,18 @@ class UpdateReader:
 
 def train_batches(
     config: Config, source: Source, *, start_step: int, host: int = 0, num_hosts: int = 1) -> Iterator[Batch]:
-  """This host's rows of updates start_step, start_step + 1, …, without end, read ahead of use.
+  """This host's rows of updates start_step, start_step + 1, … without end, prefetched.
 
-  With `data.workers` processes instead of threads the stream is the same.
+  Threads and `data.workers` processes give the same stream.
   """
   rows = host_rows(config.data.batch, host, num_hosts)
   reader = UpdateReader(Plan(config.data, source), source, get_tokenizer(config.data).eos_id, rows)
   updates = grain.MapDataset.source(reader).slice(slice(start_step, None))
   if config.data.workers == 0:
-    # Two threads keep ahead of any model; more would take the cores from it.
+    # Two threads are faster than any model; more would take cores from it.
     return iter(updates.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
   if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Grain's worker processes read flags, which a program without absl.app never parses.
+    flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, which only absl.app parses.
   reading = updates.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
   return iter(reading.mp_prefetch(grain.MultiprocessingOptions(
     num_workers=config.data.workers, per_worker_buffer_size=4)))
@@ -79,16 +79,15 @@ def train_batches(
 def eval_batches(
     source: Source, tokenizer: Tokenizer, *, protocol: str, seq_len: int, chunk_len: int, batch: int,
     host: int = 0, num_hosts: int = 1) -> Iterator[EvalBatch]:
-  """Every token of the split as a target exactly once, of weight 1, or 0 where it is not an answer of a task.
+  """Every token of the split as a target exactly once, with weight 1, or 0 if it is not an answer of a task.
 
-  Chunks are of [batch / num_hosts, chunk_len] tokens.
+  A chunk has [batch / num_hosts, chunk_len] tokens; chunk_len 0 means seq_len.
 
-  cold: windows of at most seq_len tokens of one document, each from a fresh memory with eos as its first input.
-  carried: whole documents, several in a row one after another, memory running on; a source of few documents leaves the
-    other rows empty, so a batch above the number of documents only costs time.
+  cold: windows of at most seq_len tokens of one document, each from a fresh memory and with eos as its first input.
+  carried: whole documents, one after another in each row, with the memory carried along. With fewer documents than
+    rows, the other rows stay empty, so a larger batch only costs time.
 
   Valid tokens are a prefix of every row of every chunk. Every host gets the same number of chunks.
-  chunk_len 0 means seq_len.
   """
   if protocol not in _PROTOCOLS:
     raise ValueError(f"the evaluation protocol {protocol!r} is not one of {', '.join(_PROTOCOLS)}.")
@@ -121,9 +120,9 @@ def _read(
     valid_BT: np.ndarray | None = None, pad_id: int = 0) -> Batch:
   index_BT = placement.index_BT
   targets_BT = source.tokens[index_BT]
-  # The token before a piece is never used.
+  # The token before a piece is not used.
   before_B1 = source.tokens[np.where(placement.reset_BT[:, :1], 0, index_BT[:, :1] - 1)]
-  # Inside a piece the input is the target before it: reading it again would double the work of slow sources.
+  # Inside a piece the input is the previous target; reading it again would double the work of slow sources.
   tokens_BT = np.where(placement.reset_BT, eos_id, np.concatenate([before_B1, targets_BT[:, :-1]], axis=1))
   if valid_BT is None:
     valid_BT = np.ones(index_BT.shape, bool)

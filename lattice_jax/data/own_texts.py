@@ -1,12 +1,11 @@
-"""One's own texts as a corpus: `data.source=text:PATH`, where PATH is a file or a folder.
+"""A user's own texts as a corpus: `data.source=text:PATH`, where PATH is a file or a folder.
 
-Every file is a document, in UTF-8. Of a folder those count that are called *.txt or *.md, also with .xz or .gz behind,
-in all folders below it, in the order of their names; what is hidden does not. A single file may be called anything.
+Every file is one document in UTF-8. In a folder and all its subfolders these are the files *.txt and *.md, also with
+.xz or .gz appended, in the order of their names and without hidden ones. A single file may have any name.
 
-`data.seed` draws the splits, of which none shares a byte with another. Of three documents or more whole ones: one of
-twenty for validation, at least one, as many for test, the others for training. One or two are each cut into twenty
-stretches, at white space where there is some: one for validation, one for test, the others, neighbours joined, for
-training.
+`data.seed` draws the splits, which share no byte. Of three or more documents, one in twenty, but at least one, is for
+validation, as many are for test, and the others for training. One or two documents are each cut into twenty stretches,
+at white space if possible: one for validation, one for test, and the others, adjacent ones joined, for training.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ import zlib
 from pathlib import Path
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import decode_text, sha256_of_file
 from lattice_jax.data.hashing import permutation
+from lattice_jax.data.published import decode_text, sha256_of_file
 from lattice_jax.data.source import SPLITS, Document, fingerprint
 from lattice_jax.domains import Place
 
 PREFIX = "text:"
 SUFFIXES = (".txt", ".md")
-MAX_BYTES = 1 << 30  # of all texts together, uncompressed: they are held in memory
+MAX_BYTES = 1 << 30  # of all texts together, uncompressed, because they are held in memory
 _OPEN = {".xz": lzma.open, ".gz": gzip.open}
 _PARTS = 20  # of which validation and test get one each
-_SPLITTING = 2  # key of the draw
+_SPLITTING = 2  # the key of the hash that draws the splits
 _SPACE = re.compile(rb"\s")
 
 
@@ -40,10 +39,9 @@ def is_own_text(source: str) -> bool:
 
 
 def read_own_texts(data: DataConfig, split: str) -> list[Document]:
-  """The documents of a split, or stretches of them.
+  """The documents of a split, or stretches of documents.
 
-  Raises:
-    ValueError: there is no text at the path, one is not UTF-8, or there is too little or too much.
+  Raises ValueError if there is no text at the path, a text is not UTF-8, or there is too little or too much text.
   """
   path, files = _find(data.source)
   documents, size = [], 0
@@ -54,12 +52,12 @@ def read_own_texts(data: DataConfig, split: str) -> list[Document]:
       documents.append(Document(_title(path, file), raw))
   chosen = _whole(documents, data.seed) if len(documents) >= len(SPLITS) else _stretches(documents, data.seed)
   if not all(chosen.values()):
-    raise ValueError(f"data.source={data.source} holds {size:,} bytes of text, too few to be split; give it more text.")
+    raise ValueError(f"data.source={data.source} holds {size:,} bytes of text, too few to split; give it more text.")
   return chosen[split]
 
 
 def texts_key(data: DataConfig) -> str:
-  """Of the content of all files and how they are split: what is made of other texts, or another split, has another."""
+  """A key of the content of all files and of their split, which names what is made from them."""
   path, files = _find(data.source)
   try:
     known = tuple((_title(path, file), file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
@@ -69,24 +67,24 @@ def texts_key(data: DataConfig) -> str:
 
 
 def texts_folder(data: DataConfig) -> Path:
-  """Where a tokenizer that was trained on these texts lies."""
+  """The folder of the tokenizers that were trained on these texts."""
   name = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(data.source.removeprefix(PREFIX)).stem)
   return Path(data.path) / "texts" / f"{name}-{texts_key(data)[:12]}"
 
 
 @functools.lru_cache(maxsize=4)
 def _key(files: tuple[tuple[str, Path, int, int], ...], seed: int) -> str:
-  """Size and time are part of the cache's key: files that changed are read again."""
+  """Size and time are part of the cache's key, so that changed files are read again."""
   return fingerprint(str(seed), *(part for name, file, _, _ in files for part in (name, sha256_of_file(file))))
 
 
 def _find(source: str) -> tuple[Path, list[Path]]:
-  """(the path, its files)."""
+  """(path, files)."""
   name = source.removeprefix(PREFIX)
   if not name:
     raise ValueError(f"data.source={source} names no text; give a file or a folder, as in data.source=text:book.txt.")
   if os.fsencode(name).decode(errors="ignore") != name:
-    raise ValueError(f"data.source={os.fsencode(source)} is not UTF-8, so it cannot be written down; rename the file.")
+    raise ValueError(f"data.source={os.fsencode(source)} is not UTF-8, so run.json cannot record it; rename the file.")
   try:
     path = Path(Place().parse(name))
   except ValueError as error:
@@ -96,8 +94,8 @@ def _find(source: str) -> tuple[Path, list[Path]]:
       files = _in_folder(path)
       if not files:
         raise ValueError(
-          f"data.source={source}: the folder holds no texts; put files called *{' or *'.join(SUFFIXES)} there, also "
-          "packed as .xz or .gz.")
+          f"data.source={source}: the folder holds no texts; put files named *{' or *'.join(SUFFIXES)} there; they "
+          "may be compressed as .xz or .gz.")
       return path, files
     if path.is_file():
       return path, [path]
@@ -109,7 +107,7 @@ def _find(source: str) -> tuple[Path, list[Path]]:
 
 def _in_folder(folder: Path) -> list[Path]:
   def refuse(error: OSError) -> None:
-    raise error  # a folder that cannot be listed would be left out without a word
+    raise error  # os.walk would silently skip a folder that cannot be listed
 
   files = []
   for parent, folders, names in os.walk(folder, onerror=refuse):
@@ -122,7 +120,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _title(path: Path, file: Path) -> str:
-  """Below the folder, or the file's own name, as it can be printed in one line."""
+  """The file's path below the folder, or its own name, made printable on one line."""
   name = path.name if file == path else file.relative_to(path).as_posix()
   shown = os.fsencode(name).decode("utf-8", errors="replace")
   return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in shown)
@@ -137,7 +135,7 @@ def _read(file: Path, room: int) -> bytes:
     raise _unreadable(file, error) from error
   if len(raw) > room:
     raise ValueError(
-      f"with {file} the texts are more than {MAX_BYTES / 1e9:.1f} GB, and they are held in memory; give fewer of them.")
+      f"with {file} the texts exceed {MAX_BYTES / 1e9:.1f} GB, and they are held in memory; give fewer of them.")
   raw = raw.removeprefix(codecs.BOM_UTF8)
   decode_text(raw, file)
   if b"\0" in raw:
@@ -174,7 +172,7 @@ def _stretches(documents: list[Document], seed: int) -> dict[str, list[Document]
 
 
 def _cut(raw: bytes, part: int) -> int:
-  """Where a stretch begins: behind the first white space of its own, or else where a character begins."""
+  """Where a stretch begins: after the first white space in it, or if there is none, at its first character."""
   place, end = (len(raw) * number // _PARTS for number in (part, part + 1))
   space = _SPACE.search(raw, place, end)
   if space:

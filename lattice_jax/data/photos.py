@@ -1,6 +1,6 @@
 """The shipped photographs as 64 × 64 images: every crop for training, fixed tiles for evaluation.
 
-An image is 12,288 tokens: rows from the top, pixels from the left, red, green and blue of each, as ImageNet64 is read.
+An image is 12,288 tokens, in ImageNet64's order: rows from the top, pixels from the left, then red, green and blue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lattice_jax.data.files import read_sample, sample_files
+from lattice_jax.data.published import read_sample, sample_files
 from lattice_jax.shown import first_line
 
 SIZE = 64
@@ -21,10 +21,10 @@ _MOST_PIXELS = 1 << 26
 
 
 class CropTokens:
-  """All crops of some photographs as one long array of byte values, of which only what is read is ever made.
+  """All crops of some photographs as one long array of tokens, computed only where it is read.
 
-  Crop n of a photograph has its upper left corner at row n // (width − 63) and column n % (width − 63). An order of
-  these crops without repetition, which is what the plan of training draws, is a stream of random crops.
+  The upper left corner of crop n of a photograph is at row n // (width − 63) and column n % (width − 63). The training
+  plan draws crops without repetition, which makes a stream of random crops.
 
   photos: uint8 [height, width, 3], each at least 64 pixels high and wide.
   """
@@ -47,7 +47,7 @@ class CropTokens:
     return self.num_crops * IMAGE_TOKENS
 
   def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
-    """Tokens at some places; a place counts from the end where it is negative."""
+    """The tokens at these places; negative places count from the end."""
     if isinstance(index, slice):
       index = np.arange(*index.indices(len(self)))
     crop, inside = np.divmod(np.where(index < 0, index + len(self), index), IMAGE_TOKENS)
@@ -69,22 +69,22 @@ def _decode(file: str) -> np.ndarray:
 
 
 def decode_photo(raw: bytes, where: str) -> np.ndarray:
-  """uint8 [height, width, 3]. Raises ValueError for what is no image, or too small or too large to be one of these."""
+  """uint8 [height, width, 3]. Raises ValueError if it is not an image, or its size is not a photograph's."""
   try:
     with Image.open(io.BytesIO(raw)) as image:
       width, height = image.size
-      if min(width, height) >= SIZE and width * height <= _MOST_PIXELS:  # known before any of them is unpacked
+      if min(width, height) >= SIZE and width * height <= _MOST_PIXELS:  # known before the pixels are decoded
         return np.asarray(image.convert("RGB"))
   # Pillow reports damage by a dozen kinds of exception
   except Exception as error:
-    reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else first_line(error)
+    reason = "unknown format" if isinstance(error, UnidentifiedImageError) else first_line(error)
     raise ValueError(f"{where} is not an image that can be read ({reason}); restore it.") from error
   raise ValueError(
     f"{where} is {width:,} × {height:,} pixels; a photograph has {SIZE} or more each way and {_MOST_PIXELS:,} at most.")
 
 
 def tiles(photo: np.ndarray) -> np.ndarray:
-  """[n, 64, 64, 3]: the 64 × 64 tiles that fit, side by side from the upper left corner."""
+  """[n, 64, 64, 3]: all 64 × 64 tiles that fit, from the upper left corner."""
   rows, columns = photo.shape[0] // SIZE, photo.shape[1] // SIZE
   grid = photo[:rows * SIZE, :columns * SIZE].reshape(rows, SIZE, columns, SIZE, 3)
   return grid.swapaxes(1, 2).reshape(-1, SIZE, SIZE, 3)

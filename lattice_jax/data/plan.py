@@ -1,10 +1,9 @@
-"""Which token stands in which row of which update, as a pure function of config, step and row.
+"""The training plan: which tokens stand in each row of an update, as a pure function of config, step and row.
 
-Nothing is remembered between updates, so that a run can go on at any step, on any number of hosts, with the same
-stream.
+No state is kept between updates, so a run can resume at any step, on any number of hosts, with the same stream.
 
 A *piece* is a stretch of one document that a row reads without a break. Its first input is eos, its positions start at
-0 and its id differs from that of the piece before it in the row, which is what makes a memory layer start afresh.
+0, and its id differs from that of the previous piece in the row, which makes a memory layer start afresh.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from lattice_jax.config import DataConfig
 from lattice_jax.data.hashing import permutation, permuted
 from lattice_jax.data.source import Source
 
-_DOCUMENTS, _WINDOWS = 0, 1  # keys of the two shuffles of an epoch
+_DOCUMENTS, _WINDOWS = 0, 1  # keys of the two permutations of an epoch
 _MAX_ID = 2**31
 
 
 class Placement(NamedTuple):
-  """Where the targets of some rows of one update come from.
+  """Where the targets of some rows of an update come from.
 
-  index_BT: int64, place of the target in `source.tokens`; its document is `source.document_of(index_BT)`.
+  index_BT: int64, index of the target in `source.tokens`; its document is `source.document_of(index_BT)`.
   positions_BT: int32, distance from the start of the piece.
   ids_BT: int32 ≥ 0, the piece.
   """
@@ -59,16 +58,16 @@ class Concatenation:
 
 
 class Plan:
-  """The order in which training reads a source; `data.rows` names one of three.
+  """The order in which training reads a source: one of three, which `data.rows` names.
 
-  sequences: the corpus, its documents joined, is cut into sequences of seq_len tokens, shuffled anew every epoch. Every
+  sequences: the concatenated documents are cut into sequences of seq_len tokens, in a new order every epoch. Every
     sequence is one piece. The tail of the corpus that fills no sequence is never read.
-  packed: documents are laid end to end in a new order every epoch and cut into rows of seq_len tokens, which are then
-    shuffled. A document cut at the end of a row goes on in another row as a new piece. The tail of each epoch's order
-    that fills no row is dropped.
-  documents: documents are laid end to end in a new order every epoch; row r reads the r-th of `batch` equal lanes, so
-    that memory runs on along each document for as long as it lasts. Fewer than `batch` tokens of each epoch's order are
-    dropped, and at most one document a row is cut where its lane begins.
+  packed: every epoch concatenates the documents in a new order and cuts them into rows of seq_len tokens, which are
+    then shuffled. A document that is cut at the end of a row continues in another row as a new piece. The tail of an
+    epoch that fills no row is dropped.
+  documents: every epoch concatenates the documents in a new order, and row r reads the r-th of `batch` equal lanes, so
+    that the memory is carried along a whole document. Fewer than `batch` tokens of an epoch are dropped, and at most
+    one document per row is cut, where the row's lane begins.
   """
 
   def __init__(self, data: DataConfig, source: Source):
@@ -111,7 +110,7 @@ class Plan:
       joined = self._order(epoch)
       start_B = windows * self._data.seq_len
       first_piece_B, _ = joined.locate(start_B)
-      # A row has at most seq_len pieces, so this keeps ids apart within the row and from one group to the next.
+      # A row has at most seq_len pieces, so ids differ within the row and between successive groups.
       id_base_B = group * self._data.seq_len - first_piece_B
       parts.append(_pieces(joined, start_B[:, None] + inside_T, start_B[:, None], id_base_B[:, None]))
     return _join(parts, axis=0)
@@ -128,12 +127,12 @@ class Plan:
     return _join(parts, axis=1)
 
   def _inside_sequence(self, step: int) -> tuple[int, np.ndarray]:
-    """The sequence group of an update, and the places of its tokens inside the sequence."""
+    """The sequence group of an update, and the offsets of its tokens in the sequence."""
     group, update = divmod(step, self.updates_per_sequence)
     return group, update * self._data.update_len + np.arange(self._data.update_len, dtype=np.int64)
 
   def _windows(self, group: int, rows_B: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """The shuffled sequences that the rows of a group read: (epoch, their numbers in the corpus, which rows)."""
+    """The shuffled sequences that the rows of a group read: (epoch, numbers of the sequences, mask of the rows)."""
     per_epoch = self._num_tokens // self._data.seq_len
     example_B = group * self._data.batch + rows_B
     epoch_B = example_B // per_epoch
@@ -142,12 +141,11 @@ class Plan:
       yield epoch, permuted(example_B[part] - epoch * per_epoch, per_epoch, self._data.seed, epoch, _WINDOWS), part
 
   def _order(self, epoch: int) -> Concatenation:
-    """The documents of one epoch, end to end."""
+    """The documents of an epoch, concatenated in its order."""
     if epoch not in self._orders:
       order = permutation(len(self._offsets) - 1, self._data.seed, epoch, _DOCUMENTS)
       joined = Concatenation.of(self._offsets[order], np.diff(self._offsets)[order])
-      # Reader threads may be on both sides of an epoch's end; replacing the whole dict keeps them out of each other's
-      # way.
+      # Threads may read both sides of an epoch's end; replacing the whole dict keeps them from interfering.
       self._orders = {**{e: kept for e, kept in self._orders.items() if abs(e - epoch) < 3}, epoch: joined}
       return joined
     return self._orders[epoch]
@@ -155,7 +153,7 @@ class Plan:
 
 def _pieces(
     joined: Concatenation, address_BT: np.ndarray, cold_start: np.ndarray, id_base: np.ndarray | int) -> Placement:
-  """Pieces begin where a document does, and at `cold_start`."""
+  """Pieces begin where documents begin, and at `cold_start`."""
   piece_BT, index_BT = joined.locate(address_BT)
   return Placement(
     index_BT=index_BT,

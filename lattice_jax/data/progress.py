@@ -1,4 +1,4 @@
-"""Lines about long work, for whoever started it."""
+"""Progress reports of long work, as lines of text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LINES = 20
 
 
 class ProgressLines:
-  """Reports a line about every twentieth of the way, never at its end."""
+  """Reports a line after about every twentieth of the work, but not at its end."""
 
   def __init__(self, report: Report, what: str, total: int, unit: str):
     self._report = report

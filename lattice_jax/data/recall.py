@@ -1,11 +1,11 @@
-"""Multi-query associative recall (Zoology, arXiv 2312.04927): pairs of key and value, then some of the keys again.
+"""Multi-query associative recall (Zoology, arXiv 2312.04927): pairs of key and value, then queries of the keys.
 
-A document of T symbols holds P pairs `key value key value …` in its first 2P places. In the places after them each key
-comes once more, followed by its value, which is the answer: only answers count in the loss. Keys are the first half of
-the symbols, values the other; within a document no key and no value belongs to two pairs. Places without a query hold
-values at random, which never look like a key.
+The first 2P places of a document of T symbols hold P pairs `key value key value …`. After them each key appears once
+more, as a query, followed by its value, the answer; only answers count in the loss. Keys are the first half of the
+symbols, values the second; in a document no key and no value belongs to two pairs. Places without a query hold random
+values, which cannot be mistaken for keys.
 
-Unlike in the paper's own code an answer stands in the text after its query, as in all text, and is read there.
+Unlike in the paper's code, the answer follows its query in the text, as in all text, and becomes an input itself.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from lattice_jax.data.hashing import hashed_at
 from lattice_jax.data.source import SPLITS, Answers, Source, fingerprint
 from lattice_jax.data.tokenizers.tokenizer import SymbolTokenizer, get_tokenizer
 
-# More than any run reads, so that none reads a document twice. Evaluation reads the same ones in every run.
+# More training documents than any run reads, so that none is read twice. Every run evaluates on the same ones.
 _DOCUMENTS = {"train": 2**22, "validation": 1024, "test": 1024}
 _KEYS, _VALUES, _GAPS, _FILLERS = range(4)  # streams of random numbers
 
 
 @dataclass(frozen=True)
 class RecallDocuments:
-  """Documents of `length` symbols that depend on the split and their number alone; only what is read is ever made.
+  """Documents of `length` symbols that depend on the split and their number alone, generated when they are read.
 
-  Document n has pairs, pairs/2, pairs/4 … fewest_pairs of them in turn.
+  In turn a document has pairs, pairs/2, pairs/4, …, fewest_pairs pairs.
   """
 
   recall: RecallConfig
@@ -66,18 +66,18 @@ class RecallDocuments:
     return tuple(counts)
 
   def symbols(self, number_N: np.ndarray) -> np.ndarray:
-    """[N, T], the documents with these numbers."""
+    """[N, T], the symbols of the documents with these numbers."""
     return _make(self, number_N.tobytes())[0]
 
   def distances(self, number_N: np.ndarray) -> np.ndarray:
-    """[N, T], at every answer the tokens from its key in the pair to its query; 0 elsewhere."""
+    """[N, T], at every answer the distance in tokens from its key's pair to its query; 0 elsewhere."""
     return _make(self, number_N.tobytes())[1]
 
   def weights(self, number_N: np.ndarray) -> np.ndarray:
-    """fp32 [N, T], 1 at every answer; in training those of a document have the mean number of pairs together.
+    """fp32 [N, T], 1 at every answer; in training those of a document sum to the mean number of pairs.
 
-    There every document counts as much as another, as every batch of the paper, which is of equally many pairs. If
-    every answer did, few pairs, from which many are learned, would hardly count.
+    So all training documents count equally, like the paper's batches, whose documents have equally many pairs. If all
+    answers counted equally, documents of few pairs, from which many pairs are learned, would hardly count.
     """
     answer_NT = (self.distances(number_N) > 0).astype(np.float32)
     if self.split != "train":
@@ -85,18 +85,18 @@ class RecallDocuments:
     return answer_NT * np.float32(np.mean(self.pair_counts)) / self.pairs(number_N)
 
   def pairs(self, number_N: np.ndarray) -> np.ndarray:
-    """[N, T], how many pairs the document has."""
+    """[N, T], the number of pairs in the document."""
     return np.repeat(np.asarray(self.pair_counts)[number_N % len(self.pair_counts)][:, None], self.length, axis=1)
 
   def count_answers(self, num_documents: int) -> int:
-    """Answers in the first documents: one a pair."""
+    """The number of answers in the first documents, one for each pair."""
     rounds, rest = divmod(num_documents, len(self.pair_counts))
     return rounds * sum(self.pair_counts) + sum(self.pair_counts[:rest])
 
 
-@functools.lru_cache(maxsize=8)  # what is asked of a batch, such as tokens and weights, is asked one after the other
+@functools.lru_cache(maxsize=8)  # tokens, weights and labels of a batch are read one after another
 def _make(documents: RecallDocuments, numbers: bytes) -> tuple[np.ndarray, np.ndarray]:
-  """(symbols, distances) of the int64 numbers."""
+  """(symbols, distances) of the documents with these int64 numbers."""
   number_N = np.frombuffer(numbers, np.int64)
   symbol_NT = np.empty((len(number_N), documents.length), np.int64)
   distance_NT = np.empty_like(symbol_NT)
@@ -107,7 +107,7 @@ def _make(documents: RecallDocuments, numbers: bytes) -> tuple[np.ndarray, np.nd
 
 
 def _make_equal(documents: RecallDocuments, number_N: np.ndarray, pairs: int) -> tuple[np.ndarray, np.ndarray]:
-  """Documents that all have as many pairs."""
+  """(symbols, distances) of documents that all have this number of pairs."""
   num_keys, length = documents.num_keys, documents.length
   num_values = documents.num_symbols - num_keys
   room = (length - 2 * pairs) // 2
@@ -130,16 +130,16 @@ def _make_equal(documents: RecallDocuments, number_N: np.ndarray, pairs: int) ->
 
 
 def _draw(hash_NS: np.ndarray, count: int, preference_S: np.ndarray | float = 0.0) -> np.ndarray:
-  """`count` of S places one after another without repetition, each with odds exp(preference); even ones by default."""
+  """Draws `count` of S places without repetition, with odds exp(preference), which are equal by default."""
   uniform_NS = ((hash_NS >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
   arrival_NS = np.log(-np.log(uniform_NS)) - preference_S  # exponential clocks: the first to ring is drawn first
   return np.argsort(arrival_NS, axis=1, kind="stable")[:, :count]
 
 
 class DocumentArray:
-  """One number for every place of all documents end to end, made when it is read.
+  """One number for every place of the concatenated documents, computed when it is read.
 
-  make: numbers of documents [N] → [N, length], to which `shift` is added.
+  make: numbers of documents [N] → [N, length]; `shift` is added to it.
   """
 
   def __init__(self, make: Callable[[np.ndarray], np.ndarray], num_documents: int, length: int, shift: int):
@@ -152,7 +152,7 @@ class DocumentArray:
     return self._size
 
   def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
-    """What stands at some places ≥ 0."""
+    """The numbers at these places ≥ 0."""
     if isinstance(index, slice):
       index = np.arange(*index.indices(self._size))
     document, place = np.divmod(index, self._length)
@@ -161,10 +161,9 @@ class DocumentArray:
 
 
 def recall_source(data: DataConfig, split: str) -> Source:
-  """A split of documents as long as a training sequence.
+  """A split whose documents are as long as a training sequence.
 
-  Raises:
-    ValueError: the tokenizer is not one of symbols, or the pairs do not fit.
+  Raises ValueError if the tokenizer is not `symbols:N`, or the pairs do not fit into a document.
   """
   tokenizer = get_tokenizer(data)
   if not isinstance(tokenizer, SymbolTokenizer):

@@ -1,4 +1,4 @@
-"""What every corpus becomes: one long array of tokens, cut into documents."""
+"""A source: one long array of tokens, divided into documents. Every corpus becomes one."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class Document(NamedTuple):
 
 @runtime_checkable
 class TokenArray(Protocol):
-  """Token ids of a whole split: in memory, on disk, or made when they are read."""
+  """Token ids of a whole split: in memory, on disk, or computed when they are read."""
 
   def __len__(self) -> int:
-    """Tokens in all."""
+    """The number of tokens."""
 
   def __getitem__(self, index: np.ndarray | slice) -> np.ndarray:
-    """Integers of the index's shape."""
+    """Integers with the shape of the index."""
 
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-  """What a corpus of whole texts knows beside its tokens, one entry a document.
+  """What a corpus of whole texts knows about each document beside its tokens.
 
-  total_words: the denominator of word perplexity; the published count where there is one, else the sum of num_words,
-    which counts words of the raw text between white space.
+  num_words: words of the raw text between white space.
+  total_words: the denominator of word perplexity: the published count if there is one, else the sum of num_words.
   """
 
   titles: tuple[str, ...]
@@ -46,11 +46,11 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-  """Of a task: the tokens that are asked for. Only they count, in the loss and in evaluation.
+  """The tokens that a task asks for. Only they count, in the loss and in evaluation.
 
-  weights: fp32, 1 at every answer and 0 elsewhere, at the places of the tokens.
-  count: their sum.
-  labels: name → whole numbers ≥ 1 at the places of the tokens, by which evaluation tells answers apart.
+  weights: for every token, fp32: 1 for an answer and 0 for others.
+  count: the number of answers.
+  labels: name → for every token an integer ≥ 1; evaluation groups answers by it.
   """
 
   weights: TokenArray
@@ -64,11 +64,11 @@ class Source:
 
   tokens: [N] ids. Document d is tokens[offsets[d]:offsets[d + 1]]; no document is empty. Books end with eos.
   num_bytes: raw bytes of the split, the denominator of bits per byte.
-  unit: what such a byte is: "byte" of text, "dim" of an image, "answer" of a task that only asks for some tokens.
-  tokenizer: its full name; a figure means little without it.
-  fingerprint: two runs with the same one read the same tokens.
-  texts: of books, else None.
-  answers: of a task, else None: every token counts.
+  unit: the name of such a byte: "byte" of text, "dim" of an image, "answer" of a task.
+  tokenizer: its full name, without which a result means little.
+  fingerprint: runs with equal fingerprints read the same tokens.
+  texts: None unless these are whole texts, such as books.
+  answers: None unless this is a task; then not every token counts.
   """
 
   tokens: TokenArray
@@ -84,7 +84,7 @@ class Source:
 
   @property
   def num_targets(self) -> int:
-    """Tokens that count."""
+    """The number of tokens that count."""
     return self.answers.count if self.answers else len(self.tokens)
 
   @property
@@ -102,7 +102,7 @@ class Source:
 
 
 def fingerprint(*parts: str | bytes) -> str:
-  """32 hex digits that depend on the parts and on where each ends."""
+  """32 hex digits that depend on the parts and on the boundaries between them."""
   digest = hashlib.sha256()
   for part in parts:
     raw = part.encode() if isinstance(part, str) else part

@@ -1,4 +1,4 @@
-"""The corpora that `data.source` may name."""
+"""The corpora that `data.source` can name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from lattice_jax.config import DataConfig
 from lattice_jax.data.corpus import read_corpus
-from lattice_jax.data.files import (
+from lattice_jax.data.own_texts import PREFIX, is_own_text, read_own_texts, texts_key
+from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
+from lattice_jax.data.published import (
   ENWIK8,
   Original,
   check_original,
@@ -21,8 +23,6 @@ from lattice_jax.data.files import (
   sample_files,
   sha256_once,
 )
-from lattice_jax.data.own_texts import PREFIX, is_own_text, read_own_texts, texts_key
-from lattice_jax.data.photos import IMAGE_TOKENS, CropTokens, read_photos, tiles
 from lattice_jax.data.recall import recall_source
 from lattice_jax.data.source import SPLITS, Document, Source, Texts, fingerprint
 from lattice_jax.data.synthetic import synthetic_documents
@@ -32,7 +32,7 @@ from lattice_jax.domains import did_you_mean
 
 @dataclass(frozen=True)
 class Corpus:
-  """How to get one corpus: `load` gives a tokenized split, `read_raw` its documents; None where they are too large."""
+  """How to get a corpus: `load` gives a tokenized split, `read_raw` its documents, None if they are too large."""
 
   load: Callable[[DataConfig, str], Source]
   read_raw: Callable[[DataConfig, str], list[Document]] | None
@@ -41,14 +41,13 @@ class Corpus:
 def load_source(data: DataConfig, split: str) -> Source:
   """The split of the corpus that the config names, tokenized.
 
-  Raises:
-    ValueError: unknown names, or data that are missing or not what the name promises.
+  Raises ValueError if a name is unknown, or the data are missing or not the published ones.
   """
   return _corpus(data, split).load(data, split)
 
 
 def read_raw(data: DataConfig, split: str) -> list[bytes]:
-  """The raw documents of a split. Raises ValueError for a corpus that is too large to be held in memory."""
+  """The raw documents of a split. Raises ValueError for a corpus that is too large for memory."""
   corpus = _corpus(data, split)
   if corpus.read_raw is None:
     raise ValueError(
@@ -68,7 +67,7 @@ def _corpus(data: DataConfig, split: str) -> Corpus:
 
 
 def _tokenize(documents: list[Document], data: DataConfig, split: str, *, are_texts: bool) -> Source:
-  """The documents that are not empty, in memory; whole texts end with eos."""
+  """The source of the documents that are not empty, in memory; whole texts end with eos."""
   tokenizer = get_tokenizer(data)
   documents = [(title, raw) for title, raw in documents if raw]
   encoded = [tokenizer.encode(raw) for _, raw in documents]
@@ -92,13 +91,13 @@ def _in_memory(read: Callable[[DataConfig, str], list[Document]], *, are_texts: 
 
 
 def _own_texts(data: DataConfig, split: str) -> Source:
-  """A text that changed in any of its splits is another."""
+  """The fingerprint depends on all splits, so it shows any change of the texts."""
   source = _tokenize(read_own_texts(data, split), data, split, are_texts=True)
   return dataclasses.replace(source, fingerprint=fingerprint(source.fingerprint, texts_key(data)))
 
 
 def byte_splits(size: int) -> dict[str, tuple[int, int]]:
-  """90/5/5 % of a corpus by bytes, as (start, stop); on enwik8 the customary 90, 5 and 5 million."""
+  """(start, stop) of 90, 5 and 5 % of the bytes; for enwik8 the customary 90, 5 and 5 million."""
   train, validation = size * 90 // 100, size * 95 // 100
   return {"train": (0, train), "validation": (train, validation), "test": (validation, size)}
 
@@ -117,7 +116,7 @@ def _books_sample(data: DataConfig, split: str) -> list[Document]:
 
 
 def _photos_sample(data: DataConfig, split: str) -> Source:
-  """Every crop of the photographs in training, the tiles of each in evaluation."""
+  """Every crop of the photographs for training, their tiles for evaluation."""
   _refuse_tokenizer(data)
   photos = read_photos(split)
   if split == "train":
@@ -152,7 +151,7 @@ def _enwik8(data: DataConfig, split: str) -> list[Document]:
 
 
 def read_original_split(original: Original, root: str | Path, split: str) -> bytes:
-  """One split of a prepared file, refused unless size and checksum are the published ones."""
+  """One split of a prepared file. Raises ValueError if size or checksum is not the published one."""
   path = prepared_path(root, original)
   command = prepare_command(root, original.name)
   if not path.is_file():

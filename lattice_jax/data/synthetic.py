@@ -1,4 +1,4 @@
-"""Documents made by rule, of awkward lengths: for tests, and for a run that needs no data."""
+"""Generated documents of awkward lengths, for tests and for runs that need no data."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _ROUNDS = {"train": 32, "validation": 4, "test": 4}
 
 
 def synthetic_documents(split: str) -> list[bytes]:
-  """Documents of awkward lengths, each a phrase of 3 to 18 letters over and over with every 20th letter wrong.
+  """Documents of awkward lengths, each of which repeats a phrase of 3 to 18 letters with one letter in 20 wrong.
 
-  A memory of the phrase is worth most of the bits; the splits share no phrase but by chance.
+  Remembering the phrase saves most of the bits. Splits share phrases only by chance.
   """
   return [
     _noisy_copies(length, SPLITS.index(split), round_, place)

@@ -9,30 +9,29 @@ from urllib.parse import quote, unquote
 import jax
 import numpy as np
 
-from lattice_jax.cache.kv_cache import KVCache, caches_of
-from lattice_jax.inference.programs import Progress
+from lattice_jax.cache.kv_cache import KVCache
 
 _MAP_WIDTH = 128  # at most so many stretches of the prompt in a map
 
 
-def slots_in_use(progress: Progress) -> int:
+def slots_in_use(caches: Sequence[KVCache]) -> int:
   """The mean over rows and layers; with prompts of equal length only policies that decide online make them differ."""
-  return round(float(np.mean([np.asarray(cache.length_B) for cache in caches_of(progress.state).values()])))
+  return round(float(np.mean([np.asarray(cache.length_B) for cache in caches])))
 
 
-def row_bytes(progress: Progress) -> int:
+def row_bytes(caches: Sequence[KVCache]) -> int:
   """Bytes of the slots that a row uses: keys, values and positions of all layers and heads, averaged over rows."""
   total = 0
-  for cache in caches_of(progress.state).values():
+  for cache in caches:
     held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS))
     total += held * float(np.asarray(cache.length_B).mean()) / (cache.length_B.shape[1] * cache.num_slots)
   return round(total)
 
 
-def needle_kept(progress: Progress, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def needle_kept(caches: Sequence[KVCache], spans: Sequence[tuple[int, int]]) -> np.ndarray:
   """For each row, the share of positions [start, stop) that are still cached, averaged over layers and heads."""
   shares = []
-  for positions_LBHS in _positions(progress):
+  for positions_LBHS in _positions(caches):
     shares.append([[
       np.isin(np.arange(start, stop), positions_LBHS[layer, row, head]).mean()
       for layer in range(positions_LBHS.shape[0]) for head in range(positions_LBHS.shape[2])]
@@ -40,12 +39,12 @@ def needle_kept(progress: Progress, spans: Sequence[tuple[int, int]]) -> np.ndar
   return np.concatenate(shares, axis=1).mean(axis=1)
 
 
-def kept_map(progress: Progress, length: int) -> np.ndarray:
+def kept_map(caches: Sequence[KVCache], length: int) -> np.ndarray:
   """The share kept of each stretch of the first row's prompt: [layers, heads, stretches], layers in their order."""
   edges = np.linspace(0, length, min(_MAP_WIDTH, length) + 1)
   blocks = [[[
     np.histogram(positions_LBHS[layer, 0, head], edges)[0] for head in range(positions_LBHS.shape[2])]
-    for layer in range(positions_LBHS.shape[0])] for positions_LBHS in _positions(progress)]
+    for layer in range(positions_LBHS.shape[0])] for positions_LBHS in _positions(caches)]
   sizes = np.histogram(np.arange(length), edges)[0]
   return np.stack(blocks, axis=1).reshape(-1, *np.shape(blocks)[2:]) / sizes
 
@@ -65,10 +64,10 @@ def cache_of_map(path: Path) -> str:
   return unquote(path.name.partition("_")[2].removesuffix(".npy"))
 
 
-def _positions(progress: Progress) -> list[np.ndarray]:
+def _positions(caches: Sequence[KVCache]) -> list[np.ndarray]:
   """For every block of the pattern [layers, B, H, S]; -1 where a slot is not in use."""
   def used(cache: KVCache) -> np.ndarray:
     positions_LBHS, length_LB = jax.device_get((cache.position_BHS, cache.length_B))
     return np.where(np.arange(positions_LBHS.shape[-1]) < length_LB[..., None, None], positions_LBHS, -1)
 
-  return [used(cache) for cache in caches_of(progress.state).values()]
+  return [used(cache) for cache in caches]

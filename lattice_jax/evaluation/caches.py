@@ -1,4 +1,4 @@
-"""Cache policies on the command line: `lagkv:lag=128,ratio=0.25`, and peers that keep as many tokens."""
+"""Cache policies as written on the command line, such as `lagkv:lag=128,ratio=0.25`, and peers of equal budget."""
 
 from __future__ import annotations
 
@@ -13,33 +13,41 @@ from lattice_jax.config_text import apply_overrides
 from lattice_jax.domains import did_you_mean
 
 
-def cache_overrides(text: str) -> list[str]:
-  """The overrides of a config that `--cache=policy:field=value,…` stands for. Raises ValueError for other forms.
+def cache_overrides(text: str, argument: str = "--cache") -> list[str]:
+  """The config overrides that `--cache=policy:field=value,…` stands for. Raises ValueError for any other form.
 
-  A field is the policy's own where it has one of that name, else one that policies share.
+  A field is the policy's own if it has one of that name, else one that all policies share. `argument` is what messages
+  call the text.
   """
   policy, _, fields = text.partition(":")
   if policy not in POLICIES:
     raise ValueError(
-      f"--cache={text} names the policy {policy!r}; {', '.join(POLICIES)} are known.{did_you_mean(policy, POLICIES)}")
+      f"{argument}={text} names the policy {policy!r}; {', '.join(POLICIES)} are known."
+      f"{did_you_mean(policy, POLICIES)}")
   wrong = [field for field in fields.split(",") if fields and field.count("=") != 1]
   if wrong:
-    raise ValueError(f"--cache={text}: {wrong[0]!r} must have the form field=value, as in lagkv:lag=128,ratio=0.25.")
+    raise ValueError(f"{argument}={text}: {wrong[0]!r} must have the form field=value, as in lagkv:lag=128,ratio=0.25.")
   own = own_fields(policy)
   paths = [f"{policy}." * (field.partition("=")[0] in own) + field for field in fields.split(",") if field]
   return [f"model.cache.policy={policy}", *(f"model.cache.{path}" for path in paths)]
 
 
+def parse_cache(text: str) -> CacheConfig:
+  """Text → cache config, for use without a model. Raises ValueError as `parse_caches`."""
+  config = Config(model=ModelConfig(pattern=("attention",)))
+  return apply_overrides(config, cache_overrides(text, "policy")).model.cache
+
+
 def parse_caches(config: Config, texts: Sequence[str]) -> dict[str, CacheConfig]:
-  """What was written → the policy. Raises ValueError where one is none, or its budget cannot be kept."""
+  """Text → its cache config. Raises ValueError if a text names no policy, or a budget that cannot be kept."""
   return {text: apply_overrides(config, cache_overrides(text)).model.cache for text in texts}
 
 
 def with_peers(caches: dict[str, CacheConfig], peers: Sequence[str], length: int) -> dict[str, CacheConfig]:
-  """The caches, and beside each that drops tokens by partitions its peers, which keep as many of `length` tokens.
+  """Adds to each cache that drops tokens by partitions its peers, which keep equally many of `length` tokens.
 
   Raises:
-    ValueError: a peer is no policy, no cache drops tokens by partitions, or the length of one is not known beforehand.
+    ValueError: a peer is no policy, no cache drops tokens by partitions, or how many one keeps is not known beforehand.
   """
   for peer in peers:
     if peer not in DROPPING:
@@ -71,11 +79,7 @@ def with_peers(caches: dict[str, CacheConfig], peers: Sequence[str], length: int
 
 
 def as_peer(cache: CacheConfig, peer: str, **budget: float) -> CacheConfig:
-  """Another policy with this budget; fields that both call the same are those of `cache`."""
+  """The policy `peer` with this budget; it takes fields that both policies share by name from `cache`."""
   common = {field: getattr(cache.own, field) for field in own_fields(cache.policy) & own_fields(peer)}
   own = {peer: dataclasses.replace(getattr(cache, peer), **common)} if common else {}
   return dataclasses.replace(cache, policy=peer, **own, **budget)
-
-
-def with_cache(model: ModelConfig, cache: CacheConfig) -> ModelConfig:
-  return dataclasses.replace(model, cache=cache)

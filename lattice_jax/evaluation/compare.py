@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lattice_jax.cache.convert import uncompressed
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.bootstrap import interval_of_mean
 from lattice_jax.evaluation.cache_contents import row_bytes, slots_in_use
-from lattice_jax.evaluation.reader import Reader
 from lattice_jax.evaluation.result_tables import write_text
-from lattice_jax.inference.programs import Progress
+from lattice_jax.files import to_jsonl
+from lattice_jax.inference.session import Session
 from lattice_jax.markdown import markdown_table
 
 _BLOCK = 32  # neighbouring tokens that are resampled as one block, because their losses are correlated
@@ -71,20 +71,22 @@ def compare(
       f"a prompt of {prompt_len:,} tokens leaves too little of a text of {length:,} to compare on; use a shorter one.")
   # decoding takes one token per call, so caches that drop tokens need no room for more
   caches = {name: dataclasses.replace(cache, call_len=1) for name, cache in caches.items()}
-  reader = Reader(model, variables, list(caches.values()), batch=batch, length=length)
-  prompt = reader.read(reader.start(), list(tokens_BT[:, :prompt_len]))
-  progress = {name: reader.under(cache, prompt) for name, cache in caches.items()}
+  prompt = Session(uncompressed(model, list(caches.values())), variables, batch=batch, max_len=length)
+  prompt.read(list(tokens_BT[:, :prompt_len]))
+  sessions = {name: prompt.compress(cache) for name, cache in caches.items()}
   del prompt
+  reference = next(iter(sessions.values()))
   scores: dict[str, list[np.ndarray]] = {name: [] for name in caches}
   seconds: dict[str, list[float]] = {name: [] for name in caches}
   for place in range(prompt_len, length):
-    token_B = jnp.asarray(tokens_BT[:, place], jnp.int32)
-    first = next(iter(progress.values())).logits_BA
-    for name, state in progress.items():
-      scores[name].append(np.stack(_score(first, state.logits_BA, token_B)))
-    for name, cache in caches.items():
+    token_B = reference.put(tokens_BT[:, place].astype(np.int32))
+    first = reference.state.logits_BA
+    for name, session in sessions.items():
+      scores[name].append(np.stack(_score(first, session.state.logits_BA, token_B)))
+    for name, session in sessions.items():
       start = time.perf_counter()
-      progress[name] = jax.block_until_ready(reader.step(cache, progress[name], token_B))
+      session.step(token_B)
+      jax.block_until_ready(session.state)
       seconds[name].append(time.perf_counter() - start)
     if (place - prompt_len) % _BLOCK == 0:
       report(f"token {place - prompt_len + 1:,} of {length - prompt_len:,}")
@@ -92,8 +94,8 @@ def compare(
   values = {name: np.stack(steps, axis=-1).astype(np.float64) for name, steps in scores.items()}
   first = values[next(iter(caches))]
   return [
-    _comparison(name, values[name], first, prompt_len, np.array(seconds[name][_WARM_UP:]), state)
-    for name, state in progress.items()]
+    _comparison(name, values[name], first, prompt_len, np.array(seconds[name][_WARM_UP:]), session)
+    for name, session in sessions.items()]
 
 
 @jax.jit
@@ -106,7 +108,7 @@ def _score(first_BA: jax.Array, other_BA: jax.Array, token_B: jax.Array) -> tupl
 
 
 def _comparison(
-  name: str, score_3BT: np.ndarray, first_3BT: np.ndarray, prompt_len: int, seconds: np.ndarray, progress: Progress,
+  name: str, score_3BT: np.ndarray, first_3BT: np.ndarray, prompt_len: int, seconds: np.ndarray, session: Session,
 ) -> Comparison:
   nll_BT, kl_BT, same_BT = score_3BT
   delta_BT = nll_BT - first_3BT[0]
@@ -116,8 +118,8 @@ def _comparison(
   return Comparison(
     cache=name, tokens=nll_BT.size, prompt_len=prompt_len, nll=float(nll_BT.mean()), delta_nll=float(delta_BT.mean()),
     delta_low=delta_low, delta_high=delta_high, kl=float(kl_BT.mean()), kl_low=kl_low, kl_high=kl_high,
-    agreement=float(same_BT.mean()), p50_ms=p50, p95_ms=p95, kept=slots_in_use(progress),
-    cache_bytes=row_bytes(progress), nll_by_position=dict(_by_position(nll_BT, prompt_len)))
+    agreement=float(same_BT.mean()), p50_ms=p50, p95_ms=p95, kept=slots_in_use(session.caches),
+    cache_bytes=row_bytes(session.caches), nll_by_position=dict(_by_position(nll_BT, prompt_len)))
 
 
 def _by_position(nll_BT: np.ndarray, prompt_len: int) -> Iterator[tuple[str, float]]:
@@ -151,5 +153,5 @@ def write_comparisons(folder: Path, comparisons: list[Comparison]) -> list[Path]
   """Writes compare.md, and compare.jsonl with one line per cache."""
   paths = [folder / "compare.md", folder / "compare.jsonl"]
   write_text(paths[0], format_comparisons(comparisons))
-  write_text(paths[1], "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in comparisons))
+  write_text(paths[1], to_jsonl(dataclasses.asdict(row) for row in comparisons))
   return paths

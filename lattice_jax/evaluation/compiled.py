@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.inference.placed import Abstract, with_shardings
+from lattice_jax.inference.compilation import TreeSpec, with_shardings
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.sharding import batch_sharding, replicated, state_shardings
 from lattice_jax.types import Batch, abstract_segment
@@ -37,7 +37,7 @@ def compile_evaluation(
   is the most likely token; None unless `shapes.has_answers`. The step takes over (donates) the state.
   Programs are compiled ahead of time and cached: a run that evaluates often compiles once, and no call can retrace.
   """
-  return _compile(model, shapes, mesh, Abstract.of(variables))
+  return _compile(model, shapes, mesh, TreeSpec.of(variables))
 
 
 def _abstract_batch(shapes: EvalShapes, mesh: Mesh) -> Batch:
@@ -52,7 +52,7 @@ def _abstract_batch(shapes: EvalShapes, mesh: Mesh) -> Batch:
 
 @functools.lru_cache(maxsize=8)
 def _compile(
-  model: ModelConfig, shapes: EvalShapes, mesh: Mesh, variables: Abstract
+  model: ModelConfig, shapes: EvalShapes, mesh: Mesh, variables: TreeSpec
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
   def make_state() -> Any:
     return init_state(model, shapes.batch, shapes.max_len)

@@ -22,7 +22,7 @@ from lattice_jax.evaluation.compiled import EvalShapes, compile_evaluation
 from lattice_jax.evaluation.position_buckets import bucket_starts
 from lattice_jax.evaluation.result import EvalResult, make_result
 from lattice_jax.evaluation.totals import Totals
-from lattice_jax.inference.placed import place_variables
+from lattice_jax.inference.compilation import place_variables
 from lattice_jax.models.decoder import needs_token_cache
 from lattice_jax.sharding import make_mesh, put_batch
 

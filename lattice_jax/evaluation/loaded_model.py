@@ -29,7 +29,7 @@ from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.origin import keyed_name, origin_key
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.evaluation.result_tables import write_result, write_text
-from lattice_jax.inference.generate import Options
+from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.parameters import content_digest, count_parameters
@@ -64,7 +64,7 @@ class LoadedModel:
 
   @functools.cached_property
   def origin(self) -> dict[str, Any]:
-    """What decides all that the model says: weights and vocabulary by content, whatever they are called, and config."""
+    """Everything that decides what the model says: config, and weights and vocabulary by content, not by name."""
     tokenizer = get_tokenizer(self.config.data)
     return {
       "weights": content_digest(self.variables), "step": self.step,
@@ -72,13 +72,13 @@ class LoadedModel:
       "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
 
   def name_of(self, *parts: str, **facts: Any) -> tuple[str, dict[str, Any]]:
-    """(the name of a result that the model and these facts decide, its origin)."""
+    """(the name of a result that depends on the model and these facts, its origin)."""
     origin = self.origin | facts
     step = [] if self.step is None else [f"step{self.step}"]
     return keyed_name([*parts, *step, *self.overrides], origin), origin
 
   def describe(self) -> str:
-    """One line: which run, which checkpoint, on what."""
+    """One line: which run, which checkpoint, on which devices."""
     changes = "".join(f", {override}" for override in self.overrides)
     origin = "pretrained" if self.step is None else f"({self.workdir}) at step {self.step}"
     return (
@@ -101,7 +101,7 @@ class LoadedModel:
     return dataclasses.replace(self, config=config)
 
   def read_split(self, split: str) -> tuple[Source, Tokenizer]:
-    """The split and its tokenizer. Raises ValueError where it holds tokens that the model has not."""
+    """The split and its tokenizer. Raises ValueError if the split holds tokens that the model does not have."""
     source, tokenizer = load_source(self.config.data, split), get_tokenizer(self.config.data)
     vocab = self.config.model.vocab
     if tokenizer.vocab_size > vocab and (largest := int(source.tokens.max())) >= vocab:
@@ -133,7 +133,7 @@ class LoadedModel:
     name, origin = self.name_of(
       "eval", result.split, result.protocol, *window, text=result.fingerprint, split=result.split,
       protocol=result.protocol, seq_len=result.seq_len, chunk_len=result.chunk_len,
-      # batches decide what is read only where not all of it is
+      # batches matter only if part of the split is read
       cut=[config.eval.batch, config.eval.max_batches] if config.eval.max_batches else [])
     if path is None:
       path = self.workdir / f"{name}.json"
@@ -147,64 +147,77 @@ class LoadedModel:
     return path
 
   def baselines(self, split: str) -> tuple[dict[str, float], str]:
-    """(bits per unit on the split of what needs no model, the unit): of texts given the train split."""
+    """(bits per unit of methods without a model, the unit); those for texts are given the train split first."""
     source = load_source(self.config.data, split)
     if source.unit == "dim":
       return image_bits_per_dim(_images(source)), source.unit
-    train, judged = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
-    return compressor_bits_per_byte(train, judged), source.unit
+    train, text = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
+    return compressor_bits_per_byte(train, text), source.unit
 
-  def write_texts(
+  def draw_texts(
     self, prompts: Sequence[str], *, length: int, is_chat: bool = False, stop_strings: Sequence[str] = (),
     limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
-  ) -> tuple[Written, Path]:
-    """(what the model writes after each prompt, the file of the workdir that now holds it too).
+  ) -> Written:
+    """What the model writes after each prompt; of a single one `show` gets the text piece by piece.
 
-    With `is_chat` the model is asked each prompt by its chat template. `show` is given the text as it is drawn: all of
-    it of a single prompt; of several nothing. limit: tokens of prompt and text together, at most the model's own.
+    With `is_chat`, each prompt is a question put by the model's chat template. limit: the most tokens that prompt and
+    text may have, at most the model's own.
 
     Raises:
-      ValueError: a prompt is empty or too long, or an option out of range.
+      ValueError: a prompt is empty or too long, or an option is out of range.
     """
     if limit is not None and self.context_len is not None and limit > self.context_len:
       raise ValueError(
         f"a context of {limit:,} tokens is more than the {self.context_len:,} that {self.config.name} was made for; "
         "ask for fewer.")
     tokenizer = get_tokenizer(self.config.data)
-    asked = [tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts] if is_chat else prompts
-    options = Options(
-      # a chat template writes the start of a text itself
+    options = GenerateOptions(
+      # a chat template begins with these itself
       start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
       limit=limit or self.context_len, block_len=1, **sampling)
+    return write_texts(
+      self.config.model, self.variables, tokenizer, self._asked(prompts, is_chat), length=length,
+      options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
+
+  def write_texts(
+    self, prompts: Sequence[str], *, length: int, is_chat: bool = False, stop_strings: Sequence[str] = (),
+    limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
+  ) -> tuple[Written, Path]:
+    """As `draw_texts`, with the prompts in front; and the file in the workdir that now holds them too."""
     between = "\n\n" if is_chat else ""
     if len(prompts) == 1:
       show(prompts[0] + between)
-    written = write_texts(
-      self.config.model, self.variables, tokenizer, asked, length=length,
-      options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
+    written = self.draw_texts(
+      prompts, length=length, is_chat=is_chat, stop_strings=stop_strings, limit=limit, show=show, **sampling)
     texts = [prompt + between + text for prompt, text in zip(prompts, written.texts, strict=True)]
     name, _ = self.name_of(
-      "sample", prompts=list(asked), length=length, stop_strings=list(stop_strings), limit=options.limit,
-      sampling=sampling)
+      "sample", prompts=self._asked(prompts, is_chat), length=length, stop_strings=list(stop_strings),
+      limit=limit or self.context_len, sampling=sampling)
     path = self.workdir / f"{name}.txt"
     write_text(path, f"\n{'-' * 20}\n".join(texts) + "\n")
     return dataclasses.replace(written, texts=tuple(texts)), path
 
+  def _asked(self, prompts: Sequence[str], is_chat: bool) -> list[str]:
+    if not is_chat:
+      return list(prompts)
+    tokenizer = get_tokenizer(self.config.data)
+    return [tokenizer.chat([{"role": "user", "content": prompt}]) for prompt in prompts]
+
 
 def model_name(pretrained: str) -> str:
-  """What a pretrained model is called: its folder, dots and all, or its file without .gguf."""
+  """The name of a pretrained model: that of its folder, or of its file without .gguf."""
   return Path(os.path.abspath(Path(pretrained).expanduser())).name.removesuffix(".gguf")
 
 
 def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> LoadedModel:
-  """The run's newest checkpoint, or that of `step`.
+  """The checkpoint of `step` of a run, or its newest.
 
   Raises:
-    ValueError: there is no such run or step, or an override does not fit it.
+    ValueError: the run or the step does not exist, or an override does not fit the run.
   """
   config = apply_overrides(read_config(workdir), overrides)
   check_tokenizer(workdir, config.data)
-  # the devices of this machine, not those of the training run
+  # on the devices of this machine, not of the machine that trained it
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
   if overrides:
@@ -221,7 +234,7 @@ def load_pretrained_model(
   workdir: where its results go; runs/ and its name when None.
 
   Raises:
-    ValueError: the model is not there or cannot be read, or an override does not fit it.
+    ValueError: the model does not exist or cannot be read, or an override does not fit it.
   """
   pretrained = open_pretrained(name, dtype=dtype)
   seq_len = min(pretrained.context_len, _PRETRAINED_LEN)
@@ -243,7 +256,7 @@ def _images(source: Source) -> Iterator[np.ndarray]:
 
 
 def check_variables_fit(model: ModelConfig, variables: Any) -> None:
-  """Raises ValueError when overrides describe a model whose parameters and buffers are not the stored ones."""
+  """Raises ValueError if overrides describe a model with parameters and buffers other than the stored ones."""
   wanted = _shapes(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
   stored = _shapes(variables)
   changed = sorted(dict(wanted.items() ^ stored.items()))

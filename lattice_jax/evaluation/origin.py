@@ -15,8 +15,8 @@ from lattice_jax.data.source import fingerprint
 # The code, besides the model, that asks, compresses and scores in a --task. Even a changed comment counts: asking again
 # costs time, whereas mixing in answers of different code would invalidate the result.
 _ASKING = (
-  "cache", "evaluation/caches.py", "evaluation/compare.py", "evaluation/cache_contents.py", "evaluation/reader.py",
-  "evaluation/retrieval/run.py", "evaluation/retrieval/prompts.py")
+  "cache", "evaluation/caches.py", "evaluation/compare.py", "evaluation/cache_contents.py",
+  "evaluation/retrieval/run.py", "evaluation/retrieval/prompts.py", "inference/session.py")
 _READABLE_LEN = 100  # characters of a name before its key, at most
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.evaluation.result import EvalResult
+from lattice_jax.files import replace_file
 from lattice_jax.inference.text import Written
 
 
@@ -53,11 +54,9 @@ def write_result(path: Path, result: EvalResult, run: Mapping[str, Any]) -> None
 
 def write_text(path: Path, text: str, *, instead: str = "") -> None:
   """Writes the whole file or nothing. Raises ValueError if it cannot be written; `instead` names a further remedy."""
-  partial = path.with_name(path.name + ".partial")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    replace_file(path, text)
   except OSError as error:
     raise ValueError(
       f"{path} cannot be written: {error.strerror}; free space or grant write permission there{instead}.") from error

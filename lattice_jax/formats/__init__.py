@@ -1,1 +1,1 @@
-"""Files of other projects' models: where they lie, and their tensors and metadata, every length checked."""
+"""Model files of other projects: finds them and reads their tensors and metadata, checking every length."""

@@ -1,7 +1,7 @@
 """GGUF files: metadata and tensors.
 
-The header is parsed here and not by the `gguf` library, whose reader trusts the counts and lengths that it finds: a
-damaged one makes it run without end or fail far from the cause. What a quantised block means is left to the library.
+The header is parsed here and not by the `gguf` library, whose reader trusts all counts and lengths: with a damaged one
+it runs endlessly or fails far from the cause. The library decodes the quantised blocks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from lattice_jax.shown import plain, shown
+from lattice_jax.shown import shown, shown_name
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -28,12 +28,12 @@ _ADVICE = "use a file in F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant"
 
 
 class _UnknownTypeError(Exception):
-  """A tensor's type is a number that the `gguf` library does not know."""
+  """The `gguf` library does not know the number of a tensor's type."""
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
-  """shape: row-major, as numpy has it. start: byte in the file."""
+  """shape: row-major, as in NumPy. start: offset in the file, in bytes."""
 
   shape: tuple[int, ...]
   kind: GGMLQuantizationType
@@ -46,14 +46,14 @@ class GGUFTensor:
 
 
 class GGUFFile:
-  """fields: metadata by key, strings and lists as Python has them, lists of numbers as arrays. tensors: by name."""
+  """fields: metadata by key, with strings and lists as in Python but numbers in arrays. tensors: by name."""
 
   def __init__(self, path: Path):
-    """Raises ValueError where the file is not a whole GGUF file, or of types that are not known."""
+    """Raises ValueError if the file is not a complete GGUF file or has an unknown type."""
     self.path = path
     try:
       with path.open("rb") as file:
-        # pages are read when a tensor is asked for, and are not copied
+        # pages are read on demand and not copied
         self._raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
       self.fields, self.tensors = _read_header(self._raw)
     except _UnknownTypeError as error:
@@ -64,21 +64,21 @@ class GGUFFile:
       raise ValueError(f"{path} is not a whole GGUF file: {error}; get it again.") from error
 
   def text(self, key: str) -> str | None:
-    """A field that is a text; None where there is none. Raises ValueError where it is something else."""
+    """A text field, or None if it is absent. Raises ValueError if it is something else."""
     value = self.fields.get(key)
     if value is not None and not isinstance(value, str):
-      raise ValueError(f"{self.path} says {key}={shown(value)}, which is no text; get it again.")
+      raise ValueError(f"{self.path} says {key}={shown(value)}, which is not text; get it again.")
     return value
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor in float32. Raises ValueError for a type that is not known how to be read."""
+    """The tensor in float32. Raises ValueError for a type that cannot be read."""
     tensor = self.tensors[name]
     raw = np.frombuffer(self._raw, np.uint8, tensor.num_bytes, tensor.start)
     try:
       return dequantize(raw.reshape(-1, _row_bytes(tensor)), tensor.kind).reshape(tensor.shape)
     except RuntimeError as error:
       raise ValueError(
-        f"{self.path}: tensor {plain(name)} has type {tensor.kind.name}, which holds no weights that can be read; "
+        f"{self.path}: tensor {shown_name(name)} has type {tensor.kind.name}, which holds no weights that can be read; "
         f"{_ADVICE}.") from error
 
 
@@ -88,7 +88,7 @@ def _row_bytes(tensor: GGUFTensor) -> int:
 
 
 class _Cursor:
-  """Reads forward; refuses to pass the end."""
+  """Reads forward and raises ValueError at the end."""
 
   def __init__(self, raw: mmap.mmap):
     self.raw = raw
@@ -105,7 +105,7 @@ class _Cursor:
     return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
   def count(self, what: str, least_bytes: int) -> int:
-    """A count of things that take at least so many bytes each."""
+    """A count of things that take at least this many bytes each."""
     number = self.number("Q")
     left = len(self.raw) - self.place
     if number * least_bytes > left:
@@ -162,10 +162,10 @@ def _read_header(raw: mmap.mmap) -> tuple[dict[str, Any], dict[str, GGUFTensor]]
   end, last = first, ""
   for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
     if tensor.start < end:
-      raise ValueError(f"its tensors {plain(last)} and {plain(name)} overlap")
+      raise ValueError(f"its tensors {shown_name(last)} and {shown_name(name)} overlap")
     end, last = tensor.start + tensor.num_bytes, name
     if end > len(raw):
-      raise ValueError(f"tensor {plain(name)} ends at byte {end:,} of {len(raw):,}")
+      raise ValueError(f"tensor {shown_name(name)} ends at byte {end:,} of {len(raw):,}")
   return fields, tensors
 
 
@@ -173,12 +173,12 @@ def _read_tensor_header(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuan
   name = cursor.text()
   num_axes = cursor.number("I")
   if not 1 <= num_axes <= _MAX_AXES:
-    raise ValueError(f"tensor {plain(name)} has {num_axes} axes")
+    raise ValueError(f"tensor {shown_name(name)} has {num_axes} axes")
   shape = tuple(cursor.number("Q") for _ in range(num_axes))[::-1]
   number = cursor.number("I")
   if number not in set(GGMLQuantizationType):
-    raise _UnknownTypeError(f"tensor {plain(name)} has the unknown type {number}")
+    raise _UnknownTypeError(f"tensor {shown_name(name)} has the unknown type {number}")
   kind = GGMLQuantizationType(number)
   if 0 in shape or shape[-1] % GGML_QUANT_SIZES[kind][0]:
-    raise ValueError(f"tensor {plain(name)} of type {kind.name} cannot have the shape {shape}")
+    raise ValueError(f"tensor {shown_name(name)} of type {kind.name} cannot have the shape {shape}")
   return name, shape, kind, cursor.number("Q")

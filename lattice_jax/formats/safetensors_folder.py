@@ -1,4 +1,4 @@
-"""A folder of safetensors as model hubs keep them: config.json and one file of tensors, or several with an index."""
+"""A folder of safetensors as on model hubs: config.json and one file of tensors, or several with an index."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lattice_jax.formats.json_file import parse_object, read_json
-from lattice_jax.shown import plain, shown
+from lattice_jax.shown import shown, shown_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F32", "F16", "BF16")
 _ADAPTER = "adapter_config.json"
-# so start hidden files, and those of the same weights in another layout that some publishers add
+# beginnings of hidden files, and of files that hold the same weights in another layout
 _NO_WEIGHTS = (".", "consolidated")
 
 
 class SafetensorsFolder:
-  """config: what config.json says. shapes: of every tensor. Tensors are read when they are asked for."""
+  """config: the content of config.json. shapes: of every tensor. Tensors are read on demand."""
 
   def __init__(self, path: Path):
-    """Raises ValueError where a file is missing or damaged, or the folder holds more than one model."""
+    """Raises ValueError if a file is missing or damaged, or the folder holds more than one model."""
     self.path = path
     self.config = read_json(path / "config.json")
     place = _weight_map(path)
@@ -45,17 +45,17 @@ class SafetensorsFolder:
     shape = tuple(header.get_shape())
     if header.get_dtype() not in _DTYPES:
       raise ValueError(
-        f"{self.path / self._file_of[name]}: tensor {plain(name)} has type {header.get_dtype()}; weights of type "
+        f"{self.path / self._file_of[name]}: tensor {shown_name(name)} has type {header.get_dtype()}; weights of type "
         f"{', '.join(_DTYPES)} can be read.")
     if 0 in shape:
       raise ValueError(
-        f"{self.path / self._file_of[name]}: tensor {plain(name)} has shape {shape}, which holds no weights; get it "
-        "again.")
+        f"{self.path / self._file_of[name]}: tensor {shown_name(name)} has shape {shape}, which holds no weights; get "
+        "it again.")
     return shape
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-  """The file of every tensor by the index; empty where there is a single file and no index."""
+  """The file of every tensor according to the index; empty if there is a single file without one."""
   if not (path / INDEX).is_file():
     if not (path / SINGLE).is_file():
       raise ValueError(
@@ -75,7 +75,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _check_alone(path: Path, files: list[str]) -> None:
-  """Refuses what else could have been meant: another file of weights, an adapter that would have to be added."""
+  """Refuses ambiguous folders: with another file of weights, or with an adapter, which would have to be applied."""
   others = [
     file.name for file in sorted(path.iterdir())
     if file.suffix in (".safetensors", ".gguf") and file.name not in files and not file.name.startswith(_NO_WEIGHTS)]
@@ -84,7 +84,7 @@ def _check_alone(path: Path, files: list[str]) -> None:
   if others:
     wanted = INDEX if (path / INDEX).is_file() else SINGLE
     raise ValueError(
-      f"{path} holds {plain(others[0])} beside the weights that {wanted} stands for, so it is not clear which are "
+      f"{path} holds {shown_name(others[0])} beside the weights that {wanted} stands for, so it is not clear which are "
       "meant; keep one of them in the folder.")
 
 
@@ -93,8 +93,8 @@ def _check_index(path: Path, place: dict[str, str], file_of: dict[str, str]) -> 
   wrong = wrong or sorted(name for name in place if place[name] != file_of[name])
   if wrong:
     raise ValueError(
-      f"{path / INDEX} and the files that it names do not agree on where tensor {plain(wrong[0])} is, so they are of "
-      "different models; get the folder again.")
+      f"{path / INDEX} and the files that it names do not agree on where tensor {shown_name(wrong[0])} is, so they "
+      "belong to different models; get the folder again.")
 
 
 def _open(path: Path) -> Any:
@@ -107,6 +107,6 @@ def _open(path: Path) -> Any:
     raise ValueError(
       f"{path} is missing or not a whole safetensors file ({reason[:200]}); get it again.") from error
   with path.open("rb") as file:
-    # the library keeps the last of two tensors of one name
+    # refuses a repeated tensor, of which the library would keep the last
     parse_object(file.read(struct.unpack("<Q", file.read(8))[0]), f"the header of {path}")
   return part

@@ -1,38 +1,40 @@
-"""Text from a model: the prompt in chunks, then block by block of tokens, each a call of one compiled program."""
+"""Generates text: reads the prompts in chunks, then draws block by block, each with one call of a compiled program."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
+from lattice_jax.cache.convert import uncompressed
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.domains import SEED, checked
-from lattice_jax.inference.placed import mesh_of, place_variables
-from lattice_jax.inference.programs import Progress, Shapes, compile_programs
-from lattice_jax.inference.prompts import check_room, prompt_chunk, prompt_rows
+from lattice_jax.inference.blocks import compile_block, start_draws
+from lattice_jax.inference.prompts import check_room, prompt_rows
 from lattice_jax.inference.sampling import Sampling
+from lattice_jax.inference.session import Session
 from lattice_jax.models.decoder import needs_token_cache
-from lattice_jax.sharding import replicated, tree_bytes, unbox
+from lattice_jax.sharding import tree_bytes
 
 SPECIAL_IDS = (0, 1, 2)  # pad, eos, unk of every tokenizer here
-_CACHE_UNIT = 64  # token caches have a multiple of so many slots, so that prompts of like lengths share programs
+_CACHE_UNIT = 64  # slots of a token cache are a multiple of this, so that prompts of similar lengths share programs
 
 
 @dataclass(frozen=True)
-class Options:
+class GenerateOptions:
   """How texts are drawn, and when they end.
 
-  temperature, top_k, top_p, banned: see `Sampling`; banned ids are never drawn.
-  seed: a row's text depends on its prompt and its seed alone; with one number, row r uses seed + r.
+  temperature, top_k, top_p, banned: see `Sampling`.
+  seed: a row's text depends on its prompt and its seed alone; if this is one number, row r uses seed + r.
   start_ids: what the model reads before a prompt; eos for models trained here.
-  stop_ids: end a text, and are no part of it.
-  limit: tokens that prompt and text may have together; None where only memory bounds them.
-  prefill_len: tokens of prompt a call. block_len: tokens drawn a call. Both change speed and memory only.
+  stop_ids: ids that end a text and are no part of it.
+  limit: the most tokens that prompt and text may have together; None for no limit but memory.
+  prefill_len: tokens of the prompt read per call. block_len: tokens drawn per call. Both change only speed and memory.
   """
 
   temperature: float = 1.0
@@ -49,9 +51,9 @@ class Options:
 
 @dataclass
 class Timing:
-  """Seconds; `compile_seconds` come on top of the others and are 0 where the programs were compiled before.
+  """Seconds. `compile_seconds` are not part of the others, and are 0 where the programs were compiled before.
 
-  tokens: drawn after the first block, in `decode_seconds`. cache_bytes: of the memory's state, all rows.
+  tokens: those drawn after the first block, in `decode_seconds`. cache_bytes: the state of the memory, all rows.
   """
 
   compile_seconds: float = 0.0
@@ -62,15 +64,15 @@ class Timing:
 
   @property
   def tokens_per_second(self) -> float | None:
-    """Of all rows together; None where the first block was all."""
+    """All rows together; None if there was only one block."""
     return self.tokens / self.decode_seconds if self.tokens else None
 
 
 @dataclass
-class Text:
-  """One row. finish: why it ended, None while it goes on.
+class GeneratedRow:
+  """The text of one row. finish: why it ended; None while it goes on.
 
-  stop: a stop id, or `TokenStream.end`. length: as many tokens as were asked for. context: `limit` was reached first.
+  stop: by a stop id or `TokenStream.end`. length: it has all tokens asked for. context: it reached `limit` first.
   """
 
   ids: list[int] = field(default_factory=list)
@@ -82,10 +84,10 @@ def generate(
 ) -> np.ndarray:
   """The `length` tokens [B, length] that follow each prompt; prompts may differ in length and may be empty.
 
-  `options` are those of `Options`. Memory is the layers' state: constant in `length`, but for softmax attention, whose
-  token cache holds prompt and text. Where a text may end early, `TokenStream` says where and why.
+  `options` are the fields of `GenerateOptions`. The memory does not grow with `length`, except the token cache of
+  softmax attention, which holds prompt and text. If texts may end early, use `TokenStream`, which says where and why.
   """
-  stream = TokenStream(model, variables, prompts, length=length, options=Options(**options))
+  stream = TokenStream(model, variables, prompts, length=length, options=GenerateOptions(**options))
   for _ in stream:
     pass
   ended = [text.finish for text in stream.texts if text.finish != "length"]
@@ -95,16 +97,17 @@ def generate(
 
 
 class TokenStream:
-  """Texts as they are drawn. Iterating gives the new ids of every row, block by block, until all have ended.
+  """Texts as they are drawn. Iterating yields the new ids of every row, block by block, until all texts have ended.
 
-  `texts` holds what was drawn so far, `timing` what it took.
+  `texts` holds what has been drawn so far, `timing` how long it took.
 
   Raises:
-    ValueError: an option is out of range, a prompt is empty or holds ids that are none, or leaves no room in `limit`.
+    ValueError: an option is out of range, or a prompt is empty, holds unknown ids, or leaves no room in `limit`.
   """
 
   def __init__(
-    self, model: ModelConfig, variables: Any, prompts: Sequence[Any] | np.ndarray, *, length: int, options: Options):
+    self, model: ModelConfig, variables: Any, prompts: Sequence[Any] | np.ndarray, *, length: int,
+    options: GenerateOptions):
     if length < 1 or options.prefill_len < 1 or options.block_len < 1:
       raise ValueError(
         f"length={length}, prefill_len={options.prefill_len} and block_len={options.block_len} must be at least 1.")
@@ -113,39 +116,44 @@ class TokenStream:
     self._rows = prompt_rows(prompts, options.start_ids, model.vocab)
     seeds = _row_seeds(options.seed, len(self._rows))
     check_room(self._rows, options.limit)
-    self.texts = [Text() for _ in self._rows]
+    self.texts = [GeneratedRow() for _ in self._rows]
     self._wanted_length, self._stop_ids = length, tuple(options.stop_ids)
     self._allowed_B = np.array([
       length if options.limit is None else min(length, options.limit - len(row)) for row in self._rows], np.int32)
     longest = max(map(len, self._rows))
     chunk_len = min(options.prefill_len, model.cache.call_len or options.prefill_len, 1 << (longest - 1).bit_length())
-    self._shapes = Shapes(
-      batch=len(self._rows), chunk_len=chunk_len, block_len=options.block_len, prompt_len=_cache_len(model, longest),
-      max_len=_cache_len(model, longest + int(self._allowed_B.max())))
+    self._block_len = options.block_len
+    self._max_len = _cache_len(model, longest + int(self._allowed_B.max()))
+    # the whole prompt is read before a cache drops tokens of it, unless `call_len` says that there is no room for that
+    reading, self._writing = model, model
+    if make_policy(model.cache).drops and not model.cache.call_len:
+      reading, self._writing = uncompressed(model), replace(model, cache=replace(model.cache, call_len=1))
     start = time.perf_counter()
-    self._mesh = mesh_of(unbox(variables))
-    self._variables = place_variables(variables, self._mesh)
-    self._programs = compile_programs(model, sampling, self._shapes, self._mesh, self._variables)
+    self._session = Session(
+      reading, variables, batch=len(self._rows), chunk_len=chunk_len,
+      max_len=self._max_len if reading is self._writing else _cache_len(model, longest))
+    self._draw_block = compile_block(self._writing, sampling, options.block_len, self._max_len, self._session)
     self.timing = Timing(compile_seconds=time.perf_counter() - start)
     self._key_data_BW = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
 
   def end(self, row: int) -> None:
-    """Ends a row's text here; nothing that is drawn later belongs to it."""
+    """Ends a row's text here; tokens drawn later do not belong to it."""
     self.texts[row].finish = "stop"
 
   def __iter__(self) -> Iterator[list[list[int]]]:
     begun = time.perf_counter()
-    progress = self._prefill()
-    self.timing.cache_bytes = tree_bytes(progress.state)
-    is_stop_A = np.isin(np.arange(progress.logits_BA.shape[1]), self._stop_ids)
-    fixed = self._put((self._key_data_BW, self._allowed_B, is_stop_A))
-    # one block ahead of the host, so that reading and printing a block costs no time of the device
-    ahead, num_blocks = None, -(-int(self._allowed_B.max()) // self._shapes.block_len)
+    session = self._session = self._read_prompts()
+    self.timing.cache_bytes = tree_bytes(session.state.memory)
+    is_stop_A = np.isin(np.arange(self._writing.vocab), self._stop_ids)
+    fixed = session.put((self._key_data_BW, self._allowed_B, is_stop_A))
+    draws = session.put(start_draws(session.batch))
+    # one block ahead of the host, so that the device does not wait while a block is read and printed
+    ahead, num_blocks = None, -(-int(self._allowed_B.max()) // self._block_len)
     for index in range(num_blocks + 1):
       block, ahead = ahead, None
       if index < num_blocks:
-        wanted_B = self._put(np.array([text.finish is None for text in self.texts]))
-        ahead, progress = self._programs.decode(self._variables, *fixed, wanted_B, progress)
+        wanted_B = session.put(np.array([text.finish is None for text in self.texts]))
+        ahead, draws, session.state = self._draw_block(session.variables, *fixed, wanted_B, draws, session.state)
       if block is None:
         continue
       new = [self._extend(row, ids) for row, ids in enumerate(np.asarray(block).tolist())]
@@ -158,15 +166,15 @@ class TokenStream:
       if all(text.finish for text in self.texts):
         return
 
-  def _prefill(self) -> Progress:
-    progress, chunk_len = self._programs.start(), self._shapes.chunk_len
-    for start in range(0, max(map(len, self._rows)), chunk_len):
-      tokens_BT, segment = self._put(prompt_chunk(self._rows, start, chunk_len))
-      progress = self._programs.prefill(self._variables, tokens_BT, segment, progress)
-    return self._programs.turn(progress)
+  def _read_prompts(self) -> Session:
+    """The session that has read the prompts and goes on with the texts."""
+    self._session.read(self._rows)
+    if self._session.model is self._writing:
+      return self._session
+    return self._session.compress(self._writing.cache, self._max_len)
 
   def _extend(self, row: int, ids: list[int]) -> list[int]:
-    """Adds a block to a row's text; what was new in it."""
+    """Adds a block to a row's text, and returns the ids that were added."""
     text, allowed, new = self.texts[row], int(self._allowed_B[row]), []
     if text.finish:
       return []
@@ -179,9 +187,6 @@ class TokenStream:
     if not text.finish and len(text.ids) == allowed:
       text.finish = "length" if allowed == self._wanted_length else "context"
     return new
-
-  def _put(self, tree: Any) -> Any:
-    return jax.device_put(tree, replicated(self._mesh))
 
 
 def _cache_len(model: ModelConfig, num_tokens: int) -> int:

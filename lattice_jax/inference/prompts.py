@@ -1,4 +1,4 @@
-"""Prompts at the door: rows of ids of any length, padded arrays cut to their tokens, and pieces for the prefill."""
+"""Prompts: rows of ids of any length, padding removed, checked, and cut into chunks for the prefill."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def unpad(tokens_BT: np.ndarray, valid_BT: np.ndarray) -> list[np.ndarray]:
 
 
 def prompt_rows(prompts: Sequence[Any], start_ids: tuple[int, ...], vocab: int) -> list[np.ndarray]:
-  """`start_ids` and the prompt, for every row.
+  """Each prompt behind `start_ids`.
 
   Raises:
-    ValueError: there is no row, one would be empty, or one holds an id outside the vocabulary.
+    ValueError: there is no prompt, a row would be empty, or a row holds an id outside the vocabulary.
   """
   if len(prompts) == 0:
     raise ValueError("generation needs at least one prompt; an empty prompt [] starts a new document.")
@@ -50,7 +50,7 @@ def prompt_rows(prompts: Sequence[Any], start_ids: tuple[int, ...], vocab: int) 
 
 
 def check_room(rows: list[np.ndarray], limit: int | None) -> None:
-  """Raises ValueError where a prompt leaves no room for a token of text; `limit` counts prompt and text."""
+  """Raises ValueError if a prompt leaves no room for a token of text; `limit` counts prompt and text."""
   longest = max(range(len(rows)), key=lambda index: len(rows[index]))
   if limit is not None and len(rows[longest]) >= limit:
     raise ValueError(
@@ -59,7 +59,7 @@ def check_room(rows: list[np.ndarray], limit: int | None) -> None:
 
 
 def prompt_chunk(rows: list[np.ndarray], start: int, chunk_len: int) -> tuple[np.ndarray, Segment]:
-  """Tokens [start, start + chunk_len) of every row; what lies beyond a row's end is invalid."""
+  """Tokens [start, start + chunk_len) of every row; those beyond the end of a row are invalid."""
   tokens_BT = np.zeros((len(rows), chunk_len), np.int32)
   valid_BT = np.zeros((len(rows), chunk_len), bool)
   for index, row in enumerate(rows):

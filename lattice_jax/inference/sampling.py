@@ -16,9 +16,9 @@ class Sampling:
   """How the next token is drawn. The filters apply in the order of the fields.
 
   banned: ids that are never drawn.
-  temperature: 0 takes the most likely token; logits are divided by it otherwise.
-  top_k: only the k most likely tokens, the lower id first among equals; 0 = all.
-  top_p: of those, the smallest set of most likely tokens whose probability reaches top_p; 1 = all.
+  temperature: logits are divided by it; 0 takes the most likely token.
+  top_k: draw from the k most likely tokens, the lower id first among equals; 0 = all.
+  top_p: of those, draw from the smallest set of most likely tokens whose probability reaches top_p; 1 = all.
   """
 
   banned: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class Sampling:
 
 
 def filter_logits(logits: Float[Array, "*b A"], sampling: Sampling) -> Float[Array, "*b A"]:
-  """Logits at the sampling temperature, -inf where the token may not be drawn."""
+  """Logits at the sampling temperature; -inf for tokens that may not be drawn."""
   logits = ban_tokens(logits.astype(jnp.float32), sampling.banned)
   if sampling.temperature > 0:
     logits = logits / sampling.temperature
@@ -61,14 +61,14 @@ def ban_tokens(logits: Float[Array, "*b A"], banned: tuple[int, ...]) -> Float[A
 
 
 def keep_top_k(logits: Float[Array, "*b A"], top_k: int) -> Float[Array, "*b A"]:
-  """-inf outside the k largest; exactly k stay, the lower id first among equals."""
+  """Keeps exactly the k largest, the lower id first among equals; the others become -inf."""
   order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
   rank = jnp.argsort(order, axis=-1)
   return jnp.where(rank < top_k, logits, -jnp.inf)
 
 
 def keep_nucleus(logits: Float[Array, "*b A"], top_p: float) -> Float[Array, "*b A"]:
-  """-inf outside the smallest set of most likely tokens with probability ≥ top_p; the lower id first among equals."""
+  """Keeps the smallest set of most likely tokens with probability ≥ top_p, the lower id first among equals."""
   order = jnp.argsort(logits, axis=-1, descending=True, stable=True)
   probability = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
   mass_before = jnp.cumsum(probability, axis=-1) - probability

@@ -1,4 +1,4 @@
-"""Ids as text while they are drawn: whole characters only, and nothing beyond a stop string."""
+"""Turns ids into text while they are drawn: only whole characters, and nothing beyond a stop string."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
-from lattice_jax.inference.generate import Options, Timing, TokenStream
+from lattice_jax.inference.generate import GenerateOptions, Timing, TokenStream
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are read as
-_CONTEXT = 8  # ids before a text that may decide how it starts, as with the space before a sentencepiece word
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character decode to
+_CONTEXT = 8  # ids before a text that may decide how it starts, such as the space before a sentencepiece word
 
 
 class TextPieces:
@@ -28,19 +28,19 @@ class TextPieces:
     self._held = ""
 
   def push(self, ids: Sequence[int]) -> str:
-    """The text that is certain now. Once a stop string was met, `is_stopped` holds and nothing comes any more."""
+    """The text that has become certain. After a stop string, `is_stopped` holds and no more text comes."""
     self._ids += ids
     text = self._new_text()
     return "" if text.endswith(_UNFINISHED) else self._take(text)
 
   def finish(self) -> str:
-    """What was held back, at the end of the row."""
+    """The text that was held back, once the row has ended."""
     rest = self._take(self._new_text())
     rest, self._held = rest + self._held, ""
     return rest
 
   def _new_text(self) -> str:
-    """Decoded with the ids before, for a tokenizer may strip what a text starts with."""
+    """Decodes with the ids before, because a tokenizer may strip the start of a text."""
     known, whole = (
       self._tokenizer.decode(np.array(self._ids[self._start:stop], np.int64)).decode(errors="replace")
       for stop in (self._read, None))
@@ -61,13 +61,13 @@ class TextPieces:
 
 
 def _overlap(text: str, stop: str) -> int:
-  """Characters at the end of the text that a stop string may begin with."""
+  """How many characters at the end of the text may be the start of a stop string."""
   return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
 
 
 @dataclass(frozen=True)
 class Written:
-  """texts: without the prompts. finishes: why each ended, as in `generate.Text`. num_tokens: of each text."""
+  """texts: without the prompts. finishes: why each ended, as in `GeneratedRow`. num_tokens: the length of each text."""
 
   texts: tuple[str, ...]
   finishes: tuple[str, ...]
@@ -76,8 +76,9 @@ class Written:
 
 
 def write_texts(
-  model: ModelConfig, variables: Any, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int, options: Options,
-  stop_strings: Sequence[str] = (), show: Callable[[int, str], None] = lambda row, piece: None,
+  model: ModelConfig, variables: Any, tokenizer: Tokenizer, prompts: Sequence[str], *, length: int,
+  options: GenerateOptions, stop_strings: Sequence[str] = (),
+  show: Callable[[int, str], None] = lambda row, piece: None,
 ) -> Written:
   """What the model writes after each prompt; `show(row, piece)` is called with each piece as it comes.
 

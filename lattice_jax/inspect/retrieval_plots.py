@@ -13,8 +13,8 @@ from matplotlib.colors import Normalize
 
 from lattice_jax.evaluation.cache_contents import cache_of_map
 from lattice_jax.evaluation.retrieval.summary import FULL
+from lattice_jax.files import read_jsonl
 from lattice_jax.inspect.plots import COLORS, panel_grid, save_figure
-from lattice_jax.metrics import read_jsonl
 
 _MARKERS = "osD^v<>P*X"
 _HEAT = "cividis"

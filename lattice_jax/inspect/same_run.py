@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from lattice_jax.checkpoint import Checkpoints
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.files import Record
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import read_config
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import abstract_state

@@ -29,6 +29,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.modules import rms_normalize, weight
 from lattice_jax.ops.documents import document_runs
@@ -70,6 +71,9 @@ class RecurrentMemory(nn.Module):
     """Width of a head's queries and keys."""
     return self.config.key_dim
 
+  def check(self) -> None:
+    """Raises ValueError where fields of the config contradict one another."""
+
   def empty(self, batch: int) -> Any:
     """State of the op that has seen nothing; needs no parameters."""
     raise self._lacks("empty")
@@ -99,9 +103,13 @@ class RecurrentMemory(nn.Module):
     return RecurrentState(tail, self.empty(batch))
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, state: RecurrentState, segment: Segment, *, train: bool) -> LayerOutput:
+  def __call__(
+    self, x_BTD: jax.Array, state: RecurrentState | None = None, segment: Segment | None = None, *, train: bool = False,
+  ) -> LayerOutput:
     """See `types.LayerOutput`; no losses or statistics."""
     del train
+    state, segment = enter_layer(self, x_BTD, state, segment)
+    self.check()
     config, dtype, dim = self.config, jnp.dtype(self.dtype), x_BTD.shape[-1]
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
     run_BT = document_runs(segment.ids_BT, segment.valid_BT, state.memory.document_B)

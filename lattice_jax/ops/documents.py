@@ -57,8 +57,12 @@ def select(is_B: jax.Array, chosen: Any, other: Any) -> Any:
 
 def keep_only(is_kept: jax.Array, tree: Any, neutral: float = 0) -> Any:
   """Arrays with `neutral` in place, whatever they held, of what is not kept; the mask has their first axes."""
-  return jax.tree.map(
-    lambda x: jnp.where(is_kept.reshape(*is_kept.shape, *(1,) * (x.ndim - is_kept.ndim)), x, neutral), tree)
+
+  def keep(x: jax.Array) -> jax.Array:
+    mask = is_kept.reshape(*is_kept.shape, *(1,) * (x.ndim - is_kept.ndim))
+    return jnp.where(mask, x, jnp.asarray(neutral, x.dtype))
+
+  return jax.tree.map(keep, tree)
 
 
 def last_slots(joined: Any, num_new_B: jax.Array, window: int) -> Any:

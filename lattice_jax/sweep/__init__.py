@@ -1,1 +1,1 @@
-"""Sweeps: many trainings from one file in W&B's sweep format, without W&B's server."""
+"""Sweeps: many training runs from one file in W&B's sweep format, without W&B's server."""

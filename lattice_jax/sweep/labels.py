@@ -1,4 +1,4 @@
-"""Short names: of parameters as columns, of values, and of trials as folders."""
+"""Short names of parameters for columns, of their values, and of trials for folders."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ def is_seed(name: str) -> bool:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-  """The last part of each dotted name, or the whole name where two would be the same."""
+  """The last part of each dotted name, or the whole name if several have this part."""
   short = {name: name.rpartition(".")[2] for name in names}
   return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
 
 
 def short_values(values: Sequence[Value]) -> dict[Value, str]:
-  """The values as text, without the path or config file that all texts begin with."""
+  """The values as text, without the path or config file with which all of them begin."""
   heads = {_head(value) if isinstance(value, str) else "" for value in values}
   start = len(heads.pop()) if len(heads) == 1 and len(values) > 1 else 0
   return {value: str(value)[start:] for value in values}
 
 
 def metric_label(metric: str) -> str:
-  """What an axis says: "bits per byte on validation (cold)" for eval_validation_cold/bits_per_byte."""
+  """The label of an axis: "bits per byte on validation (cold)" for eval_validation_cold/bits_per_byte."""
   found = re.fullmatch(r"eval_([a-z]+)_([a-z]+)/(\w+)", metric)
   return f"{found[3].replace('_', ' ')} on {found[1]} ({found[2]})" if found else metric
 
 
 def grid_ids(parameters: Sequence[Parameter], settings: Sequence[dict[str, Value]]) -> list[str]:
-  """As in codes=256_seed=1; numbers where that would be too long or not unique."""
+  """The ids of trials, as in codes=256_seed=1, or numbers if these are too long or not unique."""
   varying = [parameter for parameter in parameters if len(parameter.choices()) > 1]
   names = short_names([parameter.name for parameter in varying])
   texts = {parameter.name: short_values(parameter.choices()) for parameter in varying}
@@ -51,10 +51,10 @@ def numbered_id(index: int) -> str:
 
 
 def _clean(text: str) -> str:
-  """Only what a folder and a W&B run may be called: no comma, for one."""
+  """Replaces what the name of a folder or a W&B run cannot contain, such as commas."""
   return re.sub(r"[^A-Za-z0-9._+-]+", "-", text.replace(",", "+"))
 
 
 def _head(text: str) -> str:
-  """Up to the last slash or colon."""
+  """The text up to its last slash or colon."""
   return text[:max(text.rfind("/"), text.rfind(":")) + 1]

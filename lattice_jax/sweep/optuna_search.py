@@ -14,13 +14,13 @@ from lattice_jax.sweep.labels import numbered_id
 from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import Trial
 
-_DRAWN = "values"  # user attribute of a trial whose every parameter is in the journal
+_DRAWN = "values"  # user attribute of a trial all of whose parameters are in the journal
 
 
 class OptunaSearch:
-  """Trial n is drawn with a generator of its own, so that interruptions change nothing.
+  """Draws trial n with a generator of its own, so that interruptions change nothing.
 
-  A trial that fails stays open in the journal: the sampler does not see it, and a later call runs it again.
+  A failed trial stays open in the journal: the sampler ignores it, and a later call runs it again.
   """
 
   def __init__(self, sweep: Sweep, workdir: Path, seed: int):
@@ -58,7 +58,7 @@ class OptunaSearch:
     trial.set_user_attr(_DRAWN, {parameter.name: parameter.draw(trial) for parameter in self._sweep.parameters})
 
   def _check_same(self, workdir: Path) -> None:
-    """Trials that were drawn by other rules would not be this sweep's."""
+    """Raises ValueError if the trials of this folder were drawn by other rules."""
     rules = {
       "method": self._sweep.method, "metric": self._sweep.metric, "seed": self._seed,
       "parameters": [repr(parameter) for parameter in self._sweep.parameters]}

@@ -1,4 +1,4 @@
-"""The parameters of a sweep: what W&B's distributions mean, for a grid and for Optuna."""
+"""The parameters of a sweep: W&B's distributions, for a grid and for Optuna."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lattice_jax.domains import Number, checked
 
 Value = bool | int | float | str
 
-_TAIL = 1e-6  # probability that is cut off each end of a normal distribution
-_MOST_STEPS = 2**53  # whole numbers that a float tells apart
+_TAIL = 1e-6  # probability that is cut off at each end of a normal distribution
+_MOST_STEPS = 2**53  # integers that a float can represent
 _DIGITS = 12  # significant digits of a multiple of q, so that 3 × 0.1 is 0.3
 
 
 @runtime_checkable
 class OptunaTrial(Protocol):
-  """The part of an `optuna.Trial`, new or read from a journal, that parameters use."""
+  """The methods of `optuna.Trial` that parameters use."""
 
   def suggest_categorical(self, name: str, choices: tuple[Value, ...]) -> Value: ...
 
@@ -129,7 +129,7 @@ class Normal(Parameter):
     return NormalDist(self.mu, self.sigma).inv_cdf(trial.suggest_float(self.name, _TAIL, 1 - _TAIL))
 
 
-# The fields that each distribution has, beside "distribution"; those in brackets may be left out.
+# The fields of each distribution beside "distribution"; those in brackets are optional.
 FIELDS = {
   "constant": ("value",), "categorical": ("values",), "uniform": ("min", "max"), "int_uniform": ("min", "max"),
   "q_uniform": ("min", "max", "[q]"), "log_uniform_values": ("min", "max"), "normal": ("[mu]", "[sigma]"),
@@ -137,7 +137,7 @@ FIELDS = {
 
 
 def parse_parameter(name: str, entry: Any) -> Parameter:
-  """One entry of `parameters`, as in {min: 16, max: 256, distribution: int_uniform}. Raises ValueError."""
+  """An entry of `parameters`, such as {min: 16, max: 256, distribution: int_uniform}. Raises ValueError."""
   if not isinstance(entry, dict):
     raise ValueError(f"parameter {name} is {entry!r}, but must hold value, values, or min and max.")
   if "parameters" in entry:
@@ -154,7 +154,7 @@ def parse_parameter(name: str, entry: Any) -> Parameter:
 
 
 def _distribution(name: str, entry: dict[str, Any]) -> str:
-  """The one that is named, or the one that W&B takes for these fields."""
+  """The distribution that is named, or the one that W&B assumes for these fields."""
   if "distribution" in entry:
     if entry["distribution"] not in tuple(FIELDS):
       raise ValueError(
@@ -213,7 +213,7 @@ def _multiples(name: str, low: float, high: float, q: float) -> Multiples:
 def _number(name: str, field: str, value: Any) -> int | float:
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise ValueError(f"parameter {name}: {field}={value!r} must be a number.{_yaml_hint(value)}")
-  if not abs(value) <= sys.float_info.max:  # which NaN is not either
+  if not abs(value) <= sys.float_info.max:  # false for NaN too
     raise ValueError(f"parameter {name}: {field}={value} must be finite.")
   return value
 
@@ -229,7 +229,7 @@ def _scalar(name: str, value: Any) -> Value:
 
 
 def _yaml_hint(value: Any) -> str:
-  """YAML 1.1 takes 1e-4 for a text; so does W&B, and plots would have no axis for it."""
+  """The right spelling of a number such as 1e-4, which YAML 1.1, and so W&B, reads as text; "" for others."""
   try:
     number = float(value) if isinstance(value, str) and "e" in value.lower() else math.inf
   except ValueError:

@@ -1,4 +1,4 @@
-"""The metric against each parameter of a sweep."""
+"""Plots the metric of a sweep against its parameters."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.inspect.plots import COLORS, new_figure, save_figure
-from lattice_jax.sweep.labels import metric_label, short_names
+from lattice_jax.sweep.labels import metric_label
 from lattice_jax.sweep.parameters import Value
-from lattice_jax.sweep.table import Row, Table, spread
+from lattice_jax.sweep.table import SettingRow, SweepTable
 
 _DECADE = 10
 _MOST_PANELS = 4
 _MOST_TICKS = 10
-_MOST_LINES = len(COLORS)  # with a legend
+_MOST_LINES = len(COLORS)  # for which there is a legend
 
 
-def plot_table(table: Table, out: Path, names: Sequence[str] = ()) -> None:
-  """A panel for each of the parameters `names`, by default for those that vary, four at most.
+def plot_table(table: SweepTable, out: Path, names: Sequence[str] = ()) -> None:
+  """Draws a panel for each parameter in `names`, by default for those that vary, at most four.
 
-  A name may be followed by =WORD: of that parameter only the values that end in the word and a number, as numbers.
+  NAME=WORD shows only the values of that parameter that end in the word and a number, as these numbers.
 
-  Numbers lie on an axis, logarithmic from a decade on; settings that differ in nothing else are joined. Names are
-  listed best first, as points, not bars: the axis does not begin at zero. Error bars: standard deviation over seeds.
+  Numbers lie on an axis, which is logarithmic if they span a decade; settings that differ in nothing else are joined.
+  Other values are listed best first, as points and not bars, because the axis does not begin at zero. Error bars show
+  the standard deviation over seeds.
   """
   chosen = list(names) or list(table.varying)[:_MOST_PANELS]
   if not chosen:
@@ -45,8 +46,8 @@ def plot_table(table: Table, out: Path, names: Sequence[str] = ()) -> None:
   save_figure(figure, out)
 
 
-def numbers_of(table: Table, choice: str) -> dict[Value, float]:
-  """The number of each value that has one; none where a parameter, asked for without a word, has names among them."""
+def numbers_of(table: SweepTable, choice: str) -> dict[Value, float]:
+  """The number of each value that has one. Empty without a WORD if not all values are numbers."""
   name, _, word = choice.partition("=")
   if name not in table.varying:
     raise ValueError(f"--x={choice} is not a parameter that varies: {', '.join(table.varying) or 'none does yet'}.")
@@ -61,7 +62,7 @@ def numbers_of(table: Table, choice: str) -> dict[Value, float]:
   return numbers
 
 
-def _plot_numbers(table: Table, choice: str, numbers: dict[Value, float], axes: Any) -> None:
+def _plot_numbers(table: SweepTable, choice: str, numbers: dict[Value, float], axes: Any) -> None:
   name, _, word = choice.partition("=")
   groups = _by_others(table, name)
   for index, (label, points) in enumerate(groups.items()):
@@ -78,11 +79,11 @@ def _plot_numbers(table: Table, choice: str, numbers: dict[Value, float], axes: 
   if len(everything) <= _MOST_TICKS:
     axes.set_xticks(everything, [f"{value:g}" for value in everything])
     axes.minorticks_off()
-  axes.set_xlabel(word or short_names(list(table.varying))[name])
+  axes.set_xlabel(word or table.names[name])
   axes.set_ylabel(_metric_of(table))
 
 
-def _plot_categories(table: Table, name: str, axes: Any) -> None:
+def _plot_categories(table: SweepTable, name: str, axes: Any) -> None:
   groups = _by_others(table, name)
   best_first = list(dict.fromkeys(dict(row.setting)[name] for row in table.rows))
   for index, (label, points) in enumerate(groups.items()):
@@ -91,38 +92,33 @@ def _plot_categories(table: Table, name: str, axes: Any) -> None:
       [mean for _, mean, _ in points], places, xerr=[sd for _, _, sd in points], marker="o", linestyle="none",
       capsize=3, color=_color(index, groups), label=label)
   axes.set_yticks(range(len(best_first)), [table.shown[name][value] for value in best_first])
-  axes.set_ylim(len(best_first) - 0.5, -0.5)  # the best on top
-  axes.set_ylabel(short_names(list(table.varying))[name])
+  axes.set_ylim(len(best_first) - 0.5, -0.5)  # the best at the top
+  axes.set_ylabel(table.names[name])
   axes.set_xlabel(_metric_of(table))
 
 
-def _metric_of(table: Table) -> str:
-  """The axis, and what its bars are."""
+def _metric_of(table: SweepTable) -> str:
+  """The label of the metric's axis, which explains the error bars."""
   has_spread = any(len(row.results) > 1 for row in table.rows)
   return metric_label(table.sweep.metric) + ("\nbars: standard deviation over seeds" if has_spread else "")
 
 
 def _color(index: int, groups: dict[str, Any]) -> str:
-  """One for all where there are too many to tell apart; then there is no legend either."""
+  """The group's color; the same for all if there are too many groups for a legend."""
   return COLORS[index if len(groups) <= _MOST_LINES else 0]
 
 
-def _by_others(table: Table, name: str) -> dict[str, list[tuple[Value, float, float]]]:
-  """(value of the parameter, mean, standard deviation) of the rows, by the setting of the other parameters."""
+def _by_others(table: SweepTable, name: str) -> dict[str, list[tuple[Value, float, float]]]:
+  """(value of the parameter, mean, standard deviation) of the rows, grouped by the other parameters."""
   others = {other: list(values) for other, values in table.varying.items() if other != name}
-  names = short_names(list(table.varying))
 
-  def place(row: Row) -> list[int]:
+  def place(row: SettingRow) -> list[int]:
     return [values.index(dict(row.setting)[other]) for other, values in others.items()]
 
   groups: dict[str, list[tuple[Value, float, float]]] = {}
   for row in sorted(table.rows, key=place):
     setting = dict(row.setting)
-    label = ", ".join(f"{names[other]} {table.varying[other][setting[other]]}" for other in others)
-    groups.setdefault(label, []).append((setting[name], *_mean_and_sd(row)))
+    label = ", ".join(f"{table.names[other]} {table.varying[other][setting[other]]}" for other in others)
+    found = row.spread(lambda result: result.metric)
+    groups.setdefault(label, []).append((setting[name], found.mean, found.sd or 0.0))
   return groups
-
-
-def _mean_and_sd(row: Row) -> tuple[float, float]:
-  found = spread(list(row.values(lambda result: result.metric).values()))
-  return found.mean, found.sd or 0.0

@@ -1,18 +1,18 @@
-"""Trials as processes: one after another or several at a time, each in a folder of its own."""
+"""Runs trials as processes, one after another or several at a time, each in a folder of its own."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lattice_jax.files import lock_folder
 from lattice_jax.sweep.search import Search
 from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import (
@@ -32,7 +32,7 @@ _LOOK_EVERY = 0.05  # seconds
 
 @dataclass
 class Process:
-  """A trial that runs. slot: which of the jobs it is. error_start: where its part of stderr.txt begins."""
+  """A running trial. slot: its number among the jobs. error_start: where its part of stderr.txt begins."""
 
   trial: Trial
   process: subprocess.Popen
@@ -42,9 +42,9 @@ class Process:
 
 
 class Runner:
-  """Runs what is left of a sweep; the same sweep in the same workdir goes on.
+  """Runs the unfinished trials of a sweep.
 
-  A trial that is done is not run again, one that was stopped or failed is: training goes on from its checkpoint.
+  A trial that was stopped or failed is run again and resumes from its checkpoint; one that is done is not.
   """
 
   def __init__(self, sweep: Sweep, search: Search, workdir: Path, *, jobs: int, say: Callable[[str], None]):
@@ -55,7 +55,7 @@ class Runner:
     self.failed = 0
 
   def run(self) -> int:
-    """The number of the signal that stopped it, 0 where every trial was tried."""
+    """The number of the signal that stopped the sweep, or 0 when every trial was tried."""
     with locked(self._workdir), stop_request(lambda name: None) as request:
       while True:
         while not request.received and len(self._running) < self._jobs and self._next < self._search.total:
@@ -75,7 +75,7 @@ class Runner:
       return
     folder.mkdir(parents=True, exist_ok=True)
     TrialRecord(**vars(trial), arguments=arguments, state=STARTED).write(folder)
-    self._say(f"{self._place(trial)} {'begins' if record is None else 'goes on'}")
+    self._say(f"{self._place(trial)} {'begins' if record is None else 'resumes'}")
     slot = min(set(range(self._jobs)) - {running.slot for running in self._running})
     with (folder / "stdout.txt").open("ab") as output, (folder / "stderr.txt").open("ab") as errors:
       process = subprocess.Popen(
@@ -89,7 +89,7 @@ class Runner:
     return [words[part] if part in words else part for part in arguments] + [f"--workdir={self._workdir}/{{run_id}}"]
 
   def _wait(self, request: StopRequest) -> None:
-    """Until a process ends; a signal is passed on, once, as SIGTERM, which training answers by saving."""
+    """Waits until a process ends. Passes a signal on, once, as SIGTERM, on which training saves and stops."""
     while all(running.process.poll() is None for running in self._running):
       if request.received and not self._told:
         self._say(f"{signal.Signals(request.received).name}: {len(self._running)} trial(s) save and stop")
@@ -105,7 +105,7 @@ class Runner:
     trial, seconds = running.trial, time.perf_counter() - running.started
     folder, status = self._workdir / trial.id, running.process.returncode
     if status and stopping:
-      self._say(f"{self._place(trial)} stopped; the same command goes on")
+      self._say(f"{self._place(trial)} stopped; the same command resumes it")
       return
     value, error = None, None
     if status:
@@ -129,26 +129,19 @@ class Runner:
     return f"[{trial.index + 1}/{self._search.total}] {trial.id}:"
 
 
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-  """Holds the folder for one sweep at a time; the system releases it however that ends."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with (workdir / "lock").open("a") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise ValueError(
-        f"another sweep runs in --workdir={workdir}; stop it first, or choose another workdir.") from error
-    yield
+def locked(workdir: Path) -> contextlib.AbstractContextManager[None]:
+  """Holds the folder for one sweep at a time."""
+  return lock_folder(
+    workdir, f"another sweep runs in --workdir={workdir}; stop it first, or choose another workdir.")
 
 
 def trial_environment(trial: Trial) -> dict[str, str]:
-  """As `wandb agent` sets it; without a server W&B gets no second copy of the results, unless WANDB_MODE asks."""
+  """The environment that `wandb agent` would set. Trials send nothing to W&B unless WANDB_MODE is set."""
   return {"WANDB_MODE": "disabled"} | os.environ | {"WANDB_RUN_ID": trial.id}
 
 
 def pin(process: int, slot: int, jobs: int) -> None:
-  """Gives each of several jobs cores of its own, where the system can."""
+  """Gives each of several jobs cores of its own, if the system can."""
   cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
   if 1 < jobs <= len(cores):
     with contextlib.suppress(ProcessLookupError):  # it has ended already
@@ -156,7 +149,7 @@ def pin(process: int, slot: int, jobs: int) -> None:
 
 
 def last_line(path: Path, start: int) -> str:
-  """The last line with text that stands behind byte `start`."""
+  """The last line that is not empty after byte `start`."""
   lines = path.read_bytes()[start:].decode("utf-8", "replace").split("\n")
   return next((line.strip() for line in reversed(lines) if line.strip()), "")
 

@@ -1,4 +1,4 @@
-"""Which trials a sweep has: a grid's are known before, a sampler's follow from those that are done."""
+"""The trials of a sweep: those of a grid are known in advance, those of a sampler depend on finished ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lattice_jax.sweep.trials import Trial
 
 @runtime_checkable
 class Search(Protocol):
-  """`total` trials. `trial` is asked in order; `tell` comes once a metric is known, and again after a restart."""
+  """`total` trials. `trial` is called in order, `tell` when a metric is known and again after a restart."""
 
   total: int
 
@@ -23,7 +23,7 @@ class Search(Protocol):
 
 
 class GridSearch:
-  """The product of all values; the last parameter of the file changes fastest."""
+  """The product of all values; the last parameter in the file changes fastest."""
 
   def __init__(self, sweep: Sweep):
     names = [parameter.name for parameter in sweep.parameters]
@@ -39,13 +39,13 @@ class GridSearch:
     return self._trials[index]
 
   def tell(self, index: int, value: float) -> None:
-    """What a trial found changes no other."""
+    """Ignores the result: trials of a grid do not depend on each other."""
 
 
 def make_search(sweep: Sweep, workdir: Path, seed: int) -> Search:
-  """seed: of the sampler; a grid has none."""
+  """seed: of the sampler; a grid ignores it."""
   if sweep.method == "grid":
     return GridSearch(sweep)
-  from lattice_jax.sweep.optuna_search import OptunaSearch  # a grid need not wait for Optuna
+  from lattice_jax.sweep.optuna_search import OptunaSearch  # imported here because a grid does not need Optuna
 
   return OptunaSearch(sweep, workdir, seed)

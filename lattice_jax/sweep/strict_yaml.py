@@ -1,5 +1,4 @@
-"""YAML as `yaml.safe_load` reads it, but for what it takes without a word: a key that stands twice, and aliases that
-unfold to far more than the file holds."""
+"""YAML as `yaml.safe_load` reads it, without what that silently accepts: repeated keys and aliases that explode."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ MAX_NODES = 100_000
 
 
 def read_yaml(text: str) -> Any:
-  """The first document of the text. Raises ValueError where it is not YAML, ambiguous, or unfolds without end."""
+  """The document of the text. Raises ValueError if it is not YAML, is ambiguous, or expands to too many values."""
   loader = None
   try:
     loader = yaml.SafeLoader(text)
@@ -31,7 +30,7 @@ def read_yaml(text: str) -> Any:
 
 
 def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
-  """How many nodes there are when every alias is written out; checks keys on the way. None marks what is being read."""
+  """The number of nodes with all aliases expanded; checks keys as well. None in `known` marks a node being read."""
   if isinstance(node, yaml.ScalarNode):
     return 1
   if id(node) in known:

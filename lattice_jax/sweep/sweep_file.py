@@ -16,7 +16,7 @@ from lattice_jax.sweep.strict_yaml import read_yaml
 
 METHODS = ("grid", "random", "bayes")
 MAX_GRID = 100_000
-_QUOTED = 200  # characters of either end of a long sentence
+_QUOTED = 200  # characters of each end of a long message
 _KEYS = ("program", "method", "metric", "parameters", "command", "run_cap", "name", "description", "project", "entity")
 _REFUSED = {
   "early_terminate": "trials are not cut short offline; remove it, or run the sweep online with `wandb sweep`"}
@@ -26,9 +26,9 @@ _METRIC = re.compile(r"eval_[^/]+_[^/_]+/[a-z_]+")
 
 @dataclass(frozen=True)
 class Sweep:
-  """What is tried, in the order of the file. metric: a curve's name in W&B, as in eval_validation_cold/bits_per_byte.
+  """A sweep. metric: the name of a curve in W&B, as in eval_validation_cold/bits_per_byte.
 
-  run_cap: at most so many trials; None, for a grid only, is all of them.
+  run_cap: the largest number of trials; None, which only a grid may have, runs all of them.
   """
 
   path: Path
@@ -42,7 +42,7 @@ class Sweep:
   run_cap: int | None
 
   def arguments(self, values: dict[str, Value]) -> list[str]:
-    """The command of a trial; ${env} and ${interpreter} are left, and its workdir is out."""
+    """The command of a trial, without --workdir; ${env} and ${interpreter} are not expanded."""
     expanded: list[str] = []
     for part in self.command:
       if part == "${args}":
@@ -55,7 +55,7 @@ class Sweep:
 
 
 def read_sweep(path: Path) -> Sweep:
-  """Raises ValueError, one sentence, where the file is not a sweep that can be run offline."""
+  """Raises ValueError, one sentence, if the file is not a sweep that can run offline."""
   try:
     raw = read_yaml(path.read_text(encoding="utf-8"))
   except OSError as error:
@@ -70,7 +70,7 @@ def read_sweep(path: Path) -> Sweep:
 
 
 def _shortened(text: str) -> str:
-  """A sentence that quotes what the file says, which may be long; what to do stands at its end."""
+  """Shortens a sentence that quotes the file at length; its end, which says what to do, stays."""
   return text if len(text) <= 2 * _QUOTED else f"{text[:_QUOTED]} … {text[-_QUOTED:]}"
 
 
@@ -129,7 +129,7 @@ def _checked(parameters: tuple[Parameter, ...], method: str) -> tuple[Parameter,
 
 
 def _check_field(parameter: Parameter) -> None:
-  """What a field of the config may not be is known before any trial."""
+  """Refuses values outside the domain of a config field before any trial runs."""
   if not parameter.name.startswith("config."):
     return
   domain = find(Config, parameter.name.removeprefix("config."))

@@ -1,4 +1,4 @@
-"""A trial, and its record `trial.json` in the workdir of its training."""
+"""A trial, and its record `trial.json` in its workdir."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.files import Record, replace_json
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.parameters import Value
 from lattice_jax.writers.base import series
@@ -33,26 +34,23 @@ class TrialRecord(Trial):
   seconds: float | None = None
 
   def write(self, folder: Path) -> None:
-    """Whole or not at all."""
-    partial = folder / "trial.partial"
-    partial.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / "trial.json")
+    replace_json(folder / "trial.json", asdict(self))
 
 
 def read_record(folder: Path) -> TrialRecord | None:
-  """None where no trial was started."""
+  """The record in a trial's folder, or None if the trial was not started."""
   path = folder / "trial.json"
   return TrialRecord(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def read_records(workdir: Path) -> list[TrialRecord]:
-  """Of all trials that were started, in their order."""
+  """The records of all started trials, in order."""
   records = [read_record(path.parent) for path in workdir.glob("*/trial.json")]
   return sorted(records, key=lambda record: record.index)
 
 
 def check_arguments(record: TrialRecord | None, arguments: list[str], folder: Path) -> None:
-  """Raises ValueError where the folder holds a trial that was run in another way."""
+  """Raises ValueError if the folder holds a trial with other arguments."""
   if record is None or record.arguments == arguments:
     return
   old = [part for part in record.arguments if part not in arguments]
@@ -63,7 +61,7 @@ def check_arguments(record: TrialRecord | None, arguments: list[str], folder: Pa
 
 
 def read_evaluation(folder: Path, metric: str) -> tuple[float, Record]:
-  """(the metric, the line it stands in) of a trial's last evaluation. Raises ValueError where there is none."""
+  """(metric, its line of metrics.jsonl) of a trial's last evaluation. Raises ValueError if there is none."""
   run = read_run(folder, "unit")
   known: dict[str, tuple[float, Record]] = {}
   for line in read_metric_lines(folder / "metrics.jsonl"):

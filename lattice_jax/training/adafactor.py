@@ -1,32 +1,34 @@
-"""Adafactor (arXiv 1804.04235) from optax's parts, without momentum, one layer's tensor at a time."""
+"""Adafactor (arXiv 1804.04235) from optax's parts: without momentum, and layer by layer for stacked parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import optax
 
-DECAY_EXPONENT = 0.8  # the moments of update t keep 1 − t^-0.8 of what they were
+from lattice_jax.sharding import is_box
+
+DECAY_EXPONENT = 0.8  # at update t the moments keep the fraction 1 − t^-0.8 of their value
 CLIP_RMS = 1.0
 
 
 def adafactor(stacked: Any) -> optax.GradientTransformation:
-  """The gradient over its running root mean square, which large matrices keep as rows and columns only; then at most
-  CLIP_RMS in root mean square, times the root mean square of the parameter.
+  """Divides the gradient by its running root mean square, clips the result and scales it with the parameter.
 
-  Each of these mixes the elements of a tensor, so parameters that are `stacked` (a tree of bool) over layers are
-  updated layer by layer. The state is a tree like the parameters with one `optax.FactoredState` each.
+  Large matrices keep the running squares as row and column means only. The clip limits the root mean square of the
+  result to CLIP_RMS; the scale is the root mean square of the parameter. Each step mixes the elements of a tensor, so
+  parameters that are `stacked` (a tree of bool) over layers are updated layer by layer. The state is a tree like the
+  parameters, with one `optax.FactoredState` for each.
   """
   moments = optax.scale_by_factored_rms(decay_rate=DECAY_EXPONENT)
   scale = optax.chain(optax.clip_by_block_rms(CLIP_RMS), optax.scale_by_param_block_rms())
 
   def init_tensor(is_stacked: bool, param: Any) -> optax.FactoredState:
-    tensor = param.value if isinstance(param, nn.Partitioned) else param
+    tensor = param.value if is_box(param) else param
     state = (jax.vmap(moments.init) if is_stacked else moments.init)(tensor)
-    # rows and columns are small and lie on every device; a moment of the parameter's shape is sharded like it
-    is_whole = isinstance(param, nn.Partitioned) and state.v.shape == tensor.shape
+    # row and column means are small and replicated; a moment of the parameter's shape is sharded like the parameter
+    is_whole = is_box(param) and state.v.shape == tensor.shape
     return state._replace(v=param.replace_boxed(state.v)) if is_whole else state
 
   def update_tensor(is_stacked: bool, grad: jax.Array, state: Any, param: jax.Array) -> tuple[jax.Array, Any]:

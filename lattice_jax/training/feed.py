@@ -1,4 +1,4 @@
-"""Batches for the compiled program: how many updates a call runs, and their data on the devices."""
+"""Batches for the compiled program: how many updates one call runs, and their data on the devices."""
 
 from __future__ import annotations
 
@@ -18,32 +18,22 @@ from lattice_jax.types import Batch
 
 @dataclass(frozen=True)
 class Feed:
-  """The data of one call: `count` updates from `first_step` on.
+  """The data of one call, which runs `count` updates from `first_step` on.
 
-  batches: on the devices, stacked to steps_per_dispatch; what follows the first `count` is filling.
-  host_batches: the same as numpy, for a dump.
-  seconds: that the fetch took.
+  batches: on the devices, stacked to steps_per_dispatch; all after the first `count` are padding.
+  host_batches: the same in NumPy, for a dump.
+  waited: seconds for which the devices had nothing to do but wait for this data.
   """
 
   first_step: int
   count: int
   batches: Batch
   host_batches: list[Batch]
-  seconds: float
-
-
-@dataclass(frozen=True)
-class Pending:
-  """A call whose metrics have not been read."""
-
-  feed: Feed
-  metrics: Any
-  started: float
   waited: float
 
 
 def dispatch_size(config: Config, step: int, extra_boundaries: tuple[int, ...] = ()) -> int:
-  """Updates of the call that starts at `step`: no save, evaluation or other boundary falls inside it."""
+  """How many updates the call at `step` runs, so that no save, evaluation or other boundary falls inside it."""
   periods = [period for period in (config.train.save_every, config.train.eval_every) if period]
   boundaries = [step + period - step % period for period in periods]
   boundaries += [config.train.steps, step + config.train.steps_per_dispatch]
@@ -51,11 +41,18 @@ def dispatch_size(config: Config, step: int, extra_boundaries: tuple[int, ...] =
   return min(boundaries) - step
 
 
-def fetch(batches: Iterator[Batch], config: Config, mesh: Mesh, *, first_step: int, count: int) -> Feed:
-  """Takes the next `count` batches and starts their transfer."""
+def fetch(
+  batches: Iterator[Batch], config: Config, mesh: Mesh, *, first_step: int, count: int, computing: Any = ()
+) -> Feed:
+  """Takes the next `count` batches and starts their transfer.
+
+  computing: arrays that the devices compute meanwhile; if they are still at it afterwards, nothing waited for the data.
+  """
   start = time.perf_counter()
   host_batches = [next(batches) for _ in range(count)]
-  filled = host_batches + host_batches[-1:] * (config.train.steps_per_dispatch - count)
-  stacked: Any = jax.tree.map(lambda *fields: np.stack([np.asarray(field) for field in fields]), *filled)
+  padded = host_batches + host_batches[-1:] * (config.train.steps_per_dispatch - count)
+  stacked: Any = jax.tree.map(lambda *fields: np.stack([np.asarray(field) for field in fields]), *padded)
   on_devices = put_batch(stacked, mesh, rows=config.data.batch, stacked=True)
-  return Feed(first_step, count, on_devices, host_batches, time.perf_counter() - start)
+  seconds = time.perf_counter() - start
+  was_late = all(leaf.is_ready() for leaf in jax.tree.leaves(computing))
+  return Feed(first_step, count, on_devices, host_batches, seconds if was_late else 0.0)

@@ -1,8 +1,8 @@
 """What a new run starts from: random parameters, or those of `--init_from`, a pretrained model or another workdir.
 
-Where `model.origin` is "init_from", as in configs/finetune.py, the model section and the tokenizer are theirs too; else
-a config that is another model than the pretrained one is refused. Either way all of the model is taken over or nothing:
-another memory in the place of its attention would have parameters that its files lack.
+If `model.origin` is "init_from", as in configs/finetune.py, the model section and the tokenizer come from there too;
+otherwise a config that describes another model than the pretrained one is refused. Either way the whole model is taken
+over: another memory in the place of its attention would have parameters that its files lack.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.training.state import TrainState
 
-# What a config of the origin "init_from" leaves open.
+# Fields that have these values are left open by a config of the origin "init_from".
 OPEN = Config(model=ModelConfig(origin="init_from", pattern=("attention",), block="mlp"))
-# Fields that say how a model is computed or trained, not which one it is.
+# Fields that say how a model is computed or trained, not which model it is.
 _FREE = ("origin", "dtype", "remat", "xent_chunk", "impl", "dropout", "layer_drop", "cache")
 _WHAT = "smollm2, a folder of safetensors, a .gguf file or the workdir of a run"
 
 
 def complete(config: Config, init_from: str | Path | None) -> Config:
-  """The config with the model that `init_from` names in the place of what it leaves open.
+  """The config, with the fields that it leaves open filled in from the model that `init_from` names.
 
   Raises:
-    ValueError: there is no such model or run, or the config says something else of it.
+    ValueError: there is no such model or run, or the config contradicts it.
   """
   is_open = config.model.origin == "init_from"
   if init_from is None:
@@ -41,7 +41,7 @@ def complete(config: Config, init_from: str | Path | None) -> Config:
       raise ValueError(f"this config takes its model from --init_from, which is missing; name {_WHAT}.")
     return config
   if _is_workdir(init_from) and not is_open:
-    return config  # its parameters are taken where their shapes fit
+    return config  # restoring compares the shapes of its parameters
   theirs, tokenizer = _describe(init_from)
   for field, ours, open_value, their_value in _fields(config.model, OPEN.model, theirs, "model."):
     if ours != their_value and not (is_open and ours == open_value):
@@ -60,10 +60,10 @@ def complete(config: Config, init_from: str | Path | None) -> Config:
 
 
 def load_start(config: Config, init_from: str | Path | None, abstract: TrainState) -> tuple[dict[str, Any], str]:
-  """(what of parameters and buffers is there already, each placed as `abstract` says; where it comes from, in words).
+  """(the parameters and buffers to start with, sharded like `abstract`; where they come from, in words).
 
   Raises:
-    ValueError: they cannot be read, do not fit, or were trained on tokens of another tokenizer of the same name.
+    ValueError: they cannot be read, do not fit, or were trained with another tokenizer model of the same name.
   """
   if init_from is None:
     return {}, "from random parameters"
@@ -95,7 +95,7 @@ def _describe(init_from: str | Path) -> tuple[ModelConfig, str]:
 
 
 def _fields(ours: Any, open_values: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any, Any]]:
-  """Name and the three values of every field that makes the model what it is, sections gone through."""
+  """The name and the three values of every field that defines the model, through all sections."""
   for field in dataclasses.fields(ours):
     if path == "model." and field.name in _FREE:
       continue

@@ -1,8 +1,8 @@
-"""The update rule: clip, direction (AdamW, Lion, Adafactor), schedule and weight decay, blind to how layers are stored.
+"""The update rule: clipping, direction (AdamW, Lion, Adafactor), schedule and weight decay.
 
-A stacked parameter [L, …] must be updated as its L layers would be one by one: whether a leaf is decayed is a mark of
-its box, not a matter of its axes, and a rule whose arithmetic mixes the elements of one tensor (Adafactor) is vmapped
-over the axis of layers.
+A stacked parameter [L, …] must be updated exactly as its L layers would be one by one. Therefore the type of a
+parameter's box, and not its rank, decides whether it is decayed, and a rule that mixes the elements of a tensor
+(Adafactor) is vmapped over the layers.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from lattice_jax.config import OptimizerConfig
 from lattice_jax.modules import Weight
+from lattice_jax.sharding import is_box
 from lattice_jax.training.adafactor import adafactor
 
-# Each takes the config and the tree that says which parameters are stacked over layers.
+# Each rule takes the config and a tree of bool, true for parameters that are stacked over layers.
 RULES: dict[str, Callable[[OptimizerConfig, Any], optax.GradientTransformation]] = {
   "adamw": lambda config, stacked: optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.float32),
   "lion": lambda config, stacked: optax.scale_by_lion(config.b1, config.b2, mu_dtype=jnp.float32),
@@ -30,7 +30,7 @@ RULES: dict[str, Callable[[OptimizerConfig, Any], optax.GradientTransformation]]
 
 @dataclass(frozen=True)
 class Optimizer:
-  """`init` works on boxed or plain parameters (moments of their shape then carry the boxes); `update` on plain ones.
+  """`init` takes boxed or plain parameters (moments of their shape then have their boxes); `update` takes plain ones.
 
   decays, stacked: trees of bool, one per parameter; see `decay_mask` and `stacked_mask`.
   """
@@ -68,9 +68,9 @@ class Optimizer:
 
 
 def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) -> jax.Array:
-  """Rate of the update with index `step`: the first has peak / warmup_steps, the last of `steps` final_fraction.
+  """Rate of the update with index `step`: peak / warmup_steps for the first, peak × final_fraction for the last.
 
-  With `zero_start` all rates come one update later: the first is 0, but without warm-up the peak.
+  With `zero_start` every rate comes one update later, so the first is 0 (without warm-up it is the peak).
   """
   first = 0 if config.zero_start else 1
   warmup = max(config.warmup_steps, first)
@@ -87,14 +87,10 @@ def learning_rate(config: OptimizerConfig, steps: int, step: jax.Array | int) ->
 
 
 def decay_mask(boxed: Any) -> Any:
-  """True for parameters that `layers.common.weight` made."""
-  return jax.tree.map(lambda leaf: isinstance(leaf, Weight), boxed, is_leaf=_is_box)
+  """True for parameters that `modules.weight` made."""
+  return jax.tree.map(lambda leaf: isinstance(leaf, Weight), boxed, is_leaf=is_box)
 
 
 def stacked_mask(boxed: Any) -> Any:
-  """True for parameters whose first axis is that of stacked layers."""
-  return jax.tree.map(lambda leaf: _is_box(leaf) and leaf.names[:1] == ("layers",), boxed, is_leaf=_is_box)
-
-
-def _is_box(leaf: Any) -> bool:
-  return isinstance(leaf, nn.Partitioned)
+  """True for parameters whose first axis is the layer."""
+  return jax.tree.map(lambda leaf: is_box(leaf) and leaf.names[:1] == ("layers",), boxed, is_leaf=is_box)

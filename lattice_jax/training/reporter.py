@@ -1,4 +1,4 @@
-"""From the program's metrics to records: one for every update, and means for the progress line."""
+"""Turns the program's metrics into records: one for every update, and means for the progress line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import jax
 import numpy as np
 
 from lattice_jax.config import Config
-from lattice_jax.metrics import Record, bits_per_byte
+from lattice_jax.files import Record
+from lattice_jax.metrics import bits_per_byte
 from lattice_jax.writers import Writer
 
-# Peak of one device in FLOP/s for bf16 without sparsity, from the vendors' sheets; the first name that fits counts.
+# Peak of one device in dense bf16 FLOP/s, from the vendors' data sheets; the first name that matches counts.
 PEAK_FLOPS = {
   "H200": 989e12, "H100": 989e12, "A100": 312e12, "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12,
   "TPU v5e": 197e12, "TPU v4": 275e12,
@@ -23,9 +24,9 @@ REPORTS_FOR_ETA = 10
 
 
 class Reporter:
-  """Turns updates into records and tells the writers.
+  """Turns updates into records and passes them to the writers.
 
-  flops_per_token, peak_flops: for the share of the devices' peak that training reaches; None leaves it out.
+  flops_per_token, peak_flops: for the share of the devices' peak that training reaches; without a peak it is left out.
   """
 
   def __init__(
@@ -43,7 +44,7 @@ class Reporter:
     self._recent_seconds: deque[float] = deque(maxlen=REPORTS_FOR_ETA * config.train.log_every)
 
   def updates(self, first_step: int, metrics: dict[str, np.ndarray], *, started: float, waited: float) -> None:
-    """Records of the updates of one call; `started` is the time of the call, `waited` seconds it stood for data."""
+    """Records the updates of a call that began at `started`, after the devices `waited` so many seconds for data."""
     now = time.perf_counter()
     count = len(metrics["loss"])
     seconds = max(now - max(self._last_done, started - waited), 1e-9) / count
@@ -62,7 +63,7 @@ class Reporter:
         self._report()
 
   def evaluation(self, step: int, result: Any) -> None:
-    """The record of an evaluation, with the loss by position; word_perplexity of texts and accuracy of tasks only."""
+    """Records an evaluation, with the loss by position; only texts have word_perplexity and only tasks accuracy."""
     words = {} if result.word_perplexity is None else {"word_perplexity": result.word_perplexity}
     task = {} if result.accuracy is None else {"accuracy": result.accuracy}
     self._writer.evaluation({
@@ -92,7 +93,7 @@ def _mean(records: list[Record], name: str) -> float:
 
 
 def peak_flops() -> float | None:
-  """The peak of all devices together by the data sheet; None where there is none, as of CPUs."""
+  """The peak of all devices together; None if no data sheet is known, as for CPUs."""
   kind = jax.devices()[0].device_kind
   for name, peak in PEAK_FLOPS.items():
     if name in kind:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a request to stop at the next boundary; a second Ctrl-C aborts."""
+"""SIGTERM and Ctrl-C ask a run to stop at its next boundary; a second Ctrl-C aborts it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from jax.experimental import multihost_utils
 
 from lattice_jax.runtime import leave
 
-_HEARING_SECONDS = 0.5  # that the main thread has to end in order
+_HEARING_SECONDS = 0.5  # for the main thread to end in an orderly way
 
 
 class StopRequest:
-  """`received` is the signal that came to this process, `number` the one that all processes know of; 0 = none.
+  """`received` is the signal that reached this process, `number` the one that all processes have agreed on; 0 = none.
 
-  Only the handler writes the one and only `is_agreed` the other: a signal may come while the processes are asking.
+  Only the handler writes `received` and only `is_agreed` writes `number`, as a signal may come during the agreement.
   """
 
   received: int = 0
@@ -32,7 +32,7 @@ class StopRequest:
     return signal.Signals(self.number).name
 
   def is_agreed(self) -> bool:
-    """Whether any process got a signal; where there are several, every one must ask equally often."""
+    """Whether any process has received a signal; all processes must call this equally often."""
     self.number = self.received
     if jax.process_count() > 1:
       self.number = int(np.max(multihost_utils.process_allgather(np.int32(self.received))))
@@ -41,10 +41,11 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_request(answer: Callable[[str], None]) -> Iterator[StopRequest]:
-  """Collects the signals while the block runs; elsewhere than in the main thread there are none to collect.
+  """Collects the signals that come while the block runs; outside the main thread there are none.
 
-  Python hears of a signal when its main thread comes out of what it is in, be it a compilation of minutes. A thread
-  that hears at once calls `answer` with the name of the first, and sees to it that a second Ctrl-C ends the program.
+  Python runs a signal handler only when its main thread returns from native code, such as a compilation of minutes. A
+  separate thread notices at once, calls `answer` with the name of the first signal, and ends the program at a second
+  Ctrl-C.
   """
   request, is_aborting = StopRequest(), threading.Event()
   if threading.current_thread() is not threading.main_thread():
@@ -84,6 +85,6 @@ def _answer(reading: int, answer: Callable[[str], None], is_aborting: threading.
       if is_second and not is_aborting.wait(_HEARING_SECONDS):
         leave(KeyboardInterrupt())
       if not received:
-        with contextlib.suppress(ValueError):  # what cannot be written is told where it has to be
+        with contextlib.suppress(ValueError):  # if it cannot be written, another place reports that
           answer(signal.Signals(byte[0]).name)
       received.append(byte[0])

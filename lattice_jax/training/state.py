@@ -1,4 +1,4 @@
-"""Everything an update reads and writes beside the batch, made on its devices from the start."""
+"""The state of training: everything that an update reads and writes except the batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lattice_jax.training.optimizer import Optimizer, decay_mask, stacked_mask
 
 @flax.struct.dataclass
 class TrainState:
-  """What a checkpoint holds; with the config and the step number it determines the rest of the run.
+  """What a checkpoint holds; together with the config it determines the rest of the run.
 
-  step: int32, updates done.
-  skipped: int32, how many of them left everything else unchanged because their loss or gradient was not finite.
-  memory: the recurrent state of the batch's rows; () where every update starts from an empty one.
+  step: int32, finished updates.
+  skipped: int32, how many of them changed nothing else because their loss or gradient was not finite.
+  memory: the recurrent state of the batch's rows; () if every update starts from an empty memory.
   """
 
   step: jax.Array
@@ -33,39 +33,40 @@ class TrainState:
 
 
 def carries_memory(config: Config) -> bool:
-  """Whether the memory at the end of an update is the start of the next."""
+  """Whether an update starts from the memory that the one before it left."""
   return config.data.update_len < config.data.seq_len or config.data.rows == "documents"
 
 
 def make_optimizer(config: Config) -> Optimizer:
-  """The optimizer of a config; its masks need the parameters' logical axes only."""
+  """The optimizer of a config; it needs the parameters' boxes, not their values."""
   boxed = jax.eval_shape(lambda: decoder.init_variables(config.model, jax.random.key(0)))
   params = boxed["params"]
   return Optimizer(config.optimizer, config.train.steps, decay_mask(params), stacked_mask(params))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-  """Shapes, dtypes and shardings of the state: what a checkpoint is restored into."""
-  boxed = jax.eval_shape(lambda: _init_boxed(config))
+  """The shapes, dtypes and shardings of the state, into which a checkpoint is restored."""
+  boxed = jax.eval_shape(lambda: initial_state(config))
   shardings = _shardings(boxed, config, mesh)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unbox(boxed), shardings)
 
 
 def create_state(config: Config, mesh: Mesh, given: dict[str, Any] | None = None) -> TrainState:
-  """The state before the first update; no array ever stands whole on one device, values do not depend on the mesh.
+  """The state before the first update, created in its shards; its values do not depend on the mesh.
 
-  given: fields that are there already, such as the parameters of another model; random ones are then not made.
+  given: fields that exist already, such as the parameters of another model, and are not created.
   """
   given = given or {}
   others = dict.fromkeys(given, ())
-  shardings = _shardings(jax.eval_shape(lambda: _init_boxed(config)), config, mesh).replace(**others)
+  shardings = _shardings(jax.eval_shape(lambda: initial_state(config)), config, mesh).replace(**others)
   with jax.set_mesh(mesh):
-    state = jax.jit(lambda: unbox(_init_boxed(config)).replace(**others), out_shardings=shardings)()
+    state = jax.jit(lambda: unbox(initial_state(config)).replace(**others), out_shardings=shardings)()
   return state.replace(**given)
 
 
-def _init_boxed(config: Config) -> TrainState:
+def initial_state(config: Config) -> TrainState:
+  """The state before the first update, with boxed arrays; call it under `jax.jit`."""
   variables = decoder.init_variables(config.model, jax.random.key(config.train.seed))
   return TrainState(
     step=jnp.zeros((), jnp.int32),

@@ -1,7 +1,6 @@
 """One optimizer update as a pure function of state and batch, and the compiled program that runs several.
 
-Row r of the batch belongs to micro-batch r % accumulate, so that every device keeps its own rows; the memory of a row
-travels with it.
+Row r of the batch belongs to micro-batch r % accumulate, so that every device keeps its own rows, each with its memory.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 def make_update(config: Config, optimizer: Optimizer) -> Update:
   """(state, batch) → (state, metrics): forward, backward, optimizer, buffers.
 
-  A non-finite loss or gradient leaves everything but `skipped` and `step` unchanged; once `train.nan_skips` are used
-  up `step` does not advance either, and the metric `halted` is 1.
+  If the loss or gradient is not finite, only `skipped` and `step` change; once `train.nan_skips` are used up, `step`
+  does not change either, and the metric `halted` is 1.
   """
   def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     keys = [jax.random.fold_in(jax.random.key(config.train.seed), stream) for stream in (DROPOUT, SEQUENCE, BUFFERS)]
@@ -60,8 +59,8 @@ def make_program(config: Config, optimizer: Optimizer, mesh: Mesh, state: TrainS
   """The jitted (state, batches, first_step, count) → (state, metrics [K, …]); `state` gives the shardings.
 
   Runs updates first_step … first_step + count − 1 on the first `count` of K stacked batches. `count` is an argument,
-  not a constant, so every number of updates runs the same compiled body and gives the same bits. The loop ends early
-  where the state's step is not the expected one: after a halted update, also in an earlier call.
+  not a constant, so that any number of updates runs the same compiled body and gives the same bits. The loop ends early
+  if the state's step is not the expected one, that is after a halted update, in this call or an earlier one.
   """
   update = make_update(config, optimizer)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -80,7 +79,7 @@ def make_program(config: Config, optimizer: Optimizer, mesh: Mesh, state: TrainS
 
     def body(carry: tuple[jax.Array, TrainState, Any]) -> tuple[jax.Array, TrainState, Any]:
       i, state, metrics = carry
-      # the barriers keep XLA from fusing the update with reads and writes that depend on K, which would change bits
+      # the barriers keep XLA from fusing the update with reads and writes that depend on K, which would change the bits
       state, new = jax.lax.optimization_barrier(update(*jax.lax.optimization_barrier((state, batch_at(i)))))
       state = jax.lax.with_sharding_constraint(state, shardings)
       return i + 1, state, {name: metrics[name].at[i].set(new[name]) for name in metrics}
@@ -92,7 +91,7 @@ def make_program(config: Config, optimizer: Optimizer, mesh: Mesh, state: TrainS
 
 
 def _gradients(config: Config, state: TrainState, batch: Batch, keys: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-  """Gradients of the whole update's loss, the totals for metrics and buffers, and the memory after it."""
+  """The gradients of the whole update's loss, the totals for metrics and buffers, and the new memory."""
   num_micro = config.train.accumulate
   memory = state.memory
   if not carries_memory(config):

@@ -9,15 +9,15 @@ import jax
 
 
 class Trace:
-  """Of updates start … stop − 1, into `folder`; of none where `span` is None."""
+  """Traces updates start … stop − 1 of `span` into `folder`; without a span it traces nothing."""
 
   def __init__(self, span: tuple[int, int] | None, folder: Path, note: Callable[[str], None]):
     self.boundaries = span or ()
     self._folder, self._note = folder, note
     self._is_running = False
 
-  def at(self, step: int, *, must_end: bool, drain: Callable[[], None]) -> None:
-    """Begins or ends it where that is due before the update with index `step`; `drain` waits for those before."""
+  def start_or_stop(self, step: int, *, must_end: bool, drain: Callable[[], None]) -> None:
+    """Starts or ends the trace if due before the update with index `step`; `drain` waits for earlier updates."""
     if not self.boundaries:
       return
     start, stop = self.boundaries
@@ -31,7 +31,7 @@ class Trace:
       self._note(f"trace of updates {start} to {step - 1} in {self._folder}")
 
   def close(self) -> None:
-    """Ends it, also after a failure."""
+    """Ends the trace, also after a failure."""
     if self._is_running:
       self._is_running = False
       jax.profiler.stop_trace()

@@ -1,14 +1,8 @@
-"""The folder of a run: one process at a time, one model and data, and a record of how it was started."""
+"""The folder of a run: used by one process at a time, for one model and one set of data."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import fcntl
-import importlib.metadata
-import json
-import platform
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,49 +13,36 @@ import numpy as np
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
-from lattice_jax.data.source import Source
-from lattice_jax.data.tokenizers.tokenizer import model_sha256
+from lattice_jax.files import lock_folder, replace_json
 from lattice_jax.metrics import read_metric_lines
+from lattice_jax.processes import propagate_failure
 from lattice_jax.run_file import FILE, stored_config
-from lattice_jax.runtime import git_commit
-from lattice_jax.together import failing_together
 from lattice_jax.types import Batch
 from lattice_jax.writers import writing
 from lattice_jax.writers.base import check_present
 
 # Fields that say where data is read or how fast something is computed, not what; the fingerprint guards the data.
 FREE_FIELDS = ("data.path", "data.workers", "model.impl", "model.remat", "model.xent_chunk", "model.vq.reduction")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-  """Makes the folder and holds it for this run; the system releases it however the first process ends."""
+  """Makes the folder and holds it for this run, by a lock of the first process."""
   with contextlib.ExitStack() as held:
-    with failing_together():
+    with propagate_failure():
       if jax.process_index() == 0:
-        held.enter_context(_lock(workdir))
+        try:
+          held.enter_context(lock_folder(workdir, (
+            f"another process is training in --workdir={workdir}; stop it first, or choose another workdir.")))
+        except OSError as error:
+          raise ValueError(
+            f"--workdir={workdir} cannot be written to: {error.strerror}; choose another folder.") from error
     yield
 
 
-def _lock(workdir: Path) -> contextlib.AbstractContextManager[Any]:
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    lock = (workdir / "lock").open("a")
-  except OSError as error:
-    raise ValueError(f"--workdir={workdir} cannot be written to: {error.strerror}; choose another folder.") from error
-  try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    lock.close()
-    raise ValueError(
-      f"another process is training in --workdir={workdir}; stop it first, or choose another workdir.") from error
-  return lock
-
-
 def check_same_run(what: Path | str, run: dict[str, Any], config: Config, fingerprint: str) -> None:
-  """Raises ValueError where what `run` describes, a folder or a checkpoint, is of another model or of other data."""
-  changes = _differences(to_dict(stored_config(run, what)), to_dict(config))
+  """Raises ValueError if the run that a folder or checkpoint (`what`) describes has another model or other data."""
+  changes = differences(to_dict(stored_config(run, what)), to_dict(config))
   refused = [
     f"{path}: {old} → {new}" for path, (old, new) in changes.items()
     if path.startswith(("model.", "data.")) and path not in FREE_FIELDS]
@@ -75,54 +56,15 @@ def check_same_run(what: Path | str, run: dict[str, Any], config: Config, finger
       f"{fingerprint}); restore it, or choose another --workdir.")
 
 
-def describe_run(config: Config, source: Source, *, parameters: int, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-  """The content of run.json; `config` is enough to build the model again."""
-  return {
-    "config": to_dict(config),
-    "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-    "git_commit": git_commit(),
-    "command": sys.argv,
-    "data_fingerprint": source.fingerprint,
-    "tokenizer_sha256": model_sha256(config.data),
-    "unit": source.unit,
-    "parameters": parameters,
-    "mesh": dict(mesh.shape),
-    "devices": [device.device_kind for device in jax.devices()[:1]] * jax.device_count(),
-    "history": [],
-  }
-
-
-def with_history(
-  run: dict[str, Any], earlier: dict[str, Any], step: int
-) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-  """(`run` with the history of the run it goes on with, what has changed: by field the old value and the new one).
-
-  The history has an entry for every start at which something had changed, of the config or of the program, with the
-  step at which it was.
-  """
-  changes = _differences(to_dict(stored_config(earlier, FILE)), run["config"])
-  for name in ("versions", "git_commit"):
-    if name in earlier:
-      changes |= _differences(earlier[name], run[name], name)
-  history = earlier["history"] if "history" in earlier else []
-  if changes:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    history = [*history, {"step": step, "time": now, "changes": changes}]
-  return run | {"history": history}, changes
-
-
 def write_json(path: Path, content: Any) -> None:
-  """Whole or not at all, by the first process."""
-  if jax.process_index() != 0:
-    return
-  partial = path.with_suffix(".partial")
-  with writing(path.parent):
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+  """Replaces a file of the workdir in one step; only the first process writes."""
+  if jax.process_index() == 0:
+    with writing(path.parent):
+      replace_json(path, content)
 
 
 def check_run_file(workdir: Path) -> None:
-  """Raises ValueError where run.json, which `write_json` wrote, is gone."""
+  """Raises ValueError if run.json is no longer there."""
   if jax.process_index() == 0:
     with writing(workdir):
       check_present(workdir / FILE)
@@ -138,7 +80,7 @@ def evaluated_steps(workdir: Path, split: str, up_to: int) -> set[int]:
 def dump_update(
   folder: Path, *, step: int, state: Any, batch: Batch, metrics: dict[str, float], run: dict[str, Any]
 ) -> None:
-  """Writes what replays one update: the folder is a workdir whose next update is that one, and batch.npz its tokens."""
+  """Writes what is needed to replay one update: a workdir whose next update it is, with its tokens in batch_*.npz."""
   fields = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
   with writing(folder):
@@ -153,12 +95,12 @@ def dump_update(
   checkpoints.close()
 
 
-def _differences(stored: Any, wanted: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
-  """(old, new) of every field that is not the same, by its path; None for one that is not there."""
+def differences(stored: Any, wanted: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+  """(old, new) of every field that differs, by its path; None stands for a missing field."""
   if not (isinstance(stored, dict) and isinstance(wanted, dict)):
     return {} if stored == wanted else {path: (stored, wanted)}
   found: dict[str, tuple[Any, Any]] = {}
   for name in [*stored, *(name for name in wanted if name not in stored)]:
     old, new = (values[name] if name in values else None for values in (stored, wanted))
-    found |= _differences(old, new, f"{path}.{name}" if path else name)
+    found |= differences(old, new, f"{path}.{name}" if path else name)
   return found

@@ -1,4 +1,4 @@
-"""Where a run's metrics go. A writer is one class in a file of its own and one row of `WRITERS`."""
+"""Where a run's metrics go. Each writer is one class in its own file and one row of `WRITERS`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 from lattice_jax.writers.base import RunInfo, Writer, writing
 from lattice_jax.writers.jsonl import JsonlWriter
 from lattice_jax.writers.stdout import StdoutWriter
 
 
 def _tensorboard(info: RunInfo) -> Writer:
-  from lattice_jax.writers.tensorboard import TensorBoardWriter  # only who asks for it waits for the import
+  from lattice_jax.writers.tensorboard import TensorBoardWriter  # only those who ask for it wait for the import
 
   return TensorBoardWriter(info.workdir / "tensorboard", info.start_step, info.unit)
 
 
 def _wandb(info: RunInfo) -> Writer:
   if "WANDB_MODE" in os.environ and os.environ["WANDB_MODE"] == "disabled":
-    return Writer()  # seconds of import for nothing
+    return Writer()  # saves an import that takes seconds
   from lattice_jax.writers.wandb import WandbWriter
 
   return WandbWriter(info)
@@ -37,9 +37,9 @@ WRITERS: dict[str, Callable[[RunInfo], Writer]] = {
 
 
 class Writers(Writer):
-  """All writers of a run as one; other processes than the first get none.
+  """All writers of a run as one; only the first process has any.
 
-  Raises ValueError, one sentence, from any method but `close` where something cannot be written.
+  Every method but `close` raises ValueError, with one sentence, if something cannot be written.
   """
 
   def __init__(self, names: Iterable[str], info: RunInfo):
@@ -71,12 +71,12 @@ class Writers(Writer):
       yield
 
   def hints(self) -> list[str]:
-    """Of all writers that have one."""
+    """The hints of all writers that have one."""
     return [hint for hint in (writer.hint() for writer in self._writers) if hint]
 
   def close(self) -> None:
     for writer in self._writers:
-      # a run that ends well has flushed before its last save; after a failure that one is to be told, not this
+      # a run that ends well flushed before its last save; after a failure, that failure is reported and not this one
       with contextlib.suppress(OSError):
         writer.close()
 
@@ -87,7 +87,7 @@ class Writers(Writer):
 
 
 def check_writers(names: Iterable[str]) -> None:
-  """Raises ValueError for a name that is no writer."""
+  """Raises ValueError for a name that is not a writer."""
   for name in names:
     if name not in WRITERS:
       raise ValueError(f"train.writers names {name!r}; known writers: {', '.join(WRITERS)}.")

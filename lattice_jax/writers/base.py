@@ -1,4 +1,4 @@
-"""What a writer is: told of every update, report and evaluation of a run, and of every save."""
+"""The interface of writers, which receive every update, report, evaluation and note of a run."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 
 
 @dataclass(frozen=True)
 class RunInfo:
   """The run that a writer serves.
 
-  start_step: updates done before this process; whatever an earlier one wrote about later steps is not part of the run.
+  start_step: updates done before this process; records of later steps, left by an earlier process, are not part of it.
   description: the content of run.json.
-  unit: what bits are counted by, "byte", "dim" or "answer".
+  unit: bits are counted per "byte", "dim" or "answer".
   """
 
   workdir: Path
@@ -30,61 +30,61 @@ class RunInfo:
 
 
 class Writer:
-  """What the training loop tells; by default nothing is done with it."""
+  """Receives what the training loop reports; this base class ignores it."""
 
   def note(self, text: str) -> None:
-    """One sentence that is said once."""
+    """A sentence for the user."""
 
   def update(self, record: Record) -> None:
     """Called for every update, in order."""
 
   def report(self, record: Record) -> None:
-    """Called every `train.log_every` updates with means over them."""
+    """Called every `train.log_every` updates, with means over these."""
 
   def evaluation(self, record: Record) -> None:
     """Called after every evaluation."""
 
   def flush(self) -> None:
-    """Called before every checkpoint: what was written must survive the process, and must still be there."""
+    """Called before every checkpoint: all that was written must be on disk, and its files must still exist."""
 
   def close(self) -> None:
-    """Called once."""
+    """Called once, at the end."""
 
   def hint(self) -> str:
-    """How to look at what is written, where that needs to be said."""
+    """How to view what is written, if that is not obvious."""
     return ""
 
   @contextlib.contextmanager
   def busy(self, what: str) -> Iterator[None]:
-    """Around something that takes long and has nothing to report."""
+    """Surrounds work that takes long and reports nothing."""
     del what
     yield
 
 
 @contextlib.contextmanager
 def writing(workdir: Path) -> Iterator[None]:
-  """Turns the system's refusal to write into one sentence."""
-  goes_on = "run the same command: it goes on from the newest checkpoint, or starts anew where there is none."
+  """Turns the operating system's refusal to write into one sentence."""
+  way_out = "run the same command: it continues from the newest checkpoint, or starts anew if there is none."
   try:
     yield
   except FileNotFoundError as error:
     raise ValueError(
-      f"{error.filename or workdir} is gone: something else removed it while the run went on; {goes_on}") from error
+      f"{error.filename or workdir} is gone: something else removed it during the run; {way_out}") from error
   except OSError as error:
     raise ValueError(
-      f"{workdir} cannot be written to ({error.strerror or error}); make room or give the right to write, then "
-      f"{goes_on}") from error
+      f"{workdir} cannot be written to ({error.strerror or error}); free space or grant write permission, then "
+      f"{way_out}") from error
 
 
 def check_present(path: Path, file: TextIO | None = None) -> None:
-  """Raises FileNotFoundError where there is nothing at `path` any more, or something else than the open `file`."""
+  """Raises FileNotFoundError if `path` no longer exists, or is no longer the open `file`."""
   there = path.stat()
   if file is not None and not os.path.samestat(there, os.fstat(file.fileno())):
     raise FileNotFoundError(errno.ENOENT, "it was replaced", str(path))
 
 
 def series(record: Record, unit: str) -> dict[str, float]:
-  """The finite numbers of a report or evaluation by the name of their curve, as in train/loss."""
+  """The finite numbers of a report or evaluation, by the name of their curve, such as train/loss."""
   group = f"eval_{record['split']}_{record['protocol']}" if "split" in record else "train"
   return {
     f"{group}/{name.replace('bits_per_byte', f'bits_per_{unit}')}": float(value) for name, value in record.items()

@@ -1,19 +1,19 @@
-"""metrics.jsonl, the record that every other view of a run can be made from."""
+"""metrics.jsonl, the record from which every other view of a run can be made."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.metrics import Record, read_metric_lines
+from lattice_jax.files import Record, replace_file, to_jsonl
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.writers.base import Writer, check_present
 
 
 class JsonlWriter(Writer):
-  """Appends to metrics.jsonl; lines after `start_step`, left by a run that was cut off, are removed first."""
+  """Appends to metrics.jsonl, after removing lines of steps beyond `start_step` that an interrupted process left."""
 
   def __init__(self, path: Path, start_step: int):
     drop_lines_after(path, start_step)
@@ -21,7 +21,7 @@ class JsonlWriter(Writer):
     self._file = path.open("a", encoding="utf-8")
 
   def update(self, record: Record) -> None:
-    self._file.write(json.dumps({name: _json_value(value) for name, value in record.items()}) + "\n")
+    self._file.write(to_jsonl([{name: _json_value(value) for name, value in record.items()}]))
 
   def evaluation(self, record: Record) -> None:
     self.update(record)
@@ -39,15 +39,12 @@ class JsonlWriter(Writer):
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-  """Rewrites a metrics.jsonl, in one rename, without the lines of later steps and those that are damaged."""
+  """Replaces a metrics.jsonl by one without the lines of later steps and without damaged lines."""
   if not path.exists():
     return
-  kept = "".join(json.dumps(record) + "\n" for record in read_metric_lines(path) if record["step"] <= step).encode()
-  if kept == path.read_bytes():
-    return
-  partial = path.with_suffix(".partial")
-  partial.write_bytes(kept)
-  partial.replace(path)
+  kept = to_jsonl(record for record in read_metric_lines(path) if record["step"] <= step).encode()
+  if kept != path.read_bytes():
+    replace_file(path, kept)
 
 
 def _json_value(value: Any) -> Any:

@@ -8,10 +8,10 @@ import threading
 import time
 from collections.abc import Iterator
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 from lattice_jax.writers.base import Writer
 
-_CLEAR = "\r\033[K"  # back to the start of the line, and the rest of it empty
+_CLEAR = "\r\033[K"  # to the start of the line, then erase it
 
 
 class StdoutWriter(Writer):
@@ -19,14 +19,14 @@ class StdoutWriter(Writer):
 
   def __init__(self, unit: str):
     self._unit = unit
-    self._start = ""  # of a line: what removes the clock that runs there
+    self._start = ""  # printed before a line; erases the clock that may be running there
 
   def note(self, text: str) -> None:
     print(f"{self._start}{text}", flush=True)
 
   @contextlib.contextmanager
   def busy(self, what: str) -> Iterator[None]:
-    """A line, and on a terminal a clock that goes when the block ends."""
+    """Prints a line; on a terminal, a clock that disappears when the block ends."""
     if not sys.stdout.isatty():
       self.note(f"{what} …")
       yield

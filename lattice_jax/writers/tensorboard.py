@@ -1,4 +1,4 @@
-"""Curves for TensorBoard: reports and evaluations under workdir/tensorboard."""
+"""Curves for TensorBoard: reports and evaluations in workdir/tensorboard."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
-from lattice_jax.metrics import Record
+from lattice_jax.files import Record
 from lattice_jax.writers.base import Writer, check_present, series
 
 
 class TensorBoardWriter(Writer):
-  """One event file a process; it starts with an event that voids what earlier files hold about later steps.
+  """One event file per process; its first event voids what earlier files hold about later steps.
 
-  TensorBoard reads the files of a folder by name, so they are numbered: named by the clock, as tensorboardX names
-  them, a file would be overwritten within the same second and misplaced when the clock is set back.
+  TensorBoard reads the files of a folder in the order of their names, so they are numbered. tensorboardX names them by
+  the clock: a second file within one second would overwrite the first, and a clock set back would change the order.
   """
 
   def __init__(self, folder: Path, start_step: int, unit: str):

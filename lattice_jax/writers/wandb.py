@@ -1,8 +1,8 @@
-"""Weights & Biases: one run a workdir, however often its training is cut off and resumed.
+"""Weights & Biases: one run per workdir, however often its training is interrupted and resumed.
 
-Online where a key is configured, else offline, unless WANDB_MODE says which. The run keeps its id in workdir/wandb.json
-beside the steps that it has been sent: an update that is computed a second time after a resume is not sent again. That
-file is written first, so a kill may cost W&B, unlike metrics.jsonl, the reports of its last second.
+Online if a key is configured, otherwise offline, unless WANDB_MODE decides. workdir/wandb.json holds the id of the run
+and the last steps that were sent: an update that is computed again after a resume is not sent again. That file is
+written before W&B receives anything, so a kill may cost W&B, unlike metrics.jsonl, the reports of the last second.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from urllib.parse import urlsplit
 import wandb
 import wandb.errors
 
-from lattice_jax.metrics import Record, warn
+from lattice_jax.files import Record, replace_file
+from lattice_jax.processes import warn
 from lattice_jax.shown import first_line
 from lattice_jax.writers.base import RunInfo, Writer, check_present, series
 
 _MODES = ("online", "offline", "disabled")
-_ANSWER_TIMEOUT = 30  # seconds that the server has to answer at the start, and to take what is left at the end
+_ANSWER_TIMEOUT = 30  # seconds for the server to answer at the start, and to take the rest of the data at the end
 
 
 class WandbWriter(Writer):
-  """Reports and evaluations as rows whose horizontal axis is the number of updates."""
+  """Reports and evaluations as rows; their horizontal axis is the number of updates."""
 
   def __init__(self, info: RunInfo):
     self._unit, self._path = info.unit, info.workdir / "wandb.json"
@@ -61,18 +62,16 @@ class WandbWriter(Writer):
     self._run.log({"step": record["step"]} | series(record, self._unit), step=row, commit=True)
 
   def _save(self) -> None:
-    partial = self._path.with_suffix(".partial")
-    partial.write_text(json.dumps(self._sent) + "\n", encoding="utf-8")
-    partial.replace(self._path)
+    replace_file(self._path, json.dumps(self._sent) + "\n")
 
 
 def _read_sent(path: Path) -> dict[str, Any]:
-  """The id of the workdir's run, how many rows it has, and the last step of each kind."""
+  """The id of the workdir's run, how many rows it has, and the last step that was sent of each kind."""
   if path.exists():
     try:
       return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-      raise ValueError(f"{path} is not readable JSON ({error}); remove it to begin a new W&B run.") from error
+      raise ValueError(f"{path} is not readable JSON ({error}); remove it to start a new W&B run.") from error
   given = os.environ["WANDB_RUN_ID"] if "WANDB_RUN_ID" in os.environ else ""
   return {"id": given or secrets.token_hex(4), "rows": 0, "steps": {}}
 
@@ -81,11 +80,11 @@ def _start(info: RunInfo, run_id: str) -> Any:
   config = info.description["config"]
   rest = {name: value for name, value in info.description.items() if name != "config"}
 
-  # named by the clock and the id alone, the folder of a process could be that of the one before it
+  # the clock and the id alone could give a process the same folder as the one before it
   number = 1 + len([*(info.workdir / "wandb").glob("*run-*-*")])
 
   def init(mode: str) -> Any:
-    wandb.setup(wandb.Settings(silent=True))  # before it can say that it found a key
+    wandb.setup(wandb.Settings(silent=True))  # before W&B can print that it found a key
     return wandb.init(
       project=os.environ["WANDB_PROJECT"] if "WANDB_PROJECT" in os.environ else "lattice_jax", id=run_id,
       name=config["name"], config=config | {"run": rest}, dir=str(info.workdir), resume="allow", mode=mode,
@@ -99,9 +98,9 @@ def _start(info: RunInfo, run_id: str) -> Any:
   except wandb.errors.Error as error:
     if mode != "online":
       raise ValueError(f"W&B does not start with WANDB_MODE={mode} ({first_line(error)}).") from error
-    warn(f"W&B cannot be used online ({first_line(error)}); the run goes on offline, and `wandb sync` of the folder "
+    warn(f"W&B cannot be used online ({first_line(error)}); the run continues offline, and `wandb sync` of the folder "
          f"{info.workdir / 'wandb'} uploads it later.")
-    wandb.teardown()  # the run that failed to start would hold the id
+    wandb.teardown()  # otherwise the run that failed to start would hold the id
     return init("offline")
 
 

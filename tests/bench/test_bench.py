@@ -15,7 +15,7 @@ import pytest
 from lattice_jax.bench import vq
 from lattice_jax.bench.harness import BenchCase, measure, ratios
 from lattice_jax.bench.records import format_table, records_like, write_records
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench.py"
 MACHINE = {"device": "test", "jax": "0", "commit": "abc"}

@@ -89,6 +89,9 @@ def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkey
   ({"lengths": ["1k"]}, "--lengths=1k must be values with commas between them, each of which must be a whole number"),
   ({"depths": []}, "--depths= must be values with commas"),
   ({"task": "text", "trials": 0}, "--trials=0 must be positive"),
+  ({"depths": ["0.5", "1.5"]}, "--depths=0.5,1.5 must be values with commas between them, each of which must"),
+  ({"answers": ["0"]}, "--answers=0 must be values with commas between them, each of which must be positive"),
+  ({"task": "passkeys"}, "--task=passkeys is not one of passkey, needles, .* Did you mean 'passkey'"),
   ({"lengths": ["4096"]}, "--lengths=4096 is more than the 2,048 tokens that run was made for"),
   ({"cache": ["lagvk"]}, "Did you mean 'lagkv'"), ({"task": "text", "lengths": ["2047"]}, "no document of the split")],
   ids=str)

@@ -100,16 +100,16 @@ def test_every_numeric_flag_has_a_domain(command):
   (("train.py", "--workdri=x"), "train.py: unknown flag --workdri. Did you mean --workdir?"),
   (("train.py", "--config.optimizer.learning_rat=1"), "train.py: unknown config field optimizer.learning_rat; "),
   (("train.py", "--config.model.items=1"), "train.py: unknown config field model.items; "),
-  (("train.py", "--workdir=gs://bucket/run"), "train.py: --workdir=gs://bucket/run is no place of this machine: gs://"),
-  (("train.py", "--init_from=s3://a"), "train.py: --init_from=s3://a is no place of this machine: s3://"),
+  (("train.py", "--workdir=gs://bucket/run"), "train.py: --workdir=gs://bucket/run is not on this machine: gs://"),
+  (("train.py", "--init_from=s3://a"), "train.py: --init_from=s3://a is not on this machine: s3://"),
   (("train.py", "--distributed=maybe"), "train.py: --distributed=maybe must be true or false."),
   (("train.py", "--workdir"), "train.py: --workdir has no value; write --workdir=VALUE."),
   (("train.py", "--flagfile=/nothing"), "train.py: --flagfile cannot be read (No such file or directory: '/nothing')."),
   (("train.py", "more"), "train.py: unexpected argument 'more'; flags are written as --name=value."),
   (("eval.py", "--dtyp=x"), "eval.py: unknown flag --dtyp. Did you mean --dtype?"),
   (("eval.py", "--dtype=float16"), "eval.py: --dtype=float16 is not one of float32, bfloat16."),
-  (("eval.py", "--output=http://a/b"), "eval.py: --output=http://a/b is no place of this machine: http://"),
-  (("eval.py", "--pretrained=hf://a"), "eval.py: --pretrained=hf://a is no place of this machine: hf://"),
+  (("eval.py", "--output=http://a/b"), "eval.py: --output=http://a/b is not on this machine: http://"),
+  (("eval.py", "--pretrained=hf://a"), "eval.py: --pretrained=hf://a is not on this machine: hf://"),
   (("eval.py", "more"), "eval.py: unexpected argument 'more'; flags are written as --name=value."),
 ], ids=str)
 def test_a_mistake_is_answered_before_jax_is_there(command, sentence, tmp_path):
@@ -187,13 +187,13 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("sweep", ("sweep.yaml", "--jobs=0"), "sweep.py: --jobs=0 must be positive."),
   ("sweep", ("sweep.yaml", "--job=1"), "sweep.py: unknown flag --job. Did you mean '--jobs'?"),
   ("sweep", ("sweep.yaml", "more"), "sweep.py: unexpected argument 'more'; flags are written as --name=value."),
-  ("sweep", ("gs://a/sweep.yaml",), "sweep.py: file=gs://a/sweep.yaml is no place of this machine: gs://"),
+  ("sweep", ("gs://a/sweep.yaml",), "sweep.py: file=gs://a/sweep.yaml is not on this machine: gs://"),
   ("sweep", ("sweep.yaml", "--beyond=12,x"), "sweep.py: --beyond=12,x must be values with commas between them"),
   ("plot", ("a", "--what=los"), "plot.py: --what=los is not one of loss, position,"),
   ("plot", (), "plot.py: the following arguments are required: paths."),
   ("plot", ("nothing",), "plot.py: nothing/metrics.jsonl does not exist; give the workdir of a run that trains.\n"),
   ("prepare_data", ("enwik9",), "prepare_data.py: name=enwik9 is not one of enwik8, pg19,"),
-  ("prepare_data", ("enwik8", "--path=s3://a"), "prepare_data.py: --path=s3://a is no place of this machine"),
+  ("prepare_data", ("enwik8", "--path=s3://a"), "prepare_data.py: --path=s3://a is not on this machine"),
   ("prepare_data", ("enwik8", "--tokenizer=x"), "prepare_data.py: enwik8 is read as bytes;"),
   ("export", ("--output",), "export.py: --output has no value; write --output=VALUE."),
   ("audit", ("--workdir=a", "--out=b", "--threshold=nan"), "audit.py: --threshold=nan must be positive and finite."),
@@ -215,7 +215,7 @@ def test_a_mistake_in_a_script_is_one_sentence(run, capsys, name, words, sentenc
   lambda: get_tokenizer(DataConfig(tokenizer="pretrained:gs://bucket/book.txt")),
   lambda: find_pretrained("gs://bucket/book.txt")], ids=["text", "tokenizer", "model"])
 def test_a_place_inside_another_value_is_of_this_machine_too(open_it):
-  with pytest.raises(ValueError, match=r"gs://bucket/book\.txt'? is no place of this machine: gs:// is not supported"):
+  with pytest.raises(ValueError, match=r"gs://bucket/book\.txt'? is not on this machine: gs:// is not supported"):
     open_it()
 
 

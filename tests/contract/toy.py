@@ -51,7 +51,12 @@ class MeanMemory(nn.Module):
       state = self.init_state(x_BTD.shape[0])
     read = _by_quadratic_mean if self.config.impl == "reference" else _by_scan
     inputs = jax.lax.stop_gradient(h_BTD) if self.fault == "cuts a gradient" and read is _by_scan else h_BTD
+    if self.fault == "cuts the state's gradient" and read is _by_scan:
+      state = state.replace(mean_BD=jax.lax.stop_gradient(state.mean_BD))
+    before_BD = state.mean_BD
     mean_BTD, state = read(inputs, state, ids_BT, valid_BT)
+    if self.fault == "leaks a millionth":
+      mean_BTD += 1e-6 * before_BD[:, None]
     y_BTD = self._break(mean_BTD, h_BTD) @ w_DD[1] * x_BTD
     if self.fault == "changes its dtype":
       state = state.replace(count_B=state.count_B.astype(jnp.bfloat16))

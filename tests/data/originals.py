@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 
-from lattice_jax.data.files import BookSet, ImageSet, Original
+from lattice_jax.data.published import BookSet, ImageSet, Original
 
 BOOKS = BookSet(
   name="pg19", books={"train": 5, "validation": 1, "test": 2}, words={"train": 500, "validation": 70, "test": 60},

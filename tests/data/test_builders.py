@@ -16,7 +16,7 @@ from lattice_jax.data.builders.imagenet64 import Imagenet64Npz
 from lattice_jax.data.builders.pg19 import Pg19Books
 from lattice_jax.data.builders.records import Records, build_official, check_prepared, find_prepared
 from lattice_jax.data.corpus_writer import Document
-from lattice_jax.data.files import Original
+from lattice_jax.data.published import Original
 from tests.data.originals import BOOKS, SPLIT_IDS, TEXTS, TITLES, images, write_books, write_images
 
 
@@ -234,6 +234,6 @@ def test_prepared_records_are_found_from_the_folder_above(tmp_path, monkeypatch)
 
 
 def test_tfds_own_builder_without_tensorflow_is_one_sentence(tmp_path):
-  with pytest.raises(ValueError, match=r"^--tfds has TFDS's own pg19 make the records, which needs TensorFlow, and "
+  with pytest.raises(ValueError, match=r"^--tfds makes the records with TFDS's own pg19, which needs TensorFlow, and "
                                        r"that is not installed; run `pip install tensorflow-cpu import.*`, or "):
     build_official("pg19", tmp_path)

@@ -71,7 +71,7 @@ def test_texts_come_back_with_eos_words_and_titles(tmp_path, tokenizer):
     for number, document in enumerate(kept):
       tokens = source.tokens[source.offsets[number]:source.offsets[number + 1]]
       assert tokens[-1] == 1 and get_tokenizer(data).decode(tokens[:-1]) == document.raw
-  assert "books_sample train: 1 documents of no text are left out" in lines
+  assert "books_sample train: 1 documents without text are left out" in lines
   assert "6 documents" not in lines[-1] and "5 documents" in lines[-1] and lines[-1].endswith(f"at {folder}")
 
 
@@ -118,7 +118,7 @@ def test_an_interruption_anywhere_changes_nothing(tmp_path, split, at):
   lines = []
   write_corpus(data, BOOKS, TEXTS, lines.append)
   done = sum(len(BOOKS[other]) for other in SPLITS[:SPLITS.index(split)]) + at
-  assert lines[0] == f"going on after {done} documents that are done"
+  assert lines[0] == f"continuing after {done} finished documents"
   assert contents(corpus_folder(data)) == contents(corpus_folder(books(tmp_path / "whole")))
 
 
@@ -184,7 +184,7 @@ DAMAGES = {
   "foreign-json": (lambda folder: rewrite(folder / INFO, more=1), r"is damaged \(its fields are not those of a corpus"),
   "name": (lambda folder: rewrite(folder / INFO, source="pg19"), r"corpus.json describes pg19 with .*, not books_"),
   "format": (lambda folder: rewrite(folder / INFO, format=2), r"in format 2, not books_sample with .* in format 1;"),
-  "model": (lambda folder: rewrite(folder / INFO, model_sha256="x"), r"were made by another model than the one at "),
+  "model": (lambda folder: rewrite(folder / INFO, model_sha256="x"), r"were not made with the model at "),
 }
 
 

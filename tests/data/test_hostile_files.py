@@ -22,10 +22,10 @@ from lattice_jax.data.builders.pg19 import Pg19Books
 from lattice_jax.data.builders.records import Records, check_prepared, find_prepared
 from lattice_jax.data.corpus import DOCUMENTS, INFO, TOKENS, read_corpus
 from lattice_jax.data.corpus_writer import Document, write_corpus
-from lattice_jax.data.files import Original, prepared_path
 from lattice_jax.data.photos import decode_photo
 from lattice_jax.data.prepare.books import prepare_books
 from lattice_jax.data.prepare.enwik8 import prepare_original
+from lattice_jax.data.published import Original, prepared_path
 from lattice_jax.data.source import SPLITS
 from tests.data.originals import BOOKS, SPLIT_IDS, image_zip, images, write_books
 from tests.data.test_corpus import BOOKS as CORPUS_BOOKS
@@ -108,8 +108,8 @@ def test_damaged_zips_give_the_file_or_a_sentence(tmp_path, method):
   (patched(zip_of([("tiny", RAW)]), flags=0x40), r"given is damaged \(strong encryption \(flag bit 6\)\); fetch it"),
   (patched(zip_of([("tiny", RAW)]), flags=0x20), r"given is damaged \(compressed patched data \(flag bit 5\)\); fetch"),
   (patched(zip_of([("tiny", RAW)]), method=9),
-   r"given: tiny is packed by method 9, deflate64, and only stored, deflate, bzip2, lzma can be read; unpack it with"),
-  (patched(zip_of([("tiny", RAW)]), method=93), r"given: tiny is packed by method 93, and only stored, "),
+   r"given: tiny is compressed by method 9, deflate64, and only stored, deflate, bzip2, lzma can be read; unpack it"),
+  (patched(zip_of([("tiny", RAW)]), method=93), r"given: tiny is compressed by method 93, and only stored, "),
   (patched(zip_of([("tiny", RAW)], zipfile.ZIP_STORED), method=8), r"given is damaged \(Error -3 while decompressing"),
   (patched(zip_of([("tiny", RAW)], zipfile.ZIP_STORED), method=12), r"given is damaged \(Invalid data stream\); fetch"),
   (patched(zip_of([("tiny", RAW)], zipfile.ZIP_STORED), method=14), r"given is damaged \("),
@@ -170,8 +170,8 @@ def test_damaged_zips_of_images_give_the_images_or_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize(("arrays", "message"), [
-  ({"labels": PICKLE}, "holds pickled objects, which are not loaded, for they may run code"),
-  ({"data": PICKLE}, "holds pickled objects, which are not loaded, for they may run code"),
+  ({"labels": PICKLE}, "holds pickled objects, which are not loaded because they can run code"),
+  ({"data": PICKLE}, "holds pickled objects, which are not loaded because they can run code"),
   ({"labels": None}, r"a.npz holds no array labels; fetch it again\.$"),
   ({"data": None}, r"a.npz holds no array data; fetch it again\.$"),
   ({"labels": npy(LABELS[None])}, r"a.npz holds labels of int64 \(1, 2\), not numbers"),
@@ -182,8 +182,8 @@ def test_damaged_zips_of_images_give_the_images_or_a_sentence(tmp_path):
   ({"labels": npy(shape="(-1,)")}, r"has the shape \(-1,\)"),
   ({"labels": npy(np.zeros(20 << 20, np.uint8))}, "the array labels says it has 20,[0-9,]+ bytes, more than 16,7"),
   ({"labels": b"no array"}, "is damaged"), ({"labels": b""}, "is damaged"),
-  ({"data": npy(shape="(2, 12288)", descr="'|u1'", content=b"x")}, "does not hold the 2 images that it says"),
-  ({"data": npy(shape="(2, 12288)", descr="'|u1'", content=BOMB)}, "does not hold the 2 images that it says"),
+  ({"data": npy(shape="(2, 12288)", descr="'|u1'", content=b"x")}, "does not hold the 2 images that it declares"),
+  ({"data": npy(shape="(2, 12288)", descr="'|u1'", content=BOMB)}, "does not hold the 2 images that it declares"),
 ], ids=[
   "pickled-labels", "pickled-pixels", "no-labels", "no-pixels", "axes", "texts", "fewer-images", "expression", "huge",
   "negative", "bomb", "no-array", "nothing", "cut", "pixels-bomb"])
@@ -238,12 +238,12 @@ def test_metadata_of_prepared_data_that_cannot_be_are_refused(tmp_path):
   ({"titles": PICKLE}, "holds pickled objects"),
   ({"offsets": None}, "holds no array offsets"),
   ({"num_words": None}, "holds no array num_words"),
-  ({"offsets": npy(np.zeros(6, np.int64))}, "its documents are not the [0-9,]+ tokens, one after another"),
-  ({"offsets": npy(np.array([0, 1, 2, 3, 4, 2**62]))}, "its documents are not the"),
-  ({"offsets": npy(np.array([-5, 1, 2, 3, 4, 9]))}, "its documents are not the"),
-  ({"offsets": npy(np.array([], np.int64))}, "its documents are not the"),
-  ({"offsets": npy(np.zeros(6))}, r"it holds float64 \(6,\) where a list of int64 must stand"),
-  ({"num_bytes": npy(np.zeros((5, 1), np.int64))}, r"it holds int64 \(5, 1\) where a list of int64 must stand"),
+  ({"offsets": npy(np.zeros(6, np.int64))}, "its documents do not cover the [0-9,]+ tokens one after another"),
+  ({"offsets": npy(np.array([0, 1, 2, 3, 4, 2**62]))}, "its documents do not cover the"),
+  ({"offsets": npy(np.array([-5, 1, 2, 3, 4, 9]))}, "its documents do not cover the"),
+  ({"offsets": npy(np.array([], np.int64))}, "its documents do not cover the"),
+  ({"offsets": npy(np.zeros(6))}, r"it holds float64 \(6,\) instead of a list of int64"),
+  ({"num_bytes": npy(np.zeros((5, 1), np.int64))}, r"it holds int64 \(5, 1\) instead of a list of int64"),
   ({"num_bytes": npy(np.ones(4, np.int64))}, "it does not have a count of bytes and words for every document"),
   ({"num_words": npy(np.full(5, -1))}, "it does not have a count of bytes and words for every document"),
   ({"titles": npy(np.arange(5))}, "it does not have a title for every document"),
@@ -364,7 +364,7 @@ def test_damaged_records_give_the_books_or_a_sentence(tmp_path, books):
     path.write_bytes(whole)
   for text in ("{}", "[]", "null", "3", '{"name": 3, "fileFormat": [], "splits": [1]}', "[" * 99_999):
     (folder / "dataset_info.json").write_text(text)
-    assert "dataset_info.json is not what TFDS writes" in sentence_of(check)
+    assert "dataset_info.json was not written by TFDS" in sentence_of(check)
     assert sentence_of(read, "train")
 
 

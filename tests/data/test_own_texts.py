@@ -140,10 +140,10 @@ def write(path, raw):
 @pytest.mark.parametrize(("make", "message"), [
   (lambda at: "", r"^data.source=text: names no text; give a file or a folder, as in data.source=text:book.txt\.$"),
   (lambda at: at / "nothing.txt", r"nothing.txt does not exist; give a text file or a folder of \*.txt, \*.md\.$"),
-  (lambda at: at, r"the folder holds no texts; put files called \*.txt or \*.md there, also packed as .xz or .gz\.$"),
+  (lambda at: at, r"the folder holds no texts; put files named \*.txt or \*.md there; they may be compressed"),
   (lambda at: "/dev/zero", r"/dev/zero is neither a file nor a folder; give"),
-  (lambda at: write(at / "a.txt", b""), r"holds 0 bytes of text, too few to be split; give it more text\.$"),
-  (lambda at: write(at / "a.txt", b"short"), r"holds 5 bytes of text, too few to be split"),
+  (lambda at: write(at / "a.txt", b""), r"holds 0 bytes of text, too few to split; give it more text\.$"),
+  (lambda at: write(at / "a.txt", b"short"), r"holds 5 bytes of text, too few to split"),
   (lambda at: write(at / "a.txt", b"Caf\xe9 " * 99), r"a.txt is not UTF-8: byte 0xe9 at offset 3; "),
   (lambda at: write(at / "a.txt", "wide".encode("utf-16")), r"a.txt is not UTF-8: byte 0xff at offset 0; "),
   (lambda at: write(at / "a.txt", b"zero\0" * 99), r"a.txt is not a text: it holds a zero byte at offset 4; leave it"),
@@ -151,7 +151,7 @@ def write(path, raw):
   (lambda at: write(at / "a.gz", gzip.compress(LINES.encode()[:999])[:-20]), r"a.gz cannot be read \(Compressed file"),
   (lambda at: write(at / "a.xz", lzma.compress(b"text")[:-20]), r"a.xz cannot be read \(Compressed file ended before"),
   (lambda at: write(at / "a.xz", b"no xz"), r"a.xz cannot be read \(.*\); get it again, or give another path\.$"),
-  (lambda at: write(at / "a.xz", lzma.compress(bytes(2000))), r"with .*a.xz the texts are more than 0.0 GB, and they"),
+  (lambda at: write(at / "a.xz", lzma.compress(bytes(2000))), r"with .*a.xz the texts exceed 0.0 GB, and they"),
   (lambda at: at / ("n" * 300), r"cannot be read \(File name too long\)"),
 ], ids=["no-name", "missing", "no-texts", "device", "empty", "short", "latin-1", "utf-16", "zeros", "no-gzip",
         "cut-gzip", "cut-xz", "no-xz", "bomb", "long-name"])
@@ -169,7 +169,7 @@ def test_a_name_that_is_not_utf8_can_be_printed(tmp_path):
     file.write(LINES.encode())
   source = load_source(data_of(tmp_path / "texts", tmp_path), "test")
   assert source.texts.titles[0].startswith("b\N{REPLACEMENT CHARACTER}ch\N{REPLACEMENT CHARACTER}.txt")
-  with pytest.raises(ValueError, match=r"b\\xfcch\\n.txt' is not UTF-8, so it cannot be written down; rename"):
+  with pytest.raises(ValueError, match=r"b\\xfcch\\n.txt' is not UTF-8, so run.json cannot record it; rename"):
     load_source(data_of(os.fsdecode(path), tmp_path), "test")
 
 

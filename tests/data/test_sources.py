@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import ENWIK8, SAMPLES, Original, prepared_path, read_sample
+from lattice_jax.data.published import ENWIK8, SAMPLES, Original, prepared_path, read_sample
 from lattice_jax.data.source import fingerprint
 from lattice_jax.data.sources import SPLITS, byte_splits, load_source, read_original_split
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer

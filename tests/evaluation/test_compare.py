@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import pytest
 
+from lattice_jax.cache.convert import uncompressed
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.compare import _by_position, compare, format_comparisons, write_comparisons
-from lattice_jax.evaluation.reader import Reader
+from lattice_jax.inference.session import Session
 from lattice_jax.inspect.retrieval_plots import plot_retrieval
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
@@ -61,14 +62,14 @@ def test_losses_are_those_of_one_call_and_the_first_cache_is_beside_itself():
 def test_divergence_and_agreement_are_those_of_the_two_predictions():
   variables, tokens_BT, (_, lagkv), _ = case()
   caches = {name: dataclasses.replace(cache, call_len=1) for name, cache in CACHES.items()}
-  reader = Reader(MODEL, variables, list(caches.values()), batch=2, length=LENGTH)
-  prompt = reader.read(reader.start(), list(tokens_BT[:, :PROMPT_LEN]))
+  prompt = Session(uncompressed(MODEL, list(caches.values())), variables, batch=2, max_len=LENGTH)
+  prompt.read(list(tokens_BT[:, :PROMPT_LEN]))
   predictions = []
   for cache in caches.values():
-    progress, logits = reader.under(cache, prompt), []
+    session, logits = prompt.compress(cache), []
     for token_B in tokens_BT[:, PROMPT_LEN:].T:
-      logits.append(np.asarray(progress.logits_BA, np.float64))
-      progress = reader.step(cache, progress, jax.numpy.asarray(token_B, jax.numpy.int32))
+      logits.append(np.asarray(session.state.logits_BA, np.float64))
+      session.step(token_B.astype(np.int32))
     predictions.append(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
   full_TBA, other_TBA = predictions
   np.testing.assert_allclose(lagkv.kl, (full_TBA * np.log(full_TBA / other_TBA)).sum(-1).mean(), rtol=1e-4)

@@ -240,6 +240,7 @@ def test_the_command_prints_a_table_and_ends_with_two_on_mistakes(workdir):
   assert good.returncode == 0, good.stderr
   bits = json.loads((workdir / "out.json").read_text())["bits_per_byte"]
   assert f"{bits:.4f}" in good.stdout
+  assert good.stdout.count("op vq: xla (there is no Pallas kernel of it for cpu)\n") == 1
   for flags in ([f"--workdir={workdir}x"], ["--worker=1"], []):
     bad = run(*flags)
     assert (bad.returncode, len(bad.stderr.splitlines())) == (2, 1), bad.stderr

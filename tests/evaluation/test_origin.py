@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -129,4 +130,10 @@ def test_a_name_is_short_and_ends_in_its_key():
   name = keyed_name(["eval", "a=b,c d/e", *["long"] * 60], origin)
   assert name.startswith("eval_a=b-c-d-e_long_") and name.endswith("_" + origin_key(origin)) and len(name) < 120
   assert origin_key(origin) != origin_key(origin | {"step": 1})
+
+
+def test_the_code_fingerprint_covers_prompts_and_every_policy(monkeypatch):
+  read, read_bytes = set(), Path.read_bytes
+  monkeypatch.setattr(Path, "read_bytes", lambda path: read.add(path.name) or read_bytes(path))
   assert len(code_fingerprint()) == 32
+  assert {"prompts.py", "policy.py", "lagkv.py", "snapkv.py"} <= read

@@ -85,17 +85,17 @@ class AtImport:
 def act_at(moment, fault):
   """Puts the fault into the program."""
   from lattice_jax import writers
-  from lattice_jax.training import loop
+  from lattice_jax.training import loop, start
 
-  def before(name, is_due=lambda *args: True):
-    inner = getattr(loop, name)
+  def before(name, is_due=lambda *args: True, module=loop):
+    inner = getattr(module, name)
 
     def outer(*args, **kwargs):
       if is_due(*args):
         fault()
       return inner(*args, **kwargs)
 
-    setattr(loop, name, outer)
+    setattr(module, name, outer)
 
   class AtUpdate(writers.Writer):
     def update(self, record):
@@ -108,7 +108,7 @@ def act_at(moment, fault):
     evaluations = []
     before("evaluate_protocols", lambda *args: evaluations.append(1) or [len(evaluations)] == calls[moment])
   elif moment == "data":
-    before("load_source")
+    before("load_source", module=start)
   elif moment == "compile":
     before("make_program")
   elif moment == "save":

@@ -14,7 +14,7 @@ import pytest
 from lattice_jax.cache.convert import compress, uncompressed
 from lattice_jax.cache.kv_cache import cache_bytes
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.inference.generate import SPECIAL_IDS, Options, TokenStream, generate
+from lattice_jax.inference.generate import SPECIAL_IDS, GenerateOptions, TokenStream, generate
 from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
@@ -33,7 +33,7 @@ OPTIONS = {"length": LENGTH, "prefill_len": 4}
 
 
 SMALL = dataclasses.replace(MODEL, layers=1, pattern=("vq",))
-ONE_BY_ONE = Options(block_len=1, prefill_len=4, seed=3)
+ONE_BY_ONE = GenerateOptions(block_len=1, prefill_len=4, seed=3)
 
 
 @functools.lru_cache
@@ -113,7 +113,8 @@ def test_a_thousand_tokens_one_by_one_compile_nothing_more_and_neither_does_anot
 
 
 def stream(model, prompts, length, **options):
-  texts = TokenStream(model, make_variables(model), prompts, length=length, options=Options(prefill_len=4, **options))
+  options = GenerateOptions(prefill_len=4, **options)
+  texts = TokenStream(model, make_variables(model), prompts, length=length, options=options)
   blocks = list(texts)
   for row, text in enumerate(texts.texts):
     assert text.ids == [id for block in blocks for id in block[row]]
@@ -156,7 +157,7 @@ LAGKV = dataclasses.replace(
 
 def test_a_cache_that_drops_tokens_is_compressed_after_the_prompt_and_is_small():
   variables = make_variables(LAGKV)
-  texts = TokenStream(LAGKV, variables, PROMPTS, length=5, options=Options(prefill_len=4, temperature=0.0))
+  texts = TokenStream(LAGKV, variables, PROMPTS, length=5, options=GenerateOptions(prefill_len=4, temperature=0.0))
   list(texts)
   decoding = dataclasses.replace(LAGKV, cache=dataclasses.replace(LAGKV.cache, call_len=1))
   assert texts.timing.cache_bytes == cache_bytes(decoding, len(PROMPTS), 64) < cache_bytes(LAGKV, len(PROMPTS), 64)
@@ -186,7 +187,7 @@ def test_a_thousand_tokens_under_it_compile_nothing_more():
 
 def test_a_prompt_may_be_read_in_as_little_room_as_the_calls_need():
   model = dataclasses.replace(LAGKV, cache=dataclasses.replace(LAGKV.cache, call_len=2))
-  texts = TokenStream(model, make_variables(LAGKV), PROMPTS, length=5, options=Options(temperature=0.0))
+  texts = TokenStream(model, make_variables(LAGKV), PROMPTS, length=5, options=GenerateOptions(temperature=0.0))
   list(texts)
   assert texts.timing.cache_bytes == cache_bytes(model, len(PROMPTS), 64)
   assert [len(text.ids) for text in texts.texts] == [5, 5, 5]

@@ -8,7 +8,7 @@ import pytest
 
 from lattice_jax.config import DataConfig, ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, get_tokenizer
-from lattice_jax.inference.generate import Options, generate
+from lattice_jax.inference.generate import GenerateOptions, generate
 from lattice_jax.inference.text import TextPieces, write_texts
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import init_variables
@@ -62,8 +62,8 @@ def test_texts_of_a_batch_end_at_stop_strings_and_are_shown_as_they_come():
     shown[row] += piece
 
   written = write_texts(
-    MODEL, variables, tokenizer, prompts, length=24, options=Options(seed=seed, block_len=5), stop_strings=[stop],
-    show=show)
+    MODEL, variables, tokenizer, prompts, length=24, options=GenerateOptions(seed=seed, block_len=5),
+    stop_strings=[stop], show=show)
   wanted = [text.partition(stop)[0] for text in whole]
   assert list(written.texts) == shown == wanted
   assert written.finishes == tuple("stop" if stop in text else "length" for text in whole)
@@ -73,4 +73,4 @@ def test_texts_of_a_batch_end_at_stop_strings_and_are_shown_as_they_come():
 
 def test_an_empty_stop_string_is_refused():
   with pytest.raises(ValueError, match="an empty stop string would end every text"):
-    write_texts(MODEL, {}, ByteTokenizer(), ["a"], length=1, options=Options(), stop_strings=["x", ""])
+    write_texts(MODEL, {}, ByteTokenizer(), ["a"], length=1, options=GenerateOptions(), stop_strings=["x", ""])

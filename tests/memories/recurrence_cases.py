@@ -119,7 +119,7 @@ def scene(case: Case, dtype: str) -> Scene:
 
   tokens = {name: normal(ROWS, LENGTH, HEADS, *shape) for name, shape in case.shapes.items()}
   tokens["k"] /= jnp.linalg.norm(tokens["k"], axis=-1, keepdims=True)
-  for name in {"step", "decay", "share"} & set(tokens):
+  for name in sorted({"step", "decay", "share"} & set(tokens)):  # a set has another order in every process
     tokens[name] = jnp.asarray(np.clip(rng.uniform(-0.2, 1.4, tokens[name].shape), 0, 1), dtype)
   state = case.empty(dtype=jnp.dtype(dtype))
   state = replace_floats(state, {path: normal(*leaf.shape) for path, leaf in float_leaves(state).items()})

@@ -255,7 +255,7 @@ def with_type(raw, number):
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.1.ffn_wp"), "lacks the tensor model.layers.1.mlp.up_proj"),
     (lambda raw: raw.replace(b"blk.1.ffn_up", b"blk.0.ffn_up"), "holds the tensor 'blk.0.ffn_up.weight' twice"),
     (lambda raw: raw.replace(b"\x00llama", b"\x00mamba", 1), "architecture 'mamba'"),
-    (lambda raw: raw.replace(TEXT, LIST), r"says general.architecture=\[7\], which is no text"),
+    (lambda raw: raw.replace(TEXT, LIST), r"says general.architecture=\[7\], which is not text"),
     (lambda raw: raw.replace(THETA, THETA[:-4] + struct.pack("<f", np.nan)), "says rope.freq_base=nan; it must"),
     (lambda raw: with_type(raw, 99), r"a.gguf: tensor blk.1.ffn_up.weight has the unknown type 99, .*; use a file"),
     (lambda raw: with_type(raw, 24), "tensor blk.1.ffn_up.weight has type I8, which holds no weights"),

@@ -214,7 +214,7 @@ def test_keys_of_other_groups_change_nothing(tmp_path):
   assert read_model_config(GGUFWeights(path).config, path, dtype="float32") == before
   for change in ({"general.type": "adapter"}, {"split.count": 3}, {"general.type": 7}):
     path.write_bytes(gguf_bytes(fields | change, tensors))
-    with pytest.raises(ValueError, match=r"not a model|one of 3 parts|is no text"):
+    with pytest.raises(ValueError, match=r"not a model|one of 3 parts|is not text"):
       GGUFWeights(path)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.ops import near_far
-from lattice_jax.ops.documents import EMPTY
+from lattice_jax.ops.documents import EMPTY, keep_only
 from tests.contract.harness import quick_jit
 
 ROWS, LENGTH, HEADS, KEY, VALUE, WINDOW = 4, 23, 2, 3, 4, 5
@@ -228,3 +228,57 @@ def test_other_reductions_are_refused():
   q, tokens, state = scene()
   with pytest.raises(ValueError, match="reduction='sum' is not one of serial, matmul, associative, input_scan"):
     near_far.attend(MEMORY, q, tokens, state, jnp.asarray(IDS), jnp.asarray(VALID), block_len=4, reduction="sum")
+
+
+NUM_ANCHORS = 2
+
+
+def newest_anchors(tokens, is_anchor_BS):
+  """The last of them and which places hold one; empty places are zeros."""
+  pads = jax.tree.map(lambda x: jnp.zeros_like(x[:, :1]).repeat(NUM_ANCHORS, 1), (tokens, is_anchor_BS))
+  tokens, is_anchor_BS = jax.tree.map(lambda pad, x: jnp.concatenate([pad, x], 1), pads, (tokens, is_anchor_BS))
+  place_BS = jnp.where(is_anchor_BS, jnp.arange(is_anchor_BS.shape[1]), -1)
+  chosen_BA = jnp.argsort(place_BS, axis=1)[:, -NUM_ANCHORS:]
+  picked, is_used_BA = jax.tree.map(lambda x: jax.vmap(lambda row, at: row[at])(x, chosen_BA), (tokens, is_anchor_BS))
+  return keep_only(is_used_BA, picked), is_used_BA
+
+
+def read_with_anchors(q_BCHK, near, is_seen_BCS, anchors, sees_far_BC):
+  (key_BSHK, value_BSHV, _), ((key_BCAHK, value_BCAHV, _), is_used_BCA) = near, anchors
+  near_BHCS = jnp.where(is_seen_BCS[:, None], jnp.einsum("BCHK,BSHK->BHCS", q_BCHK, key_BSHK), -1e30)
+  is_seen_BCA = is_used_BCA & sees_far_BC[..., None]
+  far_BHCA = jnp.where(is_seen_BCA[:, None], jnp.einsum("BCHK,BCAHK->BHCA", q_BCHK, key_BCAHK), -1e30)
+  near_BHCS, far_BHCA = jnp.split(
+    jax.nn.softmax(jnp.concatenate([near_BHCS, far_BHCA], -1)), [near_BHCS.shape[-1]], axis=-1)
+  return jnp.einsum("BHCS,BSHV->BCHV", near_BHCS, value_BSHV) + jnp.einsum(
+    "BHCA,BCAHV->BCHV", far_BHCA, value_BCAHV)
+
+
+ANCHORS = near_far.FarMemory(
+  summarize=lambda tokens, is_added_BC: newest_anchors(tokens, is_added_BC & tokens[2]),
+  merge=lambda *both: newest_anchors(*jax.tree.map(lambda *parts: jnp.concatenate(parts, 1), *both)),
+  read=read_with_anchors)
+
+
+@pytest.mark.parametrize(("block_len", "reduction", "cut"), [(4, "associative", LENGTH), (7, "input_scan", 9)])
+def test_anchors_are_a_memory_too(block_len, reduction, cut):
+  """The last marked tokens beyond the window are kept as they are."""
+  q, (k, v), _ = scene()
+  marks = jnp.asarray(np.random.default_rng(2).random((ROWS, LENGTH)) < 0.3)
+  token = jnp.zeros((HEADS, KEY)), jnp.zeros((HEADS, VALUE)), jnp.zeros((), bool)
+  far = jax.tree.map(lambda x: jnp.zeros((NUM_ANCHORS, *x.shape), x.dtype), token), jnp.zeros(NUM_ANCHORS, bool)
+  state, outs = near_far.empty_state(ROWS, WINDOW, token, far), []
+  for part in (slice(0, cut), slice(cut, LENGTH)):
+    if part.start < part.stop:
+      out, state = quick_jit(functools.partial(near_far.attend, ANCHORS, block_len=block_len, reduction=reduction))(
+        *jax.tree.map(lambda x: x[:, part], (q, (k, v, marks))), state,  # noqa: B023
+        jnp.asarray(IDS)[:, part], jnp.asarray(VALID)[:, part])
+      outs.append(out)
+  for row, t in np.ndindex(ROWS, LENGTH):
+    start = next(s for s in range(t, -1, -1) if s == 0 or IDS[row, s] != IDS[row, s - 1])
+    older = [s for s in range(start, t - WINDOW) if marks[row, s]][-NUM_ANCHORS:]
+    seen = [*older, *range(max(start, t - WINDOW), t + 1)]
+    score_SH = np.einsum("HK,SHK->SH", np.float64(q[row, t]), np.float64(k[row, jnp.array(seen)]))
+    weight_SH = np.exp(score_SH) / np.exp(score_SH).sum(0) * VALID[row, t]
+    want = np.einsum("SH,SHV->HV", weight_SH, np.float64(v[row, jnp.array(seen)]))
+    np.testing.assert_allclose(jnp.concatenate(outs, 1)[row, t], want, atol=3e-6)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lattice_jax import runtime
+from lattice_jax.commands.run import run_script
 from lattice_jax.sweep import runner
 from lattice_jax.sweep.search import make_search
 from lattice_jax.sweep.trials import read_records
@@ -75,11 +75,11 @@ def test_a_signal_is_passed_on_and_the_same_sweep_goes_on(tmp_path):
   workdir.mkdir()
   (workdir / "wait").touch()
   assert runner.Runner(sweep, make_search(sweep, workdir, 0), workdir, jobs=1, say=say).run() == signal.SIGINT
-  assert said[1:] == ["SIGINT: 1 trial(s) save and stop", "[1/2] size=1_seed=0: stopped; the same command goes on"]
+  assert said[1:] == ["SIGINT: 1 trial(s) save and stop", "[1/2] size=1_seed=0: stopped; the same command resumes it"]
   assert [record.state for record in read_records(workdir)] == ["started"]
   (workdir / "wait").unlink()
   failed, said = sweeps.run(sweep, workdir)
-  assert failed == 0 and said[0] == "[1/2] size=1_seed=0: goes on"
+  assert failed == 0 and said[0] == "[1/2] size=1_seed=0: resumes"
 
 
 def test_a_folder_of_other_arguments_is_refused(tmp_path):
@@ -125,7 +125,7 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep.py", *map(str, arguments)])
     status = 0
     try:
-      runtime.run_script(main)
+      run_script(main)
     except SystemExit as left:
       status = left.code
     return status, *capsys.readouterr()

@@ -13,7 +13,7 @@ from lattice_jax.config_checks import parse_config, to_dict
 from lattice_jax.sweep.labels import metric_label
 from lattice_jax.sweep.plot import numbers_of, plot_table
 from lattice_jax.sweep.search import GridSearch
-from lattice_jax.sweep.table import markdown, spread, write_table
+from lattice_jax.sweep.table import format_table, spread, write_table
 from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord
 from tests.sweep import fake, sweeps
 
@@ -56,7 +56,7 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
   finish(sweep, tmp_path / "runs")
   runs = tmp_path / "runs"
   (runs / "size=4_seed=0" / "trial.json").unlink()  # not done yet
-  lines = markdown(sweeps.table(sweep, runs, against="size=2")).splitlines()
+  lines = format_table(sweeps.table(sweep, runs, against="size=2")).splitlines()
   assert "Δ to size=2" in lines[6]
   assert lines[8:11] == [
     "| 2 | 2 | 3.0500 ± 0.0707 | – | 1,000 | 100 |",
@@ -76,7 +76,7 @@ def test_trials_of_an_older_file_are_left_out(tmp_path):
   assert (table.foreign, table.unfinished) == (4, 0)
   program = sweeps.read(tmp_path, command=["${program}", "${args}", "--fast"])
   assert (sweeps.table(program, tmp_path / "runs").rows, sweeps.table(program, tmp_path / "runs").foreign) == ((), 8)
-  assert "4 trial(s) in the folder are not of this sweep file and are left out." in markdown(table)
+  assert "4 trial(s) in the folder are not of this sweep file and are left out." in format_table(table)
 
 
 def test_the_state_of_every_memory_is_printed(tmp_path):
@@ -86,7 +86,7 @@ def test_the_state_of_every_memory_is_printed(tmp_path):
     path = tmp_path / "runs" / folder / "run.json"
     config = to_dict(parse_config(ablation_lattice.get_config(name)))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
-  text = markdown(sweeps.table(sweep, tmp_path / "runs"))
+  text = format_table(sweeps.table(sweep, tmp_path / "runs"))
   assert "| parameters | state of a layer | tokens/s |" in text
   assert metric_label(sweeps.METRIC) == "bits per byte on validation (cold)" and metric_label("loss") == "loss"
   assert "| 3 | 1 | 2.0000 | 1,000 | unit 4,096 + tail 960 | 100 |" in text
@@ -102,17 +102,17 @@ def test_a_base_is_shown_with_its_memory_and_still_found_by_its_name(tmp_path):
       json.loads(path.read_text()) | {"config": to_dict(parse_config(ablation_lattice.get_config(name)))}))
   table = sweeps.table(sweep, tmp_path / "runs", against="config=base")
   assert table.shown == {"config": {"x:base": "lattice (base)", "x:linear": "linear"}}
-  assert "| lattice (base) | 1 |" in markdown(table) and "Δ to config=base" in markdown(table)
+  assert "| lattice (base) | 1 |" in format_table(table) and "Δ to config=base" in format_table(table)
 
 
 def test_what_is_missing_is_said(tmp_path):
   sweep = sweeps.read(tmp_path)
-  assert "6 trial(s) not finished, 0 failed" in markdown(sweeps.table(sweep, tmp_path / "runs"))
+  assert "6 trial(s) not finished, 0 failed" in format_table(sweeps.table(sweep, tmp_path / "runs"))
   folder = tmp_path / "runs" / "size=1_seed=0"
   folder.mkdir(parents=True)
   values = {"size": 1, "seed": 0}
   TrialRecord(0, "size=1_seed=0", values, sweep.arguments(values), FAILED, "no room").write(folder)
-  text = markdown(sweeps.table(sweep, tmp_path / "runs"))
+  text = format_table(sweeps.table(sweep, tmp_path / "runs"))
   assert "5 trial(s) not finished, 1 failed.\n- size=1_seed=0: no room\n" in text
   write_table(sweeps.table(sweep, tmp_path / "runs"), tmp_path / "out")
   assert (tmp_path / "out" / "table.csv").read_text() == ""
@@ -125,7 +125,8 @@ def test_the_largest_is_first_where_it_is_best(tmp_path):
 
 
 @pytest.mark.parametrize(("start", "message"), [
-  (12, r"--beyond=12: .* by position from 0, 8, 16, 32; use one of them"), (32, "--beyond=32: no position of")])
+  (12, r"--beyond=12: .* by position from 0, 8, 16, 32; use one of them"),
+  (32, "--beyond=32: .* has no target at position 32 or later")])
 def test_positions_between_buckets_and_behind_the_last_token_are_refused(tmp_path, start, message):
   sweep = sweeps.read(tmp_path)
   finish(sweep, tmp_path / "runs")

@@ -18,7 +18,7 @@ from lattice_jax.config_checks import parse_config
 from lattice_jax.data.tokenizers.export import export_tokenizer
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation.loaded_model import load_run
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
 from lattice_jax.run_file import read_run
 from lattice_jax.sharding import make_mesh
@@ -100,8 +100,8 @@ def test_parameters_are_those_of_the_file_placed_as_training_needs_them(tmp_path
 def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, folder, monkeypatch, capsys):
   workdir = tmp_path / "run"
   config = finetuning(tmp_path)
-  state = loop.train(config, workdir, loop.Options(init_from=str(folder)))
-  assert_same_bits(loop.train(config, workdir, loop.Options(init_from=str(folder))).params, state.params)
+  state = loop.train(config, workdir, init_from=str(folder))
+  assert_same_bits(loop.train(config, workdir, init_from=str(folder)).params, state.params)
   losses = [line["loss"] for line in read_jsonl(workdir / "metrics.jsonl") if "loss" in line]
   assert losses[-1] < losses[0] - 0.3
   stored = read_run(workdir)["config"]
@@ -135,7 +135,7 @@ def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, fol
 ], ids=str)
 def test_what_does_not_fit_is_one_sentence(tmp_path, folder, fields, message):
   with pytest.raises(ValueError, match=message) as caught:
-    loop.train(finetuning(tmp_path, **fields), tmp_path / "run", loop.Options(init_from=folder))
+    loop.train(finetuning(tmp_path, **fields), tmp_path / "run", init_from=folder)
   assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
 
 
@@ -145,4 +145,4 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, folder, fields, message):
 ])
 def test_a_start_that_is_not_there_is_one_sentence(tmp_path, name, message):
   with pytest.raises(ValueError, match=message):
-    loop.train(finetuning(tmp_path), tmp_path / "run", loop.Options(init_from=name))
+    loop.train(finetuning(tmp_path), tmp_path / "run", init_from=name)

@@ -17,7 +17,7 @@ import pytest
 
 from lattice_jax import writers
 from lattice_jax.checkpoint import Checkpoints, load_for_eval
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.run_file import read_run
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import make_mesh
@@ -195,7 +195,7 @@ def test_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, recorder)
 
 def test_more_rows_than_tokens_are_told(tmp_path, recorder):
   loop.train(recorded_config(train__steps=1, model__vocab=300), tmp_path)
-  assert any("model.vocab=300 has 41 rows more than data.tokenizer=bytes has tokens" in note for note in recorder.notes)
+  assert any("model.vocab=300 has 41 more rows than data.tokenizer=bytes has tokens" in note for note in recorder.notes)
 
 
 def test_non_finite_loss_is_dumped_and_the_dump_replays_it(tmp_path):
@@ -221,7 +221,7 @@ def test_skipped_updates_are_told_and_written_as_null(tmp_path, recorder):
   bad.wait()
   bad.close()
   config = recorded_config(train__steps=2, train__nan_skips=5)
-  loop.train(config, tmp_path / "new", loop.Options(init_from=tmp_path / "bad"))
+  loop.train(config, tmp_path / "new", init_from=tmp_path / "bad")
   record = json.loads((tmp_path / "new" / "metrics.jsonl").read_text().splitlines()[0])
   assert record["loss"] is None and record["skipped"] == 1
   assert sum("was skipped" in note for note in recorder.notes) == 2
@@ -231,7 +231,7 @@ def test_init_from_takes_parameters_and_buffers_only(tmp_path):
   loop.train(tiny.make_config(train__steps=3), tmp_path / "first")
   state = loop.train(
     tiny.make_config(train__steps=1, optimizer__learning_rate=1e-30), tmp_path / "second",
-    loop.Options(init_from=tmp_path / "first"))
+    init_from=tmp_path / "first")
   _, params, _, step = load_for_eval(tmp_path / "first")
   tiny.assert_same_bits(state.params, params)
   assert step == 3 and int(state.step) == 1
@@ -267,7 +267,7 @@ def test_shorter_run_than_the_workdir_is_refused(tmp_path):
 
 
 def test_trace_of_some_updates(tmp_path):
-  loop.train(tiny.make_config(train__steps=5), tmp_path, loop.Options(profile=(2, 4)))
+  loop.train(tiny.make_config(train__steps=5), tmp_path, profile=(2, 4))
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -278,7 +278,7 @@ def test_what_is_changed_at_a_resume_is_told_and_its_old_value_kept(tmp_path, re
   recorder.notes.clear()
   loop.train(recorded_config(**changed), tmp_path)
   told = [note for note in recorder.notes if note.startswith("changed")]
-  assert told == [f"changed since the start before: {change}" for change in (
+  assert told == [f"changed since the last start: {change}" for change in (
     "optimizer.learning_rate: 0.001 → 0.25", "optimizer.schedule: cosine → constant", "train.steps: 2 → 4")]
   loop.train(recorded_config(**changed), tmp_path)  # nothing new
   loop.train(recorded_config(**changed | {"train__steps": 5}), tmp_path)
@@ -315,7 +315,7 @@ def test_what_is_removed_while_a_run_goes_on_is_noticed(tmp_path, recorder, remo
 
   recorder.on_update = remove
   config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
-  with pytest.raises(ValueError, match=f"{named} is gone: something else removed it while the run went on"):
+  with pytest.raises(ValueError, match=f"{named} is gone: something else removed it during the run"):
     loop.train(config, tmp_path / "run")
 
 

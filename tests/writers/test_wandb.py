@@ -69,7 +69,7 @@ def test_server_that_does_not_answer_costs_one_sentence(tmp_path, monkeypatch, c
   monkeypatch.setattr("lattice_jax.writers.wandb._ANSWER_TIMEOUT", 1)
   write(tmp_path, 0, (10,))
   said = capfd.readouterr().err
-  assert said.count("\n") == 1 and "the run goes on offline" in said
+  assert said.count("\n") == 1 and "the run continues offline" in said
   assert (10, "train/loss") in read(tmp_path)[1]
 
 
@@ -84,5 +84,5 @@ def test_mode_of_the_environment_is_obeyed(tmp_path, monkeypatch):
 
 def test_damaged_id_is_one_sentence(tmp_path):
   (tmp_path / "wandb.json").write_text('{"id": ')
-  with pytest.raises(ValueError, match="remove it to begin a new W&B run"):
+  with pytest.raises(ValueError, match="remove it to start a new W&B run"):
     write(tmp_path, 0, (10,))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lattice_jax import writers
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import read_jsonl
 from lattice_jax.writers import RunInfo, Writers
 from lattice_jax.writers.base import series
 from lattice_jax.writers.jsonl import JsonlWriter
@@ -87,7 +87,7 @@ def test_full_disk_is_one_sentence_and_closing_adds_none(tmp_path, monkeypatch):
 
   monkeypatch.setitem(writers.WRITERS, "full", lambda info: Full())
   full = Writers(("full",), RunInfo(tmp_path, 0, {}))
-  with pytest.raises(ValueError, match=r"No space left on device.*goes on from the newest checkpoint"):
+  with pytest.raises(ValueError, match=r"No space left on device.*continues from the newest checkpoint"):
     full.report(REPORT)
   full.close()
 

@@ -1,1 +1,1 @@
-"""TFDS builders of the data sets, which need no TensorFlow. They are imported only to build or read records."""
+"""TFDS builders of the data sets, without TensorFlow. They are imported only to build or read records."""

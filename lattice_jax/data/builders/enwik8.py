@@ -1,4 +1,4 @@
-"""enwik8 as a TFDS data set of 64 KiB records."""
+"""enwik8 as a TFDS data set with records of 64 KiB."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import ENWIK8, Original
 from lattice_jax.data.prepare.download import verify_original
+from lattice_jax.data.published import ENWIK8, Original
 from lattice_jax.data.sources import byte_splits
 
 _RECORD_BYTES = 1 << 16
@@ -41,7 +41,7 @@ class Enwik8(LocalBuilder):
 
 
 def record_counts(original: Original) -> dict[str, int]:
-  """How many records each split has."""
+  """The number of records in each split."""
   return {
     split: len(range(start, stop, _RECORD_BYTES)) for split, (start, stop) in byte_splits(original.size).items()}
 

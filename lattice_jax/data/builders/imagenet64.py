@@ -19,19 +19,19 @@ from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.archives import open_member, open_zip, read_array, read_array_header, read_blocks
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import IMAGENET64, ImageSet
 from lattice_jax.data.prepare.download import verify_original
 from lattice_jax.data.progress import ProgressLines
+from lattice_jax.data.published import IMAGENET64, ImageSet
 
 _SIZE = 64
 _IMAGE_BYTES = _SIZE * _SIZE * 3
-_IMAGES_A_SHARD = 4096  # 50 MB, all of it in memory at once
-_MOST_LABEL_BYTES = 1 << 24  # of all published images, were they in one file
+_IMAGES_A_SHARD = 4096  # 50 MB, held in memory
+_MOST_LABEL_BYTES = 1 << 24  # enough for all published images in one file
 
 
 @dataclass
 class _Unpacked:
-  """Images as they were published, and the key of each."""
+  """The published images, and the key of each."""
 
   file: io.BufferedIOBase
   keys: list[str]
@@ -39,7 +39,7 @@ class _Unpacked:
 
 
 class Imagenet64Npz(LocalBuilder):
-  """The records of TFDS's `imagenet_resized/64x64`: the same pixels, labels, keys and order, without TensorFlow."""
+  """Makes the records of TFDS's `imagenet_resized/64x64`, with the same pixels, labels, keys and order."""
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = "Put the three Imagenet64_*_npz.zip in the manual folder."
   image_set: ImageSet = IMAGENET64
@@ -61,7 +61,7 @@ class Imagenet64Npz(LocalBuilder):
       for split, originals in self.image_set.zips.items()}
 
   def _shards(self, split: str, zips: list[Path]) -> list[Any]:
-    # Records lie in the order of hashed keys. The zips can only be read from front to back, so they are unpacked first.
+    # Records are ordered by hashed keys, but zips can only be read from front to back, so they are unpacked first.
     file = tempfile.TemporaryFile(dir=self.data_dir)  # noqa: SIM115, closed by the scratch stack
     unpacked = _Unpacked(self.scratch.enter_context(file), [], [])
     for path in zips:
@@ -76,7 +76,7 @@ class Imagenet64Npz(LocalBuilder):
 
 
 def check_zips(folder: Path, image_set: ImageSet) -> None:
-  """Raises ValueError unless the folder has the published zips, by name and size."""
+  """Raises ValueError if the folder lacks a published zip, by name and size."""
   for originals in image_set.zips.values():
     for original in originals:
       path = folder / original.name
@@ -88,7 +88,7 @@ def check_zips(folder: Path, image_set: ImageSet) -> None:
 
 
 def _unpack(path: Path, unpacked: _Unpacked) -> None:
-  """Appends all images of a zip of npz files, without holding one of its arrays in memory."""
+  """Appends all images of a zip of npz files, without holding an array of images in memory."""
   with open_zip(path, path) as archive:
     for member in archive.infolist():
       if member.is_dir() or not member.file_size:
@@ -99,7 +99,7 @@ def _unpack(path: Path, unpacked: _Unpacked) -> None:
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
           raise ValueError(f"{where} holds labels of {labels.dtype} {labels.shape}, not numbers; fetch it again.")
         _copy_images(arrays, len(labels), unpacked.file, where)
-      unpacked.labels += (labels - 1).tolist()  # published from 1 on
+      unpacked.labels += (labels - 1).tolist()  # published labels start at 1
       unpacked.keys += [f"{posixpath.normpath(member.filename)}{number}" for number in range(len(labels))]
 
 
@@ -117,7 +117,7 @@ def _copy_images(arrays: zipfile.ZipFile, count: int, target: io.BufferedIOBase,
         break
       target.write(block)
   if copied != count * _IMAGE_BYTES:
-    raise ValueError(f"{where} does not hold the {count:,} images that it says; fetch it again.")
+    raise ValueError(f"{where} does not hold the {count:,} images that it declares; fetch it again.")
 
 
 def _read_images(

@@ -13,10 +13,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import hashing
 
 from lattice_jax.data.builders.base import LocalBuilder
-from lattice_jax.data.files import PG19, BookSet, counts_in_words, decode_text
 from lattice_jax.data.progress import ProgressLines
+from lattice_jax.data.published import PG19, BookSet, counts_in_words, decode_text
 
-_BOOKS_A_SHARD = 128  # about 50 MB of text, all of it in memory at once
+_BOOKS_A_SHARD = 128  # about 50 MB of text, held in memory
 
 
 class _About(NamedTuple):
@@ -26,7 +26,7 @@ class _About(NamedTuple):
 
 
 class Pg19Books(LocalBuilder):
-  """The records of TFDS's `pg19`, with the same features in the same order, without TensorFlow or its bucket."""
+  """Makes the records of TFDS's `pg19`, with the same features in the same order, from local files."""
 
   MANUAL_DOWNLOAD_INSTRUCTIONS = "Put {train,validation,test}/ID.txt and metadata.csv in the manual folder."
   book_set: BookSet = PG19
@@ -50,7 +50,7 @@ class Pg19Books(LocalBuilder):
     for book_id, path in paths.items():
       if book_id not in about:
         raise ValueError(f"{path} has no line in {folder.parent / 'metadata.csv'}; fetch metadata.csv again.")
-    # The order in which TFDS's shuffling puts these keys, so that official records and these make the same corpus.
+    # TFDS's shuffled order of these keys, so that official records and these make the same corpus.
     hasher = hashing.Hasher(split)
     order = sorted(paths, key=hasher.hash_key)
     progress = ProgressLines(self.report, f"reading {split}", len(order), "books")
@@ -60,7 +60,7 @@ class Pg19Books(LocalBuilder):
 
 
 def check_books(folder: Path, book_set: BookSet) -> None:
-  """Raises ValueError unless the folder has as many books as were published."""
+  """Raises ValueError if the folder has another number of books than were published, or no metadata."""
   found = {split: sum(1 for _ in (folder / split).glob("*.txt")) for split in book_set.books}
   if found != book_set.books:
     raise ValueError(
@@ -78,14 +78,14 @@ def _book_id(path: Path) -> int:
 
 
 def _parse_id(text: str) -> int | None:
-  """A number that fits into the records; None of other text."""
+  """A number that fits into the records, or None."""
   return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
 
 
 def _read_metadata(path: Path) -> dict[int, _About]:
-  """Lines of id, title, year and link. A comma in a title may come quoted or bare."""
+  """Reads lines of id, title, year and link. Titles with commas may be quoted or not."""
   about = {}
-  # only "\n" ends a line: a title may hold other characters that Python takes for line ends
+  # only "\n" ends a line: titles may contain other characters that Python takes for line ends
   for number, line in enumerate(_read_text(path).removesuffix("\n").split("\n"), start=1):
     row = _read_row(line)
     book_id = _parse_id(row[0]) if len(row) >= 4 else None
@@ -98,7 +98,7 @@ def _read_metadata(path: Path) -> dict[int, _About]:
 
 
 def _read_row(line: str) -> list[str]:
-  """The fields of one line; none where it cannot be read."""
+  """The fields of a line; none if it cannot be read."""
   try:
     return next(csv.reader([line.removesuffix("\r")]), [])
   except csv.Error:

@@ -1,4 +1,4 @@
-"""Prepared TFDS data, ours or official, as documents of a corpus."""
+"""Reads TFDS records, from our builders or TFDS's own, as documents of a corpus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from lattice_jax.data.files import counts_in_words
+from lattice_jax.data.published import counts_in_words
 from lattice_jax.data.source import Document
 from lattice_jax.shown import first_line
 
@@ -18,7 +18,7 @@ _INFO = "dataset_info.json"
 
 
 def find_prepared(path: Path) -> Path | None:
-  """The folder of TFDS records: `path`, or below it as name/version or name/config/version. None if there is none."""
+  """The folder of TFDS records: `path`, or name/version or name/config/version below it. None if there is none."""
   for levels in ("", "*/", "*/*/", "*/*/*/"):
     found = sorted(path.glob(levels + _INFO))
     if found:
@@ -27,14 +27,14 @@ def find_prepared(path: Path) -> Path | None:
 
 
 def check_prepared(folder: Path, names: tuple[str, ...], counts: dict[str, int]) -> None:
-  """Raises ValueError unless the folder holds one of the named data sets as array_record, with that many records."""
+  """Raises ValueError unless the folder holds one of the named data sets as array_record with these counts."""
   try:
     info = json.loads((folder / _INFO).read_text(encoding="utf-8"))
     name, file_format = str(info["name"]), str(info["fileFormat"])
     found = {str(split["name"]): sum(map(int, split["shardLengths"])) for split in info["splits"]}
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise ValueError(
-      f"{folder / _INFO} is not what TFDS writes ({type(error).__name__}: {first_line(error)}); remove the folder, "
+      f"{folder / _INFO} was not written by TFDS ({type(error).__name__}: {first_line(error)}); remove the folder, "
       "and make the records again.") from error
   if name not in names:
     raise ValueError(f"{folder} holds the TFDS data set {name}, not {' or '.join(names)}.")
@@ -49,7 +49,7 @@ def check_prepared(folder: Path, names: tuple[str, ...], counts: dict[str, int])
 
 
 class Records:
-  """Records [start, stop) of a prepared split, each as `convert` makes it; a damaged one is an error that names it."""
+  """Records [start, stop) of a prepared split, converted to documents. Reading a damaged one raises ValueError."""
 
   def __init__(
       self, folder: Path, split: str, convert: Callable[[dict[str, Any]], Document], start: int = 0,
@@ -60,7 +60,7 @@ class Records:
     try:
       self._source = tfds.builder_from_directory(folder).as_data_source(split)
       self._range = range(len(self._source))[start:stop]
-    # TFDS and the libraries below it report damage by a dozen kinds of exception
+    # TFDS and its libraries report damage by a dozen kinds of exception
     except Exception as error:
       raise self._unreadable(split, error) from error
 
@@ -80,14 +80,13 @@ class Records:
 
 
 def build_official(name: str, data_dir: Path) -> Path:
-  """The records of one of TFDS's own builders, downloaded and prepared by it.
+  """The records of one of TFDS's own builders, which downloads and prepares them.
 
-  Raises:
-    ValueError: what they need and do not require is not installed.
+  Raises ValueError if libraries that the builder needs are not installed.
   """
   if not all(importlib.util.find_spec(needed) for needed in ("tensorflow", "importlib_resources")):
     raise ValueError(
-      f"--tfds has TFDS's own {name} make the records, which needs TensorFlow, and that is not installed; run `pip "
+      f"--tfds makes the records with TFDS's own {name}, which needs TensorFlow, and that is not installed; run `pip "
       "install tensorflow-cpu importlib_resources`, or leave --tfds out.")
   builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
   builder.download_and_prepare()

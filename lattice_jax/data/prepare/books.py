@@ -11,30 +11,29 @@ from lattice_jax.data.builders.pg19 import Pg19Books, check_books
 from lattice_jax.data.builders.records import Records
 from lattice_jax.data.corpus import corpus_command, corpus_folder, is_corpus_ready
 from lattice_jax.data.corpus_writer import Documents, Recipe, write_corpus
-from lattice_jax.data.files import BookSet, decode_text
 from lattice_jax.data.prepare.bucket import fetch_books
 from lattice_jax.data.prepare.download import require_space
 from lattice_jax.data.prepare.records import RecordSet, get_records
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import BookSet, decode_text
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.tokenizers.tokenizer import model_path
 from lattice_jax.data.tokenizers.train_bpe import parse_name, train_bpe
 
-# BPE models are trained on at most so many characters from the start of the train split, as Transformer-VQ's were.
+# BPE models are trained on at most this many characters from the start of the train split, as Transformer-VQ's were.
 MODEL_CHARACTERS = 1_000_000_000
-# Upper bounds of what a byte of text becomes: records, which are compressed, and two bytes a token.
+# Upper bounds of the disk space for each byte of text: compressed records, and two bytes per token.
 _RECORD_BYTES, _BPE_BYTES, _BYTES_BYTES = 0.7, 0.7, 2.1
 
 
 def prepare_books(
     book_set: BookSet, root: str | Path, report: Report, *, tokenizer: str, origin: Path | None = None,
     use_tfds: bool = False) -> Path:
-  """The folder of the corpus; records, model and tokens that are there are not made again.
+  """The folder of the corpus. Records, model and tokens that exist are not made again.
 
-  origin: a folder of the published files, or of prepared TFDS records. Without it the books are downloaded.
+  origin: a folder of the published files or of prepared TFDS records. Without it, the books are downloaded.
 
-  Raises:
-    ValueError: what was found is not the published set, or nothing could be fetched.
+  Raises ValueError if the files are not the published set, or the download fails.
   """
   data = DataConfig(source=book_set.name, path=str(root), tokenizer=tokenizer)
   if tokenizer != "bytes":
@@ -48,7 +47,7 @@ def prepare_books(
     train_bpe(first_texts(splits["train"], MODEL_CHARACTERS), tokenizer, model_path(data))
   recipe = Recipe(unit="byte", are_texts=True, official_words=book_set.words, origin=str(records))
   folder = write_corpus(data, splits, recipe, report)
-  report(f"training needs {folder} and the tokenizer's model only; the books and records may go")
+  report(f"training needs only {folder} and the tokenizer's model; the books and records can be deleted")
   return folder
 
 
@@ -73,7 +72,7 @@ def _to_document(record: dict[str, Any]) -> Document:
 
 
 def first_texts(documents: Documents, characters: int) -> Iterator[str]:
-  """Texts until so many characters are reached; the last one is cut."""
+  """Texts with this many characters in all; the last one is cut."""
   for number in range(len(documents)):
     text = decode_text(documents[number].raw, repr(documents[number].title))[:characters]
     yield text

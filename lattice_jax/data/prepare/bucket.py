@@ -1,4 +1,4 @@
-"""Download of the books of PG-19 from the public bucket, over plain https."""
+"""Downloads the books of PG-19 from their public bucket over plain https."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.data.files import BookSet
 from lattice_jax.data.prepare.download import require_space, unreachable
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
+from lattice_jax.data.published import BookSet
+from lattice_jax.files import replace_file
 
 STORAGE_URL = "https://storage.googleapis.com"
 RETRY_PAUSE = 1.0  # seconds before the second attempt, twice that before the third
@@ -37,12 +38,11 @@ class RemoteFile:
 
 
 def fetch_books(book_set: BookSet, folder: Path, report: Report, *, retry: str, extra_bytes_ratio: float) -> None:
-  """Brings every file of the bucket that is missing or not the published one into `folder`; whole ones stay.
+  """Downloads the files of the bucket that are missing from `folder`, or that differ there, into it.
 
-  extra_bytes_ratio: what comes after the download needs so much disk for each byte of text.
+  extra_bytes_ratio: disk space that later steps need for each byte of text.
 
-  Raises:
-    ValueError: the bucket cannot be reached, or the disk is too small.
+  Raises ValueError if the bucket cannot be reached, or the disk is too small.
   """
   report(f"listing {STORAGE_URL}/{book_set.bucket}")
   try:
@@ -90,7 +90,7 @@ def _fetch_all(book_set: BookSet, missing: list[RemoteFile], folder: Path, repor
         raise unreachable(_url(book_set.bucket, waiting[future]), error, retry) from error
       progress.at(done)
   finally:
-    pool.shutdown(cancel_futures=True)  # a failure or Ctrl-C waits for the few files on their way, not for the rest
+    pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C, waits only for downloads that have begun
 
 
 def _fetch(bucket: str, file: RemoteFile, folder: Path) -> None:
@@ -98,11 +98,8 @@ def _fetch(bucket: str, file: RemoteFile, folder: Path) -> None:
   raw = _read(url)
   if _md5(raw) != file.md5:
     raise ValueError(
-      f"{url} came with {len(raw):,} bytes of md5 {_md5(raw)}, not {file.size:,} of {file.md5}; run the command again.")
-  target = folder / file.name
-  partial = target.with_name(target.name + ".part")
-  partial.write_bytes(raw)
-  partial.replace(target)
+      f"{url} has {len(raw):,} bytes with md5 {_md5(raw)}, not {file.size:,} with {file.md5}; run the command again.")
+  replace_file(folder / file.name, raw)
 
 
 def _url(bucket: str, file: RemoteFile) -> str:
@@ -110,7 +107,7 @@ def _url(bucket: str, file: RemoteFile) -> str:
 
 
 def _read(url: str) -> bytes:
-  """The whole answer, tried again after faults that pass; of thousands of requests some will meet one."""
+  """The whole answer. Retries after temporary faults, which some of thousands of requests meet."""
   for attempt in range(1, _ATTEMPTS):
     try:
       return _read_once(url)

@@ -1,4 +1,4 @@
-"""Downloads that go on where they stopped, and the disk space they need."""
+"""Downloads that resume where they stopped, and checks of the disk space that they need."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from lattice_jax.data.files import Original, check_original, sha256_of_file
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
+from lattice_jax.data.published import Original, check_original, sha256_of_file
 
 _BLOCK = 1 << 20
-_TIMEOUT = 30  # seconds without an answer
+_TIMEOUT = 30  # seconds without a response
 
 
 def fetch_original(original: Original, folder: Path, report: Report, *, retry: str) -> Path:
-  """The published file in `folder`; under its name it is whole, verified when it came.
+  """The published file in `folder`. A file with its name is complete and was verified after the download.
 
-  retry: the command that goes on from an interruption.
+  retry: the command that resumes an interrupted download.
 
-  Raises:
-    ValueError: it cannot be fetched, or what came is not the published file.
+  Raises ValueError if it cannot be downloaded, or is not the published file.
   """
   target = folder / original.name
   if target.is_file() and target.stat().st_size == original.size:
@@ -33,13 +32,13 @@ def fetch_original(original: Original, folder: Path, report: Report, *, retry: s
   try:
     verify_original(original, partial, report)
   except ValueError:
-    partial.unlink()  # whole but wrong: nothing to go on from
+    partial.unlink()  # complete but wrong, so there is nothing to resume
     raise
   return partial.replace(target)
 
 
 def verify_original(original: Original, path: Path, report: Report) -> None:
-  """Raises ValueError unless the file at `path` is the published one; the cheap check comes first."""
+  """Raises ValueError if the file at `path` is not the published one; the cheap check comes first."""
   size = path.stat().st_size
   if size == original.size:
     report(f"verifying {path} ({as_gigabytes(size)})")
@@ -47,7 +46,7 @@ def verify_original(original: Original, path: Path, report: Report) -> None:
 
 
 def download(url: str, partial: Path, report: Report, *, retry: str) -> None:
-  """Fetches `url` to `partial`, going on where an earlier attempt left off."""
+  """Downloads `url` to `partial`, resuming an earlier attempt."""
   have = partial.stat().st_size if partial.exists() else 0
   request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
   report(f"downloading {url}" + (f" from byte {have:,} on" if have else ""))
@@ -62,13 +61,13 @@ def download(url: str, partial: Path, report: Report, *, retry: str) -> None:
   except urllib.error.HTTPError as error:
     error.close()  # it holds the connection
     if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-      return  # nothing is left to fetch; the check decides whether what is there is good
+      return  # nothing is left to download; the check of the file follows
     raise unreachable(url, error, retry) from error
   except (http.client.HTTPException, OSError) as error:
     raise unreachable(url, error, retry) from error
   size = partial.stat().st_size
   if total is not None and size < total:
-    raise ValueError(f"the download stopped at {size:,} of {total:,} bytes; run `{retry}` again to go on from there.")
+    raise ValueError(f"the download stopped at {size:,} of {total:,} bytes; run `{retry}` again to resume it.")
 
 
 def _receive(
@@ -81,7 +80,7 @@ def _receive(
 
 
 def unreachable(url: str, error: Exception, retry: str) -> ValueError:
-  """What to tell a user whose network does not reach `url`."""
+  """The error for a network that does not reach `url`."""
   if isinstance(error, urllib.error.HTTPError):
     reason = f"{error.code} {error.reason}"
   else:
@@ -92,7 +91,7 @@ def unreachable(url: str, error: Exception, retry: str) -> ValueError:
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
-  """Raises ValueError, before anything is written, where the disk of `folder` has less than `needed` bytes free."""
+  """Raises ValueError if the disk of `folder` has less than `needed` bytes free; called before anything is written."""
   existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
   free = shutil.disk_usage(existing).free
   if free < needed:

@@ -1,6 +1,6 @@
-"""enwik8: downloads or takes a local copy, verifies it, and only then puts it into the data folder.
+"""enwik8: downloads it or takes a local copy, verifies it, and only then puts it into the data folder.
 
-A file under its final name is always whole: it is written beside it and renamed.
+A file with its final name is always complete, as it is written under another name and renamed.
 """
 
 from __future__ import annotations
@@ -14,26 +14,19 @@ from pathlib import Path
 from lattice_jax.data.archives import open_member, open_zip, read_blocks
 from lattice_jax.data.builders.enwik8 import Enwik8, record_counts
 from lattice_jax.data.builders.records import Records, check_prepared, find_prepared
-from lattice_jax.data.files import (
-  Original,
-  check_original,
-  prepare_command,
-  prepared_path,
-  sha256_of_file,
-)
 from lattice_jax.data.prepare.download import download, require_space
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import Original, check_original, prepare_command, prepared_path, sha256_of_file
 from lattice_jax.data.source import SPLITS, Document
 
 
 def prepare_original(original: Original, root: str | Path, report: Report, *, origin: Path | None = None) -> Path:
-  """The place of the verified file, which is fetched unless it is there; doing it twice does nothing the second time.
+  """The path of the verified file, which is fetched unless it exists.
 
-  origin: a local copy, raw or in a zip, or a folder of TFDS records. Without it the file is downloaded, and an
-    interrupted download goes on.
+  origin: a local copy, raw or in a zip, or a folder of TFDS records. Without it, the file is downloaded, and an
+    interrupted download is resumed.
 
-  Raises:
-    ValueError: what was found is not the published file, or nothing could be fetched.
+  Raises ValueError if the file is not the published one, or the download fails.
   """
   target = prepared_path(root, original)
   if _is_ready(original, target, report):
@@ -50,7 +43,7 @@ def prepare_original(original: Original, root: str | Path, report: Report, *, or
     try:
       _install(original, archive, target)
     finally:
-      archive.unlink()  # kept only while a download can go on
+      archive.unlink()  # only an interrupted download keeps it
   report(f"{original.name}: {original.size:,} bytes, verified, at {target}")
   return target
 
@@ -76,11 +69,11 @@ def _is_ready(original: Original, target: Path, report: Report) -> bool:
 
 
 def _install(original: Original, origin: Path, target: Path) -> None:
-  """Copies the raw file out of `origin` under the name `target`, if it is the published one."""
+  """Copies the raw file from `origin` to `target` if it is the published one."""
   unfinished = target.with_name(target.name + ".unfinished")
   try:
     with _open_raw(original, origin) as (blocks, size):
-      check_original(original, size, original.sha256, origin)  # the size alone: wrong files are refused before copying
+      check_original(original, size, original.sha256, origin)  # only the size, to refuse wrong files before copying
       sha256 = _copy(blocks, unfinished)
     check_original(original, unfinished.stat().st_size, sha256, origin)
     unfinished.replace(target)
@@ -90,7 +83,7 @@ def _install(original: Original, origin: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _open_raw(original: Original, origin: Path) -> Iterator[tuple[Iterable[bytes], int]]:
-  """The bytes of the file and how many they are, from TFDS records, a zip or the file itself."""
+  """(blocks, size) of the file, from TFDS records, a zip or the file itself."""
   if origin.is_dir():
     yield _read_records(original, origin), original.size
     return

@@ -10,30 +10,29 @@ from lattice_jax.data.builders.imagenet64 import Imagenet64Npz, check_zips
 from lattice_jax.data.builders.records import Records
 from lattice_jax.data.corpus import corpus_command, corpus_folder, is_corpus_ready
 from lattice_jax.data.corpus_writer import Recipe, write_corpus
-from lattice_jax.data.files import ImageSet
 from lattice_jax.data.photos import IMAGE_TOKENS
 from lattice_jax.data.prepare.download import fetch_original, require_space
 from lattice_jax.data.prepare.records import RecordSet, get_records
 from lattice_jax.data.progress import Report
+from lattice_jax.data.published import ImageSet
 from lattice_jax.data.source import Document
 
-# Pixels are on the disk twice: as records and, before, unpacked from the zips or, after, as tokens.
+# Pixels are on disk twice: as records, and either unpacked from the zips (before) or as tokens (after).
 _COPIES = 2.1
 
 
 def prepare_images(
     image_set: ImageSet, root: str | Path, report: Report, *, origin: Path | None = None, use_tfds: bool = False,
 ) -> Path:
-  """The folder of the corpus; zips, records and tokens that are there are not made again.
+  """The folder of the corpus. Zips, records and tokens that exist are not made again.
 
-  The first published training images, in the order of their records, are for training, the others for validation; the
-  published validation images are for testing. A document is an image: rows from the top, pixels from the left, red,
-  green and blue of each.
+  Of the published training images, in the order of their records, the first are for training and the others for
+  validation; the published validation images are for testing. A document is an image: rows from the top, pixels from
+  the left, then red, green and blue.
 
-  origin: a folder of the zips, or of prepared TFDS records. Without it the zips are downloaded.
+  origin: a folder of the zips or of prepared TFDS records. Without it, the zips are downloaded.
 
-  Raises:
-    ValueError: what was found is not the published set, or nothing could be fetched.
+  Raises ValueError if the files are not the published set, or the download fails.
   """
   data = DataConfig(source=image_set.name, path=str(root))
   if is_corpus_ready(data, report):
@@ -45,7 +44,7 @@ def prepare_images(
     "test": Records(records, "validation", _to_document)}
   folder = write_corpus(
     data, splits, Recipe(unit="dim", are_texts=False, official_words=None, origin=str(records)), report)
-  report(f"training needs {folder} only; the zips and records may go")
+  report(f"training needs only {folder}; the zips and records can be deleted")
   return folder
 
 

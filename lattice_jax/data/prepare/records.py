@@ -1,4 +1,4 @@
-"""Where the TFDS records of a data set come from: they are there, are given, or are made."""
+"""The TFDS records of a data set, which exist already, are given, or are made."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lattice_jax.data.progress import Report
 
 @dataclass(frozen=True)
 class RecordSet:
-  """What is needed to get records.
+  """How to get the records of a data set.
 
-  counts: records of each published split.
-  builder: ours, which makes them of the published files.
-  official: the name of TFDS's own, with its config.
+  counts: number of records in each published split.
+  builder: ours, which makes the records from the published files.
+  official: the name of TFDS's own builder, with its config.
   fetch: downloads the published files and returns their folder.
-  check: raises ValueError for a folder that does not hold the published files, or where the disk is too small for
-    what comes of them.
+  check: raises ValueError for a folder without the published files, or if the disk is too small for what is made of
+    them.
   """
 
   counts: dict[str, int]
@@ -32,9 +32,9 @@ class RecordSet:
 
 
 def get_records(wanted: RecordSet, data: DataConfig, report: Report, origin: Path | None, use_tfds: bool) -> Path:
-  """The folder of complete records, ours or official. See `prepare_books` for `origin`."""
+  """The folder of complete records, from our builder or TFDS's own. See `prepare_books` for `origin`."""
   if origin is not None and use_tfds:
-    raise ValueError("--tfds has TFDS download the data itself; leave out --tfds or --from.")
+    raise ValueError("with --tfds TFDS downloads the data itself; leave out --tfds or --from.")
   folder = _find_or_make(wanted, data, report, origin, use_tfds)
   check_prepared(folder, (wanted.builder.name, wanted.official.partition("/")[0]), wanted.counts)
   report(f"records of {data.source} are at {folder}")

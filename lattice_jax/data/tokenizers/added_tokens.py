@@ -1,4 +1,4 @@
-"""Tokens that a folder adds to those of its tokenizer, from every file that states some, with the ids they state."""
+"""The tokens that the files of a folder add to its tokenizer, with the ids that the files state."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from lattice_jax.data.tokenizers.sandbox import call_in_sandbox
 from lattice_jax.formats.safetensors_folder import read_json
 from lattice_jax.shown import reason_of, short_json
 
-# How the library finds a token in a text, where a file does not say.
+# How the library finds a token in a text if the file does not say.
 _FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 _MOST_IDS = 2**31
 
 
 def stated_tokens(path: Path, config: Mapping[str, Any], special: set[str]) -> list[dict[str, Any]]:
-  """What added_tokens_decoder of `config` and added_tokens.json state, by rising id, as a tokenizer.json says tokens.
+  """The tokens of `config`'s added_tokens_decoder and of added_tokens.json, by id, in the form of a tokenizer.json.
 
-  Raises:
-    ValueError: a token has two ids, an id two tokens, or something else stands where they should.
+  Raises ValueError if a token has two ids, an id has two tokens, or an entry has another form.
   """
   decoder, ids = config.get("added_tokens_decoder") or {}, optional_json(path / "added_tokens.json")
   if not isinstance(decoder, dict):
@@ -38,10 +37,9 @@ def stated_tokens(path: Path, config: Mapping[str, Any], special: set[str]) -> l
 
 
 def load_tokenizer(file: Path, added: Sequence[Mapping[str, Any]]) -> tokenizers.Tokenizer:
-  """The tokenizer.json with its own added tokens and those `added`, each under the id that is stated for it.
+  """The tokenizer of a tokenizer.json with its own added tokens and those in `added`, each with its stated id.
 
-  Raises:
-    ValueError: the library does not read it, a trial takes too long, or two statements contradict each other.
+  Raises ValueError if the library cannot read it, the trial takes too long, or two statements contradict each other.
   """
   content = read_json(file)
   own = content["added_tokens"] if "added_tokens" in content else []
@@ -49,12 +47,12 @@ def load_tokenizer(file: Path, added: Sequence[Mapping[str, Any]]) -> tokenizers
     raise ValueError(f"{file} says added_tokens={short_json(own)}; it must be a list of tokens with their ids.")
   own = [_of_decoder(str(token["id"]), token, file) for token in own]
   theirs = {token["content"]: token for token in added}
-  # how a token is found is said last by tokenizer_config.json
+  # tokenizer_config.json has the last word on how a token is found
   tokens = _agreed([*own, *added], file.parent)
   tokens = [theirs[token["content"]] if token["content"] in theirs else token for token in tokens]
   vocab = content["model"].get("vocab") if isinstance(content.get("model"), dict) else None
   if isinstance(vocab, dict):
-    # the library numbers added tokens anew, one after the other, but for those that the model has
+    # the library renumbers added tokens consecutively, except those in the model's vocabulary
     by_id = {id: piece for piece, id in vocab.items() if isinstance(id, int)}
     _agreed([
       *tokens, *({"content": by_id[token["id"]], "id": token["id"]} for token in tokens if token["id"] in by_id),
@@ -95,7 +93,7 @@ def _of_decoder(id: str, token: Any, path: Path) -> dict[str, Any]:
 
 
 def _agreed(tokens: Sequence[Mapping[str, Any]], path: Path) -> list[dict[str, Any]]:
-  """Each token once, by rising id."""
+  """Each token once, by id."""
   by_content: dict[str, dict[str, Any]] = {}
   by_id: dict[int, str] = {}
   for token in tokens:

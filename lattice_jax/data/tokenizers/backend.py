@@ -1,4 +1,4 @@
-"""How a pretrained model cuts text into pieces: the interface, and what the `tokenizers` library reads."""
+"""The tokenizer backend of a pretrained model: the interface, and the backend of the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from lattice_jax.shown import reason_of
 
 @runtime_checkable
 class Backend(Protocol):
-  """vocab_size: one more than the largest id. start_ids: what stands before a text."""
+  """vocab_size: one more than the largest id. start_ids: the ids before every text."""
 
   vocab_size: int
   start_ids: tuple[int, ...]
 
   def encode(self, text: str) -> list[int]:
-    """Special tokens that the text spells out become their ids, where the model has it so; nothing is added."""
+    """Adds no tokens. Special tokens that the text spells out become their ids if the model wants that."""
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Special tokens give nothing, and so do ids that no piece has: embeddings may have more rows than there are."""
+    """Special tokens give no text, nor do ids without a piece: embeddings may have more rows than pieces."""
 
   def id_of(self, token: str) -> int | None:
-    """None where there is no such token."""
+    """The id of a token, or None if there is no such token."""
 
   def save(self, folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """(the files that were written, what tokenizer_config.json must say of them for `transformers`)."""
+    """(names of the files written, entries of tokenizer_config.json with which `transformers` reads them)."""
 
 
 class FastBackend:
-  """`tokenizers`: what a tokenizer.json holds."""
+  """The `tokenizers` library, which reads tokenizer.json."""
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
-    """Raises ValueError where it has no tokens."""
+    """Raises ValueError if it has no tokens."""
     self.tokenizer = tokenizer
     ids = tokenizer.get_vocab(with_added_tokens=True).values()
     if not ids:
@@ -58,18 +58,18 @@ class FastBackend:
     self.tokenizer.save(str(folder / "tokenizer.json"))
     cutting = json.loads(self.tokenizer.to_str())["pre_tokenizer"] or {}
     facts = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": self.tokenizer.encode_special_tokens}
-    # where nothing is said, version 4 turns it off
+    # version 4 turns add_prefix_space off if nothing is said
     return ["tokenizer.json"], facts | {name: cutting[name] for name in ("add_prefix_space",) if name in cutting}
 
 
 def starts_with(token: str, id: int) -> processors.PostProcessor:
-  """Puts the token before a text."""
+  """Puts the token before every text."""
   return processors.TemplateProcessing(
     single=[token, "$A"], pair=[token, "$A", token, "$B"], special_tokens=[(token, id)])
 
 
 def _call(function: Callable[..., Any], *arguments: Any, **options: bool) -> Any:
-  """Raises ValueError where the library fails: an expression that takes too long is a panic, and no Exception."""
+  """Raises ValueError if the library fails. A regular expression that takes too long is a panic, not an Exception."""
   try:
     return function(*arguments, **options)
   except BaseException as error:

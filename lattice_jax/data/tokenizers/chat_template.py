@@ -1,4 +1,4 @@
-"""Chat templates: messages as the text that a model was trained to read, put by the Jinja program that it came with."""
+"""Chat templates: the Jinja program of a model turns messages into the text that it was trained to read."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ from lattice_jax.data.tokenizers.sandbox import call_in_sandbox
 def render(
   template: str, messages: Sequence[Mapping[str, Any]], special_tokens: Mapping[str, Any],
   tools: Sequence[Mapping[str, Any]] | None = None) -> str:
-  """The text up to where the model answers.
+  """The text up to where the model's answer begins.
 
-  The template sees what `transformers` gives it: messages, tools, documents, add_generation_prompt, and bos_token and
-  the like where the model has them. It runs in a sandbox, in a process of its own.
+  The template gets the variables of `transformers`: messages, tools, documents, add_generation_prompt, and those of
+  bos_token and the like that the model has. It runs in a sandbox, in a process of its own.
 
-  Raises:
-    ValueError: it fails; the message is the reason.
+  Raises ValueError if the template fails; the message is the reason.
   """
   variables = dict(special_tokens) | {
     "messages": list(messages), "tools": tools, "documents": None, "add_generation_prompt": True}
@@ -33,7 +32,7 @@ def render(
 
 
 def answer(request: Mapping[str, Any]) -> str:
-  """The child's side of `render`."""
+  """`render` in the child process."""
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
   environment.globals |= {"raise_exception": _refuse, "strftime_now": _strftime_now}
@@ -42,7 +41,7 @@ def answer(request: Mapping[str, Any]) -> str:
 
 
 class _Generation(jinja2.ext.Extension):
-  """{% generation %} … {% endgeneration %} mark what the model is trained to write, and change nothing in the text."""
+  """{% generation %} … {% endgeneration %} mark what the model is trained to write; the text is the same."""
 
   tags = frozenset({"generation"})
 
@@ -63,5 +62,5 @@ def _strftime_now(form: str) -> str:
 def _tojson(
   value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
   sort_keys: bool = False) -> str:
-  """Jinja's own filter escapes what HTML would read, which no model was trained on."""
+  """Jinja's own filter escapes for HTML, which no model was trained on."""
   return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,4 +1,4 @@
-"""Our tokenizers as the files that `transformers` reads."""
+"""Our tokenizers as files that `transformers` reads."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ _SPECIAL = ("<pad>", "<eos>", "<unk>")  # ids 0, 1, 2 of our own tokenizers
 
 
 def export_tokenizer(tokenizer: Tokenizer, data: DataConfig, folder: Path) -> list[str]:
-  """Writes the tokenizer into `folder`; the names of the files.
+  """Writes the tokenizer into `folder` and returns the names of the files.
 
-  A sentencepiece model is written as it is and as a tokenizer.json.
+  A sentencepiece model is written both unchanged and as a tokenizer.json.
 
-  Raises:
-    ValueError: the tokenizer is of a kind that `transformers` does not know.
+  Raises ValueError if `transformers` does not know this kind of tokenizer.
   """
   if isinstance(tokenizer, ByteTokenizer):
     tokenizer = PretrainedTokenizer("bytes", _bytes_as_pieces(), _roles(*_SPECIAL[:2]))
@@ -40,7 +39,7 @@ def export_tokenizer(tokenizer: Tokenizer, data: DataConfig, folder: Path) -> li
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-  """bos, eos and pad of config.json."""
+  """The bos, eos and pad ids of config.json."""
   if not isinstance(tokenizer, PretrainedTokenizer):
     return {"bos_token_id": tokenizer.eos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
   stops = list(tokenizer.stop_ids)
@@ -50,24 +49,24 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _roles(pad: str, eos: str) -> SpecialTokens:
-  """Ours read eos before a text, so it is their bos too; what is unknown is part of a text."""
+  """Our models read eos before a text, so it is also bos. The unknown token is ordinary text."""
   return SpecialTokens({"pad_token": pad, "bos_token": eos, "eos_token": eos})
 
 
 def _bytes_as_pieces() -> FastBackend:
-  """Byte-level BPE without merges: byte b is b + 3, and a text starts with eos."""
+  """Byte-level BPE without merges: byte b has id b + 3, and a text starts with eos."""
   vocab = {token: id for id, token in enumerate((*_SPECIAL, *_byte_names()))}
   tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   tokenizer.decoder = decoders.ByteLevel()
   tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in _SPECIAL])
   tokenizer.post_processor = starts_with(_SPECIAL[1], 1)
-  tokenizer.encode_special_tokens = True  # a text that spells one out is text
+  tokenizer.encode_special_tokens = True  # a special token that a text spells out is ordinary text
   return FastBackend(tokenizer)
 
 
 def _byte_names() -> list[str]:
-  """The character that byte-level BPE has for each byte: itself where it can be seen, else the next from 256 on."""
-  seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+  """Byte-level BPE's character for each byte: the byte itself if it is visible, else the next character from 256 on."""
+  visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
   others = iter(range(256, 512))
-  return [chr(byte) if byte in seen else chr(next(others)) for byte in range(256)]
+  return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""A tokenizer from the header of a GGUF file: byte-level BPE, which files call «gpt2», with some ways to cut text."""
+"""The byte-level BPE tokenizer in the header of a GGUF file, which calls it «gpt2», with some ways to split text."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from lattice_jax.data.tokenizers.backend import starts_with
 from lattice_jax.data.tokenizers.special_tokens import CONTROL, USER_DEFINED, header_flag, header_id
 from lattice_jax.formats.gguf_file import GGUFFile
 
-# Words with a character before them, {} digits at a time, punctuation with the line ends after it, white space.
+# Words with a preceding character, {} digits at a time, punctuation with the line ends after it, white space.
 _CUT = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
   r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-# Names of tokenizer.ggml.pre → how a text is cut before its pieces are merged.
+# Names of tokenizer.ggml.pre → how a text is split before its pieces are merged.
 CUTS = {
   "gpt-2": "gpt2", "smollm": "digits", "starcoder": "digits", "refact": "digits", "command-r": "digits",
   "llama-bpe": "llama3", "llama3": "llama3", "llama-v3": "llama3", "qwen2": "qwen2", "deepseek-r1-qwen": "qwen2"}
 
 
 def bpe_of_gguf(file: GGUFFile) -> tokenizers.Tokenizer:
-  """Raises ValueError where the file has no tokenizer, or one of another kind."""
+  """Raises ValueError if the file has no tokenizer or one of another kind."""
   fields = file.fields
   if "tokenizer.ggml.model" not in fields:
     raise ValueError(f"{file.path} holds no tokenizer, so the model cannot read or write text; use a file that does.")
   kind, cut = file.text("tokenizer.ggml.model"), file.text("tokenizer.ggml.pre")
   if kind != "gpt2" or cut not in CUTS:
     raise ValueError(
-      f"{file.path} has a tokenizer of kind {kind!r} that cuts text as {cut!r}; kind 'gpt2' with {', '.join(CUTS)} can "
-      "be read, and kind 'llama': use the model's safetensors with its tokenizer.json.")
+      f"{file.path} has a tokenizer of kind {kind!r} that splits text as {cut!r}; kind 'gpt2' with {', '.join(CUTS)} "
+      "can be read, and kind 'llama': use the model's safetensors with its tokenizer.json.")
   tokens, pairs = _lists(file)
   cut = CUTS[cut]
-  # of Llama 3: a whole piece that is a token is taken as it is
+  # in Llama 3 a whole piece that is a token is not built by merges
   model = models.BPE({token: id for id, token in enumerate(tokens)}, pairs, ignore_merges=cut == "llama3")
   tokenizer = tokenizers.Tokenizer(model)
   tokenizer.pre_tokenizer = _pre_tokenizer(cut)
@@ -43,7 +43,7 @@ def bpe_of_gguf(file: GGUFFile) -> tokenizers.Tokenizer:
     tokenizer.normalizer = normalizers.NFC()
   _add_whole_tokens(tokenizer, file, tokens)
   bos, says = header_id(file, "bos"), header_flag(file, "add_bos_token")
-  # with Llama 3 a text starts with bos, though files may not say so
+  # a text starts with bos in Llama 3, even if the file does not say so
   if bos is not None and (cut == "llama3" if says is None else says):
     tokenizer.post_processor = starts_with(tokens[bos], bos)
   return tokenizer
@@ -58,7 +58,7 @@ def _lists(file: GGUFFile) -> tuple[list[str], list[tuple[str, str]]]:
   pairs = [tuple(merge.split(" ")) for merge in merges]
   wrong = next((pair for pair in pairs if len(pair) != 2 or not known.issuperset((*pair, "".join(pair)))), None)
   if wrong is not None or len(known) != len(tokens):
-    problem = "a token twice" if wrong is None else f"the merge {' '.join(wrong)!r} of tokens that it has not"
+    problem = "a token twice" if wrong is None else f"the merge {' '.join(wrong)!r} of tokens that it does not have"
     raise ValueError(f"{file.path} holds a tokenizer with {problem}; get the file again.")
   return tokens, pairs
 
@@ -76,7 +76,7 @@ def _pre_tokenizer(cut: str) -> Any:
 
 
 def _add_whole_tokens(tokenizer: tokenizers.Tokenizer, file: GGUFFile, tokens: list[str]) -> None:
-  """Tokens that are found in a text before it is cut."""
+  """Adds the tokens that are found in a text before it is split."""
   types = file.fields.get("tokenizer.ggml.token_type")
   if not isinstance(types, np.ndarray) or len(types) != len(tokens):
     raise ValueError(f"{file.path} holds a tokenizer that does not say which tokens are special; get the file again.")

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of a pretrained model: tokenizer.json, or what a GGUF file's header says."""
+"""The tokenizer and chat template of a pretrained model, from the files of a folder or the header of a GGUF file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lattice_jax.data.files import decode_text
+from lattice_jax.data.published import decode_text
 from lattice_jax.data.tokenizers.added_tokens import load_tokenizer
 from lattice_jax.data.tokenizers.backend import Backend, FastBackend
 from lattice_jax.data.tokenizers.chat_template import render
@@ -23,21 +23,21 @@ from lattice_jax.data.tokenizers.special_tokens import (
 from lattice_jax.formats.gguf_file import GGUFFile
 
 _SEPARATOR = "<|endoftext|>"  # between documents, in models that put nothing at the start of a text
-# Of tokenizer_config.json where a model does not say otherwise: text as it is, and prompts padded where they start.
+# The defaults of tokenizer_config.json: text unchanged, and prompts padded at their start.
 _USUAL = {"clean_up_tokenization_spaces": False, "padding_side": "left"}
 
 
 class PretrainedTokenizer:
-  """A `data.tokenizers.Tokenizer` with the ids of the model. Special tokens that a text spells out become their ids.
+  """A `Tokenizer` with the ids of the model. Special tokens that a text spells out become their ids.
 
-  start_ids: the model's bos, or nothing. Where a document needs a first input, `eos_id` is the bos, or else the
-  separator of the documents that the model was trained on.
+  start_ids: the model's bos, or nothing. `eos_id`, the first input of every document, is the bos, or else the separator
+  between the documents that the model was trained on.
   """
 
   banned_ids = ()
 
   def __init__(self, name: str, pieces: Backend, special: SpecialTokens):
-    """Raises ValueError where bos or eos is a token that the pieces have not."""
+    """Raises ValueError if the backend lacks the token for bos or eos."""
     self.name = name
     self.pieces = pieces
     self._special = special
@@ -50,7 +50,7 @@ class PretrainedTokenizer:
     self.pad_id = self.eos_id if pad_id is None else pad_id
 
   def encode(self, raw: bytes) -> np.ndarray:
-    """Raises ValueError where the bytes are not UTF-8."""
+    """Raises ValueError if the bytes are not UTF-8."""
     text = decode_text(raw, "the text", "convert it")
     return np.array(self.pieces.encode(text), np.uint16 if self.vocab_size <= 2**16 else np.uint32)
 
@@ -58,9 +58,9 @@ class PretrainedTokenizer:
     return self.pieces.decode(np.asarray(ids).tolist()).encode("utf-8")
 
   def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-    """The messages as the model was trained to read them, up to where it answers.
+    """The messages as the model was trained to read them, up to where its answer begins.
 
-    Raises ValueError where the model has no template for them, or where it fails.
+    Raises ValueError if the model has no chat template, or if the template fails.
     """
     if self._special.template is None:
       raise ValueError(f"the model {self.name} has no chat template; give a plain prompt.")
@@ -70,7 +70,7 @@ class PretrainedTokenizer:
       raise ValueError(f"the chat template of {self.name} failed: {error}.") from error
 
   def save(self, folder: Path) -> list[str]:
-    """Writes the pieces and tokenizer_config.json as `transformers` reads them; the names of the files."""
+    """Writes the files that `transformers` reads, with tokenizer_config.json, and returns their names."""
     files, facts = self.pieces.save(folder)
     roles = {role: token for role, token in self._special.roles.items() if self._id(role) is not None}
     config = _USUAL | dict(self._special.config) | facts | roles | {
@@ -92,7 +92,7 @@ class PretrainedTokenizer:
 
 
 def read_pretrained_tokenizer(name: str, path: Path) -> PretrainedTokenizer:
-  """The tokenizer of a folder or GGUF file. Raises ValueError where it is missing or of a kind that is not known."""
+  """The tokenizer of a folder or GGUF file. Raises ValueError if it is missing or of an unknown kind."""
   if not path.is_dir():
     file = GGUFFile(path)
     is_sentencepiece = file.text("tokenizer.ggml.model") == "llama"
@@ -108,4 +108,5 @@ def read_pretrained_tokenizer(name: str, path: Path) -> PretrainedTokenizer:
   if (path / "tokenizer.model").is_file():
     return PretrainedTokenizer(name, sentencepiece_of_folder(path / "tokenizer.model", added, special.config), special)
   raise ValueError(
-    f"{path} holds no tokenizer.json and no tokenizer.model; the model cannot read or write text without: get one too.")
+    f"{path} holds neither tokenizer.json nor tokenizer.model, without which the model cannot read or write text; get "
+    "one of them too.")

@@ -1,4 +1,4 @@
-"""What strangers wrote, such as templates, is run in a process of its own that is bounded in time and memory."""
+"""Runs what strangers wrote, such as templates, in a process of its own with limits of time and memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any
 
 from lattice_jax.shown import reason_of
 
-SECONDS = 5  # of computing, so that a busy machine changes nothing
+SECONDS = 5  # of CPU time, so that a busy machine makes no difference
 MEMORY_BYTES = 2 << 30
-_WAITING_SECONDS = 120  # for a process that does not compute either
+_WAITING_SECONDS = 120  # for a process that uses no CPU time either
 _LONGEST_ANSWER = 16 << 20
 _ROOT = Path(__file__).resolve().parents[3]
 
 
 def call_in_sandbox(module: str, request: Any) -> Any:
-  """What `answer(request)` of lattice_jax.data.`module` gives; both are what JSON can say.
+  """The result of `answer(request)` in lattice_jax.data.tokenizers.`module`; request and result are JSON values.
 
-  Raises:
-    ValueError: it fails, ends its process, or asks for more than the limits; the message is the reason without a stop.
+  Raises ValueError if the call fails, ends its process, or exceeds a limit; the message is the reason without a full
+  stop.
   """
   path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-  # -P: a module here has the name of a library
+  # -P, because a module in the working folder could hide a library
   command = [sys.executable, "-P", "-m", __name__, module, str(SECONDS), str(MEMORY_BYTES)]
   too_long = f"it takes more than {SECONDS} seconds"
   try:
@@ -41,7 +41,7 @@ def call_in_sandbox(module: str, request: Any) -> Any:
   if -done.returncode == signal.SIGXCPU:
     raise ValueError(too_long)
   if done.returncode:
-    raise ValueError(f"it makes the library that reads it break down (exit status {done.returncode})")
+    raise ValueError(f"it crashes the library that reads it (exit status {done.returncode})")
   outcome = json.loads(done.stdout)
   if "reason" in outcome:
     raise ValueError(outcome["reason"])
@@ -49,7 +49,7 @@ def call_in_sandbox(module: str, request: Any) -> Any:
 
 
 def _serve(module: str, seconds: int, memory_bytes: int) -> None:
-  """The child's side: one request from standard input, one answer to standard output."""
+  """The child process: reads a request from standard input and writes the answer to standard output."""
   request = json.load(sys.stdin.buffer)
   answer = importlib.import_module(f"lattice_jax.data.tokenizers.{module}").answer
   for kind, amount in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory_bytes)):
@@ -61,17 +61,17 @@ def _serve(module: str, seconds: int, memory_bytes: int) -> None:
   except MemoryError:
     outcome = {"reason": f"it takes more than {memory_bytes:,} bytes of memory"}
   except RecursionError:
-    outcome = {"reason": "it nests without end"}
-  # a panic of a native library is no Exception
+    outcome = {"reason": "its recursion does not end"}
+  # a panic in a native library is not an Exception
   except BaseException as error:
     outcome = {"reason": reason_of(error)}
   json.dump(outcome, sys.stdout)
 
 
 def _limit(kind: int, amount: int) -> None:
-  """At most the amount, or less where less is allowed already."""
+  """Sets a limit, unless a lower one holds already."""
   _, most = resource.getrlimit(kind)
-  with contextlib.suppress(ValueError):  # macOS has no limit of memory
+  with contextlib.suppress(ValueError):  # macOS cannot limit memory
     resource.setrlimit(kind, (amount if most == resource.RLIM_INFINITY else min(amount, most), most))
 
 

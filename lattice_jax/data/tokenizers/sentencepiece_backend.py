@@ -1,4 +1,4 @@
-"""Sentencepiece models of pretrained models, from a file of their own or from the header of a GGUF file."""
+"""The sentencepiece models of pretrained models, from a tokenizer.model or from the header of a GGUF file."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from lattice_jax.data.tokenizers.special_tokens import (
 from lattice_jax.formats.gguf_file import GGUFFile
 from lattice_jax.shown import reason_of, short_json
 
-_NORMAL, _BYTE = 1, 6  # the first and the last kind of a piece, in both formats
+_NORMAL, _BYTE = 1, 6  # the first and the last type of a piece, in both formats
 
 
 class SentencePieceBackend:
-  """A sentencepiece model. The library knows no special tokens in a text, so the text is cut at them before.
+  """A sentencepiece model. The library finds no special tokens in a text, so the text is split at them first.
 
-  Each part between them is a text of its own, with a space in front where the model adds one, as in llama.cpp.
+  Each part between them is a text of its own, before which the model may add a space, as in llama.cpp.
   """
 
   def __init__(self, model: proto.ModelProto, start_ids: tuple[int, ...], *, finds_special: bool = True):
     """finds_special: whether a text can spell out special tokens.
 
-    Raises ValueError where the library finds the model contradictory; the message is the reason.
+    Raises ValueError if the library refuses the model; the message is the reason.
     """
     self.model = model
     raw = model.SerializeToString()
@@ -57,7 +57,7 @@ class SentencePieceBackend:
   def encode(self, text: str) -> list[int]:
     parts = self._control.split(text) if self._control else [text]
     ids = []
-    for index, part in enumerate(parts):  # every second one is a special token
+    for index, part in enumerate(parts):  # every second part is a special token
       ids += [self._processor.piece_to_id(part)] if index % 2 else self._processor.encode(part)
     return ids
 
@@ -69,7 +69,7 @@ class SentencePieceBackend:
     return id if self._processor.id_to_piece(id) == token else None
 
   def save(self, folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """Both as it is and as a tokenizer.json, because `transformers` is not of one mind about what the former means."""
+    """Writes it unchanged and as a tokenizer.json, as versions of `transformers` differ in what the former means."""
     files, facts = as_fast_tokenizer(
       self.model, self.start_ids, finds_special=self._finds_special).save(folder)
     (folder / "tokenizer.model").write_bytes(self.model.SerializeToString())
@@ -78,12 +78,11 @@ class SentencePieceBackend:
 
 def sentencepiece_of_folder(
     file: Path, added: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> SentencePieceBackend:
-  """A tokenizer.model with the tokens that other files of its folder add behind its own.
+  """A tokenizer.model, extended by the tokens that other files of its folder add.
 
-  A text starts with bos where tokenizer_config.json does not say otherwise.
+  A text starts with bos unless tokenizer_config.json says otherwise.
 
-  Raises:
-    ValueError: the file is damaged, or does not fit what is added.
+  Raises ValueError if the file is damaged, or the added tokens do not fit it.
   """
   try:
     model = proto.ModelProto.FromString(file.read_bytes())
@@ -106,10 +105,9 @@ def sentencepiece_of_folder(
 
 
 def sentencepiece_of_gguf(file: GGUFFile) -> SentencePieceBackend:
-  """The sentencepiece model that a GGUF file, which calls it «llama», holds piece by piece.
+  """The sentencepiece model of a GGUF file, which calls it «llama» and lists its pieces.
 
-  Raises:
-    ValueError: the header contradicts itself.
+  Raises ValueError if the header contradicts itself.
   """
   tokens = header_tokens(file)
   scores, types = (file.fields.get(f"tokenizer.ggml.{name}") for name in ("scores", "token_type"))
@@ -145,6 +143,6 @@ def _start_ids(model: proto.ModelProto, adds_bos: bool) -> tuple[int, ...]:
 
 
 def _flag(file: GGUFFile, name: str, usual: bool) -> bool:
-  """What the header says; files of this kind leave out what is usual."""
+  """The header's flag; files of this kind leave out usual ones."""
   says = header_flag(file, name)
   return usual if says is None else says

@@ -1,4 +1,4 @@
-"""A sentencepiece BPE model as a tokenizer.json: the same ids by another library."""
+"""Converts a sentencepiece BPE model to a tokenizer.json, with which another library gives the same ids."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers
 from lattice_jax.data.tokenizers.backend import FastBackend, starts_with
 from lattice_jax.data.tokenizers.special_tokens import CONTROL, USER_DEFINED
 
-_SPACE = "▁"  # sentencepiece's letter for a space
+_SPACE = "▁"  # sentencepiece's character for a space
 _NORMAL = 1
-_UNKNOWN_TEXT = " \u2047 "  # what sentencepiece reads an unknown piece as
+_UNKNOWN_TEXT = " \u2047 "  # what sentencepiece decodes an unknown piece to
 
 
 def as_fast_tokenizer(model: proto.ModelProto, start_ids: Sequence[int], *, finds_special: bool) -> FastBackend:
-  """The pieces for the `tokenizers` library, with `start_ids`, one or none, before a text.
+  """The model for the `tokenizers` library, with `start_ids`, at most one, before every text.
 
   finds_special: whether a text can spell out special tokens.
 
-  Two kinds of text differ: one that is nothing but a user-defined piece, which gets no space in front; and, where the
-  model has rules of normalisation, a letter that is replaced and bears combining marks, which are lost.
+  Two kinds of text give other ids: a text that is only a user-defined piece gets no space in front; and if the model
+  normalises text, a letter that it replaces loses its combining marks.
 
-  Raises:
-    ValueError: the model is of another kind, or its scores leave open which pieces are merged first.
+  Raises ValueError if the model is of another kind, or its scores do not determine which pieces are merged first.
   """
   trainer, normalizer = model.trainer_spec, model.normalizer_spec
   if trainer.model_type != trainer.BPE or trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
@@ -42,7 +41,7 @@ def as_fast_tokenizer(model: proto.ModelProto, start_ids: Sequence[int], *, find
   steps += [decoders.Strip(" ", 1, 0)] if normalizer.add_dummy_prefix else []
   steps += [decoders.Replace(unknown, _UNKNOWN_TEXT)] if unknown else []
   tokenizer.decoder = decoders.Sequence(steps)
-  # a text is cut at control tokens before it is normalised, and at user-defined ones after
+  # a text is split at control tokens before normalisation, and at user-defined ones after it
   control = [piece.piece for piece in model.pieces if piece.type == CONTROL and piece.piece]
   tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
   tokenizer.add_tokens([AddedToken(unknown, normalized=False)] if unknown and finds_special else [])
@@ -54,7 +53,7 @@ def as_fast_tokenizer(model: proto.ModelProto, start_ids: Sequence[int], *, find
 
 
 def _merges(model: proto.ModelProto) -> list[tuple[str, str]]:
-  """Every way to put a piece together of two, best score first."""
+  """Every way to merge two pieces into one, best score first."""
   scores = {piece.piece: piece.score for piece in model.pieces if piece.type == _NORMAL}
   pairs = [
     (piece[:cut], piece[cut:]) for piece in scores for cut in range(1, len(piece))
@@ -62,7 +61,7 @@ def _merges(model: proto.ModelProto) -> list[tuple[str, str]]:
   shared = Counter(scores[piece] for piece in {"".join(pair) for pair in pairs})
   if any(number > 1 for number in shared.values()):
     raise ValueError(
-      "a sentencepiece model whose pieces share scores cannot be exported: which are merged first depends on the text; "
+      "a sentencepiece model whose pieces share scores cannot be exported: the text decides which are merged first; "
       "keep its tokenizer.model.")
   return sorted(pairs, key=lambda pair: -scores["".join(pair)])
 
@@ -74,7 +73,7 @@ def _normalizer(rules: proto.NormalizerSpec, whole: Sequence[str]) -> normalizer
   if rules.add_dummy_prefix:
     steps.append(normalizers.Prepend(_SPACE))
   if rules.add_dummy_prefix and whole:
-    # user-defined tokens are looked for as they are normalised, and have no space in front
+    # user-defined tokens are searched for in normalised text, without a space in front
     alone = "|".join(map(re.escape, whole))
     steps.append(normalizers.Replace(Regex(f"^{_SPACE}(?=(?:{alone})\\z)"), ""))
   return normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])

@@ -1,4 +1,4 @@
-"""What the files of a pretrained model say of tokens that are no text: which there are, and what they are for."""
+"""The special tokens of a pretrained model and their roles, as its files state them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from lattice_jax.shown import short_json
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA = "additional_special_tokens"
-_EXTRA_5 = "extra_special_tokens"  # its name in version 5; in version 4 an object of tokens with roles of their own
-# Of tokenizer_config.json: said in other words by an export, or naming code that is not read.
+_EXTRA_5 = "extra_special_tokens"  # the name in version 5; in version 4 an object of tokens with other roles
+# Keys of tokenizer_config.json that an export writes in another form, or that name code, which is not read.
 _NOT_HANDED_ON = (*ROLES, EXTRA, "added_tokens_decoder", "chat_template", "auto_map")
 _ENDS_IN_HEADER = ("eos", "eot", "eom")
-# Whatever a header names besides, models end a turn, a message or a document with these.
+# Models end a turn, a message or a document with these, whatever else a header names.
 _WELL_KNOWN_ENDS = (
   "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>",
   "<end_of_utterance>", "<EOT>", "▁<EOT>")
 _HEADER_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-_NONE = (-1, 2**32 - 1)  # ids by which headers say that there is no such token
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of a piece that are found in a text before it is cut
+_NONE = (-1, 2**32 - 1)  # ids that mean «no such token» in headers
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of pieces that are found in a text before it is split
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-  """roles: the token of bos_token, eos_token and so on, of those that there are. extra: special ones without a role.
+  """roles: the tokens of those of bos_token, eos_token … that exist. extra: special tokens without a role.
 
-  stops: ids that end an answer, besides eos. template: Jinja, or None. config: what else `transformers` reads in
-  tokenizer_config.json.
+  stops: ids besides eos that end an answer. template: Jinja, or None. config: the other entries of
+  tokenizer_config.json that `transformers` reads.
   """
 
   roles: Mapping[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class SpecialTokens:
 
   @property
   def splits_special(self) -> bool:
-    """Whether a special token that a text spells out is text."""
+    """Whether a special token that a text spells out is ordinary text."""
     return self.config.get("split_special_tokens") is True
 
   def for_template(self) -> dict[str, Any]:
@@ -52,12 +52,11 @@ class SpecialTokens:
 
 
 def folder_special_tokens(path: Path) -> tuple[SpecialTokens, list[dict[str, Any]]]:
-  """(what the folder's files say, the tokens that they add to those of the tokenizer itself, by rising id).
+  """(special tokens of a folder's files, the tokens that they add to the tokenizer, by id).
 
-  An added token is an object as in the added_tokens of a tokenizer.json.
+  An added token is an object, as in the added_tokens of a tokenizer.json.
 
-  Raises:
-    ValueError: a file is damaged, or two files contradict each other.
+  Raises ValueError if a file is damaged, or two files contradict each other.
   """
   config, tokens_map = optional_json(path / "tokenizer_config.json"), optional_json(path / "special_tokens_map.json")
   roles = {}
@@ -81,7 +80,7 @@ def folder_special_tokens(path: Path) -> tuple[SpecialTokens, list[dict[str, Any
 
 
 def header_special_tokens(file: GGUFFile) -> SpecialTokens:
-  """What the header of a GGUF file says. Raises ValueError where it is not as such headers are."""
+  """The special tokens of a GGUF file's header. Raises ValueError if the header is malformed."""
   tokens, types = header_tokens(file), file.fields.get("tokenizer.ggml.token_type")
   ids = {name: header_id(file, name) for name in (*_HEADER_ROLES.values(), *_ENDS_IN_HEADER)}
   roles = {role: tokens[ids[name]] for role, name in _HEADER_ROLES.items() if ids[name] is not None}
@@ -100,7 +99,7 @@ def header_tokens(file: GGUFFile) -> list[str]:
 
 
 def header_id(file: GGUFFile, name: str) -> int | None:
-  """The id that a header gives such a role; None where it has none."""
+  """The id of a role in the header, or None if there is none."""
   id, num_tokens = file.fields.get(f"tokenizer.ggml.{name}_token_id"), len(header_tokens(file))
   if id is None or (isinstance(id, int) and id in _NONE):
     return None
@@ -119,7 +118,7 @@ def header_flag(file: GGUFFile, name: str) -> bool | None:
 
 
 def _text(token: Any, name: str, path: Path) -> str | None:
-  """Files say a token as a string, or as an object with `content`."""
+  """The text of a token, which files write as a string or as an object with `content`."""
   text = token.get("content") if isinstance(token, dict) else token
   if text is not None and not isinstance(text, str):
     raise ValueError(f"{path} says {name}={short_json(token)}; it must be a text, or an object whose content is one.")
@@ -135,7 +134,7 @@ def _extra(config: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def _folder_stops(path: Path) -> tuple[int, ...]:
-  """Every id that a file names: generation_config.json mostly says more, and either may be missing."""
+  """All ids in either file: generation_config.json mostly has more of them, and each file may be missing."""
   stops = []
   for file in ("generation_config.json", "config.json"):
     said = optional_json(path / file).get("eos_token_id")
@@ -147,13 +146,13 @@ def _folder_stops(path: Path) -> tuple[int, ...]:
 
 
 def _template(path: Path, config: Mapping[str, Any]) -> str | None:
-  """A file of its own, which comes first, or a string, or a list of named ones, whose «default» is taken."""
+  """The template: a file of its own has precedence over a string, or a list with one named «default»."""
   file = path / "chat_template.jinja"
   if file.exists():
     try:
       return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-      raise ValueError(f"{file} is no text in UTF-8; get it again.") from error
+      raise ValueError(f"{file} is not text in UTF-8; get it again.") from error
   template = config.get("chat_template")
   if isinstance(template, list):
     named = {

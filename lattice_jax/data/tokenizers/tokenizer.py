@@ -1,4 +1,4 @@
-"""From raw bytes to token ids and back."""
+"""Tokenizers: raw bytes to token ids and back."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import sentencepiece
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import SAMPLES, decode_text, prepare_command, read_sample, sample_files, sha256_once
 from lattice_jax.data.own_texts import is_own_text, read_own_texts, texts_folder
+from lattice_jax.data.published import SAMPLES, decode_text, prepare_command, read_sample, sample_files, sha256_once
 from lattice_jax.data.tokenizers.train_bpe import SETTINGS, parse_name, train_bpe
 from lattice_jax.formats.locate import find_pretrained
 
@@ -22,10 +22,10 @@ PRETRAINED = "pretrained:"  # before the name, folder or .gguf file of a model w
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What the rest of the code asks of a tokenizer.
+  """The interface of a tokenizer.
 
-  eos_id: the first input of every document and sequence. start_ids: what the model reads before a prompt.
-  stop_ids: end what it writes. banned_ids: it never writes them.
+  eos_id: the first input of every document and sequence. start_ids: read before a prompt.
+  stop_ids: end a generated text. banned_ids: never generated.
   """
 
   name: str
@@ -40,14 +40,14 @@ class Tokenizer(Protocol):
     """Token ids of the smallest unsigned type that holds the vocabulary; no eos is added."""
 
   def decode(self, ids: np.ndarray) -> bytes:
-    """The raw bytes; special ids give none, nor do ids that no token has: a model may have more rows than tokens."""
+    """The raw bytes. Special ids give none, nor do ids without a token: a model may have more rows than tokens."""
 
   def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-    """The text by which a model is asked to answer messages of {"role", "content"}."""
+    """The prompt that asks a model to answer messages of {"role", "content"}."""
 
 
 class OwnTokenizer:
-  """What tokenizers of models that are trained here share: ids 0 pad, 1 eos, 2 unknown."""
+  """What the tokenizers of models trained here share: the ids 0 pad, 1 eos and 2 unknown."""
 
   name: str
   vocab_size: int
@@ -62,7 +62,7 @@ class OwnTokenizer:
     raise ValueError(f"a model with data.tokenizer={self.name} has no chat template; give a plain prompt.")
 
   def _known(self, ids: np.ndarray, first: int = 0) -> np.ndarray:
-    """Those that are ids of tokens from `first` on."""
+    """The ids of tokens from `first` on; others are left out."""
     ids = np.asarray(ids)
     return ids[(ids >= first) & (ids < self.vocab_size)]
 
@@ -82,7 +82,7 @@ class ByteTokenizer(OwnTokenizer):
 
 
 class SymbolTokenizer(OwnTokenizer):
-  """Numbers below N, for made-up tasks; as text, numbers between white space. Ids 0 pad, 1 eos; number n is n + 3."""
+  """Numbers below N, for synthetic tasks; as text, numbers between white space. Number n has id n + 3."""
 
   shift = 3
 
@@ -92,7 +92,7 @@ class SymbolTokenizer(OwnTokenizer):
     self.vocab_size = num_symbols + self.shift
 
   def encode(self, raw: bytes) -> np.ndarray:
-    """Raises ValueError where the bytes are not numbers below N."""
+    """Raises ValueError if the bytes are not numbers below N."""
     words = raw.split()
     wrong = [word for word in words if not word.isdigit() or int(word) >= self.num_symbols]
     if wrong:
@@ -120,12 +120,12 @@ class BPETokenizer(OwnTokenizer):
       raise ValueError(
         f"{model} holds {self.vocab_size} tokens, not the {wanted} of data.tokenizer={name}; remove it and train it "
         "again.")
-    self._newline = self._model.encode("\n")  # one token, or none where newlines are lost
+    self._newline = self._model.encode("\n")  # one token, or none if newlines are lost
 
   def encode(self, raw: bytes) -> np.ndarray:
-    """Raises ValueError where the bytes are not UTF-8."""
+    """Raises ValueError if the bytes are not UTF-8."""
     text = decode_text(raw, "the text", "convert it, or use data.tokenizer=bytes")
-    # No token reaches across a newline. Line by line is several times faster than a whole book, and uses all cores.
+    # No token spans a newline. Encoding line by line is several times faster than a whole book and uses all cores.
     ids = []
     for line_ids in self._model.encode(text.split("\n")):
       ids += self._newline
@@ -139,8 +139,7 @@ class BPETokenizer(OwnTokenizer):
 def get_tokenizer(data: DataConfig) -> Tokenizer:
   """The tokenizer that the config names.
 
-  Raises:
-    ValueError: the name is not known, or its model has not been trained.
+  Raises ValueError if the name is unknown, or the model has not been trained.
   """
   if data.tokenizer == "bytes":
     return ByteTokenizer()
@@ -159,7 +158,7 @@ def get_tokenizer(data: DataConfig) -> Tokenizer:
 
 
 def _train_on_own_texts(data: DataConfig, path: Path) -> None:
-  """Of several processes each may do it, to the same model: it is made apart and renamed."""
+  """Several processes may do this at once: each writes the same model to a file of its own and renames it."""
   texts = (raw.decode("utf-8") for _, raw in read_own_texts(data, "train"))
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +174,7 @@ def _train_on_own_texts(data: DataConfig, path: Path) -> None:
 
 @functools.lru_cache(maxsize=4)
 def _pretrained(name: str) -> Tokenizer:
-  # imported here, because all other runs do without the libraries that it needs
+  # imported here because no other run needs its libraries
   from lattice_jax.data.tokenizers.pretrained import read_pretrained_tokenizer
 
   return read_pretrained_tokenizer(name, find_pretrained(name.removeprefix(PRETRAINED)))
@@ -189,7 +188,7 @@ def _symbols(name: str) -> SymbolTokenizer:
 
 
 def model_path(data: DataConfig) -> Path:
-  """Where the trained model of a data set lies: shipped with the sample, or in the folder of prepared data."""
+  """Where the trained model for a data set lies: with the shipped sample, or in the folder of prepared data."""
   parse_name(data.tokenizer)
   name = f"{folder_name(data.tokenizer)}.model"
   if is_own_text(data.source):
@@ -201,7 +200,7 @@ def model_path(data: DataConfig) -> Path:
 
 
 def model_sha256(data: DataConfig) -> str:
-  """Of the model that was trained for the data; "" for a tokenizer that has none of its own."""
+  """The checksum of the model trained for the data; "" for a tokenizer without one."""
   return sha256_once(model_path(data)) if data.tokenizer.partition(":")[0] in SETTINGS else ""
 
 
@@ -212,6 +211,6 @@ def folder_name(tokenizer: str) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _load(name: str, path: Path, modified_ns: int) -> BPETokenizer:
-  del modified_ns  # part of the cache key: a model that changed is read again
+  del modified_ns  # part of the cache key, so that a changed model is read again
   return BPETokenizer(name, path)
 

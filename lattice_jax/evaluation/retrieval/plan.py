@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from lattice_jax.config import CacheConfig
 from lattice_jax.evaluation.caches import with_peers
 from lattice_jax.evaluation.retrieval.prompts import PromptSizes
-from lattice_jax.metrics import read_jsonl
+from lattice_jax.files import append_jsonl, read_jsonl
 
 
 @dataclass(frozen=True)
@@ -121,9 +120,7 @@ class AnswerFile:
     self._cut_partial_line()
 
   def add(self, answered: AnswerRecord) -> None:
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    with self.path.open("a", encoding="utf-8") as file:
-      file.write(json.dumps(dataclasses.asdict(answered)) + "\n")
+    append_jsonl(self.path, [dataclasses.asdict(answered)])
     self._lines.setdefault(answered.cell, []).append(answered)
 
   def has(self, plan: RetrievalPlan, sizes: PromptSizes, cache: str, trials: tuple[int, ...]) -> bool:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from lattice_jax.cache.convert import uncompressed
 from lattice_jax.cache.policy import make_policy
-from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.config import ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.cache_contents import kept_map, needle_kept, row_bytes, slots_in_use, write_map
-from lattice_jax.evaluation.reader import Reader, fork
 from lattice_jax.evaluation.retrieval.plan import AnswerFile, AnswerRecord, RetrievalPlan
 from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes, RetrievalPrompt
-from lattice_jax.inference.programs import Progress
+from lattice_jax.inference.session import Session, SessionState
+from lattice_jax.models.decoder import Decoder
+from lattice_jax.types import make_segment
 
 _CACHE_UNIT = 64  # the full cache has a multiple of so many slots
 
@@ -64,17 +69,16 @@ def run_plan(plan: RetrievalPlan, subject: Subject, folder: Path, *, report: Cal
         f"model was made for; use --lengths of at most {subject.context_len - answer_len:,}.")
     # an answer is read in one call, so caches that drop tokens need no room for more
     caches = {name: replace(cache, call_len=answer_len) for name, cache in caches.items()}
-    reader = Reader(
-      subject.model, subject.variables, list(caches.values()), batch=plan.batch,
-      length=-(-(length + answer_len) // _CACHE_UNIT) * _CACHE_UNIT)
+    model, max_len = uncompressed(subject.model, list(caches.values())), -(-(length + answer_len) // _CACHE_UNIT)
     for trials, cells in todo.items():
-      for sizes, progress in _read(reader, list(cells), trials, prompts):
+      haystack = Session(model, subject.variables, batch=plan.batch, max_len=max_len * _CACHE_UNIT)
+      for sizes, prompt in _read(haystack, list(cells), trials, prompts):
         rows = [prompts[sizes, trial] for trial in trials]
         for name in cells[sizes]:
-          compressed = reader.under(caches[name], progress)
+          session = prompt.compress(caches[name])
           if 0 in trials and sizes == plan.sizes_of(length)[0]:
-            write_map(folder, name, length, kept_map(compressed, length))
-          asked = _ask(reader, subject.tokenizer, caches[name], compressed, rows, plan.examples if 0 in trials else 0)
+            write_map(folder, name, length, kept_map(session.caches, length))
+          asked = _ask(session, subject.tokenizer, rows, plan.examples if 0 in trials else 0)
           answers.add(AnswerRecord(
             key=subject.key, task=plan.task, length=length, answer=sizes.answer, depth=sizes.depth, cache=name,
             seed=plan.seed, trials=trials, **asked))
@@ -97,36 +101,74 @@ def _prompt(plan: RetrievalPlan, subject: Subject, sizes: PromptSizes, trial: in
 
 
 def _read(
-  reader: Reader, cells: Sequence[PromptSizes], trials: tuple[int, ...],
+  session: Session, cells: Sequence[PromptSizes], trials: tuple[int, ...],
   prompts: dict[tuple[PromptSizes, int], RetrievalPrompt],
-) -> Iterator[tuple[PromptSizes, Progress]]:
+) -> Iterator[tuple[PromptSizes, Session]]:
   """Reads every prompt under the full cache; the haystack that prompts share is read once, in whole chunks."""
   shared = {sizes: min(prompts[sizes, trial].fork for trial in trials) for sizes in cells}
-  base, read = reader.start(), 0
+  read = 0
   for sizes in sorted(cells, key=lambda sizes: shared[sizes]):
     rows, place = [prompts[sizes, trial].tokens for trial in trials], shared[sizes]
-    place -= (place - read) % reader.chunk_len
+    place -= (place - read) % session.chunk_len
     if place > read:
-      base, read = reader.read(base, [row[read:place] for row in rows]), place
-    yield sizes, reader.read(fork(base), [row[read:] for row in rows])
+      session.read([row[read:place] for row in rows])
+      read = place
+    prompt = session.fork()
+    prompt.read([row[read:] for row in rows])
+    yield sizes, prompt
 
 
 def _ask(
-  reader: Reader, tokenizer: Tokenizer, cache: CacheConfig, progress: Progress, rows: Sequence[RetrievalPrompt],
-  examples: int,
-) -> dict[str, Any]:
-  """The fields of `AnswerRecord` that describe the answers under one cache. Takes over (donates) `progress`."""
+  session: Session, tokenizer: Tokenizer, rows: Sequence[RetrievalPrompt], examples: int) -> dict[str, Any]:
+  """The fields of `AnswerRecord` that describe the answers under the session's cache. Reads on if it has `examples`."""
+  cache = session.model.cache
   policy = make_policy(cache)
   padded = [np.pad(row.answer, (0, cache.call_len - len(row.answer))) for row in rows]
-  nll_BG, right_BG = reader.answer(cache, progress, padded)
+  nll_BG, right_BG = score_answers(session, padded)
   asked = {
     "right": [right_BG[index, :len(row.answer)].tolist() for index, row in enumerate(rows)],
     "nll": [nll_BG[index, :len(row.answer)].astype(float).round(4).tolist() for index, row in enumerate(rows)],
     "judged": [[bool(tokenizer.decode(row.answer[n:n + 1]).strip()) for n in range(len(row.answer))] for row in rows],
-    "kept": slots_in_use(progress), "per_partition": 0 if policy.is_online else policy.keep,
-    "needle_kept": np.round(needle_kept(progress, [row.needle for row in rows]), 4).tolist(),
-    "cache_bytes": row_bytes(progress), "written": []}
+    "kept": slots_in_use(session.caches), "per_partition": 0 if policy.is_online else policy.keep,
+    "needle_kept": np.round(needle_kept(session.caches, [row.needle for row in rows]), 4).tolist(),
+    "cache_bytes": row_bytes(session.caches), "written": []}
   if examples:
-    ids_BT = reader.write(cache, progress, max(len(row.answer) for row in rows))
+    ids_BT = write_greedily(session, max(len(row.answer) for row in rows))
     asked["written"] = [tokenizer.decode(ids_T).decode(errors="replace") for ids_T in ids_BT[:min(examples, len(rows))]]
   return asked
+
+
+def score_answers(session: Session, answers: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  """(nats, whether it is the most likely) of each token of equally long answers; the session does not read them."""
+  answers_BG = np.stack([*answers, *[answers[-1]] * (session.batch - len(answers))])
+  nll_BG, right_BG = _score(session.model, session.variables, session.put(answers_BG), session.state)
+  return np.asarray(nll_BG)[:len(answers)], np.asarray(right_BG)[:len(answers)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+  model: ModelConfig, variables: Any, answers_BG: jax.Array, state: SessionState) -> tuple[jax.Array, jax.Array]:
+  decoder, length = Decoder(model), answers_BG.shape[1] - 1
+  logits_BGA = state.logits_BA[:, None]
+  if length:
+    position_BT = state.position_B[:, None] + jnp.arange(length, dtype=jnp.int32)
+    output = decoder.apply(variables, answers_BG[:, :-1], state.memory, make_segment(position_BT))
+    rest_BTA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)
+    logits_BGA = jnp.concatenate([logits_BGA, rest_BTA], axis=1)
+  log_probability_BGA = jax.nn.log_softmax(logits_BGA)
+  nll_BG = -jnp.take_along_axis(log_probability_BGA, answers_BG[..., None], axis=-1)[..., 0]
+  return nll_BG, logits_BGA.argmax(-1) == answers_BG
+
+
+def write_greedily(session: Session, length: int) -> np.ndarray:
+  """What the model itself writes: ids [batch, length]."""
+  tokens = []
+  for _ in range(length):
+    tokens.append(_likeliest(session.state.logits_BA))
+    session.step(tokens[-1])
+  return np.stack([np.asarray(token_B) for token_B in tokens], axis=1)
+
+
+@jax.jit
+def _likeliest(logits_BA: jax.Array) -> jax.Array:
+  return logits_BA.argmax(-1).astype(jnp.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from lattice_jax.evaluation.bootstrap import interval_of_mean
 from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.evaluation.retrieval.plan import AnswerRecord
+from lattice_jax.files import to_jsonl
 from lattice_jax.markdown import markdown_table
 
 FULL = "full"
@@ -78,7 +78,7 @@ def write_summary(folder: Path, task: str, lines: Sequence[AnswerRecord]) -> lis
   overall, cells = summarize(lines, by_depth=False), summarize(lines, by_depth=True)
   texts = {
     "report.md": format_table(overall, task),
-    "table.jsonl": "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in [*overall, *cells]),
+    "table.jsonl": to_jsonl(dataclasses.asdict(row) for row in [*overall, *cells]),
     "examples.md": format_examples(lines, task)}
   for name, text in texts.items():
     write_text(folder / name, text)

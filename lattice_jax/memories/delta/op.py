@@ -7,19 +7,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.decay.chunk import cumulate, pair_scores, read, read_before, write
 from lattice_jax.ops.decay.state import MatrixState, empty_state
 from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
 from lattice_jax.ops.documents import document_after
 from lattice_jax.ops.triangular import inverse_unit_lower
 
-__all__ = ["MatrixState", "delta", "empty_state"]
+__all__ = ["MatrixState", "delta", "empty_state", "gated_delta"]
 
 
 def delta(
   q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
-  decay: Float[Array, "B T H _"] | None, state: MatrixState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *,
-  chunk_len: int, impl: str = "auto",
+  decay: Float[Array, "B T H _"] | None = None, state: MatrixState | None = None, ids: Int[Array, "B T"] | None = None,
+  valid: Bool[Array, "B T"] | None = None, *, chunk_len: int = 16, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], MatrixState]:
   """Multiplies the memory S by the token's decay, takes a gradient step on ½‖Sᵀk − v‖², and reads it with q.
 
@@ -27,14 +28,17 @@ def delta(
     q, k: queries and keys; k of length one, where a step of one makes Sᵀk equal v.
     step: size β of the step, in [0, 1]; up to 2 is stable with keys of length at most one.
     decay: in [0, 1], one factor a head (Gated DeltaNet) or one a key channel. None is one throughout (DeltaNet).
-    state: what came before; `empty_state` makes the first.
+    state: what came before; None starts without tokens.
     ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
+      None: one document, all valid.
     chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
     impl: "reference" is the definition, token by token.
 
   Returns:
     Output in the state's dtype and the next state.
   """
+  state, ids, valid = complete_call(
+    "delta", state, ids, valid, like=q, empty=lambda: empty_state(len(q), *q.shape[2:], v.shape[-1]))
   chosen = choose_impl("delta", impl, pallas_reason="there is no Pallas kernel for it yet")
   decay, inputs = encode_documents((q, k, v, step[..., None]), decay, ids, valid, state.document_B)
   if chosen == "reference":
@@ -42,6 +46,9 @@ def delta(
   else:
     out_BTHV, memory_BHKV = by_chunk(_chunk, decay, inputs, state.memory_BHKV, chunk_len)
   return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
+
+
+gated_delta = delta  # what users of the library look for where the memory decays
 
 
 def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.decay.chunk import cumulate, read, write
 from lattice_jax.ops.decay.state import MatrixState, empty_state
 from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
@@ -17,8 +18,8 @@ __all__ = ["MatrixState", "empty_state", "gated_linear"]
 
 def gated_linear(
   q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"],
-  decay: Float[Array, "B T H _"] | None, state: MatrixState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *,
-  chunk_len: int, impl: str = "auto",
+  decay: Float[Array, "B T H _"] | None = None, state: MatrixState | None = None, ids: Int[Array, "B T"] | None = None,
+  valid: Bool[Array, "B T"] | None = None, *, chunk_len: int = 16, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], MatrixState]:
   """Multiplies the memory by the token's decay, adds k vᵀ to it, and reads it with q.
 
@@ -26,14 +27,17 @@ def gated_linear(
     q, k: queries and keys, already scaled.
     decay: in [0, 1]; one factor a head (linear attention with scalar decay, Mamba-2), or one a key channel (GLA). None
       is one throughout (linear attention).
-    state: what came before.
+    state: what came before; None starts without tokens.
     ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
+      None: one document, all valid.
     chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
     impl: "reference" is the definition, token by token.
 
   Returns:
     Output in the state's dtype and the next state.
   """
+  state, ids, valid = complete_call(
+    "gated_linear", state, ids, valid, like=q, empty=lambda: empty_state(len(q), *q.shape[2:], v.shape[-1]))
   chosen = choose_impl("gated_linear", impl, pallas_reason="there is no Pallas kernel for it yet")
   decay, inputs = encode_documents((q, k, v), decay, ids, valid, state.document_B)
   if chosen == "reference":

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.decay.chunk import cumulate, read, write
 from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
 from lattice_jax.ops.documents import EMPTY, document_after
@@ -38,8 +39,8 @@ def empty_state(
 
 def gated_slots(
   q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"], share: Float[Array, "B T H M"],
-  decay: Float[Array, "B T H M"], state: SlotState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *,
-  chunk_len: int, impl: str = "auto",
+  decay: Float[Array, "B T H M"], state: SlotState | None = None, ids: Int[Array, "B T"] | None = None,
+  valid: Bool[Array, "B T"] | None = None, *, chunk_len: int = 16, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], SlotState]:
   """Multiplies every slot by its decay, adds its share of key and value, and attends with q to the slots.
 
@@ -47,14 +48,18 @@ def gated_slots(
     q, k: queries and keys, already scaled.
     share: of the token that a slot takes; 1 − decay makes slots averages.
     decay: of every slot, in [0, 1].
-    state: what came before.
+    state: what came before; None starts without tokens.
     ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
+      None: one document, all valid.
     chunk_len: tokens taken at a time; a matter of cost alone: C² M numbers a chunk and head.
     impl: "reference" is the definition, token by token.
 
   Returns:
     Output in the state's dtype and the next state.
   """
+  state, ids, valid = complete_call(
+    "gated_slots", state, ids, valid, like=q,
+    empty=lambda: empty_state(len(q), q.shape[2], share.shape[-1], q.shape[-1], v.shape[-1]))
   chosen = choose_impl("gated_slots", impl, pallas_reason="there is no Pallas kernel for it yet")
   decay, inputs = encode_documents((q, k, v, share), decay, ids, valid, state.document_B)
   slots = state.key_BHMK, state.value_BHMV

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.memories.lattice.config import LatticeConfig
+from lattice_jax.memories.lattice.config import LatticeConfig, check
 from lattice_jax.memories.lattice.op import Form, LatticeState, Rounds, Rule, empty_state, incoming, lattice_with_rounds
 from lattice_jax.memories.lattice.sphere import TINY
 from lattice_jax.memories.recurrent import RecurrentMemory, l2_normalize
@@ -26,6 +26,9 @@ class Lattice(RecurrentMemory):
   @property
   def key_dim(self) -> int:
     return self.config.slots
+
+  def check(self) -> None:
+    check(self.config)
 
   def empty(self, batch: int) -> LatticeState:
     config = self.config

@@ -18,6 +18,7 @@ from lattice_jax.memories.lattice.scan import lattice_scan
 from lattice_jax.memories.lattice.sphere import unit
 from lattice_jax.memories.lattice.state import LatticeSlots, LatticeState, OpenChunk, empty_state
 from lattice_jax.memories.lattice.tokens import Tokens, mask
+from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.chunk_grid import make_chunk_grid
 from lattice_jax.ops.documents import document_after, document_starts, select
 
@@ -33,8 +34,9 @@ FORGET_FLOOR = 1e-2
 
 def lattice(
   q: Float[Array, "B T H M"], k: Float[Array, "B T H M"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
-  forget: Float[Array, "B T H"] | None, start: Float[Array, "H M V"], state: LatticeState, ids: Int[Array, "B T"],
-  valid: Bool[Array, "B T"], *, rule: Rule, form: Form | None = None, impl: str = "auto",
+  forget: Float[Array, "B T H"] | None, start: Float[Array, "H M V"], state: LatticeState | None = None,
+  ids: Int[Array, "B T"] | None = None, valid: Bool[Array, "B T"] | None = None, *, rule: Rule | None = None,
+  form: Form | None = None, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], LatticeState]:
   """Writes every token into the slots of its document by one step on `rule.objective`, then reads them with q.
 
@@ -45,8 +47,10 @@ def lattice(
     forget: factor α in (0, 1] on the slots before the step, at least 0.01; None is one. Where the state is retracted,
       it has the effect of a step of η/α.
     start: slots of a document before its first token; their directions, that is.
-    state: what came before.
+    state: what came before; None starts without tokens.
     ids, valid: document of each token; `tokens.mask` makes invalid tokens (a suffix) leave the state alone.
+      None: one document, all valid.
+    rule: `Rule()` by default, one step on the decoding objective, after which slots have length one again.
     form: how it is computed; approximate forms define what is computed, and `state` must be made for the same form.
       `Form()` by default, the exact scan.
     impl: "reference" is the definition, token by token; "pallas" has kernels for form "scan" of retracted slots.
@@ -59,11 +63,14 @@ def lattice(
 
 def lattice_with_rounds(
   q: Float[Array, "B T H M"], k: Float[Array, "B T H M"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
-  forget: Float[Array, "B T H"] | None, start: Float[Array, "H M V"], state: LatticeState, ids: Int[Array, "B T"],
-  valid: Bool[Array, "B T"], *, rule: Rule, form: Form | None = None, impl: str = "auto",
+  forget: Float[Array, "B T H"] | None, start: Float[Array, "H M V"], state: LatticeState | None = None,
+  ids: Int[Array, "B T"] | None = None, valid: Bool[Array, "B T"] | None = None, *, rule: Rule | None = None,
+  form: Form | None = None, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], LatticeState, Rounds | None]:
   """As `lattice`, and how the rounds of form "parallel" went; None where there are none."""
-  form, rounds = form or Form(), None
+  rule, form, rounds = rule or Rule(), form or Form(), None
+  state, ids, valid = complete_call("lattice", state, ids, valid, like=q, empty=lambda: empty_state(
+    len(q), *q.shape[2:], v.shape[-1], rule=rule, form=form))
   unit_BHMV = state.slots.unit_BHMV
   impl = choose_lattice_impl(
     impl, rule, form, slots=unit_BHMV.shape[2], value_dim=unit_BHMV.shape[3], dtype=unit_BHMV.dtype)

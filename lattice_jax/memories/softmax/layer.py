@@ -6,16 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.cache.compact import compact
-from lattice_jax.cache.kv_cache import CacheView, KVCache, empty_cache
-from lattice_jax.cache.policy import make_policy
-from lattice_jax.cache.step import read_and_append
+from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.config import CacheConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.entry import enter_layer
+from lattice_jax.memories.softmax.config import AttentionConfig, check
+from lattice_jax.memories.softmax.op import empty_state, softmax_attention
 from lattice_jax.modules import offset, rms_normalize, weight
-from lattice_jax.ops.attention import Order, attend, merge
-from lattice_jax.ops.attention.window_cache import WindowCache, empty_window, shift_tokens
-from lattice_jax.ops.documents import document_after, document_runs
+from lattice_jax.ops.attention.window_cache import WindowCache
 from lattice_jax.ops.rotary import rotate
 from lattice_jax.types import LayerOutput, Segment
 
@@ -37,22 +34,22 @@ class SoftmaxAttention(nn.Module):
 
   def init_state(self, batch: int, max_len: int = 0) -> WindowCache | KVCache:
     """A cache without tokens."""
-    attention, dtype = self.config, jnp.dtype(self.dtype)
-    if self.window:
-      return empty_window(
-        batch, self.window, attention.kv_heads, attention.key_dim, attention.value_dim, dtype)
-    policy = make_policy(self.cache)
-    return empty_cache(attention, policy, batch, policy.num_slots(max_len), dtype)
+    return empty_state(
+      self.config, self.cache, batch, window=self.window, max_len=max_len, dtype=jnp.dtype(self.dtype))
 
   @nn.compact
   def __call__(
-    self, x_BTD: jax.Array, state: WindowCache | KVCache | CacheView, segment: Segment, *, train: bool,
+    self, x_BTD: jax.Array, state: WindowCache | KVCache | CacheView | None = None, segment: Segment | None = None, *,
+    train: bool = False,
   ) -> LayerOutput:
     """See `types.LayerOutput`; no losses, metrics or statistics.
 
     One layer of a stack of caches, a `CacheView`, is written in place; whoever owns the stack compacts it.
     """
     del train
+    check(self.config)
+    if not isinstance(state, CacheView):
+      state, segment = enter_layer(self, x_BTD, state, segment)
     config, dtype, dim = self.config, jnp.dtype(self.dtype), x_BTD.shape[-1]
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
 
@@ -76,8 +73,9 @@ class SoftmaxAttention(nn.Module):
         for x_BTHK in (q_BTQK, k_BTHK))
     if config.gated:
       v_BTHV = nn.silu(v_BTHV)
-    attend = self._attend_window if self.window else self._attend_cache
-    out_BTQV, state = attend(q_BTQK, k_BTHK, v_BTHV, state, segment)
+    out_BTQV, state = softmax_attention(
+      q_BTQK, k_BTHK, v_BTHV, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, window=self.window,
+      cache=self.cache, impl=self.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
@@ -87,24 +85,3 @@ class SoftmaxAttention(nn.Module):
     if config.bias == "all":
       y_BTD += offset(self, "out_bias", (dim,), ("embed",)).astype(dtype)
     return LayerOutput(y_BTD=y_BTD, state=state, losses={}, metrics={}, statistics={})
-
-  def _attend_cache(self, q_BTQK, k_BTHK, v_BTHV, state, segment):
-    """Attention to the call's own tokens and to the cache, and the cache after them."""
-    policy = make_policy(self.cache)
-    is_stacked = isinstance(state, CacheView)
-    view = state if is_stacked else CacheView.alone(state)
-    out_BTQV, view = read_and_append(policy, q_BTQK, k_BTHK, v_BTHV, view, segment, impl=self.impl)
-    if is_stacked or not state.num_slots:
-      return out_BTQV, view if is_stacked else state
-    stack = compact(policy, {"memory": view.stack}, call_len=q_BTQK.shape[1])["memory"]
-    return out_BTQV, jax.tree.map(lambda leaf: leaf[0], stack)
-
-  def _attend_window(self, q_BTQK, k_BTHK, v_BTHV, state, segment):
-    """Attention to the call's own tokens merged with attention to the window before them, and the window after."""
-    id_BT = document_runs(segment.ids_BT, segment.valid_BT, state.document_B)
-    query = Order(index_BT=jnp.broadcast_to(jnp.arange(id_BT.shape[1]), id_BT.shape), id_BT=id_BT)
-    options = {"window": self.window, "impl": self.impl}
-    own = attend(q_BTQK, k_BTHK, v_BTHV, query, query, **options)
-    past = attend(q_BTQK, state.key_BSHK, state.value_BSHV, query, state.order, **options)
-    document_B = document_after(segment.ids_BT, segment.valid_BT, state.document_B)
-    return merge(*own, *past)[0], shift_tokens(state, k_BTHK, v_BTHV, id_BT, document_B)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.memories.recurrent import RecurrentMemory
-from lattice_jax.memories.ttt.config import TTTConfig
+from lattice_jax.memories.ttt.config import TTTConfig, check
 from lattice_jax.memories.ttt.op import Learner, TTTState, empty_state, ttt
 from lattice_jax.modules import offset
 from lattice_jax.ops.rotary import rotate
@@ -27,6 +27,9 @@ class TTTLinear(RecurrentMemory):
   @property
   def key_dim(self) -> int:
     return self.config.value_dim
+
+  def check(self) -> None:
+    check(self.config)
 
   def empty(self, batch: int) -> TTTState:
     return empty_state(batch, self.config.heads, self.config.value_dim)

@@ -11,6 +11,7 @@ from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.ttt.dual import ttt_dual
 from lattice_jax.memories.ttt.reference import ttt_reference
 from lattice_jax.memories.ttt.rule import Learner, inner_loss, output_gradient
+from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.chunk_grid import make_chunk_grid
 from lattice_jax.ops.documents import EMPTY, document_after, document_starts, keep_only
 
@@ -40,7 +41,8 @@ def empty_state(batch: int, heads: int, dim: int, *, dtype: jnp.dtype = jnp.floa
 
 def ttt(
   q: Float[Array, "B T H V"], k: Float[Array, "B T H V"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
-  learner: Learner, state: TTTState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, impl: str = "auto",
+  learner: Learner, state: TTTState | None = None, ids: Int[Array, "B T"] | None = None,
+  valid: Bool[Array, "B T"] | None = None, *, impl: str = "auto",
 ) -> tuple[Float[Array, "B T H V"], TTTState]:
   """Trains f(x) = x + LN(x W + b) to map k to v, and reads f(q).
 
@@ -51,13 +53,16 @@ def ttt(
     q, k, v: of the same width.
     step: size ≥ 0 of the step of each token, before the factor of its place.
     learner: where a document begins, and how steps grow; the length of `rate_C` is that of a mini-batch.
-    state: what came before.
+    state: what came before; None starts without tokens.
     ids, valid: document of each token; `keep_only` makes invalid tokens (a suffix) leave the state alone.
+      None: one document, all valid.
     impl: "reference" is the definition, token by token.
 
   Returns:
     Output in the state's dtype and the next state.
   """
+  state, ids, valid = complete_call(
+    "ttt", state, ids, valid, like=q, empty=lambda: empty_state(len(q), *q.shape[2:]))
   chosen = choose_impl("ttt", impl, pallas_reason="there is no Pallas kernel for it yet")
   run = ttt_reference if chosen == "reference" else ttt_dual
   dtype = state.weight_BHKV.dtype

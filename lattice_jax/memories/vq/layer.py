@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.memories.vq.config import VQConfig
+from lattice_jax.memories.entry import enter_layer
+from lattice_jax.memories.vq.config import VQConfig, check
 from lattice_jax.memories.vq.op import (
   COUNT_FLOOR,
   Quantized,
@@ -46,9 +47,13 @@ class VQAttention(nn.Module):
       batch, vq.reach, vq.kv_heads, vq.codes, vq.key_dim, vq.value_dim, jnp.dtype(self.dtype))
 
   @nn.compact
-  def __call__(self, x_BTD: jax.Array, state: VQState, segment: Segment, *, train: bool) -> LayerOutput:
+  def __call__(
+    self, x_BTD: jax.Array, state: VQState | None = None, segment: Segment | None = None, *, train: bool = False,
+  ) -> LayerOutput:
     """See `types.LayerOutput`. Losses: commit (weighted). Metrics: codebook_perplexity, _dead, quantization_error."""
+    state, segment = enter_layer(self, x_BTD, state, segment)
     config, dtype, dim = self.config, jnp.dtype(self.dtype), x_BTD.shape[-1]
+    check(config, dim)
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
     scale = config.key_dim**-0.25
     joined = self._joined(x_BTD) if config.joined else {}

@@ -15,6 +15,7 @@ from lattice_jax.memories.vq.linear import attend_linear
 from lattice_jax.memories.vq.quantize import Quantized, quantize
 from lattice_jax.memories.vq.reference import attend_quadratic
 from lattice_jax.memories.vq.state import Tokens, VQState, empty_state, with_rows
+from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.documents import EMPTY, keep_only
 from lattice_jax.ops.near_far import FORMS, INPUT_SCAN, close, from_runs, to_runs
 
@@ -43,8 +44,8 @@ def choose_reduction(reduction: str, num_scores: int) -> str:
 def vq_attention(
   q: Float[Array, "B T Q K"], quantized: Quantized, v: Float[Array, "B T H V"], rows: Float[Array, "H M K"],
   relative: Float[Array, "H S K"], content_bias: Float[Array, "Q K"], position_bias: Float[Array, "Q K"],
-  state: VQState, ids: Int[Array, "B T"], valid: Bool[Array, "B T"], *, block_len: int,
-  near_bias: Float[Array, "Q"] | None = None, reduction: str = "auto", use_cache: bool = True,
+  state: VQState | None = None, ids: Int[Array, "B T"] | None = None, valid: Bool[Array, "B T"] | None = None, *,
+  block_len: int = 512, near_bias: Float[Array, "Q"] | None = None, reduction: str = "auto", use_cache: bool = True,
   key_gradient: str = "window", stale_rows: bool = False, impl: str = "auto",
 ) -> tuple[Float[Array, "B T Q V"], VQState]:
   """Attends every query to all earlier tokens of its document, and moves the state on.
@@ -57,9 +58,10 @@ def vq_attention(
     quantized: keys of the new tokens.
     rows: codebook.
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
-    state: what came before.
+    state: what came before; None starts without tokens.
     ids, valid: document of each token; invalid tokens (a suffix) are replaced by zeros at the door, leave the state
       alone and read zeros.
+      None: one document, all valid.
     block_len: queries read at a time, any number; a matter of cost alone, but for "blocks". Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
@@ -75,6 +77,8 @@ def vq_attention(
   """
   batch, length, num_queries, key_dim = q.shape
   kv_heads = v.shape[2]
+  state, ids, valid = complete_call("vq", state, ids, valid, like=q, empty=lambda: empty_state(
+    batch, relative.shape[1] - 1, kv_heads, rows.shape[1], key_dim, v.shape[-1], v.dtype))
   dtype = state.value_BWHV.dtype
   q, tokens = keep_only(valid, (q, Tokens(quantized.code_BTH, quantized.key_BTHK, v)))
 

@@ -1,4 +1,4 @@
-"""Llama-family models of other projects as our decoder: their weights read, ours written."""
+"""Llama-family models of other projects as our decoder: reads their weights and writes ours."""
 
 from lattice_jax.models.pretrained.load import Pretrained, load_pretrained, open_pretrained
 

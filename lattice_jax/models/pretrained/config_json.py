@@ -1,6 +1,6 @@
-"""From the config.json of a Llama-family model to ours.
+"""Our config of a Llama-family model, from its config.json.
 
-The families differ in little: Qwen2 has biases on queries, keys and values, Mistral and some Qwen2 see a window.
+The families hardly differ: Qwen2 has biases on queries, keys and values; Mistral and some Qwen2 attend to a window.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lattice_jax.models.pretrained.metadata import CONFIG, check_keys, flag, pos
 from lattice_jax.models.pretrained.rope_config import read_rope
 from lattice_jax.shown import shown
 
-# What each family's published config means where config.json is silent.
+# The defaults of each family, for what config.json does not say.
 _LLAMA = {
   "num_key_value_heads": None, "head_dim": None, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
   "rope_scaling": None, "rope_parameters": None, "max_position_embeddings": 2048, "attention_bias": False,
@@ -33,12 +33,11 @@ _MEMORIES = {"full_attention": "attention", "sliding_attention": "window"}
 
 def read_model_config(
     given: Mapping[str, Any], path: Path, *, dtype: str, context_len: int = 0) -> tuple[ModelConfig, int]:
-  """(our config, tokens that the model can read) of a config.json.
+  """(our config, the number of tokens that the model can read) for a config.json.
 
-  `context_len` > 0 asks for another length; only «dynamic» rotary scaling depends on it.
+  `context_len` > 0 asks for another length, on which only «dynamic» rotary scaling depends.
 
-  Raises:
-    ValueError: a family or a variant that our decoder has not, or values that cannot be.
+  Raises ValueError if our decoder lacks the family or variant, or values are impossible.
   """
   family = given.get("model_type")
   if family not in tuple(FAMILIES):
@@ -64,16 +63,16 @@ def read_model_config(
     "tied_embeddings": flag(config, "tie_word_embeddings", source), "head_bias": False, "dtype": dtype,
     "attention": {
       "heads": heads, "kv_heads": kv_heads, "key_dim": key_dim, "value_dim": key_dim, "bias": bias,
-      # a window longer than all texts sees what the longest text holds
+      # a window longer than all texts equals one as long as the longest text
       "window": min(config["sliding_window"], context_len) if "sliding_attention" in layer_types else 0, **rope}}
   try:
     return parse_config({"model": model}).model, context_len
   except ValueError as error:
-    raise ValueError(f"{path} describes a model that cannot be: {error}") from error
+    raise ValueError(f"{path} describes an impossible model: {error}") from error
 
 
 def _layer_types(config: Mapping[str, Any], source: str) -> list[str]:
-  """full_attention or sliding_attention of each layer."""
+  """full_attention or sliding_attention for each layer."""
   layers = config["num_hidden_layers"]
   if layers > _MAX_LAYERS:
     raise ValueError(f"{source} says num_hidden_layers={layers:,}; no model has more than {_MAX_LAYERS:,}.")
@@ -96,7 +95,7 @@ def _layer_types(config: Mapping[str, Any], source: str) -> list[str]:
 
 
 def _pattern(layer_types: list[str]) -> tuple[str, ...]:
-  """The shortest pattern of memories that the layers repeat."""
+  """The shortest pattern of memories whose repetition gives the layers."""
   layers, memories = len(layer_types), tuple(_MEMORIES[kind] for kind in layer_types)
   length = next(n for n in range(1, layers + 1) if layers % n == 0 and memories == memories[:n] * (layers // n))
   return memories[:length]

@@ -1,4 +1,4 @@
-"""Our Llama-shaped models as safetensors and config.json, which `transformers` loads."""
+"""Exports our Llama-shaped models as safetensors and config.json, which `transformers` loads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.formats.safetensors_folder import INDEX, SINGLE
 from lattice_jax.models.pretrained.tensors import file_names, leaf_name, to_file
 
-SHARD_BYTES = 2 << 30  # of weights that are held in memory at a time
+SHARD_BYTES = 2 << 30  # of weights held in memory at a time
 _SCALING_NAMES = {
   "llama3": ("low_freq_factor", "high_freq_factor", "original_len"),
   "yarn": ("beta_fast", "beta_slow", "truncate", "original_len", "gain")}
@@ -32,8 +32,7 @@ def export_model(
 
   special_ids: bos_token_id, eos_token_id and pad_token_id of config.json.
 
-  Raises:
-    ValueError: the model is none that `transformers` has as Llama, Mistral or Qwen2, or the folder is in use.
+  Raises ValueError if the model is not a Llama, Mistral or Qwen2 of `transformers`, or the folder is not empty.
   """
   config = _their_config(model, context_len) | special_ids | {"dtype": dtype, "torch_dtype": dtype}
   if folder.is_dir() and any(folder.iterdir()):
@@ -57,7 +56,7 @@ def _write(folder: Path, shard: dict[str, np.ndarray], file_of: dict[str, int], 
 
 
 def _name_files(folder: Path, file_of: dict[str, int], sizes: list[int]) -> None:
-  """How many files there are stands in the name of each, so they get it last."""
+  """Names the files last, because each name contains the number of files."""
   if len(sizes) == 1:
     (folder / "part-0").rename(folder / SINGLE)
     return
@@ -72,14 +71,14 @@ def _tensors(model: ModelConfig, params: Any, dtype: np.dtype) -> Iterator[tuple
   for path, leaf in jax.tree_util.tree_leaves_with_path(_stacked(model, params)):
     name, array = leaf_name(path), np.asarray(leaf)
     if name == "final_norm/gain":
-      array = array * model.logit_scale  # the family has no such factor; behind the final norm it is the same
+      array = array * model.logit_scale  # the family has no such factor; scaling the final norm is equivalent
     names = file_names(name, model)
     for one, tensor_name in zip(array if "/block_" in name else [array], names, strict=True):
       yield tensor_name, to_file(name, one).astype(dtype)
 
 
 def _stacked(model: ModelConfig, params: Any) -> Any:
-  """The parameters as a scanned model has them."""
+  """The parameters in the layout of a scanned model."""
   if model.scan_layers:
     return params
   groups = [params[f"group_{n}"] for n in range(model.layers // len(model.pattern))]
@@ -114,7 +113,7 @@ def _their_scaling(model: ModelConfig, context_len: int) -> dict[str, Any]:
   scaling = model.attention.rope_scaling
   values = dataclasses.asdict(scaling)
   if scaling.kind == "linear":
-    # without it the length that the config names would be taken for the one before stretching
+    # without it, the config's length would be taken for the original one
     return {
       "rope_type": "linear", "factor": scaling.factor, _THEIR_NAMES["original_len"]: int(context_len / scaling.factor)}
   return {"rope_type": scaling.kind, "factor": scaling.factor} | {
@@ -144,6 +143,6 @@ def _check_is_llama(model: ModelConfig) -> None:
   found = [name for name, is_wrong in wrong.items() if is_wrong]
   if found:
     raise ValueError(
-      f"a model with {', '.join(found)} is none that transformers knows as Llama, Mistral or Qwen2, so it cannot be "
-      "exported; train one with model.block=mlp, model.mlp=swiglu, model.head_bias=False and the memory 'attention' or "
+      f"a model with {', '.join(found)} is not a Llama, Mistral or Qwen2 of transformers, so it cannot be exported; "
+      "train one with model.block=mlp, model.mlp=swiglu, model.head_bias=False and the memory 'attention' or "
       "'window'.")

@@ -1,4 +1,4 @@
-"""A GGUF file as if it were a folder of safetensors: the same names, the same order within heads, a config.json."""
+"""Presents a GGUF file as a folder of safetensors: with its tensor names, its order within heads and a config.json."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _IN_BLOCK = {
 _SCALING_NAMES = {
   "type": "rope_type", "factor": "factor", "original_context_length": "original_max_position_embeddings",
   "yarn_beta_fast": "beta_fast", "yarn_beta_slow": "beta_slow"}
-_ROPE_FACTORS = "rope_freqs.weight"  # what the frequencies of a Llama 3.1 and later are divided by
+_ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotary frequencies since Llama 3.1
 
 
 class GGUFWeights:
-  """config: what its config.json would say. shapes: of every tensor, by the names of safetensors."""
+  """config: what its config.json would say. shapes: of every tensor, by its name in safetensors."""
 
   def __init__(self, path: Path):
     self.path = path
     self._file = GGUFFile(path)
     self.config = _config(self._file)
-    # this architecture keeps pairs of the rotary embedding side by side; ours, as in safetensors, half a head apart
+    # this architecture stores rotary pairs next to each other; ours, as in safetensors, half a head apart
     self._is_interleaved = self._file.text("general.architecture") == "llama"
     self._source = {_their_name(name): name for name in self._file.tensors if name != _ROPE_FACTORS}
     self.shapes = {name: self._file.tensors[source].shape for name, source in self._source.items()}
@@ -56,7 +56,7 @@ def _halves_apart(tensor: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _their_name(name: str) -> str:
-  """The name in safetensors; unknown ones stay as they are, to be refused with the others that nobody asked for."""
+  """The name in safetensors. An unknown name stays, and is refused later with other unexpected tensors."""
   if name in _OUTSIDE:
     return _OUTSIDE[name]
   parts = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
@@ -83,7 +83,7 @@ def _config(file: GGUFFile) -> dict[str, Any]:
   _check_same(fields, "attention.layer_norm_epsilon", eps, source)
   has_window = fields.get("attention.sliding_window") not in (None, 0)
   config = {
-    # a Llama with windows is a Mistral, which has no architecture of its own
+    # Mistral has no architecture of its own: it is a Llama with windows
     "model_type": "mistral" if has_window and family == "llama" else family,
     "vocab_size": _vocab(file, fields, source), "hidden_size": size["embedding_length"],
     "intermediate_size": size["feed_forward_length"], "num_hidden_layers": size["block_count"],
@@ -121,7 +121,7 @@ def _vocab(file: GGUFFile, fields: dict[str, Any], source: str) -> int:
 
 
 def _head_dim(fields: dict[str, Any], source: str) -> int | None:
-  """The width of keys, values and the rotary part of each head, which must be one; None where none is said."""
+  """The width of keys, values and rotary part of each head, which must be equal; None if none is stated."""
   names = ("attention.key_length", "rope.dimension_count", "attention.value_length")
   said = [whole_number(fields, name, source) for name in names if name in fields]
   for name in names:
@@ -137,7 +137,7 @@ def _check_same(fields: dict[str, Any], name: str, wanted: Any, source: str) -> 
 
 
 def _rope_scaling(file: GGUFFile, fields: dict[str, Any], source: str) -> dict[str, Any] | None:
-  """As a config.json says it. A factor without a type is linear, and an older key for it is rope.scale_linear."""
+  """The scaling in the form of a config.json. A factor without a type is linear; its older key is rope.scale_linear."""
   said = {ours: fields["rope.scaling." + theirs] for theirs, ours in _SCALING_NAMES.items()
           if "rope.scaling." + theirs in fields}
   if "rope.scale_linear" in fields:
@@ -159,12 +159,12 @@ def _rope_scaling(file: GGUFFile, fields: dict[str, Any], source: str) -> dict[s
     return None
   if gain != 1:
     factor = positive_number(said, "factor", source, least=1)
-    said["attention_factor"] = gain * (0.1 * math.log(factor) + 1)  # the format's factor comes on top of the rule's
+    said["attention_factor"] = gain * (0.1 * math.log(factor) + 1)  # the format's factor multiplies YaRN's own
   return said
 
 
 def _llama3_scaling(file: GGUFFile, fields: dict[str, Any], source: str) -> dict[str, Any]:
-  """The file holds the factors, not the rule they came from; all published models share its other numbers."""
+  """The file holds only the factors; all published models share the other numbers of the rule that gave them."""
   factors_K = file.read(_ROPE_FACTORS)
   theta, half = fields["rope.freq_base"], factors_K.size
   is_rule = factors_K.ndim == 1 and bool((factors_K >= 1).all()) and 2 * half == _head_dim(fields, source)

@@ -1,4 +1,4 @@
-"""Weights of a Llama-family model into the parameters of our decoder, one tensor at a time."""
+"""Loads the weights of a Llama-family model into the parameters of our decoder, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from lattice_jax.models.pretrained.tensors import (
   file_names,
   from_file,
   leaf_name,
-  outline,
   parameter_shapes,
+  sizing_tensors,
   wanted_tensors,
 )
 from lattice_jax.ops.rotary import scaled_frequencies
-from lattice_jax.shown import plain
+from lattice_jax.shown import shown_name
 
 _OLD_FREQUENCIES = ".self_attn.rotary_emb.inv_freq"
 
 
 @runtime_checkable
 class Weights(Protocol):
-  """A model's files, opened: its config.json, its tensors' names and shapes, and their values one by one."""
+  """The open files of a model: its config.json, the names and shapes of its tensors, and each tensor's values."""
 
   path: Path
   config: dict[str, Any]
@@ -48,9 +48,9 @@ class Weights(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-  """A model whose files were found to hold what its config promises; `params` reads them.
+  """A model whose files hold what its config promises; `params` reads them.
 
-  context_len: tokens it was made or stretched to read.
+  context_len: the number of tokens that it was made or stretched to read.
   """
 
   model: ModelConfig
@@ -65,10 +65,9 @@ class Pretrained:
   def params(self, shardings: Any = None) -> Any:
     """Our parameters: matrices in the model's dtype, norms and biases in float32.
 
-    Never more than one array is in memory beside those already placed. `shardings` has the tree of the parameters.
+    At most one array is in host memory beside those already on devices. `shardings` has the tree of the parameters.
 
-    Raises:
-      ValueError: a tensor holds a value that is no number, or the file another head than the embedding it is tied to.
+    Raises ValueError if a tensor holds NaN or infinity, or the head differs from the embedding that it is tied to.
     """
     if self.model.tied_embeddings and HEAD in self.weights.shapes:
       self._check_head()
@@ -80,7 +79,7 @@ class Pretrained:
     return jax.tree_util.tree_map_with_path(fill, self.shapes, shardings)
 
   def _check_head(self) -> None:
-    # sums instead of the matrices, of which only one is in memory at a time
+    # checksums, so that only one matrix is in memory at a time
     embedding, head = (hashlib.blake2b(self.weights.read(name)).digest() for name in (EMBEDDING, HEAD))
     if embedding != head:
       raise ValueError(
@@ -93,7 +92,7 @@ class Pretrained:
     array = np.empty((len(names), *one_shape), jnp.dtype(self.model.dtype) if is_matrix else np.float32)
     for index, name in enumerate(names):
       tensor = self.weights.read(name)
-      # a single pass and no temporary: what is not a number, or infinite, makes the sum so
+      # one pass without a temporary: NaN and infinity carry over to the sum
       if not np.isfinite(tensor.sum(dtype=np.float64)):
         raise ValueError(f"{self.weights.path}: tensor {name} holds NaN or infinity; get the file again.")
       array[index] = from_file(leaf, tensor, one_shape)
@@ -101,10 +100,9 @@ class Pretrained:
 
 
 def open_pretrained(name: str | Path, *, dtype: str = "float32", context_len: int = 0) -> Pretrained:
-  """The model of a known name, a folder of safetensors or a .gguf file, before its weights are read.
+  """Opens a known model, a folder of safetensors or a .gguf file without reading its weights.
 
-  Raises:
-    ValueError: it is not there, is damaged, or is not a model that our decoder can be.
+  Raises ValueError if it does not exist, is damaged, or is not a model that our decoder can represent.
   """
   path = find_pretrained(str(name))
   weights = SafetensorsFolder(path) if path.is_dir() else GGUFWeights(path)
@@ -120,8 +118,8 @@ def load_pretrained(name: str | Path, *, dtype: str = "float32") -> tuple[ModelC
 
 
 def _check_tensors(weights: Weights, model: ModelConfig) -> None:
-  """What the config promises is there, in its sizes, and nothing else is. Raises ValueError."""
-  _check_wanted(weights, outline(model))
+  """Raises ValueError unless the tensors and their shapes are exactly those that the config promises."""
+  _check_wanted(weights, sizing_tensors(model))
   wanted = wanted_tensors(model)
   _check_wanted(weights, wanted)
   spare = {name for name in weights.shapes if name.endswith(_OLD_FREQUENCIES)}
@@ -131,7 +129,7 @@ def _check_tensors(weights: Weights, model: ModelConfig) -> None:
   unknown = sorted(set(weights.shapes) - set(wanted) - spare)
   if unknown:
     raise ValueError(
-      f"{weights.path} holds the tensor {plain(unknown[0])}{_and_others(unknown)}, which no "
+      f"{weights.path} holds the tensor {shown_name(unknown[0])}{_and_others(unknown)}, which no "
       f"{weights.config['model_type']} model has; it is another kind of model than its config says.")
   for name in sorted(spare - {HEAD}):
     _check_frequencies(weights, name, model)
@@ -150,7 +148,7 @@ def _check_wanted(weights: Weights, wanted: dict[str, tuple[int, ...]]) -> None:
 
 
 def _check_frequencies(weights: Weights, name: str, model: ModelConfig) -> None:
-  """Some older files hold the rotary frequencies, which follow from the config; often in half precision."""
+  """Checks the rotary frequencies of older files, often in half precision, against the config, which implies them."""
   attention = model.attention
   half = attention.key_dim // 2
   known = [attention.rope_theta ** (-np.arange(half) / half)]
@@ -159,8 +157,8 @@ def _check_frequencies(weights: Weights, name: str, model: ModelConfig) -> None:
   found = weights.read(name)
   if found.shape != (half,) or not any(np.allclose(found, wanted, rtol=0.01, atol=1e-7) for wanted in known):
     raise ValueError(
-      f"{weights.path}: the rotary frequencies in tensor {plain(name)} are not those of its config; one of the two is "
-      "wrong: get the model again.")
+      f"{weights.path}: the rotary frequencies in tensor {shown_name(name)} are not those of its config; one of the "
+      "two is wrong: get the model again.")
 
 
 def _and_others(names: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""What becomes of every key of a config.json and of a GGUF file's header: the one table that the readers ask.
+"""How the readers treat every key of a config.json and of a GGUF file's header: one table for both.
 
-A key is used, or refused unless it says what our decoder does anyway, or harmless: no logit depends on it. Any other
-key is refused, because what is not understood may change the mathematics. docs/pretrained_metadata.md shows the table.
+A key is used; or refused unless its value is what our decoder does anyway; or harmless, as no logit depends on it. An
+unknown key is refused, because it may change the mathematics. docs/pretrained_metadata.md shows the table.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.shown import as_json, plain, shown
+from lattice_jax.shown import as_json, shown, shown_name
 
 
 @dataclass(frozen=True)
-class Rule:
-  """kind: used | only (refused unless its value is one of `allowed`) | harmless."""
+class KeyRule:
+  """kind: used | only (refused unless the value is one of `allowed`) | harmless."""
 
   kind: str
   allowed: tuple[Any, ...] = ()
@@ -34,15 +34,15 @@ class Rule:
       value == other and isinstance(value, bool) == isinstance(other, bool) for other in self.allowed)
 
 
-USED, HARMLESS = Rule("used"), Rule("harmless")
+USED, HARMLESS = KeyRule("used"), KeyRule("harmless")
 
 
-def only(*allowed: Any) -> Rule:
-  """Refused unless the value is one of these; in JSON null passes everywhere, where it means «not set»."""
-  return Rule("only", allowed)
+def only(*allowed: Any) -> KeyRule:
+  """Refused unless the value is one of these. null in JSON means «not set» and is always allowed."""
+  return KeyRule("only", allowed)
 
 
-def _all(rule: Rule, names: str) -> dict[str, Rule]:
+def _all(rule: KeyRule, names: str) -> dict[str, KeyRule]:
   return dict.fromkeys(names.split(), rule)
 
 
@@ -62,7 +62,7 @@ _CONFIG = {
   **_all(only(), """
     original_max_position_embeddings per_layer_config quantization_config auto_map attention_multiplier
     attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar clip_qkv cross_attention_hidden_size"""),
-  # the data type of the file, training, sampling, the tokenizer, and notes about where the file comes from
+  # the file's data type, training, sampling, the tokenizer, and notes on the origin of the file
   **_all(HARMLESS, """
     architectures dtype torch_dtype transformers_version _name_or_path name_or_path _commit_hash use_cache
     attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled pretraining_tp
@@ -79,22 +79,22 @@ _CONFIG = {
     num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values
     repetition_penalty return_dict_in_generate suppress_tokens target_lookbehind temperature top_k top_p typical_p"""),
 }
-CONFIG: dict[str, dict[str, Rule]] = {
-  # `transformers` gives a Llama no window, whatever the file says
+CONFIG: dict[str, dict[str, KeyRule]] = {
+  # in `transformers` a Llama has no window, whatever the file says
   "llama": _CONFIG | {
     "attention_bias": USED, "sliding_window": only(), "use_sliding_window": only(False), "max_window_layers": HARMLESS},
   "mistral": _CONFIG | {
     "attention_bias": only(False), "sliding_window": USED, "use_sliding_window": only(True),
     "max_window_layers": only(0)},
-  # the biases of a Qwen2 are no choice, and its tensors show whether they are there
+  # a Qwen2 always has biases, and its tensors show whether they are there
   "qwen2": _CONFIG | {
     "attention_bias": HARMLESS, **_all(USED, "sliding_window use_sliding_window max_window_layers")},
 }
 
 _ROPE = {**_all(USED, "rope_type type rope_theta"), "partial_rotary_factor": only(1)}
 _STRETCHED = _ROPE | _all(USED, "factor original_max_position_embeddings") | {"attention_factor": only(1)}
-# of rope_scaling or rope_parameters, by the type that stands there
-ROPE: dict[str, dict[str, Rule]] = {
+# the keys of rope_scaling or rope_parameters, by its type
+ROPE: dict[str, dict[str, KeyRule]] = {
   "default": _ROPE | {"factor": only(1), "attention_factor": only(1)},
   "linear": _STRETCHED,
   "dynamic": _STRETCHED,
@@ -103,8 +103,8 @@ ROPE: dict[str, dict[str, Rule]] = {
     "finetuned": HARMLESS},
 }
 
-# behind «llama.» or «qwen2.»; keys of other groups (general, tokenizer, a converter's own) change no logit
-GGUF: dict[str, Rule] = {
+# after «llama.» or «qwen2.»; keys of other groups (general, tokenizer, a converter's own) change no logit
+GGUF: dict[str, KeyRule] = {
   **_all(USED, """
     vocab_size context_length embedding_length block_count feed_forward_length attention.head_count
     attention.head_count_kv attention.key_length attention.value_length attention.layer_norm_rms_epsilon
@@ -121,23 +121,23 @@ GGUF: dict[str, Rule] = {
   **_all(only(False), "use_parallel_residual swin_norm expert_weights_norm"),
   "attention.causal": only(True),
   "rope.scaling.yarn_attn_factor": only(1),
-  "rope.scaling.yarn_ext_factor": only(1, -1),  # below 0: as the type of scaling says, which is 1
-  # pairs of the rotary embedding side by side, as all files of «llama» have them
+  "rope.scaling.yarn_ext_factor": only(1, -1),  # negative: the scaling type's default, which is 1
+  # rotary pairs next to each other, as in all files of «llama»
   "tensor_data_layout": only("Meta AI original pth"),
   **_all(HARMLESS, "rope.scaling.finetuned pooling_type"),
 }
 GGUF_BY_ARCHITECTURE = {"llama": GGUF, "qwen2": GGUF | {"tensor_data_layout": only("reference")}}
 
 
-def check_keys(given: Mapping[str, Any], table: Mapping[str, Rule], source: str, *, prefix: str = "") -> None:
-  """Raises ValueError for a key that the table has not, or whose value it does not allow. None is «not set»."""
+def check_keys(given: Mapping[str, Any], table: Mapping[str, KeyRule], source: str, *, prefix: str = "") -> None:
+  """Raises ValueError for a key that is not in the table or a value that it does not allow. None is «not set»."""
   for name, value in given.items():
     if value is None:
       continue
     if name not in table:
       raise ValueError(
-        f"{source} says {plain(prefix + name)}={shown(value)}, a key that is not known and may change what the model "
-        "computes; take it out of the file if it does not.")
+        f"{source} says {shown_name(prefix + name)}={shown(value)}, a key that is not known and may change what the "
+        "model computes; take it out of the file if it does not.")
     if not table[name].permits(value):
       allowed = " or ".join(as_json(other) for other in table[name].allowed)
       raise ValueError(
@@ -146,7 +146,7 @@ def check_keys(given: Mapping[str, Any], table: Mapping[str, Rule], source: str,
 
 
 def whole_number(given: Mapping[str, Any], name: str, source: Any, *, least: int = 1) -> int:
-  """A size, at most what fits into 32 bits, as places in a text must. Raises ValueError where it is something else."""
+  """An integer that fits into 32 bits, as positions must. Raises ValueError if it is something else."""
   value = given[name] if name in given else None
   if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
     raise ValueError(
@@ -157,7 +157,7 @@ def whole_number(given: Mapping[str, Any], name: str, source: Any, *, least: int
 def positive_number(
   given: Mapping[str, Any], name: str, source: Any, *, above: float = 0, least: float = 0, below: float = 1e30,
 ) -> float:
-  """A number between these. Raises ValueError where it is missing or something else."""
+  """A number between the bounds. Raises ValueError if it is missing or something else."""
   value = given[name] if name in given else None
   is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
   if not is_number or not above < value < below or value < least:
@@ -167,7 +167,7 @@ def positive_number(
 
 
 def flag(given: Mapping[str, Any], name: str, source: Any) -> bool:
-  """True or false; null is false. Raises ValueError where it is something else."""
+  """True or false; null is false. Raises ValueError if it is something else."""
   value = given[name]
   if value is not None and not isinstance(value, bool):
     raise ValueError(f"{source} says {name}={shown(value)}; it must say true or false.")

@@ -1,7 +1,7 @@
-"""The rotary embedding of a config.json: its frequencies, and how many tokens it was stretched to.
+"""The rotary embedding in a config.json: its frequencies, and the number of tokens that it was stretched to.
 
-Newer files hold theta and the stretching in rope_parameters, older ones the stretching in rope_scaling, whose type they
-call «type», and theta beside it.
+Newer files hold theta and the scaling in rope_parameters. Older ones hold the scaling in rope_scaling, with its type as
+«type», and theta beside it.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from typing import Any
 from lattice_jax.models.pretrained.metadata import ROPE, check_keys, flag, positive_number, whole_number
 from lattice_jax.shown import shown
 
-_THETA = 10_000.0  # of all families where a file is silent, as those of Llama 1 and 2 are
+_THETA = 10_000.0  # the default of all families; files of Llama 1 and 2 do not state it
 _ORIGINAL = "original_max_position_embeddings"
 
 
 def read_rope(
   config: Mapping[str, Any], kinds: set[str], source: str, *, key_dim: int, context_len: int,
 ) -> tuple[dict[str, Any], int]:
-  """(rope_theta and rope_scaling of our attention, tokens that the model can read).
+  """(rope_theta and rope_scaling of our attention, the number of tokens that the model can read).
 
-  kinds: of the model's layers, as layer_types names them. context_len: 0, or the length that is asked for; only the
-  frequencies of «dynamic» depend on it.
+  kinds: of the model's layers, with the names of layer_types. context_len: 0, or the length that is asked for; only the
+  frequencies of «dynamic» scaling depend on it.
 
-  Raises:
-    ValueError: a type or key that our decoder has not, or values that cannot be or contradict each other.
+  Raises ValueError if our decoder lacks the type or a key, or values are impossible or contradict each other.
   """
   given = _given(config, kinds, source)
   kind = _one(given, ("rope_type", "type"), source) or "default"
@@ -49,7 +48,7 @@ def read_rope(
   if kind == "llama3":
     whole_number(given, _ORIGINAL, source)
   else:
-    # a llama3 model was made for less than the rule could stretch it to, and its file says for how much
+    # a llama3 model reads fewer tokens than the factor allows, and its file says how many
     longest = max(longest, _stretched(original, factor, source))
   scaling = {"kind": kind, "factor": factor, "original_len": original} | _details(given, kind, source)
   if kind == "yarn":
@@ -58,7 +57,7 @@ def read_rope(
 
 
 def _given(config: Mapping[str, Any], kinds: set[str], source: str) -> dict[str, Any]:
-  """What the file says of the rotary embedding; where it says so layer type by layer type, what all types share."""
+  """The file's entries on the rotary embedding; if they are given per layer type, those that all types share."""
   both = [config[name] for name in ("rope_parameters", "rope_scaling") if config[name]]
   if not all(isinstance(one, dict) for one in both):
     raise ValueError(f"{source} says rope_scaling={shown(both[0])}; it must say an object or null.")
@@ -76,7 +75,7 @@ def _given(config: Mapping[str, Any], kinds: set[str], source: str) -> dict[str,
 
 
 def _one(given: Mapping[str, Any], names: tuple[str, str], source: str) -> Any:
-  """What is said by either of two names. Raises ValueError where they disagree."""
+  """The value under either of two names. Raises ValueError if they disagree."""
   said = [given[name] for name in names if given.get(name) is not None]
   if len(said) == 2 and said[0] != said[1]:
     raise ValueError(f"{source} says {names[0]}={shown(said[0])} and {names[1]}={shown(said[1])}; keep the right one.")
@@ -84,9 +83,9 @@ def _one(given: Mapping[str, Any], names: tuple[str, str], source: str) -> Any:
 
 
 def _theta(config: Mapping[str, Any], given: Mapping[str, Any], source: str) -> float:
-  """The base of the frequencies, which may stand within the rotary embedding, outside, or at both places alike."""
+  """The base of the frequencies, which may be stated in the rotary embedding, outside it, or the same in both."""
   said = [
-    positive_number(place, "rope_theta", source, above=1, below=1e12)  # 1 would turn all pairs alike
+    positive_number(place, "rope_theta", source, above=1, below=1e12)  # 1 would rotate all pairs equally
     for place in (given, config) if place.get("rope_theta") is not None]
   if len(said) == 2 and said[0] != said[1]:
     raise ValueError(
@@ -102,7 +101,7 @@ def _stretched(original: int, factor: float, source: str) -> int:
 
 
 def _longer_theta(theta: float, factor: float, times: float, key_dim: int, source: str) -> float:
-  """The theta of «dynamic» scaling for texts `times` as long as those of training, unchanged where they are not."""
+  """The theta of «dynamic» scaling for texts `times` as long as in training; unchanged for shorter ones."""
   if key_dim < 4:
     raise ValueError(f"{source} has heads of {key_dim}, which «dynamic» rotary scaling cannot stretch.")
   return theta * (factor * max(times, 1) - (factor - 1)) ** (key_dim / (key_dim - 2))
@@ -121,7 +120,7 @@ def _details(given: Mapping[str, Any], kind: str, source: str) -> dict[str, Any]
 
 
 def _yarn_gain(given: Mapping[str, Any], factor: float, source: str) -> float:
-  """What queries and keys are multiplied with, so that attention over more tokens stays as sharp."""
+  """The factor of queries and keys that keeps attention over more tokens as sharp."""
   scales = [name for name in ("mscale", "mscale_all_dim") if given.get(name) is not None]
   if given.get("attention_factor") is not None:
     if scales:

@@ -1,6 +1,6 @@
-"""Which array of our decoder is which tensor of a Llama-family file, and the change of shape between them.
+"""Maps the arrays of our decoder to the tensors of a Llama-family file, with the change of shape.
 
-Files hold matrices as [out, in] with heads flattened; ours are [in …, out …] with heads apart, and stacked over the
+Files hold matrices as [out, in] with heads flattened; ours are [in …, out …] with heads as axes, stacked over the
 repetitions of the pattern.
 """
 
@@ -32,7 +32,7 @@ _IN_BLOCK = {
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-  """Path of an array of the parameters, such as groups/block_0/memory/query."""
+  """The path of a parameter, such as groups/block_0/memory/query."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -40,7 +40,7 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 def parameter_shapes(model: ModelConfig) -> Any:
   """The tree of our parameters' shapes; blocks are stacked.
 
-  One block of each memory is traced, however many different ones follow each other before the pattern repeats.
+  Only one block of each memory is traced, however long the pattern is.
   """
   repeats = model.layers // len(model.pattern)
   tree_of = {
@@ -54,7 +54,7 @@ def _traced(model: ModelConfig) -> Any:
 
 
 def file_names(leaf: str, model: ModelConfig) -> list[str]:
-  """The tensor of an array outside the blocks, or one for each repetition of the pattern."""
+  """The tensors of an array: one outside the blocks, else one for each repetition of the pattern."""
   if leaf in _OUTSIDE:
     return [_OUTSIDE[leaf]]
   _, block, name = leaf.split("/", 2)
@@ -63,7 +63,7 @@ def file_names(leaf: str, model: ModelConfig) -> list[str]:
 
 
 def block_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """The shape without the axis of stacked blocks."""
+  """The shape without the axis over stacked blocks."""
   return shape if leaf in _OUTSIDE else shape[1:]
 
 
@@ -79,22 +79,22 @@ def file_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def from_file(leaf: str, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """One block's array of the tensor; a view where possible."""
+  """One block's array from the tensor; a view if possible."""
   return tensor if leaf == "embedding" else tensor.T.reshape(shape)
 
 
 def to_file(leaf: str, array: np.ndarray) -> np.ndarray:
-  """The tensor of one block's array."""
+  """The tensor from one block's array."""
   rows, *columns = file_shape(leaf, array.shape)
   if leaf == "embedding" or not columns:
     return array.reshape(rows, *columns)
   return np.ascontiguousarray(array.reshape(columns[0], rows).T)
 
 
-def outline(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Name → shape of tensors that together show every size of the model.
+def sizing_tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Name → shape of tensors that together determine every size of the model.
 
-  It costs nothing however large the sizes are, unlike `wanted_tensors`, so a file is compared with it first.
+  Unlike `wanted_tensors` it is cheap for any size, so a file is compared with it first.
   """
   attention, dim = model.attention, (model.dim,)
   rows = {"q": attention.heads * attention.key_dim, "k": attention.kv_heads * attention.key_dim}
@@ -106,7 +106,7 @@ def outline(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def wanted_tensors(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Name → shape of every tensor that a file of this model holds."""
+  """Name → shape of every tensor in a file of this model."""
   wanted = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(parameter_shapes(model)):
     name = leaf_name(path)

@@ -56,7 +56,7 @@ def attend_itself(
 
   Args:
     q, k, v: as of `attend`, of the same tokens.
-    is_token: what is none is replaced by zeros at the door, and gets 0 and MASKED.
+    is_token: other places are replaced by zeros at the door, and get 0 and MASKED.
   """
   q, k, v = keep_only(is_token, (q, k, v))
   group = q.shape[2] // k.shape[2]

@@ -11,7 +11,7 @@ from lattice_jax.ops.documents import EMPTY
 
 @flax.struct.dataclass
 class Order:
-  """Where each token of a stretch stands in its row.
+  """The order of tokens along their rows, and their documents.
 
   index_BT: int32, grows by one a token along the row, whatever the document; only differences matter.
   id_BT: int32 document, EMPTY for a slot without a token. As a key it is visible to no query.

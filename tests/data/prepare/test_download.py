@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from lattice_jax.data.files import Original
 from lattice_jax.data.prepare import bucket
 from lattice_jax.data.prepare.bucket import fetch_books
 from lattice_jax.data.prepare.download import fetch_original, require_space, verify_original
+from lattice_jax.data.published import Original
 from tests.data.originals import BOOKS, book_files
 from tests.data.prepare.server import bucket as bucket_answers
 from tests.data.prepare.server import serve
@@ -127,7 +127,7 @@ def test_a_book_that_comes_wrong_is_not_kept(tmp_path, monkeypatch, impatient):
   def answer(path):
     return (200, b"<html>log in</html>") if path == "/books/test/31.txt" else bucket_of_books(path)
 
-  with pytest.raises(ValueError, match=r"/test/31.txt came with 19 bytes of md5 \w{32}, not 18 of \w{32}; run the "):
+  with pytest.raises(ValueError, match=r"/test/31.txt has 19 bytes with md5 \w{32}, not 18 with \w{32}; run the "):
     get_books(tmp_path, answer, monkeypatch)
   assert not (tmp_path / "test/31.txt").exists()
 

@@ -12,11 +12,11 @@ from lattice_jax.data.builders.pg19 import Pg19Books
 from lattice_jax.data.builders.records import find_prepared
 from lattice_jax.data.corpus import corpus_folder, read_corpus
 from lattice_jax.data.corpus_writer import Document
-from lattice_jax.data.files import PG19, SAMPLES
 from lattice_jax.data.prepare import books as prepare_books
 from lattice_jax.data.prepare import bucket
 from lattice_jax.data.prepare.images import prepare_images
 from lattice_jax.data.prepare.samples import prepare_sample
+from lattice_jax.data.published import PG19, SAMPLES
 from lattice_jax.data.source import SPLITS
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_path
@@ -59,8 +59,8 @@ def test_books_of_a_folder_become_sources(tmp_path, tokenizer):
     for number, title in enumerate(source.texts.titles):
       tokens = source.tokens[source.offsets[number]:source.offsets[number + 1]]
       assert get_tokenizer(data).decode(tokens).decode() == kept[title] and tokens[-1] == 1
-  assert "pg19 train: 1 documents of no text are left out" in lines
-  assert lines[-2].endswith(f"at {folder}") and lines[-1].startswith(f"training needs {folder}")
+  assert "pg19 train: 1 documents without text are left out" in lines
+  assert lines[-2].endswith(f"at {folder}") and lines[-1].startswith(f"training needs only {folder}")
 
 
 def test_doing_it_again_does_nothing(tmp_path):
@@ -124,7 +124,7 @@ def test_interrupted_tokenizing_ends_in_the_same_bytes(tmp_path, monkeypatch, st
   monkeypatch.setattr(prepare_books, "_to_document", convert)
   lines = []
   folder = make_books(tmp_path / "data", lines.append)
-  assert f"going on after {stopped_at} documents that are done" in lines
+  assert f"continuing after {stopped_at} finished documents" in lines
   for name in ("tokens.bin", "documents.npz"):
     assert contents(folder)[name] == contents(whole)[name]
 
@@ -139,9 +139,9 @@ def test_nine_novels_are_not_pg19(tmp_path):
 
 @pytest.mark.parametrize(("options", "message"), [
   ({"origin": "x.txt"}, r"^--from .*/x.txt is not a folder; give the one that holds the published files, or prepared"),
-  ({"origin": "", "use_tfds": True}, r"^--tfds has TFDS download the data itself; leave out --tfds or --from\.$"),
-  ({"tokenizer": "bpe:32000"}, r"^data.tokenizer='bpe:32000' is not known; use 'bytes', 'bpe_lossless:VOCAB' or "),
-  ({"use_tfds": True}, r"^--tfds has TFDS's own pg19 make the records, which needs TensorFlow"),
+  ({"origin": "", "use_tfds": True}, r"^with --tfds TFDS downloads the data itself; leave out --tfds or --from\.$"),
+  ({"tokenizer": "bpe:32000"}, r"^data.tokenizer='bpe:32000' is unknown; use 'bytes', 'bpe_lossless:VOCAB' or "),
+  ({"use_tfds": True}, r"^--tfds makes the records with TFDS's own pg19, which needs TensorFlow"),
 ], ids=["file", "both", "tokenizer", "no-tensorflow"])
 def test_a_wrong_request_is_one_sentence(tmp_path, options, message):
   if "origin" in options:

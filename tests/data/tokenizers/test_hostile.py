@@ -212,7 +212,7 @@ def test_ids_without_a_piece_give_no_text(kind, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_of_any_kind_is_refused(tmp_path):
-  with pytest.raises(ValueError, match=r"holds no tokenizer\.json and no tokenizer\.model"):
+  with pytest.raises(ValueError, match=r"holds neither tokenizer\.json nor tokenizer\.model"):
     read(tmp_path)
   (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")  # as tiktoken writes it
   with pytest.raises(ValueError, match=r"tokenizer\.model is not a .*; get its tokenizer\.json"):

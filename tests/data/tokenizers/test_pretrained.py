@@ -140,10 +140,10 @@ def test_without_a_template_there_is_no_chat(tmp_path):
 @pytest.mark.parametrize(
   ("changes", "message"), [
     ({"add_tokenizer_model": None}, "holds no tokenizer"),
-    ({"add_tokenizer_model": "bert"}, "of kind 'bert' that cuts text as 'smollm'; kind 'gpt2' with gpt-2, smollm"),
-    ({"add_tokenizer_pre": "viking"}, "cuts text as 'viking'"),
+    ({"add_tokenizer_model": "bert"}, "of kind 'bert' that splits text as 'smollm'; kind 'gpt2' with gpt-2, smollm"),
+    ({"add_tokenizer_pre": "viking"}, "splits text as 'viking'"),
     ({"add_token_merges": None}, "without tokens or merges"),
-    ({"add_token_merges": ["Ġ zzzz"]}, "the merge 'Ġ zzzz' of tokens that it has not"),
+    ({"add_token_merges": ["Ġ zzzz"]}, "the merge 'Ġ zzzz' of tokens that it does not have"),
     ({"add_token_types": [3]}, "does not say which tokens are special"),
     ({"add_token_list": ["a", "aa", "a"], "add_token_merges": ["a a"]}, "a token twice"),
   ], ids=["none", "kind", "cut", "no-merges", "merge", "types", "twice"])
@@ -154,7 +154,7 @@ def test_a_header_without_a_tokenizer_is_refused(changes, message, tmp_path):
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
   write_folder(tmp_path, LLAMA, {})
-  with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
+  with pytest.raises(ValueError, match=r"holds neither tokenizer\.json nor"):
     read(tmp_path)
   (tmp_path / "tokenizer.json").write_text("{}")
   with pytest.raises(ValueError, match="not a tokenizer that the tokenizers library reads"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import DataConfig
-from lattice_jax.data.files import SAMPLES
+from lattice_jax.data.published import SAMPLES
 from lattice_jax.data.sources import read_raw
 from lattice_jax.data.tokenizers.tokenizer import BPETokenizer, get_tokenizer
 from lattice_jax.data.tokenizers.train_bpe import train_bpe
@@ -39,7 +39,7 @@ def test_ids_that_no_token_has_decode_to_nothing(name):
 
 @pytest.mark.parametrize("name", ["byte", "bpe_lossless", "bpe_lossless:2k", "bpe_paper:10", "bpe_lossles:2048"])
 def test_unknown_tokenizer_is_refused(name):
-  with pytest.raises(ValueError, match=rf"^data.tokenizer='{name}' is not known; use 'bytes', 'bpe_lossless:VOCAB' or"):
+  with pytest.raises(ValueError, match=rf"^data.tokenizer='{name}' is unknown; use 'bytes', 'bpe_lossless:VOCAB' or"):
     get_tokenizer(DataConfig(tokenizer=name))
 
 

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from lattice_jax.peers import sentence_of
+from lattice_jax.processes import describe_death
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = """E1129 00:33:28.046438   21755 coordination_service.cc:1549] [1058290697516801493] Use error polling: \
@@ -29,11 +29,11 @@ F1129 00:33:28 client.h:80] Terminating process because the JAX distributed serv
   ("F1 client.h:80] UNAVAILABLE: Failed to send RPC to coordination service. Either the leader", "process 0 has ended"),
 ])
 def test_pages_of_the_service_name_the_process(text, start):
-  assert sentence_of(text).startswith(start)
+  assert describe_death(text).startswith(start)
 
 
 def test_pages_of_something_else_say_nothing():
-  assert sentence_of("F1129 00:33:28 pjrt.cc:1] Check failed: buffer != nullptr") is None
+  assert describe_death("F1129 00:33:28 pjrt.cc:1] Check failed: buffer != nullptr") is None
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The files that a named corpus must consist of, and the check that they are those."""
+"""The published files that a named corpus must consist of, the shipped samples, and checks of both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAMPLES = Path(__file__).parent / "samples"
 
 @dataclass(frozen=True)
 class Original:
-  """A published file. `url` is that file, or a zip that holds it as `name`."""
+  """A published file. `url` is the file, or a zip that contains it as `name`."""
 
   name: str
   size: int
@@ -34,8 +34,8 @@ ENWIK8 = Original(
 class BookSet:
   """A published set of books, one file each: `folder/SPLIT/ID.txt`, with `folder/metadata.csv`.
 
-  books: how many there are of each split.
-  words: the published counts, by which word perplexity is divided.
+  books: the number of books in each split.
+  words: the published word counts, the denominators of word perplexity.
   bucket: the storage bucket that holds them.
   """
 
@@ -58,9 +58,9 @@ class ImageSet:
   """A published set of 64 × 64 images in zips of npz files.
 
   zips: the files of each published split.
-  images: how many they hold.
-  train_images: so many of the published training images are for training, the others for validation, and the published
-    validation images for testing, as Transformer-VQ does.
+  images: the number of images in each.
+  train_images: how many of the published training images are for training. The others are for validation, and the
+    published validation images for testing, as in Transformer-VQ.
   """
 
   name: str
@@ -106,12 +106,12 @@ def prepared_path(root: str | Path, original: Original) -> Path:
 
 
 def prepare_command(root: str | Path, name: str) -> str:
-  """What a user types to get the file to `prepared_path`."""
+  """The command that puts the file at `prepared_path`."""
   return f"python scripts/prepare_data.py {name}" + ("" if str(root) == "data" else f" --path {root}")
 
 
 def check_original(original: Original, size: int, sha256: str, where: str | Path) -> None:
-  """Raises ValueError, in one sentence, unless size and checksum are the published ones."""
+  """Raises ValueError if size or checksum is not the published one."""
   if size != original.size:
     raise ValueError(f"{where} is not {original.name}: expected {original.size:,} bytes, found {size:,}.")
   if sha256 != original.sha256:
@@ -134,7 +134,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_once(path: Path) -> str:
-  """The checksum of a file, which is read again only after it has changed."""
+  """The checksum of a file, which is read again only if it has changed."""
   status = path.stat()
   return _sha256_cached(path, status.st_size, status.st_mtime_ns)
 
@@ -154,7 +154,7 @@ def read_sample(file: str, samples: Path = SAMPLES) -> bytes:
   row = rows[file]
   try:
     with lzma.open(samples / file) if file.endswith(".xz") else (samples / file).open("rb") as opened:
-      raw = opened.read(int(row["bytes_uncompressed"]) + 1)  # a longer one is seen to be wrong, however long it is
+      raw = opened.read(int(row["bytes_uncompressed"]) + 1)  # one byte too many shows that it is too long
   except (OSError, lzma.LZMAError, EOFError) as error:
     raise ValueError(f"{samples / file} cannot be read ({error}); restore it from the repository.") from error
   found = hashlib.sha256(raw).hexdigest()

@@ -1,4 +1,4 @@
-"""Arrays on a mesh, and their shapes as the key of a cache of compiled programs."""
+"""What compiling ahead of time needs: arrays on a mesh, and their shapes as the key by which programs are kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lattice_jax.sharding import make_mesh, replicated, unbox
 
 
 def mesh_of(variables: Any) -> Mesh:
-  """The mesh that the arrays lie on, or one of this process's first device where they lie on none."""
+  """The mesh that the arrays lie on; if they lie on none, a mesh of this process's first device."""
   for leaf in jax.tree.leaves(variables):
     if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding):
       return leaf.sharding.mesh
@@ -21,7 +21,7 @@ def mesh_of(variables: Any) -> Mesh:
 
 
 def place_variables(variables: Any, mesh: Mesh) -> Any:
-  """Leaves that lie on `mesh` as they are, others copied to every device; without the boxes of logical axes."""
+  """Unboxes the leaves, and copies those that do not lie on `mesh` to every device of it."""
   def place(leaf: Any) -> jax.Array:
     is_on_mesh = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
     return leaf if is_on_mesh else jax.device_put(leaf, replicated(mesh))
@@ -30,14 +30,14 @@ def place_variables(variables: Any, mesh: Mesh) -> Any:
 
 
 @dataclass(frozen=True)
-class Abstract:
-  """The shapes, dtypes and shardings of a tree of arrays; hashable."""
+class TreeSpec:
+  """The structure of a tree of arrays, with their shapes, dtypes and shardings; hashable."""
 
   leaves: tuple[jax.ShapeDtypeStruct, ...]
   structure: Any
 
   @classmethod
-  def of(cls, tree: Any) -> Abstract:
+  def of(cls, tree: Any) -> TreeSpec:
     leaves, structure = jax.tree.flatten(tree)
     return cls(tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in leaves), structure)
 
@@ -46,6 +46,6 @@ class Abstract:
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-  """ShapeDtypeStructs that say where they lie; both trees alike."""
+  """The same ShapeDtypeStructs with their shardings; both trees have the same structure."""
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings)

@@ -1,0 +1,169 @@
+"""Rows of text that a model reads: chunks of a prompt, then token by token, each a call of one compiled program.
+
+Generation, evaluation under a cache policy and serving all read through a `Session`.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lattice_jax.cache.convert import compress
+from lattice_jax.cache.kv_cache import KVCache, caches_of
+from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.inference.compilation import TreeSpec, mesh_of, place_variables, with_shardings
+from lattice_jax.inference.prompts import prompt_chunk
+from lattice_jax.models.decoder import Decoder, init_state
+from lattice_jax.sharding import replicated, state_shardings, unbox
+from lattice_jax.types import Segment, abstract_segment, make_segment
+
+
+@flax.struct.dataclass
+class SessionState:
+  """What has been read. logits_BA: what follows each row's last token. position_B: the place of the next token."""
+
+  logits_BA: jax.Array
+  position_B: jax.Array
+  memory: Any
+
+
+class Session:
+  """`batch` rows of text under one model. `state` is what they have read; each call gives the old one away.
+
+  Programs are compiled ahead and kept, so no call can retrace. max_len: tokens that a token cache has room for; 0 where
+  no memory needs one. chunk_len: tokens of a prompt that are read in one call.
+  """
+
+  def __init__(
+    self, model: ModelConfig, variables: Any, *, batch: int, max_len: int, chunk_len: int = 128,
+    state: SessionState | None = None):
+    """Starts from an empty memory where no `state` is given."""
+    self.model, self.batch, self.max_len, self.chunk_len = model, batch, max_len, chunk_len
+    self.mesh = mesh_of(unbox(variables))
+    self.variables = place_variables(variables, self.mesh)
+    self._key = model, batch, max_len, self.mesh, TreeSpec.of(self.variables)
+    self._read_token: Callable[..., SessionState] | None = None
+    self._read_chunk: Callable[..., SessionState] | None = None
+    if state is None:
+      self._read_chunk = _compile_chunk(*self._key, chunk_len)
+      self.state: SessionState = _compile_start(*self._key[:-1])()
+    else:
+      self.state = jax.device_put(state, abstract_state(*self._key[:-1])[1])
+
+  def read(self, rows: Sequence[np.ndarray]) -> None:
+    """Reads each row's tokens, of any number. With fewer rows than `batch`, the others read what the last one does."""
+    self._read_chunk = self._read_chunk or _compile_chunk(*self._key, self.chunk_len)
+    rows = [*rows, *[rows[-1]] * (self.batch - len(rows))]
+    before_B = np.asarray(self.state.position_B)
+    for start in range(0, max(map(len, rows)), self.chunk_len):
+      tokens_BT, segment = prompt_chunk(rows, start, self.chunk_len)
+      segment = segment.replace(positions_BT=segment.positions_BT + before_B[:, None])
+      self.state = self._read_chunk(self.variables, *self.put((tokens_BT, segment)), self.state)
+
+  def step(self, token_B: jax.Array | np.ndarray) -> None:
+    """Reads one more token of every row."""
+    self._read_token = self._read_token or _compile_token(*self._key)
+    self.state = self._read_token(self.variables, self.put(token_B), self.state)
+
+  def fork(self) -> Session:
+    """A session that goes on from here by itself."""
+    other = copy.copy(self)
+    other.state = jax.tree.map(jnp.copy, self.state)
+    return other
+
+  def compress(self, cache: CacheConfig, max_len: int | None = None) -> Session:
+    """A session that goes on with the tokens that `cache` keeps; this one stays as it is.
+
+    Raises:
+      ValueError: as `cache.convert.compress`, which this session's model must have made the records for.
+    """
+    model, max_len = replace(self.model, cache=cache), self.max_len if max_len is None else max_len
+    memory = compress(model, self.state.memory, max_len)
+    # arrays that the policy leaves as they were are this session's own, which it will give away
+    state = jax.tree.map(jnp.copy, self.state.replace(memory=memory))
+    chunk_len = min(self.chunk_len, cache.call_len or self.chunk_len)
+    return Session(model, self.variables, batch=self.batch, max_len=max_len, chunk_len=chunk_len, state=state)
+
+  @property
+  def caches(self) -> list[KVCache]:
+    """The token caches, one stack of layers for each attention block of the pattern."""
+    return [*caches_of(self.state.memory).values()]
+
+  def put(self, tree: Any) -> Any:
+    """The arrays whole on every device, as the programs take them."""
+    return jax.device_put(tree, replicated(self.mesh))
+
+
+def read_token(
+  model: ModelConfig, variables: Any, token_B: jax.Array, is_read_B: jax.Array, state: SessionState) -> SessionState:
+  """The decode step. Rows where `is_read_B` is false keep their memory, and their logits mean nothing."""
+  decoder, segment = Decoder(model), make_segment(state.position_B[:, None], valid_BT=is_read_B[:, None])
+  output = decoder.apply(variables, token_B[:, None], state.memory, segment)
+  logits_BA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)[:, 0]
+  return SessionState(logits_BA=logits_BA, position_B=state.position_B + is_read_B, memory=output.state)
+
+
+def read_chunk(
+  model: ModelConfig, variables: Any, tokens_BT: jax.Array, segment: Segment, state: SessionState) -> SessionState:
+  """Reads the valid tokens of every row, which may be none."""
+  decoder = Decoder(model)
+  output = decoder.apply(variables, tokens_BT, state.memory, segment)
+  num_valid_B = segment.valid_BT.sum(axis=1, dtype=jnp.int32)
+  last_B1D = jnp.take_along_axis(output.features_BTD, jnp.maximum(num_valid_B - 1, 0)[:, None, None], axis=1)
+  logits_BA = decoder.apply(variables, last_B1D, method=Decoder.logits)[:, 0]
+  return SessionState(
+    logits_BA=jnp.where(num_valid_B[:, None] > 0, logits_BA, state.logits_BA),
+    position_B=state.position_B + num_valid_B, memory=output.state)
+
+
+def abstract_state(model: ModelConfig, batch: int, max_len: int, mesh: Mesh) -> tuple[SessionState, SessionState]:
+  """(shapes that say where they lie, shardings)."""
+  shapes = jax.eval_shape(functools.partial(_start, model, batch, max_len))
+  shardings = jax.tree.map(lambda _: replicated(mesh), shapes).replace(memory=state_shardings(shapes.memory, mesh))
+  return with_shardings(shapes, shardings), shardings
+
+
+def _start(model: ModelConfig, batch: int, max_len: int) -> SessionState:
+  return SessionState(
+    logits_BA=jnp.zeros((batch, model.vocab), jnp.float32), position_B=jnp.zeros((batch,), jnp.int32),
+    memory=init_state(model, batch, max_len))
+
+
+@functools.lru_cache(maxsize=8)
+def _compile_start(model: ModelConfig, batch: int, max_len: int, mesh: Mesh) -> Callable[[], SessionState]:
+  _, shardings = abstract_state(model, batch, max_len, mesh)
+  return jax.jit(functools.partial(_start, model, batch, max_len), out_shardings=shardings).lower().compile()
+
+
+@functools.lru_cache(maxsize=8)
+def _compile_chunk(
+  model: ModelConfig, batch: int, max_len: int, mesh: Mesh, variables: TreeSpec, chunk_len: int,
+) -> Callable[..., SessionState]:
+  state, shardings = abstract_state(model, batch, max_len, mesh)
+
+  def rows(dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((batch, chunk_len), dtype, sharding=replicated(mesh))
+
+  program = jax.jit(functools.partial(read_chunk, model), donate_argnums=3, out_shardings=shardings)
+  return program.lower(variables.tree(), rows(jnp.int32), abstract_segment(rows), state).compile()
+
+
+@functools.lru_cache(maxsize=32)  # one for each cache that an evaluation compares
+def _compile_token(
+  model: ModelConfig, batch: int, max_len: int, mesh: Mesh, variables: TreeSpec) -> Callable[..., SessionState]:
+  state, shardings = abstract_state(model, batch, max_len, mesh)
+
+  def program(variables: Any, token_B: jax.Array, state: SessionState) -> SessionState:
+    return read_token(model, variables, token_B, jnp.ones((batch,), bool), state)
+
+  token_B = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=replicated(mesh))
+  return jax.jit(program, donate_argnums=2, out_shardings=shardings).lower(variables.tree(), token_B, state).compile()
