@@ -64,7 +64,6 @@ def test_a_policy_more_changes_two_lines(tmp_path):
   change(tmp_path, LAWS, '"tova": ("L4", "L5", "L6")}', '"tova": ("L4", "L5", "L6"), "oldest": ("L6",)}')
   tests = ("tests/cache/test_oldest.py", f"{LAWS}::test_law_holds[oldest-L6]",
            f"{LAWS}::test_every_policy_has_a_row_here_or_is_exempt_from_nothing_in_the_contract")
-  result = subprocess.run(
-    [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], cwd=tmp_path, capture_output=True,
-    text=True)
+  command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", *tests]
+  result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
   assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout + result.stderr
