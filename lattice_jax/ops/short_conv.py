@@ -14,8 +14,9 @@ def short_conv(
 ) -> tuple[Float[Array, "B T H K"], Float[Array, "B R H K"]]:
   """Σ tap[w]·x[t − w] over tokens of t's document, in fp32, and the tail after the call.
 
-  tail: the last W − 1 inputs of the state's document, zero where it has fewer. run: `document_runs` of the call; tokens
-  without one read zeros and are read by none. Their inputs must be finite, or the gradient of the taps is not.
+  tail: the last W − 1 inputs of the state's document, zero where it has fewer. run: `document_runs` of the call. No
+  valid token and no tail reads an invalid one, whose own outputs mean nothing: ops replace them at their door. Invalid
+  inputs must be finite, or the gradient of the taps is not.
   """
   reach, length = tail_BWHK.shape[1], x_BTHK.shape[1]
   x_BSHK = jnp.concatenate([tail_BWHK, x_BTHK], 1)
@@ -23,7 +24,7 @@ def short_conv(
   y_BTHK = jnp.zeros(x_BTHK.shape, jnp.float32)
   for back in range(reach + 1):
     there = slice(reach - back, reach - back + length)
-    is_same_BT = (run_BS[:, there] == run_BT) & (run_BT != EMPTY)
+    is_same_BT = run_BS[:, there] == run_BT
     y_BTHK += jnp.where(is_same_BT[..., None, None], x_BSHK[:, there].astype(jnp.float32) * tap_WHK[back], 0)
   run_BW, tail_BWHK = last_slots((run_BS, x_BSHK), (run_BT != EMPTY).sum(1), reach)
   return y_BTHK, keep_only(run_BW == run_BW[:, -1:], tail_BWHK)
