@@ -59,8 +59,8 @@ def vq_attention(
     rows: codebook.
     relative: row Δ is the embedding of distance Δ = 0…W, so S = W + 1.
     state: what came before; None starts without tokens.
-    ids, valid: document of each token; invalid tokens (a suffix) are replaced by zeros at the door, leave the state
-      alone and read zeros. None: one document, all valid.
+    ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros. Their keys and
+      values are replaced by zeros at the door; their queries must be finite. None: one document, all valid.
     block_len: queries read at a time, any number; a matter of cost alone, but for "blocks". Kernels have their own.
     near_bias: None is zero.
     reduction: how the cache is made ready for every block, one of `FORMS`; a matter of cost alone. "auto" takes the
@@ -79,7 +79,7 @@ def vq_attention(
   state, ids, valid = complete_call("vq", state, ids, valid, like=q, empty=lambda: empty_state(
     batch, relative.shape[1] - 1, kv_heads, rows.shape[1], key_dim, v.shape[-1], v.dtype))
   dtype = state.value_BWHV.dtype
-  q, tokens = keep_only(valid, (q, Tokens(quantized.code_BTH, quantized.key_BTHK, v)))
+  tokens = keep_only(valid, Tokens(quantized.code_BTH, quantized.key_BTHK, v))
 
   def add_bias(bias):
     return (q + bias.astype(q.dtype)).astype(dtype).reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)
