@@ -82,8 +82,8 @@ def test_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
   together = jnp.concatenate([names["first"].y_BTD, names["rest"].y_BTD], axis=1)
   np.testing.assert_allclose(together, names["whole"].y_BTD, atol=1e-5)
   told = names["apply"](names["params"], names["x"], names["layer"].init_state(2), lj.whole_segment(2, 24))
-  # What may be left out is an empty memory and one document. As constants of a program they are computed with in advance,
-  # so the two programs round differently.
+  # What may be left out is an empty memory and one document. Where they are constants of a program, XLA computes with
+  # them in advance, so the two programs round differently.
   np.testing.assert_allclose(told.y_BTD, names["whole"].y_BTD, atol=1e-6)
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), names["rest"].state, names["whole"].state)
   assert names["kept_k"].shape == (2, 2 + 2 * 4 + 6, 4, 16) and names["positions"].shape == (2, 16, 4)
