@@ -13,6 +13,7 @@ from lattice_jax.fields import (
   at_least,
   choice,
   fraction,
+  free,
   names,
   pairs,
   place,
@@ -59,13 +60,13 @@ class _DecoderConfig:
   layer_drop: float = fraction(0.0, "a whole branch, per sequence")
   dtype: str = choice(
     "float32", ("float32", "bfloat16"), "of activations; parameters, states' accumulators and the loss are float32")
-  remat: str = choice(
+  remat: str = free(choice(
     "none", ("none", "full", "boundary"),
-    "full: recompute all; boundary: all but what softmax attention's backward needs")
+    "full: recompute all; boundary: all but what softmax attention's backward needs"))
   scan_layers: bool = switch(True, "layers as one array and one compiled body")
-  xent_chunk: int = positive(4096, "tokens whose logits exist at one time")
-  impl: str = choice(
-    "auto", ("auto", "reference", "xla", "pallas", "interpret"), "of all ops; auto: by backend and shape")
+  xent_chunk: int = free(positive(4096, "tokens whose logits exist at one time"))
+  impl: str = free(choice(
+    "auto", ("auto", "reference", "xla", "pallas", "interpret"), "of all ops; auto: by backend and shape"))
   context_len: int = at_least(0, 0, "tokens that a pretrained model was made to read; 0 = no bound of its own")
   origin: str = choice(
     "config", ("config", "init_from"), "config: the model is this section; init_from: it is that of --init_from")
@@ -95,7 +96,7 @@ class DataConfig:
   source: str = text(
     "enwiki_sample", "enwik8, pg19, imagenet64; their shipped samples enwiki_sample, books_sample, photos_sample; "
     "synthetic, recall; text:PATH for one's own file or folder of texts")
-  path: str = place("data", "folder of prepared data sets; samples and synthetic need none")
+  path: str = free(place("data", "folder of prepared data sets; samples and synthetic need none"))
   tokenizer: str = text("bytes", "bytes, bpe_lossless:VOCAB, bpe_paper:VOCAB, symbols:VOCAB or pretrained:MODEL")
   seq_len: int = positive(512, "tokens of a sequence, over which memory is carried")
   update_len: int = positive(512, "tokens of a row that an update takes; a divisor of seq_len")
@@ -104,7 +105,7 @@ class DataConfig:
     "sequences", ("sequences", "documents", "packed"),
     "sequences: pieces of seq_len tokens; documents: rows follow documents; packed: documents one behind another")
   seed: int = seed(0, "of the order of the data")
-  workers: int = at_least(0, 0, "Grain reader processes; threads in this process when 0")
+  workers: int = free(at_least(0, 0, "Grain reader processes; threads in this process when 0"))
   recall: RecallConfig = section(RecallConfig, "the source \"recall\"")
 
 

@@ -63,6 +63,11 @@ def pairs(default: tuple[tuple[str, str], ...], doc: str) -> Any:
   return declared(Pairs(), default, doc)
 
 
+def free(field: Any) -> Any:
+  """Marks a field that changes where data lie or what something costs, not results: a run may go on with another."""
+  return dataclasses.field(default=field.default, metadata={**field.metadata, "free": True})
+
+
 def section(cls: type, doc: str) -> Any:
   """A field that holds fields."""
   return dataclasses.field(default_factory=cls, metadata={"doc": doc})

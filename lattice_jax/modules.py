@@ -25,6 +25,22 @@ def offset(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
   return module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
 
 
+def split_heads(
+  module: nn.Module, name: str, x_BTD: jax.Array, heads: int, width: int, axes: tuple[str, str],
+) -> jax.Array:
+  """[B, T, heads, width] in the dtype of x, by the weight `name`. axes: logical axes of heads and width."""
+  dim = x_BTD.shape[-1]
+  weight_DHK = weight(module, name, (dim, heads, width), ("embed", *axes), fan_in=dim)
+  return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight_DHK.astype(x_BTD.dtype))
+
+
+def join_heads(module: nn.Module, out_BTHV: jax.Array, dim: int) -> jax.Array:
+  """[B, T, dim] in the dtype of the heads' outputs, by the weight "out"."""
+  heads, width = out_BTHV.shape[2:]
+  weight_HVD = weight(module, "out", (heads, width, dim), ("heads", "value", "embed"), fan_in=heads * width)
+  return jnp.einsum("BTHV,HVD->BTD", out_BTHV, weight_HVD.astype(out_BTHV.dtype))
+
+
 def rms_normalize(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
   """x / root mean square over the last axis, in fp32, without gain."""
   x = x.astype(jnp.float32)

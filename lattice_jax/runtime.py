@@ -110,14 +110,15 @@ def quieten_checkpoints() -> None:
 
 
 def git_commit() -> str | None:
-  """The commit of the code, with "+" where files differ from it; None outside a git checkout."""
-  root = Path(__file__).resolve().parents[1]
+  """The commit of the code, with "+" where files differ from it; None where no checkout tracks it."""
+  here = Path(__file__).resolve()
 
   def git(*words: str) -> str:
     return subprocess.run(
-      ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+      ["git", "-C", str(here.parent), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
   try:
+    git("ls-files", "--error-unmatch", here.name)  # an installed package may lie inside another project's checkout
     return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
   except (OSError, subprocess.SubprocessError):
     return None

@@ -35,5 +35,5 @@ def cache_overrides() -> list[str]:
   if TASK.value:
     return []
   if len(CACHE.value) > 1:
-    raise ValueError("--cache was given several times; only a --task judges more than one cache.")
+    raise ValueError("--cache was given several times; only a --task compares caches.")
   return [override for text in CACHE.value for override in caches.cache_overrides(text)]

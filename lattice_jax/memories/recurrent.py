@@ -31,7 +31,7 @@ import jax.numpy as jnp
 
 from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.recurrent_config import RecurrentConfig
-from lattice_jax.modules import rms_normalize, weight
+from lattice_jax.modules import join_heads, rms_normalize, split_heads, weight
 from lattice_jax.ops.documents import document_runs
 from lattice_jax.ops.short_conv import short_conv
 from lattice_jax.types import LayerOutput, Segment, SumCount
@@ -124,18 +124,14 @@ class RecurrentMemory(nn.Module):
     out_BTHV = (rms_normalize(out_BTHV) * gain_V).astype(dtype)
     if config.gated:
       out_BTHV *= nn.silu(self.project("gate", x_BTD, config.value_dim, "value"))
-    out_HVD = weight(
-      self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
-      fan_in=config.heads * config.value_dim)
-    y_BTD = jnp.einsum("BTHV,HVD->BTD", out_BTHV, out_HVD.astype(dtype))
     tail = state.tail and ConvTail(q_tail, k_tail, v_tail)
-    return LayerOutput(y_BTD=y_BTD, state=RecurrentState(tail, memory), losses={}, metrics=metrics, statistics={})
+    return LayerOutput(
+      y_BTD=join_heads(self, out_BTHV, dim), state=RecurrentState(tail, memory), losses={}, metrics=metrics,
+      statistics={})
 
   def project(self, name: str, x_BTD: jax.Array, width: int, axis: str) -> jax.Array:
     """[B, T, H, width] in the dtype of x. axis: logical axis of the width, "key" or "value"."""
-    dim, heads = x_BTD.shape[-1], self.config.heads
-    w_DHK = weight(self, name, (dim, heads, width), ("embed", "heads", axis), fan_in=dim)
-    return jnp.einsum("BTD,DHK->BTHK", x_BTD, w_DHK.astype(x_BTD.dtype))
+    return split_heads(self, name, x_BTD, self.config.heads, width, ("heads", axis))
 
   def head_logit(self, name: str, x_BTD: jax.Array, *, start: float | Initializer = 0.0) -> jax.Array:
     """[B, T, H] in fp32, a number for each token and head to make a gate from. start: of its bias."""

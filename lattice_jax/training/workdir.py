@@ -13,6 +13,7 @@ import numpy as np
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
+from lattice_jax.fields import leaves
 from lattice_jax.files import lock_folder, replace_json
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.processes import propagate_failure
@@ -20,9 +21,6 @@ from lattice_jax.run_file import FILE, stored_config
 from lattice_jax.types import Batch
 from lattice_jax.writers import writing
 from lattice_jax.writers.base import check_present
-
-# Fields that say where data is read or how fast something is computed, not what; the fingerprint guards the data.
-FREE_FIELDS = ("data.path", "data.workers", "model.impl", "model.remat", "model.xent_chunk", "model.vq.reduction")
 
 
 @contextlib.contextmanager
@@ -43,9 +41,10 @@ def locked(workdir: Path) -> Iterator[None]:
 def check_same_run(what: Path | str, run: dict[str, Any], config: Config, fingerprint: str) -> None:
   """Raises ValueError if the run that a folder or checkpoint (`what`) describes has another model or other data."""
   changes = differences(to_dict(stored_config(run, what)), to_dict(config))
+  free = {path for path, field, _ in leaves(config) if "free" in field.metadata}  # the fingerprint guards the data
   refused = [
     f"{path}: {old} → {new}" for path, (old, new) in changes.items()
-    if path.startswith(("model.", "data.")) and path not in FREE_FIELDS]
+    if path.startswith(("model.", "data.")) and path not in free]
   if refused:
     raise ValueError(
       f"{what} belongs to a run of another model or other data (stored → now):\n  " + "\n  ".join(refused) +

@@ -28,13 +28,13 @@ def _flags():
     yield
 
 
-def make_task(workdir):
+def make_loaded(workdir):
   mesh = make_mesh(CONFIG.mesh)
   return LoadedModel(
     workdir=workdir, config=CONFIG, overrides=(), params={}, buffers={}, step=None, mesh=mesh, context_len=2048)
 
 
-def judge(workdir, monkeypatch, **values):
+def ask(workdir, monkeypatch, **values):
   """(what was asked for, paths), without a model."""
   asked = []
 
@@ -54,11 +54,11 @@ def judge(workdir, monkeypatch, **values):
     for name, value in values.items() if name != "cache")])
   if "cache" in values:
     flags.FLAGS.cache = values["cache"]
-  return asked, cache_task.run_task(make_task(workdir), "test", report=print)
+  return asked, cache_task.run_task(make_loaded(workdir), "test", report=print)
 
 
 def test_a_task_gets_the_full_cache_and_all_that_were_named(tmp_path, monkeypatch):
-  ((plan, subject, folder),), paths = judge(
+  ((plan, subject, folder),), paths = ask(
     tmp_path, monkeypatch, task="needles", cache=[LAGKV, "full"], peers=["knorm"], lengths=["128", "256"],
     answers=["7", "16"], depths=["0", "0.5"], trials=4, rows=2, examples=1, task_seed=3)
   assert list(plan.caches_of(128)) == ["full", LAGKV, f"knorm like {LAGKV}"]
@@ -72,17 +72,17 @@ def test_a_task_gets_the_full_cache_and_all_that_were_named(tmp_path, monkeypatc
 
 def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkeypatch):
   values = {"task": "text", "cache": [LAGKV], "lengths": ["100", "200"], "trials": 3}
-  asked, paths = judge(tmp_path, monkeypatch, **values)
+  asked, paths = ask(tmp_path, monkeypatch, **values)
   assert [(tokens_BT.shape, prompt_len) for _, tokens_BT, prompt_len in asked] == [((3, 100), 50), ((3, 200), 100)]
   folder = paths[0].parents[1]
   assert folder.parent == tmp_path and folder.name.startswith("text_")
   assert paths == [folder / length / "compare.md" for length in ("100", "200")]
-  again, same = judge(tmp_path, monkeypatch, **values)
+  again, same = ask(tmp_path, monkeypatch, **values)
   np.testing.assert_array_equal(again[0][1], asked[0][1])
   assert same == paths
-  other, others = judge(tmp_path, monkeypatch, **values, task_seed=1)
+  other, others = ask(tmp_path, monkeypatch, **values, task_seed=1)
   assert (other[0][1] != asked[0][1]).any() and not {*others} & {*paths}
-  assert not {*judge(tmp_path, monkeypatch, **values | {"cache": ["full:sinks=1"]})[1]} & {*paths, *others}
+  assert not {*ask(tmp_path, monkeypatch, **values | {"cache": ["full:sinks=1"]})[1]} & {*paths, *others}
 
 
 @pytest.mark.parametrize(("values", "message"), [
@@ -97,7 +97,7 @@ def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkey
   ids=str)
 def test_a_mistake_is_answered_in_one_sentence(values, message, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=message):
-    judge(tmp_path, monkeypatch, **{"task": "passkey"} | values)
+    ask(tmp_path, monkeypatch, **{"task": "passkey"} | values)
 
 
 def test_outside_of_a_task_one_cache_changes_the_config():

@@ -51,15 +51,15 @@ def workdir(tmp_path_factory):
 
 
 def evaluate(workdir, *, overrides=(), step=None, **options):
-  task = load_run(workdir, step=step, overrides=overrides)
-  task = task.with_eval(**{"split": "test", "protocol": "cold", "batch": 8, "max_batches": 2} | options)
-  (result,) = task.evaluate()
-  return task, result
+  loaded = load_run(workdir, step=step, overrides=overrides)
+  loaded = loaded.with_eval(**{"split": "test", "protocol": "cold", "batch": 8, "max_batches": 2} | options)
+  (result,) = loaded.evaluate()
+  return loaded, result
 
 
 def test_result_is_written_with_all_that_makes_it_again(workdir):
-  task, result = evaluate(workdir)
-  path = task.save(result, None)
+  loaded, result = evaluate(workdir)
+  path = loaded.save(result, None)
   written = json.loads(path.read_text())
   assert path == workdir / f"eval_test_cold_step7_{written['key']}.json"
   assert (written["step"], written["overrides"], written["seq_len"]) == (7, [], 64)
@@ -86,8 +86,8 @@ def test_a_named_step_is_the_one_that_is_read(workdir):
 
 def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
   shown = []
-  task = load_run(workdir, step=None, overrides=[])
-  written, path = task.write_texts(["abc"], length=8, seed=1, show=shown.append)
+  loaded = load_run(workdir, step=None, overrides=[])
+  written, path = loaded.write_texts(["abc"], length=8, seed=1, show=shown.append)
   (text,) = written.texts
   assert text.startswith("abc") and len(text) > 3
   assert "".join(shown) == text
@@ -98,13 +98,13 @@ def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
 
 
 def test_a_context_beyond_what_the_model_was_made_for_is_refused(workdir):
-  task = dataclasses.replace(load_run(workdir, step=None, overrides=[]), context_len=10)
+  loaded = dataclasses.replace(load_run(workdir, step=None, overrides=[]), context_len=10)
   with pytest.raises(ValueError, match="a context of 11 tokens is more than the 10 that tiny was made for"):
-    task.write_texts(["abc"], length=8, limit=11)
+    loaded.write_texts(["abc"], length=8, limit=11)
   with pytest.raises(ValueError, match="row 0 has 11 tokens, and the context holds 10"):
-    task.write_texts(["abcdefghij"], length=8)
+    loaded.write_texts(["abcdefghij"], length=8)
   with pytest.raises(ValueError, match="windows of 11 tokens are more than the 10 that tiny was made for; use"):
-    task.with_eval(seq_len=11)
+    loaded.with_eval(seq_len=11)
 
 
 def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
@@ -120,18 +120,18 @@ def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
 
   monkeypatch.setattr(loaded_model, "get_tokenizer", lambda data: Chatting())
   monkeypatch.setattr(loaded_model, "write_texts", write_texts)
-  task = load_run(workdir, step=None, overrides=[])
+  loaded = load_run(workdir, step=None, overrides=[])
   for is_chat in (True, False):
-    task.write_texts(["hi"], length=8, is_chat=is_chat)
+    loaded.write_texts(["hi"], length=8, is_chat=is_chat)
   assert asked == [(["<s>hi"], ()), (["hi"], Chatting.start_ids)]
 
 
 def test_a_text_of_another_model_and_a_cache_that_is_never_asked_to_drop_are_refused(workdir):
-  task = load_run(workdir, step=None, overrides=[]).with_eval(split="test", batch=8)
+  loaded = load_run(workdir, step=None, overrides=[]).with_eval(split="test", batch=8)
 
   def changed(**fields):
-    return dataclasses.replace(task, config=dataclasses.replace(
-      task.config, model=dataclasses.replace(task.config.model, **fields)))
+    return dataclasses.replace(loaded, config=dataclasses.replace(
+      loaded.config, model=dataclasses.replace(loaded.config.model, **fields)))
 
   with pytest.raises(ValueError, match=r"holds token \d+, and the model has 40: data.tokenizer=bytes is another"):
     changed(vocab=40).evaluate()
@@ -217,8 +217,8 @@ def evaluate_stub(**changes):
 
 
 def baselines(workdir, source):
-  task = load_run(workdir, step=None, overrides=[f"data.source={source}"])
-  return task.baselines("test")
+  loaded = load_run(workdir, step=None, overrides=[f"data.source={source}"])
+  return loaded.baselines("test")
 
 
 def test_photographs_stand_beside_png_and_webp_and_texts_beside_their_raw_bytes(workdir):

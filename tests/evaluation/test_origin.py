@@ -18,7 +18,7 @@ from lattice_jax.evaluation.origin import code_fingerprint, keyed_name, origin_k
 from lattice_jax.evaluation.retrieval.plan import AnswerFile
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
-from tests.commands.test_cache_task import make_task
+from tests.commands.test_cache_task import make_loaded
 from tests.evaluation.test_loaded_model import evaluate_stub, workdir  # noqa: F401
 from tests.models.tiny_files import LLAMA, make_tensors, write_folder
 
@@ -39,9 +39,9 @@ def choose(name, *overrides, dtype="float32"):
   return load_pretrained_model(name, workdir=None, dtype=dtype, overrides=[*ON_BYTES, *overrides])
 
 
-def judge(task, told=None):
+def ask(loaded, told=None):
   """The folder with all that was ever answered, line by line."""
-  report, *_ = cache_task.run_task(task, "test", report=(told if told is not None else []).append)
+  report, *_ = cache_task.run_task(loaded, "test", report=(told if told is not None else []).append)
   return report.parent, [json.loads(line) for line in (report.parent / "answers.jsonl").read_text().splitlines()]
 
 
@@ -60,18 +60,18 @@ def test_answers_of_one_model_are_never_those_of_another(tmp_path):
   old, told = tmp_path / "runs" / "Llama-3.1-8B" / "passkey" / "answers.jsonl", []
   old.parent.mkdir(parents=True)
   old.write_text('{"task": "passkey"}\n')  # as it was written before answers had keys
-  first, second = judge(choose("m/Llama-3.1-8B"), told), judge(choose("m/Llama-3.2-1B"))
+  first, second = ask(choose("m/Llama-3.1-8B"), told), ask(choose("m/Llama-3.2-1B"))
   assert "answers.jsonl does not say which model answered, so nothing of it is used" in told[0]
   assert old.read_text() == '{"task": "passkey"}\n'
   assert first[0].parts[:2] == ("runs", "Llama-3.1-8B") and second[0].parts[:2] == ("runs", "Llama-3.2-1B")
   assert first[1][0]["nll"] != second[1][0]["nll"]
-  same_name = judge(choose("n/Llama-3.1-8B"))
+  same_name = ask(choose("n/Llama-3.1-8B"))
   assert same_name[0].parent == first[0].parent and same_name[0] != first[0]
   assert same_name[1][0]["nll"] == second[1][0]["nll"]
-  assert judge(choose("m/Llama-3.1-8B")) == first  # which asks nothing again
+  assert ask(choose("m/Llama-3.1-8B")) == first  # which asks nothing again
   (first[0] / "answers.jsonl").write_text((same_name[0] / "answers.jsonl").read_text())
   with pytest.raises(ValueError, match=r"holds answers of another model, text or version \(key \w+, not \w+\)"):
-    judge(choose("m/Llama-3.1-8B"))
+    ask(choose("m/Llama-3.1-8B"))
   names = {
     choose("m/Llama-3.1-8B", *overrides, dtype=dtype).name_of("passkey", text="", **facts)[0]
     for overrides, dtype, facts in (
@@ -89,39 +89,39 @@ def test_lines_that_do_not_say_what_made_them_are_refused(tmp_path):
 
 
 def test_every_change_of_an_evaluation_has_a_file_of_its_own(workdir):  # noqa: F811
-  task = load_run(workdir, step=None, overrides=[]).with_eval(split="test", max_batches=2, batch=8)
-  config, result = task.config, evaluate_stub(seq_len=64)
-  tasks = {
-    "as it is": (task, result), "step": (load_run(workdir, step=3, overrides=[]), result),
-    "config": (dataclasses.replace(task, config=dataclasses.replace(
+  loaded = load_run(workdir, step=None, overrides=[]).with_eval(split="test", max_batches=2, batch=8)
+  config, result = loaded.config, evaluate_stub(seq_len=64)
+  saved = {
+    "as it is": (loaded, result), "step": (load_run(workdir, step=3, overrides=[]), result),
+    "config": (dataclasses.replace(loaded, config=dataclasses.replace(
       config, model=dataclasses.replace(config.model, dtype="bfloat16"))), result),
-    "part": (task.with_eval(max_batches=3), result), "rows of a part": (task.with_eval(batch=4), result)}
+    "part": (loaded.with_eval(max_batches=3), result), "rows of a part": (loaded.with_eval(batch=4), result)}
   for name, value in (("chunk_len", 16), ("seq_len", 32), ("split", "train"), ("protocol", "carried"),
                       ("fingerprint", "other")):
-    tasks[name] = task, dataclasses.replace(result, **{name: value})
-  written = {name: one.save(found, None).name for name, (one, found) in tasks.items()}
+    saved[name] = loaded, dataclasses.replace(result, **{name: value})
+  written = {name: one.save(found, None).name for name, (one, found) in saved.items()}
   assert len(set(written.values())) == len(written)
   assert written["step"].startswith("eval_test_cold_step3_") and written["seq_len"].startswith("eval_test_cold_T32_")
   assert load_run(workdir, step=7, overrides=[]).with_eval(
     split="test", batch=8, max_batches=2).save(result, None).name == written["as it is"]
-  whole = task.with_eval(max_batches=0)
+  whole = loaded.with_eval(max_batches=0)
   assert whole.save(result, None) == whole.with_eval(batch=4).save(result, None)  # the result does not depend on it
 
 
 def test_every_change_of_a_text_has_a_file_of_its_own(tmp_path, monkeypatch):
   monkeypatch.setattr(loaded_model, "write_texts", lambda *inputs, **options: Written(("",), ("stop",), (0,), Timing()))
-  task = make_task(tmp_path)
+  loaded = make_loaded(tmp_path)
   options = ({}, {"seed": 1}, {"temperature": 0.0}, {"stop_strings": ["#"]})
-  paths = [task.write_texts(["abc"], length=2, **some)[1] for some in options]
+  paths = [loaded.write_texts(["abc"], length=2, **some)[1] for some in options]
   assert len(set(paths)) == len(paths) and all(path.exists() for path in paths)
-  assert task.write_texts(["abc"], length=2)[1] == paths[0]
+  assert loaded.write_texts(["abc"], length=2)[1] == paths[0]
 
 
 def test_weights_are_told_apart_by_what_they_hold():
-  weight, task = jax.numpy.arange(64.0).reshape(8, 8), make_task(None)
+  weight, loaded = jax.numpy.arange(64.0).reshape(8, 8), make_loaded(None)
   changes = [weight, 2 * weight, -weight, weight.T, weight[::-1], weight.at[3, 3].add(1e-6), weight + 1]
-  found = [dataclasses.replace(task, params={"a": change}).origin["weights"] for change in changes]
-  found.append(dataclasses.replace(task, params={"b": weight}).origin["weights"])
+  found = [dataclasses.replace(loaded, params={"a": change}).origin["weights"] for change in changes]
+  found.append(dataclasses.replace(loaded, params={"b": weight}).origin["weights"])
   assert len(set(found)) == len(found)
 
 

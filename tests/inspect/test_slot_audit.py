@@ -37,7 +37,7 @@ def variables():
 
 
 @pytest.fixture(scope="module")
-def task(variables, tmp_path_factory):
+def loaded(variables, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   (workdir / "run.json").write_text(json.dumps({"config": to_dict(CONFIG)}))
   checkpoints = Checkpoints(workdir)
@@ -71,11 +71,11 @@ def test_training_and_evaluation_keep_no_inputs(variables):
   assert "intermediates" not in jax.eval_shape(read, variables) and set(variables) == {"params", "buffers"}
 
 
-def test_the_report_holds_everything_and_needs_nothing(task, tmp_path):
+def test_the_report_holds_everything_and_needs_nothing(loaded, tmp_path):
   text = tmp_path / "text.txt"
   text.write_text("to be & <not>\nto be")
-  where, ids = text_tokens(task, text, "test", 0, 1000)
-  data, page = audit(task, where, ids, tmp_path / "out", threshold=0.1, top=2)
+  where, ids = text_tokens(loaded, text, "test", 0, 1000)
+  data, page = audit(loaded, where, ids, tmp_path / "out", threshold=0.1, top=2)
   content = json.loads(data.read_text())
   assert content["tokens"] == [START, *"to be & <not>\nto b"] and content["step"] == 3
   assert [layer["name"] for layer in content["layers"]] == ["layer 1", "layer 3"]
@@ -98,20 +98,20 @@ def test_the_report_holds_everything_and_needs_nothing(task, tmp_path):
   assert "&lt;" in html and "<not>" not in html and "↵" in html
 
 
-def test_a_document_of_the_runs_data_is_cut_to_what_is_asked(task):
-  where, ids = text_tokens(task, None, "test", 2, 50)
+def test_a_document_of_the_runs_data_is_cut_to_what_is_asked(loaded):
+  where, ids = text_tokens(loaded, None, "test", 2, 50)
   assert (where, len(ids)) == ("synthetic, test, document 2", 50)
-  assert len(text_tokens(task, None, "test", 1, 50)[1]) == 1
+  assert len(text_tokens(loaded, None, "test", 1, 50)[1]) == 1
 
 
 @pytest.mark.parametrize(("text", "document", "message"), [
   ("missing", 0, "missing cannot be read: No such file or directory; give a text file with --text"),
   ("empty", 0, "empty is empty; give a text with --text"),
   (None, 99, "document 99 is not one of the 48 of synthetic test; use --document=0")])
-def test_a_text_that_is_not_there_is_refused(task, tmp_path, text, document, message):
+def test_a_text_that_is_not_there_is_refused(loaded, tmp_path, text, document, message):
   (tmp_path / "empty").write_text("")
   with pytest.raises(ValueError, match=message):
-    text_tokens(task, text and tmp_path / text, "test", document, 10)
+    text_tokens(loaded, text and tmp_path / text, "test", document, 10)
 
 
 def test_a_model_without_slots_is_refused():

@@ -111,12 +111,12 @@ def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, fol
   given, origin = load_start(again, workdir, abstract_state(again, make_mesh(config.mesh)))
   assert_same_bits(given["params"], state.params)
   assert origin == f"from the parameters of {workdir} at step 12"
-  task = load_run(workdir, step=None, overrides=())
+  loaded = load_run(workdir, step=None, overrides=())
   with pytest.raises(ValueError, match=r"windows of 65 tokens are more than the 64 that finetune was made for"):
-    task.with_eval(seq_len=65)
-  (result,) = task.with_eval(split="test", protocol="cold").evaluate()
+    loaded.with_eval(seq_len=65)
+  (result,) = loaded.with_eval(split="test", protocol="cold").evaluate()
   assert result.tokenizer == f"pretrained:{folder}" and np.isfinite(result.bits_per_byte)
-  assert task.write_texts(["Line "], length=100, temperature=0.0)[0].finishes == ("context",)
+  assert loaded.write_texts(["Line "], length=100, temperature=0.0)[0].finishes == ("context",)
   monkeypatch.setattr(sys, "argv", ["export.py", f"--workdir={workdir}", f"--output={tmp_path / 'out'}"])
   runpy.run_path("scripts/export.py", run_name="__main__")
   assert "tokenizer.json" in capsys.readouterr().out

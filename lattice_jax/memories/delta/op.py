@@ -6,12 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lattice_jax.dispatch import choose_impl
-from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.decay.chunk import cumulate, pair_scores, read, read_before, write
-from lattice_jax.ops.decay.state import MatrixState, empty_state
-from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
-from lattice_jax.ops.documents import document_after
+from lattice_jax.ops.decay.matrix import MatrixState, call_matrix_op, empty_state
+from lattice_jax.ops.decay.tokens import Inputs
 from lattice_jax.ops.triangular import inverse_unit_lower
 
 __all__ = ["MatrixState", "delta", "empty_state", "gated_delta"]
@@ -37,15 +34,8 @@ def delta(
   Returns:
     Output in the state's dtype and the next state.
   """
-  state, ids, valid = complete_call(
-    "delta", state, ids, valid, like=q, empty=lambda: empty_state(len(q), *q.shape[2:], v.shape[-1]))
-  chosen = choose_impl("delta", impl, pallas_reason="there is no Pallas kernel for it yet")
-  decay, inputs = encode_documents((q, k, v, step[..., None]), decay, ids, valid, state.document_B)
-  if chosen == "reference":
-    out_BTHV, memory_BHKV = by_token(_step, decay, inputs, state.memory_BHKV)
-  else:
-    out_BTHV, memory_BHKV = by_chunk(_chunk, decay, inputs, state.memory_BHKV, chunk_len)
-  return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
+  return call_matrix_op(
+    "delta", _step, _chunk, (q, k, v, step[..., None]), decay, state, ids, valid, chunk_len=chunk_len, impl=impl)
 
 
 gated_delta = delta  # what users of the library look for where the memory decays

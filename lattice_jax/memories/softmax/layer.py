@@ -11,7 +11,7 @@ from lattice_jax.config import CacheConfig
 from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.softmax.config import AttentionConfig, check
 from lattice_jax.memories.softmax.op import empty_state, softmax_attention
-from lattice_jax.modules import offset, rms_normalize, weight
+from lattice_jax.modules import join_heads, offset, rms_normalize, split_heads
 from lattice_jax.ops.attention.window_cache import WindowCache
 from lattice_jax.ops.rotary import rotate
 from lattice_jax.types import LayerOutput, Segment
@@ -54,17 +54,13 @@ class SoftmaxAttention(nn.Module):
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
 
     def project(name, heads, width, axes):
-      return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight(
-        self, name, (dim, heads, width), ("embed", *axes), fan_in=dim).astype(dtype))
-
-    def project_with_bias(name, heads, width, axes):
-      x_BTHK = project(name, heads, width, axes)
+      x_BTHK = split_heads(self, name, x_BTD, heads, width, axes)
       return x_BTHK if config.bias == "none" else x_BTHK + offset(
         self, f"{name}_bias", (heads, width), axes).astype(dtype)
 
-    q_BTQK = project_with_bias("query", config.heads, config.key_dim, ("heads", "key"))
-    k_BTHK = project_with_bias("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))
-    v_BTHV = project_with_bias("value", config.kv_heads, config.value_dim, ("kv_heads", "value"))
+    q_BTQK = project("query", config.heads, config.key_dim, ("heads", "key"))
+    k_BTHK = project("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))
+    v_BTHV = project("value", config.kv_heads, config.value_dim, ("kv_heads", "value"))
     if config.qk_norm:
       q_BTQK, k_BTHK = rms_normalize(q_BTQK).astype(dtype), rms_normalize(k_BTHK).astype(dtype)
     if config.rope_theta:
@@ -78,10 +74,8 @@ class SoftmaxAttention(nn.Module):
       cache=self.cache, impl=self.impl)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
-      out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
-    out_QVD = weight(self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
-                     fan_in=config.heads * config.value_dim)
-    y_BTD = jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype))
+      out_BTQV *= nn.silu(split_heads(self, "gate", x_BTD, config.heads, config.value_dim, ("heads", "value")))
+    y_BTD = join_heads(self, out_BTQV, dim)
     if config.bias == "all":
       y_BTD += offset(self, "out_bias", (dim,), ("embed",)).astype(dtype)
     return LayerOutput(y_BTD=y_BTD, state=state, losses={}, metrics={}, statistics={})

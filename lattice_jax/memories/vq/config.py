@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from lattice_jax.fields import at_least, choice, finite, fraction, positive, switch
+from lattice_jax.fields import at_least, choice, finite, fraction, free, positive, switch
 from lattice_jax.memories.section import Section, check_heads
 
 KEY_GRADIENTS = ("window", "blocks")
@@ -25,7 +25,7 @@ class VQConfig:
   block_len: int = positive(512, "L of the paper: queries read at a time; changes cost, not results")
   window: int = at_least(
     0, 0, "uncompressed tokens and reach of the position bias; 0 = block_len, as in the paper")
-  reduction: str = choice("auto", REDUCTIONS, "how blocks get their caches; changes cost only")
+  reduction: str = free(choice("auto", REDUCTIONS, "how blocks get their caches; changes cost only"))
   gated: bool = switch(True, "SHGA: value SiLU and output gate")
   joined: bool = switch(
     False, "keys, values and gate are one projection: one tensor to Adafactor, the same to other optimizers")

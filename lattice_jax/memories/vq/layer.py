@@ -22,7 +22,7 @@ from lattice_jax.memories.vq.op import (
   revive,
   vq_attention,
 )
-from lattice_jax.modules import offset, rms_normalize, sinusoids, weight
+from lattice_jax.modules import join_heads, offset, rms_normalize, sinusoids, split_heads, weight
 from lattice_jax.types import LayerOutput, Segment
 
 _DEAD_BELOW = 0.01  # of the average use: what the metric codebook_dead calls dead
@@ -59,10 +59,7 @@ class VQAttention(nn.Module):
     joined = self._joined(x_BTD) if config.joined else {}
 
     def project(name, heads, width, axes):
-      if name in joined:
-        return joined[name]
-      return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight(
-        self, name, (dim, heads, width), ("embed", *axes), fan_in=dim).astype(dtype))
+      return joined[name] if name in joined else split_heads(self, name, x_BTD, heads, width, axes)
 
     q_BTQK = rms_normalize(project("query", config.heads, config.key_dim, ("heads", "key"))) * scale
     k_BTHK = rms_normalize(project("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))) * scale
@@ -83,10 +80,7 @@ class VQAttention(nn.Module):
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
-    out_QVD = weight(self, "out", (config.heads, config.value_dim, dim), ("heads", "value", "embed"),
-                     fan_in=config.heads * config.value_dim)
-    y_BTD = jnp.einsum("BTQV,QVD->BTD", out_BTQV, out_QVD.astype(dtype))
-    return self._report(y_BTD, state, key, k_BTHK, segment, count_HM)
+    return self._report(join_heads(self, out_BTQV, dim), state, key, k_BTHK, segment, count_HM)
 
   def _joined(self, x_BTD):
     """Keys, values and, where there is one, the gate of one projection, [B, T, heads, width] each."""

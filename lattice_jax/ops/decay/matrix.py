@@ -1,0 +1,50 @@
+"""Memories that are one matrix a head: their state, and a call of their op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.calls import complete_call
+from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
+from lattice_jax.ops.documents import EMPTY, document_after
+
+
+@flax.struct.dataclass
+class MatrixState:
+  """memory_BHKV: a matrix of every head, fp32. document_B: int32, whose it is, EMPTY before the first token."""
+
+  memory_BHKV: jax.Array
+  document_B: jax.Array
+
+
+def empty_state(
+  batch: int, heads: int, key_dim: int, value_dim: int, *, dtype: jnp.dtype = jnp.float32
+) -> MatrixState:
+  """A state that has seen nothing. Computations are in `dtype`."""
+  return MatrixState(jnp.zeros((batch, heads, key_dim, value_dim), dtype), jnp.full((batch,), EMPTY, jnp.int32))
+
+
+def call_matrix_op(
+  op: str, step: Callable[..., Any], one_chunk: Callable[..., Any], inputs: Inputs, decay: jax.Array | None,
+  state: MatrixState | None, ids: jax.Array | None, valid: jax.Array | None, *, chunk_len: int, impl: str,
+) -> tuple[jax.Array, MatrixState]:
+  """Output [B, T, H, V] and next state of `step`, as `by_token` calls it, or of `one_chunk`, as `by_chunk` does.
+
+  inputs: q, k, v and what else the op takes.
+  """
+  q, _, v, *_ = inputs
+  state, ids, valid = complete_call(
+    op, state, ids, valid, like=q, empty=lambda: empty_state(len(q), *q.shape[2:], v.shape[-1]))
+  chosen = choose_impl(op, impl, pallas_reason="there is no Pallas kernel for it yet")
+  decay, inputs = encode_documents(inputs, decay, ids, valid, state.document_B)
+  if chosen == "reference":
+    out_BTHV, memory_BHKV = by_token(step, decay, inputs, state.memory_BHKV)
+  else:
+    out_BTHV, memory_BHKV = by_chunk(one_chunk, decay, inputs, state.memory_BHKV, chunk_len)
+  return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
