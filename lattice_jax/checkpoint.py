@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_sha256
-from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.processes import warn
 from lattice_jax.run_file import check_run, read_config, read_run
 from lattice_jax.sharding import param_shardings, unbox
@@ -136,7 +136,7 @@ def load_for_eval(
   """
   workdir = Path(workdir)
   config = read_config(workdir)
-  boxed = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
+  boxed = abstract_variables(config.model)
   if mesh is None:
     device = SingleDeviceSharding(jax.local_devices()[0])
     shardings = jax.tree.map(lambda leaf: device, unbox(boxed))

@@ -7,13 +7,12 @@ import importlib
 import json
 import pathlib
 
-import jax
 import pytest
 
 from configs import common
 from lattice_jax.config_checks import default_config, parse_config, to_dict
 from lattice_jax.data.sources import load_source
-from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -30,7 +29,7 @@ def tokens(config):
 
 def parameters(config):
   model = parse_config(config).model
-  return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"])
+  return count_parameters(abstract_variables(model)["params"])
 
 
 @pytest.mark.parametrize("arg", ["", "sample", "smoke", "sample,smoke"])
@@ -97,7 +96,7 @@ def test_paper_size(name, arg):
   model = parse_config(load(name, arg)).model
 
   def count(model):
-    return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
+    return count_parameters(abstract_variables(model))
 
   tied, positions = name != "vq_enwik8", name == "vq_imagenet64"
   first = published_count(*SIZES[name, arg], tied=tied, positions=positions, biases=True)

@@ -18,7 +18,7 @@ from lattice_jax.inspect import plots
 from lattice_jax.inspect.codebooks import code_shares, perplexity
 from lattice_jax.inspect.names import result_names, run_names
 from lattice_jax.inspect.plots import panel_grid, plot_answers, plot_buckets, plot_loss, read_metrics, smooth
-from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.sharding import make_mesh, unbox
 from lattice_jax.training.state import create_state
 from tests.training import tiny
@@ -142,7 +142,7 @@ def codebook_model(**changes):
 def test_code_shares_are_rows_of_layers_and_codebooks_in_any_pattern(scan_layers):
   model = codebook_model(layers=4, pattern=("window", "vq"), scan_layers=scan_layers)
   model = dataclasses.replace(model, attention=dataclasses.replace(model.attention, window=8))
-  boxed = jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["buffers"]
+  boxed = abstract_variables(model)["buffers"]
   buffers = jax.tree.map(lambda leaf: np.ones(leaf.shape), unbox(boxed))
   first = buffers["groups" if scan_layers else "group_0"]["block_1"]["memory"]["codebook_count"]
   (first[0, 1] if scan_layers else first[1])[1:] = 0.0  # layer 2, second codebook: one code only

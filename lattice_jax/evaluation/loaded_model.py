@@ -31,7 +31,7 @@ from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.text import Written, write_texts
-from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import content_digest, count_parameters
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
@@ -241,7 +241,7 @@ def load_pretrained_model(
   data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
   config = apply_overrides(Config(name=model_name(name), model=pretrained.model, data=data), overrides)
   mesh = make_mesh(config.mesh)
-  boxed = jax.eval_shape(lambda: init_variables(config.model, jax.random.key(0)))
+  boxed = abstract_variables(config.model)
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
   params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh))
   return LoadedModel(
@@ -257,7 +257,7 @@ def _images(source: Source) -> Iterator[np.ndarray]:
 
 def check_variables_fit(model: ModelConfig, variables: Any) -> None:
   """Raises ValueError if overrides describe a model with parameters and buffers other than the stored ones."""
-  wanted = _shapes(jax.eval_shape(lambda: init_variables(model, jax.random.key(0))))
+  wanted = _shapes(abstract_variables(model))
   stored = _shapes(variables)
   changed = sorted(dict(wanted.items() ^ stored.items()))
   if changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -158,6 +159,12 @@ def init_variables(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
   tokens_BT = jnp.zeros((1, 1), jnp.int32)
   variables = Decoder(config).init(rng, tokens_BT, tokens_BT, state, segment, method=Decoder.score)
   return {"buffers": {}} | variables
+
+
+@functools.lru_cache(maxsize=64)
+def abstract_variables(config: ModelConfig) -> dict[str, Any]:
+  """What `init_variables` returns, with shapes and dtypes in place of arrays."""
+  return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
 
 
 def init_state(config: ModelConfig, batch: int, max_len: int = 0) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -39,14 +40,13 @@ def carries_memory(config: Config) -> bool:
 
 def make_optimizer(config: Config) -> Optimizer:
   """The optimizer of a config; it needs the parameters' boxes, not their values."""
-  boxed = jax.eval_shape(lambda: decoder.init_variables(config.model, jax.random.key(0)))
-  params = boxed["params"]
+  params = decoder.abstract_variables(config.model)["params"]
   return Optimizer(config.optimizer, config.train.steps, decay_mask(params), stacked_mask(params))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
   """The shapes, dtypes and shardings of the state, into which a checkpoint is restored."""
-  boxed = jax.eval_shape(lambda: initial_state(config))
+  boxed = _boxed_shapes(config)
   shardings = _shardings(boxed, config, mesh)
   return jax.tree.map(
     lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), unbox(boxed), shardings)
@@ -59,7 +59,7 @@ def create_state(config: Config, mesh: Mesh, given: dict[str, Any] | None = None
   """
   given = given or {}
   others = dict.fromkeys(given, ())
-  shardings = _shardings(jax.eval_shape(lambda: initial_state(config)), config, mesh).replace(**others)
+  shardings = _shardings(_boxed_shapes(config), config, mesh).replace(**others)
   with jax.set_mesh(mesh):
     state = jax.jit(lambda: unbox(initial_state(config)).replace(**others), out_shardings=shardings)()
   return state.replace(**given)
@@ -76,6 +76,11 @@ def initial_state(config: Config) -> TrainState:
     buffers=variables["buffers"],
     memory=decoder.init_state(config.model, config.data.batch) if carries_memory(config) else (),
   )
+
+
+@functools.lru_cache(maxsize=4)
+def _boxed_shapes(config: Config) -> TrainState:
+  return jax.eval_shape(lambda: initial_state(config))
 
 
 def _shardings(boxed: TrainState, config: Config, mesh: Mesh) -> TrainState:

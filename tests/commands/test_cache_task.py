@@ -104,7 +104,7 @@ def test_outside_of_a_task_one_cache_changes_the_config():
   flags.FLAGS.cache = [LAGKV]
   assert cache_flags.cache_overrides()[:2] == ["model.cache.policy=lagkv", "model.cache.sinks=2"]
   flags.FLAGS.cache = [LAGKV, "full"]
-  with pytest.raises(ValueError, match="--cache was given several times; only a --task judges more than one"):
+  with pytest.raises(ValueError, match="--cache was given several times; only a --task compares caches"):
     cache_flags.cache_overrides()
   flags.FLAGS.task = "passkey"
   assert cache_flags.cache_overrides() == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from lattice_jax.models.decoder import Decoder, init_state, init_variables, num_groups
+from lattice_jax.models.decoder import Decoder, abstract_variables, init_state, num_groups
 from lattice_jax.types import whole_segment
 from tests.contract.decoder_runs import (
   BATCH,
@@ -120,7 +120,7 @@ def shapes_of():
   def shapes(impl, xent_chunk):
     if (impl, xent_chunk) not in known:
       config = replace(WIDE, impl=impl, xent_chunk=xent_chunk)
-      variables = jax.eval_shape(lambda: meta.unbox(init_variables(config, jax.random.key(0))))
+      variables = meta.unbox(abstract_variables(config))
       tokens = jax.ShapeDtypeStruct((ROWS, LONG), jnp.int32)
       state, segment = jax.eval_shape(lambda: (init_state(config, ROWS), whole_segment(ROWS, LONG)))
       lowered = jax.jit(score, static_argnums=0).lower(config, variables, tokens, tokens, state, segment)

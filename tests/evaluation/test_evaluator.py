@@ -19,7 +19,7 @@ from lattice_jax.evaluation import evaluator
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate, evaluate_protocols
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
-from lattice_jax.models.decoder import Decoder, init_state, init_variables
+from lattice_jax.models.decoder import Decoder, abstract_variables, init_state, init_variables
 from lattice_jax.sharding import make_mesh, param_shardings, unbox
 from lattice_jax.types import whole_segment
 
@@ -155,7 +155,7 @@ def test_a_stop_between_chunks_leaves_no_result(source):
 def test_value_is_the_same_on_eight_devices_with_sharded_parameters(source, protocol):
   config = MeshConfig(data=4, model=2)
   mesh = make_mesh(config)
-  boxed = jax.eval_shape(lambda: init_variables(MODELS["vq"], jax.random.key(0)))
+  boxed = abstract_variables(MODELS["vq"])
   variables = jax.device_put(make_variables("vq"), param_shardings(boxed, mesh, config))
   assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(variables))
   result = run(source, variables=variables, mesh=mesh, protocol=protocol, batch=3, chunk_len=16)

@@ -14,6 +14,7 @@ import ctypes
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -53,6 +54,15 @@ def press_ctrl_c_while_deaf():
   ctypes.CDLL(None).sleep(1000)
 
 
+def put_file_for_folder(folder, moved):
+  folder.rename(moved)
+  while True:
+    try:
+      return folder.write_text("")
+    except IsADirectoryError:  # a save in progress has made it again
+      shutil.rmtree(folder, ignore_errors=True)
+
+
 def make_fault(name, workdir):
   """What happens, as a function."""
   def limit_files(size):
@@ -62,8 +72,7 @@ def make_fault(name, workdir):
     "full_disk": lambda: limit_files(ROOM),
     "full_metrics": lambda: limit_files((workdir / "metrics.jsonl").stat().st_size),
     "read_only": lambda: (workdir / "checkpoints").chmod(0o555),
-    "file_for_folder": lambda: [(workdir / "checkpoints").rename(workdir / "moved"),
-                                (workdir / "checkpoints").write_text("")],
+    "file_for_folder": lambda: put_file_for_folder(workdir / "checkpoints", workdir / "moved"),
     "SIGINT": lambda: os.kill(os.getpid(), signal.SIGINT),
     "deaf_SIGINT": press_ctrl_c_while_deaf,
     "SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import jax
 import pytest
 
 from configs import ablation_lattice
 from lattice_jax.config_checks import parse_config
-from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.sweep.sweep_file import read_sweep
 
@@ -22,7 +21,7 @@ VARIANTS = {
 
 @functools.cache
 def parameters(model):
-  return count_parameters(jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))["params"])
+  return count_parameters(abstract_variables(model)["params"])
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))

@@ -17,6 +17,7 @@ from lattice_jax.evaluation import compiled
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models import decoder
 from lattice_jax.sharding import make_mesh
+from lattice_jax.training import state as training_state
 from lattice_jax.training.feed import fetch
 from lattice_jax.training.state import create_state, make_optimizer
 from lattice_jax.training.step import make_program
@@ -56,6 +57,10 @@ def _init_variables(config, rng):
   return TinyDecoder(config).init(rng, zeros_BT, zeros_BT, state, segment, method=TinyDecoder.score)
 
 
+def _abstract_variables(config):
+  return jax.eval_shape(lambda: _init_variables(config, jax.random.key(0)))
+
+
 def _init_state(config, batch, max_len=0):
   del max_len
   return TinyState(jnp.zeros((batch, config.dim)))
@@ -68,10 +73,12 @@ def _update_buffers(config, buffers, statistics, rng):
 
 def use_tiny_decoder(monkeypatch):
   """Puts the tiny decoder in the place of the real one for training and evaluation."""
+  monkeypatch.setattr(training_state, "_boxed_shapes", training_state._boxed_shapes.__wrapped__)
   monkeypatch.setattr(compiled, "Decoder", TinyDecoder)
   monkeypatch.setattr(compiled, "init_state", _init_state)
   for name, value in {
-      "Decoder": TinyDecoder, "init_variables": _init_variables, "init_state": _init_state,
+      "Decoder": TinyDecoder, "init_variables": _init_variables, "abstract_variables": _abstract_variables,
+      "init_state": _init_state,
       "update_buffers": _update_buffers}.items():
     monkeypatch.setattr(decoder, name, value)
 

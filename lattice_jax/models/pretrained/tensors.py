@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.models.decoder import init_variables
+from lattice_jax.models.decoder import abstract_variables
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _OUTSIDE = {"embedding": EMBEDDING, "head": HEAD, "final_norm/gain": "model.norm.weight"}
@@ -50,7 +50,7 @@ def parameter_shapes(model: ModelConfig) -> Any:
 
 
 def _traced(model: ModelConfig) -> Any:
-  return jax.eval_shape(lambda: nn.unbox(init_variables(model, jax.random.key(0))["params"]))
+  return nn.unbox(abstract_variables(model)["params"])
 
 
 def file_names(leaf: str, model: ModelConfig) -> list[str]:
