@@ -24,12 +24,12 @@ def run(workdir, *arguments):
 
 
 @pytest.mark.timeout(900)
-def test_killed_at_three_random_moments_equals_unbroken(tmp_path):
+def test_killed_at_two_random_moments_equals_unbroken(tmp_path):
   draw = random.Random(0)
   unbroken = run(tmp_path / "unbroken")
   assert unbroken.returncode == 0, unbroken.stderr
   workdir = tmp_path / "killed"
-  for first, last in ((2, 8), (11, 17), (20, 26)):
+  for first, last in ((2, 12), (14, 26)):
     killed = run(workdir, int(signal.SIGKILL), draw.randint(first, last), draw.uniform(0, 0.02))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
   ended = run(workdir)
