@@ -35,9 +35,10 @@ def compile_block(
   model: ModelConfig, sampling: Sampling, block_len: int, max_len: int, session: Session) -> Callable[..., Any]:
   """The program that goes on with what `session` reads, under `model`, whose caches have room for `max_len` tokens.
 
-  (variables, key_data_BW, allowed_B, stop_A, wanted_B, draws, state) → (tokens [B, block_len], draws, state); draws and
-  state are donated. A row ends after `allowed_B` tokens, at a token of `stop_A`, or where `wanted_B` is false. Its
-  memory then stays, and tokens beyond its end mean nothing.
+  (variables, key_data_BW, allowed_B, stop_A, num, wanted_B, draws, state) → (tokens [B, block_len], draws, state);
+  draws and state are donated. `num` tokens are drawn, at most `block_len`; the others mean nothing. A row ends after
+  `allowed_B` tokens, at a token of `stop_A`, or where `wanted_B` is false. Its memory then stays, and tokens beyond its
+  end mean nothing.
   """
   return _compile(
     model, sampling, session.batch, block_len, max_len, session.mesh, TreeSpec.of(session.variables))
@@ -55,27 +56,29 @@ def _compile(
 
   draws = Draws(open_B=given(jnp.bool_, batch), index=given(jnp.int32))
   program = jax.jit(
-    functools.partial(_draw_block, model, sampling, block_len), donate_argnums=(5, 6),
+    functools.partial(_draw_block, model, sampling, block_len), donate_argnums=(6, 7),
     out_shardings=(replicated(mesh), replicated(mesh), shardings))
   return program.lower(
     variables.tree(), given(key_data.dtype, batch, *key_data.shape), given(jnp.int32, batch),
-    given(jnp.bool_, model.vocab), given(jnp.bool_, batch), draws, state).compile()
+    given(jnp.bool_, model.vocab), given(jnp.int32), given(jnp.bool_, batch), draws, state).compile()
 
 
 def _draw_block(
   model: ModelConfig, sampling: Sampling, block_len: int, variables: Any, key_data_BW: jax.Array,
-  allowed_B: jax.Array, stop_A: jax.Array, wanted_B: jax.Array, draws: Draws, state: SessionState,
+  allowed_B: jax.Array, stop_A: jax.Array, num: jax.Array, wanted_B: jax.Array, draws: Draws, state: SessionState,
 ) -> tuple[jax.Array, Draws, SessionState]:
-  """Draws from the last logits, then reads what was drawn, `block_len` times."""
+  """Draws from the last logits, then reads what was drawn, `num` times."""
   keys_B = jax.random.wrap_key_data(key_data_BW)
 
-  def step(carry: tuple[Draws, SessionState], _: None) -> tuple[tuple[Draws, SessionState], jax.Array]:
-    (draws, state), index = carry, carry[0].index
+  def step(place: jax.Array, carry: tuple[jax.Array, Draws, SessionState]) -> tuple[jax.Array, Draws, SessionState]:
+    tokens_NB, draws, state = carry
+    index = draws.index
     token_B = sample_token(state.logits_BA, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
     open_B = draws.open_B & (index < allowed_B) & ~stop_A[token_B]
     state = read_token(model, variables, token_B, open_B, state)
-    return (Draws(open_B=open_B, index=index + 1), state), token_B
+    return tokens_NB.at[place].set(token_B), Draws(open_B=open_B, index=index + 1), state
 
   draws = draws.replace(open_B=draws.open_B & wanted_B)
-  (draws, state), tokens_NB = jax.lax.scan(step, (draws, state), length=block_len)
+  tokens_NB = jnp.zeros((block_len, *wanted_B.shape), jnp.int32)
+  tokens_NB, draws, state = jax.lax.fori_loop(0, num, step, (tokens_NB, draws, state))
   return tokens_NB.T, draws, state

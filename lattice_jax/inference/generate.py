@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from lattice_jax.models.decoder import needs_token_cache
 from lattice_jax.sharding import tree_bytes
 
 SPECIAL_IDS = (0, 1, 2)  # pad, eos, unk of every tokenizer here
-_CACHE_UNIT = 64  # slots of a token cache are a multiple of this, so that prompts of similar lengths share programs
+_LEAST_SLOTS = 64  # of a token cache
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class GenerateOptions:
   start_ids: what the model reads before a prompt; eos for models trained here.
   stop_ids: ids that end a text and are no part of it.
   limit: the most tokens that prompt and text may have together; None for no limit but memory.
-  prefill_len: tokens of the prompt read per call. block_len: tokens drawn per call. Both change only speed and memory.
+  prefill_len: tokens of the prompt read per call. block_len: the most tokens drawn per call; the first call draws one,
+    which waits for no other. Both change only speed and memory.
   """
 
   temperature: float = 1.0
@@ -45,7 +47,7 @@ class GenerateOptions:
   start_ids: tuple[int, ...] = (1,)
   stop_ids: tuple[int, ...] = ()
   limit: int | None = None
-  prefill_len: int = 256
+  prefill_len: int = 512
   block_len: int = 16
 
 
@@ -53,7 +55,7 @@ class GenerateOptions:
 class Timing:
   """Seconds. `compile_seconds` are not part of the others, and are 0 where the programs were compiled before.
 
-  tokens: those drawn after the first block, in `decode_seconds`. cache_bytes: the state of the memory, all rows.
+  tokens: those drawn after the first, in `decode_seconds`. cache_bytes: the state of the memory, all rows.
   """
 
   compile_seconds: float = 0.0
@@ -64,7 +66,7 @@ class Timing:
 
   @property
   def tokens_per_second(self) -> float | None:
-    """All rows together; None if there was only one block."""
+    """All rows together; None if there was only one token."""
     return self.tokens / self.decode_seconds if self.tokens else None
 
 
@@ -148,15 +150,19 @@ class TokenStream:
     fixed = session.put((self._key_data_BW, self._allowed_B, is_stop_A))
     draws = session.put(start_draws(session.batch))
     # one block ahead of the host, so that the device does not wait while a block is read and printed
-    ahead, num_blocks = None, -(-int(self._allowed_B.max()) // self._block_len)
-    for index in range(num_blocks + 1):
+    ahead, left = None, int(self._allowed_B.max())
+    for index in itertools.count():
       block, ahead = ahead, None
-      if index < num_blocks:
-        wanted_B = session.put(np.array([text.finish is None for text in self.texts]))
-        ahead, draws, session.state = self._draw_block(session.variables, *fixed, wanted_B, draws, session.state)
+      if left > 0:
+        num = min(left, self._block_len) if index else 1
+        given = session.put((np.int32(num), np.array([text.finish is None for text in self.texts])))
+        drawn, draws, session.state = self._draw_block(session.variables, *fixed, *given, draws, session.state)
+        ahead, left = (drawn, num), left - num
       if block is None:
+        if index:
+          return
         continue
-      new = [self._extend(row, ids) for row, ids in enumerate(np.asarray(block).tolist())]
+      new = [self._extend(row, ids[:block[1]]) for row, ids in enumerate(np.asarray(block[0]).tolist())]
       now = time.perf_counter()
       if index == 1:
         self.timing.first_token_seconds, first = now - begun, now
@@ -190,7 +196,11 @@ class TokenStream:
 
 
 def _cache_len(model: ModelConfig, num_tokens: int) -> int:
-  return -(-num_tokens // _CACHE_UNIT) * _CACHE_UNIT if needs_token_cache(model) else 0
+  """Room for so many tokens, in few different sizes, each of which is a program: powers of two and halfway between."""
+  if not needs_token_cache(model):
+    return 0
+  power = 1 << (num_tokens - 1).bit_length()
+  return max(_LEAST_SLOTS, power * 3 // 4 if num_tokens <= power * 3 // 4 else power)
 
 
 def _row_seeds(seed: int | Sequence[int], num_rows: int) -> Sequence[int]:

@@ -14,7 +14,7 @@ import pytest
 from lattice_jax.cache.convert import compress, uncompressed
 from lattice_jax.cache.kv_cache import cache_bytes
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.inference.generate import SPECIAL_IDS, GenerateOptions, TokenStream, generate
+from lattice_jax.inference.generate import SPECIAL_IDS, GenerateOptions, TokenStream, _cache_len, generate
 from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
@@ -148,6 +148,19 @@ def test_the_cache_of_softmax_attention_is_counted():
   timing = stream(MODEL, PROMPTS, LENGTH, seed=5, temperature=0.0).timing
   assert timing.cache_bytes == tree_bytes(jax.eval_shape(lambda: init_state(MODEL, len(PROMPTS), 64)))
   assert timing.first_token_seconds > 0
+
+
+def test_the_first_token_waits_for_no_other_and_the_rest_come_in_blocks():
+  texts = TokenStream(
+    MODEL, make_variables(MODEL), [[5]], length=10, options=GenerateOptions(temperature=0.0, block_len=4))
+  assert [len(new) for new, in texts] == [1, 4, 4, 1]
+  assert texts.timing.tokens == 9
+
+
+def test_caches_have_few_sizes_and_at_most_a_third_is_spare():
+  sizes = {num: _cache_len(MODEL, num) for num in range(65, 8193)}
+  assert len(set(sizes.values())) == 14 and sizes[8192] == 8192 and sizes[8191 - 2048] == 6144
+  assert all(num <= size < 1.5 * num for num, size in sizes.items())
 
 
 LAGKV = dataclasses.replace(

@@ -1,4 +1,8 @@
-"""One block of queries against all that it can see: window and block slot by slot, the far past per code."""
+"""One block of queries against all that it can see: window and block slot by slot, the far past per code.
+
+Inside, heads come first, and the G heads that share keys and the C tokens are one axis N: every product then comes out
+in the order in which the next one takes it, and XLA transposes neither scores nor values.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +25,24 @@ def read_block(
   queries: q + u and q + w. relative: distances 0 … W. by_blocks: keys get the gradient of all queries of the block, not
   only of those at most W later.
   """
-  qu_BCHGK, qw_BCHGK = queries
-  score = _content_scores(by_blocks, qu_BCHGK, near.key_BSHK)
-  score += _position_bias(qw_BCHGK, relative_HSK, qu_BCHGK.shape[1])
-  scores, values = [jnp.where(is_seen_BCS[:, None, None], score, MASKED)], [near.value_BSHV]
+  batch, chunk, heads, group, _ = queries[0].shape
+  qu_BHNK, qw_BHNK = (
+    x_BCHGK.transpose(0, 2, 3, 1, 4).reshape(batch, heads, group * chunk, -1) for x_BCHGK in queries)
+  key_BHSK, value_BHSV = (jnp.swapaxes(x_BSHK, 1, 2) for x_BSHK in (near.key_BSHK, near.value_BSHV))
+  score_BHNS = _content_scores(by_blocks, group, qu_BHNK, key_BHSK)
+  score_BHNS += _position_bias(qw_BHNK, relative_HSK, chunk)
+  scores, values = [_mask(score_BHNS, is_seen_BCS)], [value_BHSV]
   if cache is not None:
-    scores.append(_cache_scores(qu_BCHGK, rows_HMK, cache, sees_cache_BC))
-    values.append(jnp.swapaxes(cache.mean_BHMV, 1, 2).astype(near.value_BSHV.dtype))
-  return _softmax_read(scores, values)
+    scores.append(_cache_scores(qu_BHNK, rows_HMK, cache, sees_cache_BC))
+    values.append(cache.mean_BHMV.astype(near.value_BSHV.dtype))
+  out_BHNV = _softmax_read(scores, values)
+  return out_BHNV.reshape(batch, heads, group, chunk, -1).transpose(0, 3, 1, 2, 4)
+
+
+def _mask(score_BHNS, is_seen_BCS):
+  """Scores of what is seen; MASKED elsewhere."""
+  by_head = (*score_BHNS.shape[:2], -1, *is_seen_BCS.shape[1:])
+  return jnp.where(is_seen_BCS[:, None, None], score_BHNS.reshape(by_head), MASKED).reshape(score_BHNS.shape)
 
 
 def _softmax_read(scores: list[jax.Array], values: list[jax.Array]) -> jax.Array:
@@ -37,47 +51,49 @@ def _softmax_read(scores: list[jax.Array], values: list[jax.Array]) -> jax.Array
   weights = [jnp.exp(score - top) for score in scores]
   total = sum(weight.sum(-1) for weight in weights)[..., None]
   return sum(
-    jnp.einsum("BHGCS,BSHV->BCHGV", (weight / total).astype(value.dtype), value, preferred_element_type=jnp.float32)
+    jnp.einsum("BHNS,BHSV->BHNV", (weight / total).astype(value.dtype), value, preferred_element_type=jnp.float32)
     for weight, value in zip(weights, values, strict=True))
 
 
-def _cache_scores(qu_BCHGK, rows_HMK, cache, sees_cache_BC):
-  score = jnp.einsum("BCHGK,HMK->BHGCM", qu_BCHGK, rows_HMK.astype(qu_BCHGK.dtype), preferred_element_type=jnp.float32)
-  count = cache.count_BHM[:, :, None, None]
-  is_seen = (count > 0) & sees_cache_BC[:, None, None, :, None]
-  return jnp.where(is_seen, score + jnp.log(jnp.maximum(count, 1.0)), MASKED)
+def _cache_scores(qu_BHNK, rows_HMK, cache, sees_cache_BC):
+  score_BHNM = jnp.einsum(
+    "BHNK,HMK->BHNM", qu_BHNK, rows_HMK.astype(qu_BHNK.dtype), preferred_element_type=jnp.float32)
+  count_BH1M = cache.count_BHM[:, :, None]
+  score_BHNM = jnp.where(count_BH1M > 0, score_BHNM + jnp.log(jnp.maximum(count_BH1M, 1.0)), MASKED)
+  return _mask(score_BHNM, jnp.broadcast_to(sees_cache_BC[..., None], (*sees_cache_BC.shape, rows_HMK.shape[1])))
 
 
-def _position_bias(qw_BCHGK, relative_HSK, chunk):
+def _position_bias(qw_BHNK, relative_HSK, chunk):
   """q·r at the slots of distances 0 … W, and 0 beyond."""
-  far_first_HSK = relative_HSK[:, ::-1].astype(qw_BCHGK.dtype)
-  by_distance = jnp.einsum("BCHGK,HSK->BHGCS", qw_BCHGK, far_first_HSK, preferred_element_type=jnp.float32)
+  far_first_HSK = relative_HSK[:, ::-1].astype(qw_BHNK.dtype)
+  by_distance = jnp.einsum("BHNK,HSK->BHNS", qw_BHNK, far_first_HSK, preferred_element_type=jnp.float32)
   # Row a must move right by a: a row padded to one more than its final width slides by one per row when re-cut.
   width = relative_HSK.shape[1] - 1 + chunk
-  slid = jnp.pad(by_distance, ((0, 0),) * 4 + ((0, chunk),))
-  return slid.reshape(*slid.shape[:3], -1)[..., :chunk * width].reshape(*slid.shape[:3], chunk, width)
+  by_head = by_distance.reshape(*by_distance.shape[:2], -1, chunk, by_distance.shape[-1])
+  slid = jnp.pad(by_head, ((0, 0),) * 4 + ((0, chunk),)).reshape(*by_head.shape[:3], -1)
+  return slid[..., :chunk * width].reshape(*by_distance.shape[:3], width)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _content_scores(by_blocks, qu_BCHGK, key_BSHK):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _content_scores(by_blocks, group, qu_BHNK, key_BHSK):
   """Scores of the slots; keys further back than W get no gradient, as in the definition, unless it is by blocks."""
-  return jnp.einsum("BCHGK,BSHK->BHGCS", qu_BCHGK, key_BSHK, preferred_element_type=jnp.float32)
+  return jnp.einsum("BHNK,BHSK->BHNS", qu_BHNK, key_BHSK, preferred_element_type=jnp.float32)
 
 
-def _content_scores_fwd(by_blocks, qu_BCHGK, key_BSHK):
-  return _content_scores(by_blocks, qu_BCHGK, key_BSHK), (qu_BCHGK, key_BSHK)
+def _content_scores_fwd(by_blocks, group, qu_BHNK, key_BHSK):
+  return _content_scores(by_blocks, group, qu_BHNK, key_BHSK), (qu_BHNK, key_BHSK)
 
 
-def _content_scores_bwd(by_blocks, saved, d_score):
-  qu_BCHGK, key_BSHK = saved
-  d_score = d_score.astype(qu_BCHGK.dtype)
-  chunk, slots = d_score.shape[-2:]
-  d_qu = jnp.einsum("BHGCS,BSHK->BCHGK", d_score, key_BSHK, preferred_element_type=jnp.float32)
+def _content_scores_bwd(by_blocks, group, saved, d_score):
+  qu_BHNK, key_BHSK = saved
+  d_score = d_score.astype(qu_BHNK.dtype)
+  d_qu = jnp.einsum("BHNS,BHSK->BHNK", d_score, key_BHSK, preferred_element_type=jnp.float32)
   if not by_blocks:
-    is_near_CS = jnp.arange(slots) >= jnp.arange(chunk)[:, None]
-    d_score = jnp.where(is_near_CS, d_score, 0)
-  d_key = jnp.einsum("BHGCS,BCHGK->BSHK", d_score, qu_BCHGK, preferred_element_type=jnp.float32)
-  return d_qu.astype(qu_BCHGK.dtype), d_key.astype(key_BSHK.dtype)
+    chunk = d_score.shape[2] // group
+    is_near_CS = jnp.arange(d_score.shape[3]) >= jnp.arange(chunk)[:, None]
+    d_score = jnp.where(jnp.tile(is_near_CS, (group, 1)), d_score, 0)
+  d_key = jnp.einsum("BHNS,BHNK->BHSK", d_score, qu_BHNK, preferred_element_type=jnp.float32)
+  return d_qu.astype(qu_BHNK.dtype), d_key.astype(key_BHSK.dtype)
 
 
 _content_scores.defvjp(_content_scores_fwd, _content_scores_bwd)

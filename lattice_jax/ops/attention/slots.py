@@ -100,9 +100,13 @@ def _attend(sinks, window, block, q_BTHGK, slots, readers):
 
 
 def _one_query_block(sinks, window, block, q_BTHGK, slots, readers):
-  """The online softmax over blocks of slots."""
-  batch, length, heads, group, _ = q_BTHGK.shape
+  """The online softmax over blocks of slots.
+
+  Queries and the heads that share a key are one axis N, so that products come out in the order in which they are used.
+  """
+  batch, length, heads, group, key_dim = q_BTHGK.shape
   num_slots, value_dim = slots.key_LBHSK.shape[3], slots.value_LBHSV.shape[-1]
+  q_BHNK = jnp.moveaxis(q_BTHGK, 1, 2).reshape(batch, heads, length * group, key_dim)
 
   def one_slot_block(n, carry):
     top, total, acc = carry
@@ -116,22 +120,25 @@ def _one_query_block(sinks, window, block, q_BTHGK, slots, readers):
     # The last block is moved back into the array; what it shares with the one before was read there.
     is_new_C = start + jnp.arange(block) >= n * block
     seen_BHTC = slots_seen(readers, position_BHC, sinks=sinks, window=window) & is_new_C
-    score_BHGTC = jnp.einsum("BTHGK,BHCK->BHGTC", q_BTHGK, key_BHCK, preferred_element_type=jnp.float32)
-    score_BHGTC = jnp.where(seen_BHTC[:, :, None], score_BHGTC, MASKED)
-    new_top = jnp.maximum(top, score_BHGTC.max(-1))
-    weight_BHGTC = jnp.where(seen_BHTC[:, :, None], jnp.exp(score_BHGTC - new_top[..., None]), 0.0)
+    seen_BHNC = jnp.repeat(seen_BHTC, group, axis=2)
+    score_BHNC = jnp.einsum("BHNK,BHCK->BHNC", q_BHNK, key_BHCK, preferred_element_type=jnp.float32)
+    score_BHNC = jnp.where(seen_BHNC, score_BHNC, MASKED)
+    new_top = jnp.maximum(top, score_BHNC.max(-1))
+    weight_BHNC = jnp.where(seen_BHNC, jnp.exp(score_BHNC - new_top[..., None]), 0.0)
     shrink = jnp.exp(top - new_top)
     update = jnp.einsum(
-      "BHGTC,BHCV->BHGTV", weight_BHGTC.astype(value_BHCV.dtype), value_BHCV, preferred_element_type=jnp.float32)
-    return new_top, total * shrink + weight_BHGTC.sum(-1), acc * shrink[..., None] + update
+      "BHNC,BHCV->BHNV", weight_BHNC.astype(value_BHCV.dtype), value_BHCV, preferred_element_type=jnp.float32)
+    return new_top, total * shrink + weight_BHNC.sum(-1), acc * shrink[..., None] + update
 
-  shape = (batch, heads, group, length)
+  shape = (batch, heads, length * group)
   empty = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, value_dim))
   num_blocks = -(-slots.length_B.max() // block)
   top, total, acc = jax.lax.fori_loop(0, num_blocks, one_slot_block, empty)
   safe = jnp.where(total > 0, total, 1.0)
   lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
-  return jnp.moveaxis(acc / safe[..., None], 3, 1), jnp.moveaxis(lse, 3, 1)
+  return tuple(
+    jnp.moveaxis(x_BHN.reshape(batch, heads, length, group, *x_BHN.shape[3:]), 2, 1)
+    for x_BHN in (acc / safe[..., None], lse))
 
 
 def _forward(sinks, window, block, q_BTHGK, slots, readers):
