@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.ops.stored_weight import StoredWeight
+
 
 class Weight(nn.LogicallyPartitioned):
   """The box of a parameter that multiplies activations: what weight decay pulls towards zero, and nothing else.
@@ -14,10 +16,24 @@ class Weight(nn.LogicallyPartitioned):
   """
 
 
-def weight(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int) -> jax.Array:
-  """A float32 weight with logical axes, normal with variance 1/fan_in, that decays (`Weight`)."""
+def weight(
+  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int, num_inputs: int = 1,
+) -> jax.Array:
+  """A float32 weight with logical axes, normal with variance 1/fan_in, that decays (`Weight`).
+
+  num_inputs: axes of the shape that are inputs, the first ones, by which a `StoredWeight` is read.
+  """
+  stored = module.get_variable("params", name)
+  if isinstance(stored, StoredWeight):
+    return stored.array(shape, num_inputs)
   normal = nn.initializers.normal(fan_in**-0.5)
   return module.param(name, lambda *args: Weight(normal(*args), axes), shape, jnp.float32)
+
+
+def table(module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[str, str]) -> StoredWeight:
+  """A weight whose rows are looked up, of variance 1."""
+  stored = module.get_variable("params", name)
+  return stored if isinstance(stored, StoredWeight) else StoredWeight(weight(module, name, shape, axes, fan_in=1))
 
 
 def offset(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
@@ -37,7 +53,8 @@ def split_heads(
 def join_heads(module: nn.Module, out_BTHV: jax.Array, dim: int) -> jax.Array:
   """[B, T, dim] in the dtype of the heads' outputs, by the weight "out"."""
   heads, width = out_BTHV.shape[2:]
-  weight_HVD = weight(module, "out", (heads, width, dim), ("heads", "value", "embed"), fan_in=heads * width)
+  weight_HVD = weight(
+    module, "out", (heads, width, dim), ("heads", "value", "embed"), fan_in=heads * width, num_inputs=2)
   return jnp.einsum("BTHV,HVD->BTD", out_BTHV, weight_HVD.astype(out_BTHV.dtype))
 
 

@@ -31,11 +31,12 @@ def attend_new(
 
 
 def attend_cache(
-  policy: Policy, q_BTQK: jax.Array, view: CacheView, arriving: Arrivals, *, impl: str,
+  policy: Policy, q_BTQK: jax.Array, view: CacheView, arriving: Arrivals, before: tuple[jax.Array, jax.Array], *,
+  impl: str,
 ) -> tuple[jax.Array, jax.Array]:
-  """Attention to the tokens that the cache holds."""
+  """Attention to the tokens that the cache holds, and to those of `before`, whose output and log-sum-exp it has."""
   return attend_slots(
-    q_BTQK, view.slots, _readers(arriving), sinks=policy.sinks, window=policy.window, impl=impl)
+    q_BTQK, view.slots, _readers(arriving), before, sinks=policy.sinks, window=policy.window, impl=impl)
 
 
 def note_mass(

@@ -9,7 +9,6 @@ from lattice_jax.cache.append import append, arrivals
 from lattice_jax.cache.attend import attend_cache, attend_new, note_mass
 from lattice_jax.cache.kv_cache import CacheView
 from lattice_jax.cache.policy import Policy
-from lattice_jax.ops.attention import merge
 from lattice_jax.types import Segment
 
 
@@ -29,7 +28,7 @@ def read_and_append(
   out_BTQV, lse_BTQ = attend_new(policy, q_BTQK, k_BTHK, v_BTHV, arriving, impl=impl)
   if not view.stack.num_slots:
     return out_BTQV, view
-  out_BTQV, lse_BTQ = merge(out_BTQV, lse_BTQ, *attend_cache(policy, q_BTQK, view, arriving, impl=impl))
+  out_BTQV, lse_BTQ = attend_cache(policy, q_BTQK, view, arriving, (out_BTQV, lse_BTQ), impl=impl)
   view, mass_BTH = note_mass(policy, q_BTQK, lse_BTQ, k_BTHK, view, arriving)
   view = view.replace(layer=_after(view.layer, lse_BTQ))
   query_BTQK = q_BTQK if policy.num_queries else None

@@ -73,13 +73,60 @@ class GGUFFile:
   def read(self, name: str) -> np.ndarray:
     """The tensor in float32. Raises ValueError for a type that cannot be read."""
     tensor = self.tensors[name]
-    raw = np.frombuffer(self._raw, np.uint8, tensor.num_bytes, tensor.start)
     try:
-      return dequantize(raw.reshape(-1, _row_bytes(tensor)), tensor.kind).reshape(tensor.shape)
+      return dequantize(self._rows(tensor), tensor.kind).reshape(tensor.shape)
     except RuntimeError as error:
       raise ValueError(
         f"{self.path}: tensor {shown_name(name)} has type {tensor.kind.name}, which holds no weights that can be read; "
         f"{_ADVICE}.") from error
+
+
+  def read_codes(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """(int8 codes, float32 scales, float32 offsets) of a matrix in blocks of 32, which is codes · scales + offsets.
+
+    Scales and offsets have one column a block. None for a matrix of another type.
+    """
+    tensor = self.tensors[name]
+    if tensor.kind not in _BLOCKS or len(tensor.shape) != 2:
+      return None
+    block_len, block_bytes = GGML_QUANT_SIZES[tensor.kind]
+    blocks = self._rows(tensor).reshape(-1, block_bytes)
+    codes, scale, offset = _BLOCKS[tensor.kind](blocks)
+    rows, columns = tensor.shape
+    return codes.reshape(rows, columns), *(
+      x.astype(np.float32).reshape(rows, columns // block_len) for x in (scale, offset))
+
+  def _rows(self, tensor: GGUFTensor) -> np.ndarray:
+    raw = np.frombuffer(self._raw, np.uint8, tensor.num_bytes, tensor.start)
+    return raw.reshape(-1, _row_bytes(tensor))
+
+
+def _halves(blocks: np.ndarray, start: int) -> np.ndarray:
+  """A block's numbers of 4 bits: first the lower halves of its bytes, then the upper ones."""
+  packed = blocks[:, start:start + 16]
+  return np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.int8)
+
+
+def _float16(blocks: np.ndarray, start: int) -> np.ndarray:
+  return blocks[:, start:start + 2].copy().view(np.float16)
+
+
+def _q4_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  scale = _float16(blocks, 0)
+  return _halves(blocks, 2) - np.int8(8), scale, np.zeros_like(scale)
+
+
+def _q4_1(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  return _halves(blocks, 4), _float16(blocks, 0), _float16(blocks, 2)
+
+
+def _q8_0(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  scale = _float16(blocks, 0)
+  return blocks[:, 2:].view(np.int8), scale, np.zeros_like(scale)
+
+
+_BLOCKS = {
+  GGMLQuantizationType.Q4_0: _q4_0, GGMLQuantizationType.Q4_1: _q4_1, GGMLQuantizationType.Q8_0: _q8_0}
 
 
 def _row_bytes(tensor: GGUFTensor) -> int:

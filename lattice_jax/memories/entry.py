@@ -10,6 +10,7 @@ import jax
 
 from lattice_jax.fields import check_fields
 from lattice_jax.ops.calls import check_state
+from lattice_jax.ops.stored_weight import StoredWeight
 from lattice_jax.types import Segment, whole_segment
 
 
@@ -54,4 +55,6 @@ def _width(layer: nn.Module) -> int | None:
   if not layer.has_variable("params", "query"):
     return None
   weight = layer.get_variable("params", "query")
+  if isinstance(weight, StoredWeight):
+    return weight.code_NK.shape[1]
   return (weight.value if isinstance(weight, nn.meta.AxisMetadata) else weight).shape[0]

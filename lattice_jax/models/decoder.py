@@ -14,7 +14,7 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.memories.memory import Carried
 from lattice_jax.memories.registry import find_memory
 from lattice_jax.models.block import Block
-from lattice_jax.modules import RMSNorm, offset, sinusoids, weight
+from lattice_jax.modules import RMSNorm, offset, sinusoids, table, weight
 from lattice_jax.ops.cross_entropy import cross_entropy
 from lattice_jax.types import MEMORY_BOUNDARY, Segment, SumCount, whole_segment
 
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
 
   def setup(self):
     config = self.config
-    self.embedding = weight(self, "embedding", (config.vocab, config.dim), ("vocab", "embed"), fan_in=1)
+    self.embedding = table(self, "embedding", (config.vocab, config.dim), ("vocab", "embed"))
     if not config.tied_embeddings:
       self.head = weight(self, "head", (config.dim, config.vocab), ("embed", "vocab"), fan_in=config.dim)
     if has_head_bias(config):
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
   def __call__(self, tokens_BT: jax.Array, state: Any, segment: Segment, *, train: bool = False) -> DecoderOutput:
     """Features of every position, and the memory after the last; `score` and `logits` take them to the vocabulary."""
     config = self.config
-    x_BTD = jnp.take(self.embedding, tokens_BT, axis=0).astype(config.dtype)
+    x_BTD = self.embedding.rows(tokens_BT).astype(config.dtype)
     if config.position_wavelength:
       sinusoids_BTD = sinusoids(segment.positions_BT, config.dim, max_wavelength=config.position_wavelength)
       x_BTD += (self.position_scale * sinusoids_BTD).astype(config.dtype)
@@ -98,6 +98,8 @@ class Decoder(nn.Module):
 
   def logits(self, features_BTD: jax.Array) -> jax.Array:
     """fp32 logits [B, T, A], all at once: for few positions. `score` is for many."""
+    if self.config.tied_embeddings and self.embedding.is_coded:
+      return self.embedding.products(features_BTD) + self._head_bias()
     head_DA, bias_A = self._head(features_BTD.dtype)
     return jnp.einsum("BTD,DA->BTA", features_BTD, head_DA, preferred_element_type=jnp.float32) + bias_A
 
@@ -112,10 +114,12 @@ class Decoder(nn.Module):
 
   def _head(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     config = self.config
-    head_DA = self.embedding.T if config.tied_embeddings else self.head
-    if not has_head_bias(config):
-      return head_DA.astype(dtype), jnp.zeros((config.vocab,), jnp.float32)
-    return head_DA.astype(dtype), config.logit_scale * self.head_bias
+    head_DA = self.embedding.array((config.dim, config.vocab)) if config.tied_embeddings else self.head
+    return head_DA.astype(dtype), self._head_bias()
+
+  def _head_bias(self) -> jax.Array:
+    config = self.config
+    return config.logit_scale * self.head_bias if has_head_bias(config) else jnp.zeros((config.vocab,), jnp.float32)
 
   def _scanned_groups(self, train: bool):
     scan = nn.scan(

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.registry import find_memory
+from lattice_jax.ops.stored_weight import StoredWeight
 
 
 def count_parameters(tree: Any) -> int:
-  """Number of array elements of a tree of arrays or shapes."""
-  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+  """Number of array elements of a tree of arrays or shapes; scales of stored weights are none."""
+  leaves = jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, StoredWeight))
+  return sum(math.prod(leaf.code_NK.shape if isinstance(leaf, StoredWeight) else leaf.shape) for leaf in leaves)
 
 
 def content_digest(tree: Any) -> str:

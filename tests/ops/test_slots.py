@@ -33,17 +33,32 @@ def inputs():
   return q, slots, Readers(index_BT, jnp.asarray([[True] * LENGTH, [True] * 4 + [False] * 3]))
 
 
+def nothing():
+  """Output and log-sum-exp where no other keys were seen."""
+  return jnp.zeros((BATCH, LENGTH, QUERIES, VALUE)), jnp.full((BATCH, LENGTH, QUERIES), MASKED)
+
+
+def something():
+  """Those of other keys, which some of the queries have not seen."""
+  rng = np.random.default_rng(2)
+  out, lse = nothing()
+  sees = jnp.asarray(rng.integers(2, size=lse.shape), bool)
+  return jnp.where(sees[..., None], rng.normal(size=out.shape), 0), jnp.where(sees, rng.normal(size=lse.shape), MASKED)
+
+
+@pytest.mark.parametrize("before", [nothing, something])
 @pytest.mark.parametrize("block", [1, 4, 64])
-def test_blocks_of_slots_equal_the_definition_with_gradients(block):
+def test_blocks_of_slots_equal_the_definition_with_gradients(block, before):
   q, slots, readers = inputs()
 
   def run(impl, window):
-    def loss(q, key, value):
+    def loss(q, key, value, before):
       here = slots.replace(key_LBHSK=key, value_LBHSV=value)
-      out, lse = attend_slots(q, here, readers, sinks=2, window=window, block=block, impl=impl)
+      out, lse = attend_slots(q, here, readers, before, sinks=2, window=window, block=block, impl=impl)
       return jnp.sin(out).sum() + (jnp.where(lse > MASKED / 2, lse, 0.0) ** 2).sum(), (out, lse)
 
-    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(q, slots.key_LBHSK, slots.value_LBHSV)
+    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(
+      q, slots.key_LBHSK, slots.value_LBHSV, before())
 
   for window in (0, 9):
     jax.tree.map(
@@ -52,13 +67,13 @@ def test_blocks_of_slots_equal_the_definition_with_gradients(block):
 
 
 def test_tokens_of_another_document_see_no_slot():
-  _, lse = attend_slots(*inputs())
+  _, lse = attend_slots(*inputs(), nothing())
   assert (np.asarray(lse)[1, 4:] == MASKED).all() and (np.asarray(lse)[1, :4] > MASKED / 2).all()
 
 
 def test_attention_received_is_the_column_sum():
   q, slots, readers = inputs()
-  _, lse = attend_slots(q, slots, readers)
+  _, lse = attend_slots(q, slots, readers, nothing())
   position_BHS = slots.position_LBHS[1]
   mass_BHS = received_mass(
     q, lse, slots.key_LBHSK[1], readers, lambda readers: slots_seen(readers, position_BHS, sinks=0, window=0))
@@ -86,7 +101,8 @@ def test_what_stands_at_queries_that_see_no_slots_changes_nothing(impl):
   sees = readers.sees_BT[..., None, None]
 
   def loss(q, key, value):
-    out, lse = attend_slots(q, slots.replace(key_LBHSK=key, value_LBHSV=value), readers, block=4, impl=impl)
+    here = slots.replace(key_LBHSK=key, value_LBHSV=value)
+    out, lse = attend_slots(q, here, readers, nothing(), block=4, impl=impl)
     return jnp.sin(out).sum() + jnp.where(sees[..., 0], lse, 0).sum(), (out, lse)
 
   run = quick_jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))

@@ -41,7 +41,14 @@ class GGUFWeights:
 
   def read(self, name: str) -> np.ndarray:
     """The tensor in float32."""
-    tensor = self._file.read(self._source[name])
+    return self._in_our_order(name, self._file.read(self._source[name]))
+
+  def read_codes(self, name: str) -> tuple[np.ndarray, ...] | None:
+    """See `GGUFFile.read_codes`."""
+    codes = self._file.read_codes(self._source[name])
+    return codes and tuple(self._in_our_order(name, part) for part in codes)
+
+  def _in_our_order(self, name: str, tensor: np.ndarray) -> np.ndarray:
     if not self._is_interleaved:
       return tensor
     if ".q_proj." in name:

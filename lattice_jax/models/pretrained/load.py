@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.formats.locate import find_pretrained
@@ -23,12 +24,15 @@ from lattice_jax.models.pretrained.tensors import (
   block_shape,
   file_names,
   from_file,
+  is_in_block,
+  is_matrix,
   leaf_name,
   parameter_shapes,
   sizing_tensors,
   wanted_tensors,
 )
 from lattice_jax.ops.rotary import scaled_frequencies
+from lattice_jax.ops.stored_weight import StoredWeight
 from lattice_jax.shown import shown_name
 
 _OLD_FREQUENCIES = ".self_attn.rotary_emb.inv_freq"
@@ -44,6 +48,9 @@ class Weights(Protocol):
 
   def read(self, name: str) -> np.ndarray:
     """The tensor in float32."""
+
+  def read_codes(self, name: str) -> tuple[np.ndarray, ...] | None:
+    """The codes, scales and offsets of a `StoredWeight`; None for a tensor that is not stored as such."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +69,11 @@ class Pretrained:
     """The tree of the parameters' shapes."""
     return parameter_shapes(self.model)
 
-  def params(self, shardings: Any = None) -> Any:
+  def params(self, shardings: Any = None, *, stored: bool = False) -> Any:
     """Our parameters: matrices in the model's dtype, norms and biases in float32.
 
     At most one array is in host memory beside those already on devices. `shardings` has the tree of the parameters.
+    With `stored`, matrices are each a `StoredWeight` as the file has them, whole on every device.
 
     Raises ValueError if a tensor holds NaN or infinity, or the head differs from the embedding that it is tied to.
     """
@@ -73,8 +81,12 @@ class Pretrained:
       self._check_head()
     shardings = shardings or jax.tree.map(lambda leaf: None, self.shapes)
 
-    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-      return jax.device_put(self._read_leaf(leaf_name(path), leaf.shape), sharding)
+    def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> Any:
+      name = leaf_name(path)
+      if stored and is_matrix(name):
+        whole = sharding and NamedSharding(sharding.mesh, PartitionSpec())
+        return jax.device_put(self._read_stored(name), whole)
+      return jax.device_put(self._read_leaf(name, leaf.shape), sharding)
 
     return jax.tree_util.tree_map_with_path(fill, self.shapes, shardings)
 
@@ -88,15 +100,31 @@ class Pretrained:
 
   def _read_leaf(self, leaf: str, shape: tuple[int, ...]) -> np.ndarray:
     names, one_shape = file_names(leaf, self.model), block_shape(leaf, shape)
-    is_matrix = len(self.weights.shapes[names[0]]) > 1
-    array = np.empty((len(names), *one_shape), jnp.dtype(self.model.dtype) if is_matrix else np.float32)
+    array = np.empty((len(names), *one_shape), jnp.dtype(self.model.dtype) if is_matrix(leaf) else np.float32)
     for index, name in enumerate(names):
       tensor = self.weights.read(name)
-      # one pass without a temporary: NaN and infinity carry over to the sum
-      if not np.isfinite(tensor.sum(dtype=np.float64)):
-        raise ValueError(f"{self.weights.path}: tensor {name} holds NaN or infinity; get the file again.")
+      self._check_finite(name, tensor)
       array[index] = from_file(leaf, tensor, one_shape)
     return array.reshape(shape)
+
+  def _read_stored(self, leaf: str) -> StoredWeight:
+    """The matrices of all blocks; floats where not all of them are codes with equally many scales."""
+    names = file_names(leaf, self.model)
+    coded = [self.weights.read_codes(name) for name in names]
+    is_coded = all(parts is not None and parts[1].shape == coded[0][1].shape for parts in coded)
+    stack: list[np.ndarray] = []
+    for index, name in enumerate(names):
+      parts = coded[index] if is_coded else (self.weights.read(name),)
+      self._check_finite(name, *(parts[1:] or parts))
+      stack = stack or [np.empty((len(names), *part.shape), part.dtype) for part in parts]
+      for whole, part in zip(stack, parts, strict=True):
+        whole[index] = part
+    return StoredWeight(*(whole if is_in_block(leaf) else whole[0] for whole in stack))
+
+  def _check_finite(self, name: str, *arrays: np.ndarray) -> None:
+    # one pass without a temporary: NaN and infinity carry over to the sum
+    if not all(np.isfinite(array.sum(dtype=np.float64)) for array in arrays):
+      raise ValueError(f"{self.weights.path}: tensor {name} holds NaN or infinity; get the file again.")
 
 
 def open_pretrained(name: str | Path, *, dtype: str = "float32", context_len: int = 0) -> Pretrained:

@@ -62,9 +62,20 @@ def file_names(leaf: str, model: ModelConfig) -> list[str]:
   return [f"model.layers.{layer}.{_IN_BLOCK[name]}" for layer in range(first, model.layers, step)]
 
 
+def is_in_block(leaf: str) -> bool:
+  """Whether an array is a stack of those of all repetitions of a block."""
+  return leaf not in _OUTSIDE
+
+
 def block_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   """The shape without the axis over stacked blocks."""
-  return shape if leaf in _OUTSIDE else shape[1:]
+  return shape[1:] if is_in_block(leaf) else shape
+
+
+def is_matrix(leaf: str) -> bool:
+  """Whether it multiplies activations; norms and biases do not."""
+  kind = leaf.rsplit("/", 1)[-1]
+  return kind != "gain" and not kind.endswith("_bias")
 
 
 def file_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -72,7 +83,7 @@ def file_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
   kind = leaf.rsplit("/", 1)[-1]
   if kind == "embedding":
     return shape
-  if kind == "gain" or kind.endswith("_bias"):
+  if not is_matrix(leaf):
     return (math.prod(shape),)
   num_inputs = 2 if kind == "out" else 1
   return math.prod(shape[num_inputs:]), math.prod(shape[:num_inputs])

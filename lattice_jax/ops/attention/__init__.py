@@ -68,9 +68,8 @@ def attend_itself(
 
 
 def merge(
-  out_a: Float[Array, "B T Q V"], lse_a: Float[Array, "B T Q"], out_b: Float[Array, "B T Q V"],
-  lse_b: Float[Array, "B T Q"],
-) -> tuple[Float[Array, "B T Q V"], Float[Array, "B T Q"]]:
+  out_a: Float[Array, "*q V"], lse_a: Float[Array, "*q"], out_b: Float[Array, "*q V"], lse_b: Float[Array, "*q"],
+) -> tuple[Float[Array, "*q V"], Float[Array, "*q"]]:
   """Attention over the union of two disjoint key sets from the attention over each; exact."""
   lse = jnp.logaddexp(lse_a, lse_b)
   return out_a * jnp.exp(lse_a - lse)[..., None] + out_b * jnp.exp(lse_b - lse)[..., None], lse

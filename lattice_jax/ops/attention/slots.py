@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.dispatch import choose_impl
+from lattice_jax.ops.attention import merge
 from lattice_jax.ops.attention.reference import MASKED
 from lattice_jax.ops.documents import EMPTY, from_chunks, keep_only, to_chunks
 
@@ -44,11 +45,12 @@ class Readers:
 
 
 def attend_slots(
-  q: jax.Array, slots: StackedSlots, readers: Readers, *, sinks: int = 0, window: int = 0, block: int = 512,
-  impl: str = "auto",
+  q: jax.Array, slots: StackedSlots, readers: Readers, before: tuple[jax.Array, jax.Array], *, sinks: int = 0,
+  window: int = 0, block: int = 512, impl: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend`, over slots that may differ from head to head: fp32 output [B, T, H·G, V], log-sum-exp [B, T, H·G].
 
+  before: such a pair of other keys, to which the slots are added.
   With `window`, queries see the first `sinks` tokens of the document and the last `window` alone. Queries that see no
   slots, invalid ones among them, are replaced by zeros at the door.
   """
@@ -56,10 +58,11 @@ def attend_slots(
   heads, value_dim = slots.value_LBHSV.shape[2], slots.value_LBHSV.shape[-1]
   q = keep_only(readers.sees_BT, q)
   q_BTHGK = q.reshape(batch, length, heads, num_queries // heads, key_dim) * jnp.asarray(key_dim**-0.5, q.dtype)
+  before = tuple(x.reshape(*q_BTHGK.shape[:4], *x.shape[3:]) for x in before)
   if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
-    out, lse = _attend_at_once(sinks, window, q_BTHGK, slots, readers)
+    out, lse = merge(*before, *_attend_at_once(sinks, window, q_BTHGK, slots, readers))
   else:
-    out, lse = _attend(sinks, window, min(block, slots.key_LBHSK.shape[3]), q_BTHGK, slots, readers)
+    out, lse = _attend(sinks, window, min(block, slots.key_LBHSK.shape[3]), q_BTHGK, slots, readers, before)
   return out.reshape(batch, length, num_queries, value_dim), lse.reshape(batch, length, num_queries)
 
 
@@ -89,27 +92,31 @@ def _attend_at_once(sinks, window, q_BTHGK, slots, readers):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(sinks, window, block, q_BTHGK, slots, readers):
+def _attend(sinks, window, block, q_BTHGK, slots, readers, before):
   length = q_BTHGK.shape[1]
   if length <= _QUERY_BLOCK:
-    return _one_query_block(sinks, window, block, q_BTHGK, slots, readers)
+    return _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before)
 
   out, lse = jax.lax.map(
-    lambda xs: _one_query_block(sinks, window, block, xs[0], slots, xs[1]), to_chunks((q_BTHGK, readers), _QUERY_BLOCK))
+    lambda xs: _one_query_block(sinks, window, block, xs[0], slots, *xs[1:]),
+    to_chunks((q_BTHGK, readers, before), _QUERY_BLOCK))
   return from_chunks(out, length), from_chunks(lse, length)
 
 
-def _one_query_block(sinks, window, block, q_BTHGK, slots, readers):
-  """The online softmax over blocks of slots.
+def _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before):
+  """The online softmax over blocks of slots, going on from `before`.
 
   Queries and the heads that share a key are one axis N, so that products come out in the order in which they are used.
+  The output stays normalised and leaves the loop as one long row: what is left to compute after it, be it only finding
+  the head of an element, XLA would repeat for each output of the projection that follows.
   """
-  batch, length, heads, group, key_dim = q_BTHGK.shape
-  num_slots, value_dim = slots.key_LBHSK.shape[3], slots.value_LBHSV.shape[-1]
-  q_BHNK = jnp.moveaxis(q_BTHGK, 1, 2).reshape(batch, heads, length * group, key_dim)
+  batch, length, heads, group, _ = q_BTHGK.shape
+  num_slots = slots.key_LBHSK.shape[3]
+  q_BHNK, out_BHNV, lse_BHN = (
+    jnp.moveaxis(x, 1, 2).reshape(batch, heads, length * group, *x.shape[4:]) for x in (q_BTHGK, *before))
 
   def one_slot_block(n, carry):
-    top, total, acc = carry
+    top, total, out_BHNV = *carry[:2], carry[2].reshape(shape)
     start = jnp.minimum(n * block, num_slots - block)
 
     def take(x_LBHS):
@@ -128,35 +135,37 @@ def _one_query_block(sinks, window, block, q_BTHGK, slots, readers):
     shrink = jnp.exp(top - new_top)
     update = jnp.einsum(
       "BHNC,BHCV->BHNV", weight_BHNC.astype(value_BHCV.dtype), value_BHCV, preferred_element_type=jnp.float32)
-    return new_top, total * shrink + weight_BHNC.sum(-1), acc * shrink[..., None] + update
+    kept = total * shrink
+    total = kept + weight_BHNC.sum(-1)
+    share = 1 / jnp.where(total > 0, total, 1.0)
+    out_BHNV = out_BHNV * (kept * share)[..., None] + update * share[..., None]
+    return new_top, total, out_BHNV.reshape(batch, -1)
 
-  shape = (batch, heads, length * group)
-  empty = jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, value_dim))
-  num_blocks = -(-slots.length_B.max() // block)
-  top, total, acc = jax.lax.fori_loop(0, num_blocks, one_slot_block, empty)
-  safe = jnp.where(total > 0, total, 1.0)
-  lse = jnp.where(total > 0, top + jnp.log(safe), MASKED)
+  shape = out_BHNV.shape
+  start = lse_BHN, (lse_BHN > MASKED / 2).astype(jnp.float32), out_BHNV.reshape(batch, -1)
+  top, total, out = jax.lax.fori_loop(0, -(-slots.length_B.max() // block), one_slot_block, start)
+  lse_BHN = jnp.where(total > 0, top + jnp.log(jnp.where(total > 0, total, 1.0)), MASKED)
   return tuple(
     jnp.moveaxis(x_BHN.reshape(batch, heads, length, group, *x_BHN.shape[3:]), 2, 1)
-    for x_BHN in (acc / safe[..., None], lse))
+    for x_BHN in (out.reshape(shape), lse_BHN))
 
 
-def _forward(sinks, window, block, q_BTHGK, slots, readers):
-  return _attend(sinks, window, block, q_BTHGK, slots, readers), (q_BTHGK, slots, readers)
+def _forward(sinks, window, block, q_BTHGK, slots, readers, before):
+  return _attend(sinks, window, block, q_BTHGK, slots, readers, before), (q_BTHGK, slots, readers, before)
 
 
 def _backward(sinks, window, block, saved, cotangents):
   del block
-  q_BTHGK, slots, readers = saved
+  q_BTHGK, slots, readers, before = saved
 
-  def definition(q_BTHGK, key_LBHSK, value_LBHSV):
+  def definition(q_BTHGK, key_LBHSK, value_LBHSV, before):
     here = slots.replace(key_LBHSK=key_LBHSK, value_LBHSV=value_LBHSV)
-    return _attend_at_once(sinks, window, q_BTHGK, here, readers)
+    return merge(*before, *_attend_at_once(sinks, window, q_BTHGK, here, readers))
 
-  _, pull = jax.vjp(definition, q_BTHGK, slots.key_LBHSK, slots.value_LBHSV)
-  d_q, d_key, d_value = pull(cotangents)
+  _, pull = jax.vjp(definition, q_BTHGK, slots.key_LBHSK, slots.value_LBHSV, before)
+  d_q, d_key, d_value, d_before = pull(cotangents)
   nothing = StackedSlots(key_LBHSK=d_key, value_LBHSV=d_value, position_LBHS=None, layer=None, length_B=None)
-  return d_q, nothing, Readers(index_BT=None, sees_BT=None)
+  return d_q, nothing, Readers(index_BT=None, sees_BT=None), d_before
 
 
 _attend.defvjp(_forward, _backward)
