@@ -111,7 +111,7 @@ class Pretrained:
     """The matrices of all blocks; floats where not all of them are codes with equally many scales."""
     names = file_names(leaf, self.model)
     coded = [self.weights.read_codes(name) for name in names]
-    is_coded = all(parts is not None and parts[1].shape == coded[0][1].shape for parts in coded)
+    is_coded = all(parts is not None for parts in coded)
     stack: list[np.ndarray] = []
     for index, name in enumerate(names):
       parts = coded[index] if is_coded else (self.weights.read(name),)
