@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from lattice_jax.ops.attention.keys import Order, allowed, block_reach
-from lattice_jax.ops.attention.reference import MASKED
+from lattice_jax.ops.attention.reference import MASKED, exp_masked
 from lattice_jax.ops.documents import EMPTY, pad_time, to_chunks
 from lattice_jax.types import MEMORY_BOUNDARY
 
@@ -52,9 +52,9 @@ def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, quer
     def one_key_block(n, carry):
       top, total, acc = carry
       k_BHSK, v_BHSV, key_S = _take(keys, n, key_block)
-      score, is_allowed = _scores(q_BHMK, k_BHSK, query_C, key_S, window, skip)
+      score = _scores(q_BHMK, k_BHSK, query_C, key_S, window, skip)
       new_top = jnp.maximum(top, score.max(-1))
-      weight = jnp.where(is_allowed, jnp.exp(score - new_top[..., None]), 0.0)
+      weight = exp_masked(score, new_top[..., None])
       shrink = jnp.exp(top - new_top)
       update = jnp.einsum("BHMS,BHSV->BHMV", weight.astype(v_BHSV.dtype), v_BHSV, preferred_element_type=jnp.float32)
       return new_top, total * shrink + weight.sum(-1), acc * shrink[..., None] + update
@@ -88,8 +88,7 @@ def _backward(query_block, key_block, window, skip, saved, cotangents):
     def one_key_block(n, carry):
       d_q, d_k, d_v = carry
       k_BHSK, v_BHSV, key_S = _take(keys, n, key_block)
-      score, is_allowed = _scores(q_BHMK, k_BHSK, query_C, key_S, window, skip)
-      weight = jnp.where(is_allowed, jnp.exp(score - lse_BHM1), 0.0)
+      weight = exp_masked(_scores(q_BHMK, k_BHSK, query_C, key_S, window, skip), lse_BHM1)
       d_weight = jnp.einsum("BHMV,BHSV->BHMS", d_out_BHMV, v_BHSV, preferred_element_type=jnp.float32)
       d_score = (weight * (d_weight + shift_BHM1)).astype(k_BHSK.dtype)
       d_v_n = jnp.einsum(
@@ -119,7 +118,7 @@ def _scores(q_BHMK, k_BHSK, query_order, key_order, window, skip):
   score_BHMS = jnp.einsum("BHMK,BHSK->BHMS", q_BHMK, k_BHSK, preferred_element_type=jnp.float32)
   allowed_BCS = allowed(query_order, key_order, window=window, skip=skip)
   allowed_B1MS = jnp.repeat(allowed_BCS, q_BHMK.shape[2] // allowed_BCS.shape[1], axis=1)[:, None]
-  return jnp.where(allowed_B1MS, score_BHMS, MASKED), allowed_B1MS
+  return jnp.where(allowed_B1MS, score_BHMS, MASKED)
 
 
 def _heads_first(*arrays):

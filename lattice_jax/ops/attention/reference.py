@@ -10,6 +10,11 @@ from lattice_jax.ops.attention.keys import Order, allowed
 MASKED = -1e30
 
 
+def exp_masked(score: jax.Array, top: jax.Array) -> jax.Array:
+  """exp(score − top), and 0 where the score is MASKED, also if the top is."""
+  return jnp.exp(score - jnp.maximum(top, MASKED / 2))
+
+
 def attend_reference(
   q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query_order: Order, key_order: Order, *,
   window: int, skip: int,

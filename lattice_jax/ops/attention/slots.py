@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention import merge
-from lattice_jax.ops.attention.reference import MASKED
+from lattice_jax.ops.attention.reference import MASKED, exp_masked
 from lattice_jax.ops.documents import EMPTY, from_chunks, keep_only, to_chunks
 
 _QUERY_BLOCK = 256
@@ -126,12 +126,14 @@ def _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before):
     key_BHCK, value_BHCV, position_BHC = (take(x) for x in (slots.key_LBHSK, slots.value_LBHSV, slots.position_LBHS))
     # The last block is moved back into the array; what it shares with the one before was read there.
     is_new_C = start + jnp.arange(block) >= n * block
-    seen_BHTC = slots_seen(readers, position_BHC, sinks=sinks, window=window) & is_new_C
-    seen_BHNC = jnp.repeat(seen_BHTC, group, axis=2)
     score_BHNC = jnp.einsum("BHNK,BHCK->BHNC", q_BHNK, key_BHCK, preferred_element_type=jnp.float32)
-    score_BHNC = jnp.where(seen_BHNC, score_BHNC, MASKED)
+    if window:
+      seen_BHTC = slots_seen(readers, position_BHC, sinks=sinks, window=window)
+      score_BHNC = jnp.where(jnp.repeat(seen_BHTC & is_new_C, group, axis=2), score_BHNC, MASKED)
+    else:  # costs less than a comparison for every query and slot
+      score_BHNC += jnp.where((position_BHC != EMPTY) & is_new_C, 0.0, MASKED)[:, :, None] + reader_BHN1
     new_top = jnp.maximum(top, score_BHNC.max(-1))
-    weight_BHNC = jnp.where(seen_BHNC, jnp.exp(score_BHNC - new_top[..., None]), 0.0)
+    weight_BHNC = exp_masked(score_BHNC, new_top[..., None])
     shrink = jnp.exp(top - new_top)
     update = jnp.einsum(
       "BHNC,BHCV->BHNV", weight_BHNC.astype(value_BHCV.dtype), value_BHCV, preferred_element_type=jnp.float32)
@@ -141,6 +143,7 @@ def _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before):
     out_BHNV = out_BHNV * (kept * share)[..., None] + update * share[..., None]
     return new_top, total, out_BHNV.reshape(batch, -1)
 
+  reader_BHN1 = jnp.repeat(jnp.where(readers.sees_BT, 0.0, MASKED), group, axis=1)[:, None, :, None]
   shape = out_BHNV.shape
   start = lse_BHN, (lse_BHN > MASKED / 2).astype(jnp.float32), out_BHNV.reshape(batch, -1)
   top, total, out = jax.lax.fori_loop(0, -(-slots.length_B.max() // block), one_slot_block, start)
