@@ -9,6 +9,8 @@ run with the same --out adds lengths to the same files; the plot shows what the 
 --scaling all lengths take turns too, and the table shows how time and memory grow from one length to the next:
 
 python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
+
+`python scripts/bench.py peers --help` is about whole pretrained models beside other programs (scripts/bench_peers.py).
 """
 
 from __future__ import annotations
@@ -95,4 +97,8 @@ def run(arguments: argparse.Namespace, lengths: Sequence[int], mode: str) -> lis
 
 
 if __name__ == "__main__":
+  if sys.argv[1:2] == ["peers"]:
+    import bench_peers
+
+    main = bench_peers.main
   run_script(main)

@@ -14,6 +14,7 @@ CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 # The environment, so that commands started by tests inherit it. They see one device; tests see eight.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.6")
 # Compiling is most of the work here, and most of that would be optimising programs that run once: LLVM's passes, fused

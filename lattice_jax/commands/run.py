@@ -10,8 +10,9 @@ from lattice_jax.commands.domains import POSITIVE
 from lattice_jax.commands.flags import define, parse_flags
 from lattice_jax.runtime import leave, quieten_checkpoints, show_log
 
-_CPU_DEVICES = define(
-  "cpu_devices", POSITIVE, None, "Without accelerator: devices to simulate; one a core is faster than one for all.")
+CPU_DEVICES = define(
+  "cpu_devices", POSITIVE, None,
+  "Without accelerator: devices to simulate. By default train.py takes one a core, as far as they divide the batch.")
 
 
 def run_command(main: Callable[[], int | None], argv: list[str]) -> None:
@@ -23,10 +24,10 @@ def run_command(main: Callable[[], int | None], argv: list[str]) -> None:
   def parse_and_run() -> int | None:
     parse_flags(argv)
     show_log()
-    if _CPU_DEVICES.value is not None:
+    if CPU_DEVICES.value is not None:
       import jax
 
-      jax.config.update("jax_num_cpu_devices", _CPU_DEVICES.value)
+      jax.config.update("jax_num_cpu_devices", CPU_DEVICES.value)
     return main()
 
   run_script(parse_and_run)

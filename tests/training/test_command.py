@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
+from lattice_jax.commands.train import simulate_devices
 from lattice_jax.training.workdir import locked
+from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMOKE = "--config=configs/quickstart.py:smoke"
@@ -48,3 +53,17 @@ def test_mistake_is_one_sentence(tmp_path, arguments, sentence):
   assert done.returncode == 2
   assert sentence in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("cores", "batch", "accumulate", "mesh", "count"), [
+  (2, 8, 1, {}, 2), (6, 8, 1, {}, 4), (6, 12, 2, {}, 6), (1, 8, 1, {}, None), (4, 7, 1, {}, None),
+  (4, 8, 1, {"data": 1}, None), (3, 12, 1, {"model": 2}, 2), (2, 5, 1, {"model": 2}, None),
+])
+def test_a_cpu_is_as_many_devices_as_cores_divide_the_rows(monkeypatch, capsys, cores, batch, accumulate, mesh, count):
+  monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+  changed = {}
+  monkeypatch.setattr(jax.config, "update", changed.__setitem__)
+  config = tiny.make_config(data__batch=batch, train__accumulate=accumulate)
+  simulate_devices(dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, **mesh)))
+  assert changed == ({"jax_num_cpu_devices": count} if count else {})
+  assert (f"{count} simulated devices, one a core" in capsys.readouterr().out) == bool(count)

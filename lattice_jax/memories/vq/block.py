@@ -56,8 +56,7 @@ def _softmax_read(scores: list[jax.Array], values: list[jax.Array]) -> jax.Array
 
 
 def _cache_scores(qu_BHNK, rows_HMK, cache, sees_cache_BC):
-  score_BHNM = jnp.einsum(
-    "BHNK,HMK->BHNM", qu_BHNK, rows_HMK.astype(qu_BHNK.dtype), preferred_element_type=jnp.float32)
+  score_BHNM = _products(qu_BHNK, rows_HMK)
   count_BH1M = cache.count_BHM[:, :, None]
   score_BHNM = jnp.where(count_BH1M > 0, score_BHNM + jnp.log(jnp.maximum(count_BH1M, 1.0)), MASKED)
   return _mask(score_BHNM, jnp.broadcast_to(sees_cache_BC[..., None], (*sees_cache_BC.shape, rows_HMK.shape[1])))
@@ -65,13 +64,18 @@ def _cache_scores(qu_BHNK, rows_HMK, cache, sees_cache_BC):
 
 def _position_bias(qw_BHNK, relative_HSK, chunk):
   """q·r at the slots of distances 0 … W, and 0 beyond."""
-  far_first_HSK = relative_HSK[:, ::-1].astype(qw_BHNK.dtype)
-  by_distance = jnp.einsum("BHNK,HSK->BHNS", qw_BHNK, far_first_HSK, preferred_element_type=jnp.float32)
+  by_distance = _products(qw_BHNK, relative_HSK[:, ::-1])
   # Row a must move right by a: a row padded to one more than its final width slides by one per row when re-cut.
   width = relative_HSK.shape[1] - 1 + chunk
   by_head = by_distance.reshape(*by_distance.shape[:2], -1, chunk, by_distance.shape[-1])
   slid = jnp.pad(by_head, ((0, 0),) * 4 + ((0, chunk),)).reshape(*by_head.shape[:3], -1)
   return slid[..., :chunk * width].reshape(*by_distance.shape[:3], width)
+
+
+def _products(q_BHNK, rows_HSK):
+  """[B, H, N, S] of queries and rows that all batches share, in the order of a product whose batches are heads."""
+  score_HBNS = jnp.einsum("BHNK,HSK->HBNS", q_BHNK, rows_HSK.astype(q_BHNK.dtype), preferred_element_type=jnp.float32)
+  return jnp.swapaxes(score_HBNS, 0, 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
