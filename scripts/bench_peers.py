@@ -56,7 +56,7 @@ class Side:
 def main() -> None:
   parser = Parser(__doc__)
   parser.add_argument("op", help="peers")
-  parser.add_argument("--pretrained", type=place, default="smollm2", help="smollm2 or a .gguf file that llama.cpp reads too")
+  parser.add_argument("--pretrained", type=place, default="smollm2", help="smollm2 or a .gguf file")
   parser.add_argument("--lengths", type=positives, default="512,2048,4096,7500", help="tokens of the prompt")
   parser.add_argument("--tokens", type=positive, default=32, help="tokens drawn after the first")
   parser.add_argument("--rounds", type=positive, default=7)
@@ -66,7 +66,7 @@ def main() -> None:
   arguments = parser.parse_args()
   file = find_pretrained(arguments.pretrained)
   if file.is_dir():
-    raise ValueError(f"--pretrained={arguments.pretrained} is a folder, and llama.cpp reads only a .gguf file; give one.")
+    raise ValueError(f"--pretrained={arguments.pretrained} is a folder; llama.cpp needs a .gguf file.")
   machine, python = describe_machine(), make_environment(arguments.environments)
   floats = arguments.environments / f"{file.stem}-float32"
   if not floats.exists():
