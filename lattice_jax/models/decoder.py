@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -165,10 +166,14 @@ def init_variables(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
   return {"buffers": {}} | variables
 
 
-@functools.lru_cache(maxsize=64)
 def abstract_variables(config: ModelConfig) -> dict[str, Any]:
-  """What `init_variables` returns, with shapes and dtypes in place of arrays."""
-  return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))
+  """What `init_variables` returns, with shapes and dtypes in place of arrays; traced once."""
+  return _abstract(config, init_variables)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract(config: ModelConfig, init: Callable[..., Any]) -> dict[str, Any]:
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def init_state(config: ModelConfig, batch: int, max_len: int = 0) -> dict[str, Any]:

@@ -57,10 +57,6 @@ def _init_variables(config, rng):
   return TinyDecoder(config).init(rng, zeros_BT, zeros_BT, state, segment, method=TinyDecoder.score)
 
 
-def _abstract_variables(config):
-  return jax.eval_shape(lambda: _init_variables(config, jax.random.key(0)))
-
-
 def _init_state(config, batch, max_len=0):
   del max_len
   return TinyState(jnp.zeros((batch, config.dim)))
@@ -77,8 +73,7 @@ def use_tiny_decoder(monkeypatch):
   monkeypatch.setattr(compiled, "Decoder", TinyDecoder)
   monkeypatch.setattr(compiled, "init_state", _init_state)
   for name, value in {
-      "Decoder": TinyDecoder, "init_variables": _init_variables, "abstract_variables": _abstract_variables,
-      "init_state": _init_state,
+      "Decoder": TinyDecoder, "init_variables": _init_variables, "init_state": _init_state,
       "update_buffers": _update_buffers}.items():
     monkeypatch.setattr(decoder, name, value)
 
