@@ -50,11 +50,11 @@ def simulate_devices(config: Config) -> None:
   """
   import jax
 
-  if config.mesh.data != -1:
-    return
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  count = largest_divisor(config.data.batch // config.train.accumulate, at_most=cores)
-  count -= count % config.mesh.model
+  if config.mesh.data != -1 or cores < config.mesh.model:
+    return
+  rows = config.data.batch // config.train.accumulate
+  count = config.mesh.model * largest_divisor(rows, at_most=cores // config.mesh.model)
   if count > 1:
     jax.config.update("jax_num_cpu_devices", count)
     if jax.default_backend() == "cpu":

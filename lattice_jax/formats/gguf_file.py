@@ -80,7 +80,6 @@ class GGUFFile:
         f"{self.path}: tensor {shown_name(name)} has type {tensor.kind.name}, which holds no weights that can be read; "
         f"{_ADVICE}.") from error
 
-
   def read_codes(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(int8 codes, float32 scales, float32 offsets) of a matrix in blocks of 32, which is codes · scales + offsets.
 

@@ -17,6 +17,7 @@ from lattice_jax.memories.registry import find_memory
 from lattice_jax.models.block import Block
 from lattice_jax.modules import RMSNorm, offset, sinusoids, table, weight
 from lattice_jax.ops.cross_entropy import cross_entropy
+from lattice_jax.ops.stored_weight import StoredWeight
 from lattice_jax.types import MEMORY_BOUNDARY, Segment, SumCount, whole_segment
 
 
@@ -99,8 +100,9 @@ class Decoder(nn.Module):
 
   def logits(self, features_BTD: jax.Array) -> jax.Array:
     """fp32 logits [B, T, A], all at once: for few positions. `score` is for many."""
-    if self.config.tied_embeddings and self.embedding.is_coded:
-      return self.embedding.products(features_BTD) + self._head_bias()
+    stored = self.embedding if self.config.tied_embeddings else self.get_variable("params", "head")
+    if isinstance(stored, StoredWeight) and stored.is_coded:
+      return stored.products(features_BTD) + self._head_bias()
     head_DA, bias_A = self._head(features_BTD.dtype)
     return jnp.einsum("BTD,DA->BTA", features_BTD, head_DA, preferred_element_type=jnp.float32) + bias_A
 

@@ -83,9 +83,10 @@ def test_blocks_of_different_kinds_are_floats(tmp_path):
     stored["down"].code_NK, np.swapaxes(pretrained.params()["groups"]["block_0"]["mlp"]["down"], 1, 2))
 
 
-def test_a_decode_step_makes_no_floats_of_codes(tmp_path, optimized):
-  config = QWEN2 | {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 160, "model_type": "llama"}
-  del config["sliding_window"]
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_decode_step_makes_no_floats_of_codes(tmp_path, optimized, tied):
+  sizes = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 160}
+  config = LLAMA | sizes | {"tie_word_embeddings": tied}
   pretrained = open_pretrained(write(tmp_path, config, "Q8_0"))
   model = pretrained.model
 

@@ -57,7 +57,7 @@ def test_mistake_is_one_sentence(tmp_path, arguments, sentence):
 
 @pytest.mark.parametrize(("cores", "batch", "accumulate", "mesh", "count"), [
   (2, 8, 1, {}, 2), (6, 8, 1, {}, 4), (6, 12, 2, {}, 6), (1, 8, 1, {}, None), (4, 7, 1, {}, None),
-  (4, 8, 1, {"data": 1}, None), (3, 12, 1, {"model": 2}, 2), (2, 5, 1, {"model": 2}, None),
+  (4, 8, 1, {"data": 1}, None), (3, 12, 1, {"model": 2}, 2), (5, 15, 1, {"model": 2}, 2), (1, 5, 1, {"model": 2}, None),
 ])
 def test_a_cpu_is_as_many_devices_as_cores_divide_the_rows(monkeypatch, capsys, cores, batch, accumulate, mesh, count):
   monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)

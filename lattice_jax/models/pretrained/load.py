@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -108,13 +108,15 @@ class Pretrained:
     return array.reshape(shape)
 
   def _read_stored(self, leaf: str) -> StoredWeight:
-    """The matrices of all blocks; floats where not all of them are codes with equally many scales."""
-    names = file_names(leaf, self.model)
-    coded = [self.weights.read_codes(name) for name in names]
-    is_coded = all(parts is not None for parts in coded)
-    stack: list[np.ndarray] = []
+    """The matrices of all blocks; floats where not all of them are codes."""
+    return self._stacked(leaf, self.weights.read_codes) or self._stacked(leaf, lambda name: (self.weights.read(name),))
+
+  def _stacked(self, leaf: str, read: Callable[[str], tuple[np.ndarray, ...] | None]) -> StoredWeight | None:
+    names, stack = file_names(leaf, self.model), []
     for index, name in enumerate(names):
-      parts = coded[index] if is_coded else (self.weights.read(name),)
+      parts = read(name)
+      if parts is None:
+        return None
       self._check_finite(name, *(parts[1:] or parts))
       stack = stack or [np.empty((len(names), *part.shape), part.dtype) for part in parts]
       for whole, part in zip(stack, parts, strict=True):
