@@ -68,8 +68,8 @@ def _check_model(model: ModelConfig) -> None:
 
 def _check_cache(model: ModelConfig) -> None:
   check_cache(model.cache)
-  if make_policy(model.cache).drops and not any(find_memory(name).needs_token_cache for name in model.pattern):
-    able = " or ".join(repr(name) for name in FOLDERS if find_memory(name).needs_token_cache)
+  if make_policy(model.cache).drops and not any(find_memory(name).takes_policy for name in model.pattern):
+    able = " or ".join(repr(name) for name in FOLDERS if find_memory(name).takes_policy)
     raise ValueError(
       f"model.cache.policy={model.cache.policy!r} has nothing to keep: model.pattern={','.join(model.pattern)} has no "
       f"memory {able}; use model.cache.policy='full', or a pattern with {able}.")

@@ -23,6 +23,7 @@ LAYERS = (
   ("lattice_jax.cache.policies",),
   ("lattice_jax.cache.config", "lattice_jax.memories.section", "lattice_jax.memories.recurrent_config",
    "lattice_jax.ops.rotary_config"),
+  ("lattice_jax.memories.attention_config",),
   (*(f"lattice_jax.memories.{memory}.config" for memory in _FOLDERS),),
   ("lattice_jax.memories.registry",),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),

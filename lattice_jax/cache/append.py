@@ -31,20 +31,20 @@ class Arrivals:
   document_B: jax.Array
 
 
-def arrivals(cache: KVCache, segment: Segment) -> Arrivals:
-  """Places the call's tokens behind those of one layer's cache."""
-  run_BT = document_runs(segment.ids_BT, segment.valid_BT, cache.document_B)
+def arrivals(seen_B: jax.Array, document_B: jax.Array, segment: Segment) -> Arrivals:
+  """Places the call's tokens behind those of one layer's cache, whose counts before the call are given."""
+  run_BT = document_runs(segment.ids_BT, segment.valid_BT, document_B)
   time_T = jnp.arange(run_BT.shape[1], dtype=jnp.int32)
   before_BT = jnp.concatenate([jnp.zeros_like(run_BT[:, :1]), run_BT[:, :-1]], axis=1)
   start_BT = jax.lax.cummax(jnp.where(run_BT != before_BT, time_T, 0), axis=1)
-  index_BT = jnp.where(run_BT == 0, cache.seen_B[:, None] + time_T, time_T - start_BT)
+  index_BT = jnp.where(run_BT == 0, seen_B[:, None] + time_T, time_T - start_BT)
   last_run_B = run_BT.max(1)
   is_last_BT = (run_BT == last_run_B[:, None]) & (run_BT != EMPTY)
   is_new_B = last_run_B > 0
   return Arrivals(
     run_BT=run_BT, index_BT=index_BT, is_last_BT=is_last_BT, is_new_B=is_new_B,
-    seen_B=jnp.where(is_new_B, 0, cache.seen_B) + is_last_BT.sum(1, dtype=jnp.int32),
-    document_B=document_after(segment.ids_BT, segment.valid_BT, cache.document_B))
+    seen_B=jnp.where(is_new_B, 0, seen_B) + is_last_BT.sum(1, dtype=jnp.int32),
+    document_B=document_after(segment.ids_BT, segment.valid_BT, document_B))
 
 
 def append(

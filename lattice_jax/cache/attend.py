@@ -11,7 +11,7 @@ from lattice_jax.cache.policy import Policy
 from lattice_jax.ops.attention import Order, attend, attend_itself, merge
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
-from lattice_jax.ops.attention.slots import Readers, attend_slots, slots_seen
+from lattice_jax.ops.attention.slots import Readers, Rule, SinksAndWindow, attend_slots, slots_seen
 from lattice_jax.ops.documents import EMPTY
 
 
@@ -36,7 +36,7 @@ def attend_cache(
 ) -> tuple[jax.Array, jax.Array]:
   """Attention to the tokens that the cache holds, and to those of `before`, whose output and log-sum-exp it has."""
   return attend_slots(
-    q_BTQK, view.slots, _readers(arriving), before, sinks=policy.sinks, window=policy.window, impl=impl)
+    q_BTQK, view.slots, _readers(arriving), before, rule=_rule(policy), impl=impl)
 
 
 def note_mass(
@@ -53,7 +53,7 @@ def note_mass(
   position_BHS = stack.position_BHS[layer]
   past_BHS = received_mass(
     q_BTQK, lse_BTQ, stack.key_BHSK[layer], _readers(arriving),
-    lambda readers: slots_seen(readers, position_BHS, sinks=policy.sinks, window=policy.window))
+    lambda readers: slots_seen(readers, position_BHS, _rule(policy)))
   own_BHT = received_mass(
     q_BTQK, lse_BTQ, jnp.moveaxis(k_BTHK, 1, 2), order, lambda query: allowed(query, order, window=0)[:, None])
   mass_BHS = stack.mass_BHS.at[layer].add(past_BHS)
@@ -67,3 +67,7 @@ def _order(arriving: Arrivals) -> Order:
 
 def _readers(arriving: Arrivals) -> Readers:
   return Readers(index_BT=arriving.index_BT, sees_BT=arriving.run_BT == 0)
+
+
+def _rule(policy: Policy) -> Rule | None:
+  return SinksAndWindow(policy.sinks, policy.window) if policy.window else None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.ops.attention.slots import StackedSlots
 from lattice_jax.ops.documents import EMPTY
 

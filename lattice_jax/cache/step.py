@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
 from lattice_jax.cache.append import append, arrivals
 from lattice_jax.cache.attend import attend_cache, attend_new, note_mass
 from lattice_jax.cache.kv_cache import CacheView
 from lattice_jax.cache.policy import Policy
+from lattice_jax.ops.attention.slots import after_reading
 from lattice_jax.types import Segment
 
 
@@ -24,23 +24,16 @@ def read_and_append(
     ValueError: the call is longer than the cache was made for.
   """
   _check_call(policy, q_BTQK.shape[1])
-  arriving = arrivals(view.counts, segment)
+  before = view.counts
+  arriving = arrivals(before.seen_B, before.document_B, segment)
   out_BTQV, lse_BTQ = attend_new(policy, q_BTQK, k_BTHK, v_BTHV, arriving, impl=impl)
   if not view.stack.num_slots:
     return out_BTQV, view
   out_BTQV, lse_BTQ = attend_cache(policy, q_BTQK, view, arriving, (out_BTQV, lse_BTQ), impl=impl)
   view, mass_BTH = note_mass(policy, q_BTQK, lse_BTQ, k_BTHK, view, arriving)
-  view = view.replace(layer=_after(view.layer, lse_BTQ))
+  view = view.replace(layer=after_reading(view.layer, lse_BTQ))
   query_BTQK = q_BTQK if policy.num_queries else None
   return out_BTQV, append(policy, view, k_BTHK, v_BTHV, arriving, mass_BTH=mass_BTH, query_BTQK=query_BTQK)
-
-
-def _after(layer: jax.Array, read: jax.Array) -> jax.Array:
-  """`layer`, known only once `read` is: XLA writes in place when the write cannot come before the reads.
-
-  A barrier would not do: backends remove it before they decide what to copy.
-  """
-  return layer + jnp.minimum(jnp.isnan(jax.lax.stop_gradient(read).ravel()[0]).astype(layer.dtype), 0)
 
 
 def _check_call(policy: Policy, length: int) -> None:

@@ -17,7 +17,7 @@ from lattice_jax.cache.policies.full import FullConfig
 from lattice_jax.cache.policy import Policy, check_cache, make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.evaluation.caches import parse_cache
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.types import whole_segment
 
 
@@ -65,7 +65,8 @@ def _compress(
   if policy.records_mass or policy.num_queries:
     _, view = read_and_append(full, q, k, v, view, segment, impl="auto")
   else:
-    view = append(full, view, k, v, arrivals(view.counts, segment))
+    counts = view.counts
+    view = append(full, view, k, v, arrivals(counts.seen_B, counts.document_B, segment))
   cache = compress_caches(policy, policy.num_slots(length), {"": view.stack})[""]
   return _in_order(jax.tree.map(lambda x_L: x_L[0], cache), policy.length_after(length), v.dtype)
 

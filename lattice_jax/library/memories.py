@@ -38,6 +38,8 @@ def _public(module: str) -> dict[str, Any]:
     names = home.__all__ if module == "op" else [
       name for name, value in inspect.getmembers(home, inspect.isclass)
       if value.__module__ == home.__name__ and not name.startswith("_")]
+    if module == "config":
+      names = {*names, home.SECTION.config.__name__}
     for name in names:
       value = getattr(home, name)
       if callable(value) and value not in found.setdefault(name, []):

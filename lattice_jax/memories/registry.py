@@ -17,6 +17,7 @@ from lattice_jax.memories.section import Section
 FOLDERS = {
   "attention": "softmax",
   "window": "softmax",
+  "anchor": "anchor",
   "vq": "vq",
   "lattice": "lattice",
   "linear": "gated_linear",

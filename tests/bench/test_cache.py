@@ -12,7 +12,7 @@ import pytest
 from lattice_jax.bench import cache as bench
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_cache.py"
 LENGTH, LAG, RATIO = 61, 8, 0.25

@@ -16,7 +16,7 @@ from lattice_jax.cache.policies.snapkv import SnapKVConfig
 from lattice_jax.cache.policy import Policy, make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.types import make_segment
 from tests.contract.harness import quick_jit
 

@@ -19,7 +19,7 @@ from lattice_jax.cache.policies.snapkv import SnapKVConfig
 from lattice_jax.cache.policies.window import WindowConfig
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.models.saved_state import load_state, save_state
 from lattice_jax.sharding import tree_bytes, unbox

@@ -12,7 +12,7 @@ from lattice_jax.commands.flags import parse_flags
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.evaluation.retrieval.plan import AnswerFile
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.sharding import make_mesh
 
 CONFIG = Config(

@@ -14,7 +14,7 @@ import numpy as np
 from flax.core import meta
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.types import Segment, slice_time

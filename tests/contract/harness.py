@@ -96,9 +96,10 @@ class Form:
     return Pulled(out.y_BTD, out.state, out.losses, out.statistics, d_params, d_x_BTD, d_floats)
 
 
-def quick_jit(function: Callable) -> Callable:
-  """`jax.jit` that does not spend its time on optimising."""
-  return jax.jit(function, compiler_options=_CPU_OPTIONS if jax.default_backend() == "cpu" else None)
+def quick_jit(function: Callable, *static: str) -> Callable:
+  """`jax.jit` that does not spend its time on optimising. static: names of static arguments."""
+  options = _CPU_OPTIONS if jax.default_backend() == "cpu" else None
+  return jax.jit(function, static_argnames=static, compiler_options=options)
 
 
 def form(row: Row, *, impl: str = "xla", dtype: str = "float32", variant: str = "") -> Form:

@@ -10,10 +10,11 @@ import numpy as np
 
 from lattice_jax.cache.policies.window import WindowConfig
 from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.memories.anchor.config import AnchorConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.memory import Memory
 from lattice_jax.memories.registry import find_memory
-from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.memories.vq.op import FORMS
 from tests.memories.sizes import section_with
@@ -106,6 +107,10 @@ def _attention(name: str, **changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=(name,), attention=replace(GROUPED, **changes))
 
 
+def _anchor(**changes: Any) -> ModelConfig:
+  return replace(_attention("anchor"), anchor=AnchorConfig(**changes))
+
+
 def _vq(base: VQConfig = SHGA, **changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=("vq",), vq=replace(base, **changes))
 
@@ -150,6 +155,15 @@ ROWS = (
   Row(
     "window-with-sinks", find_memory("attention"),
     replace(_attention("attention"), cache=CacheConfig(policy="window", sinks=2, window=WindowConfig(window=5)))),
+  Row(
+    "anchor", find_memory("anchor"), _anchor(max_segment=4, protected=3),
+    variants=(
+      ("anchors-see-anchors", _anchor(max_segment=6, keep_bos=False, anchors_see_anchors=True)),
+      ("newest-anchors", _anchor(max_segment=3, reach=2)),
+      ("anchors-of-anchors", _anchor(max_segment=2, fanout=3)),
+      ("longer-than-T", _anchor(max_segment=LENGTH + 6, keep_bos=False)),
+    ),
+  ),
   Row(
     "vq", find_memory("vq"), _vq(),
     variants=(

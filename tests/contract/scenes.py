@@ -9,7 +9,7 @@ from typing import Any
 import flax.struct
 import numpy as np
 
-from lattice_jax.types import Segment, make_segment
+from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED, Segment, make_segment
 from tests.contract.harness import Form, float_leaves, normal, normal_like
 from tests.contract.memories import LENGTH, ROWS_PER_BATCH
 
@@ -28,7 +28,10 @@ class Scene:
 
 
 def documents(rows: Sequence[Sequence[Document]], length: int) -> Segment:
-  """A segment whose rows hold these documents one after the other; what is left of a row is invalid."""
+  """A segment whose rows hold these documents one after the other; what is left of a row is invalid.
+
+  Some tokens are marked, as their positions say, also where documents go on.
+  """
   positions_BT, ids_BT = np.zeros((2, len(rows), length), np.int32)
   valid_BT = np.zeros((len(rows), length), bool)
   for row, layout in enumerate(rows):
@@ -39,7 +42,8 @@ def documents(rows: Sequence[Sequence[Document]], length: int) -> Segment:
       ids_BT[row, here] = identity
       valid_BT[row, here] = True
       start += count
-  return make_segment(positions_BT, ids_BT=ids_BT, valid_BT=valid_BT)
+  marks_BT = np.where(positions_BT % 5 == 3, MARK_ANCHOR, 0) | np.where(positions_BT % 7 < 2, MARK_PROTECTED, 0)
+  return make_segment(positions_BT, ids_BT=ids_BT, valid_BT=valid_BT, marks_BT=marks_BT.astype(np.int8))
 
 
 # What every row has read before: full rows, open blocks of several lengths, an id that came before, nothing at all.

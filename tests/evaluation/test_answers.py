@@ -13,7 +13,7 @@ from lattice_jax.config import DataConfig, EvalConfig, ModelConfig, RecallConfig
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from lattice_jax.evaluation.evaluator import evaluate
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment

@@ -16,7 +16,7 @@ from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.evaluation.compare import _by_position, compare, format_comparisons, write_comparisons
 from lattice_jax.inference.session import Session
 from lattice_jax.inspect.retrieval_plots import plot_retrieval
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment

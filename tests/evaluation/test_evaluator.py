@@ -17,7 +17,7 @@ from lattice_jax.data.source import Source, Texts
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from lattice_jax.evaluation import evaluator
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate, evaluate_protocols
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, abstract_variables, init_state, init_variables
 from lattice_jax.sharding import make_mesh, param_shardings, unbox

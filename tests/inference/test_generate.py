@@ -16,7 +16,7 @@ from lattice_jax.cache.kv_cache import cache_bytes
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.generate import SPECIAL_IDS, GenerateOptions, TokenStream, _cache_len, generate
 from lattice_jax.inference.sampling import Sampling, sample_token
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox

@@ -13,7 +13,7 @@ from lattice_jax.cache.convert import uncompressed
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.session import Session
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import unbox
 from tests.inference.test_generate import compilations

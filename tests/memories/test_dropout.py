@@ -13,7 +13,7 @@ from flax.core import meta
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.generate import generate
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.block import Block
 from lattice_jax.models.decoder import Decoder, init_state, init_variables

@@ -13,9 +13,9 @@ import pytest
 from flax.core import meta
 
 from lattice_jax.config import ModelConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.registry import find_memory
-from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.types import whole_segment
 from tests.contract.harness import normal_like, quick_jit

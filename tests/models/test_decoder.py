@@ -11,8 +11,8 @@ import pytest
 from flax.core import meta
 
 from lattice_jax.config import ModelConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.registry import find_memory
-from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq import record
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models import decoder

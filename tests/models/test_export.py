@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from lattice_jax.config import Config, ModelConfig
 from lattice_jax.config_checks import parse_config, to_dict
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.models.pretrained import load_pretrained
 from lattice_jax.models.pretrained.export import export_model

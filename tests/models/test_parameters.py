@@ -5,8 +5,8 @@ import pytest
 from configs import vq_enwik8
 from lattice_jax.config import ModelConfig
 from lattice_jax.config_checks import parse_config
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters, flops_per_token

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
 from lattice_jax.models.pretrained.config_json import read_model_config
 from lattice_jax.models.pretrained.export import export_model

@@ -12,7 +12,7 @@ from lattice_jax.cache.kv_cache import CacheView, empty_cache
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.ops.attention import Order, attend
 from lattice_jax.types import whole_segment
 

@@ -10,7 +10,7 @@ import pytest
 from lattice_jax.ops.attention import MASKED, Order, attend
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
-from lattice_jax.ops.attention.slots import Readers, StackedSlots, attend_slots, slots_seen
+from lattice_jax.ops.attention.slots import Readers, SinksAndWindow, StackedSlots, attend_slots, slots_seen
 from lattice_jax.ops.documents import EMPTY
 from tests.contract.harness import quick_jit
 
@@ -54,7 +54,8 @@ def test_blocks_of_slots_equal_the_definition_with_gradients(block, before):
   def run(impl, window):
     def loss(q, key, value, before):
       here = slots.replace(key_LBHSK=key, value_LBHSV=value)
-      out, lse = attend_slots(q, here, readers, before, sinks=2, window=window, block=block, impl=impl)
+      rule = SinksAndWindow(2, window) if window else None
+      out, lse = attend_slots(q, here, readers, before, rule=rule, block=block, impl=impl)
       return jnp.sin(out).sum() + (jnp.where(lse > MASKED / 2, lse, 0.0) ** 2).sum(), (out, lse)
 
     return quick_jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))(
@@ -76,7 +77,7 @@ def test_attention_received_is_the_column_sum():
   _, lse = attend_slots(q, slots, readers, nothing())
   position_BHS = slots.position_LBHS[1]
   mass_BHS = received_mass(
-    q, lse, slots.key_LBHSK[1], readers, lambda readers: slots_seen(readers, position_BHS, sinks=0, window=0))
+    q, lse, slots.key_LBHSK[1], readers, lambda readers: slots_seen(readers, position_BHS, None))
   # every query that sees anything gives 1, in each of the heads that share a key
   np.testing.assert_allclose(mass_BHS.sum(-1), np.array([[7, 7], [4, 4]]) * QUERIES / HEADS, rtol=1e-5)
   assert (np.asarray(mass_BHS)[1, :, USED[1]:] == 0).all()

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from lattice_jax.config import OptimizerConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.registry import FOLDERS
-from lattice_jax.memories.softmax.config import AttentionConfig
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.modules import Weight
 from lattice_jax.sharding import make_mesh

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 
 from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.config import CacheConfig
+from lattice_jax.memories.attention_config import AttentionConfig
+from lattice_jax.memories.attention_frame import attention_layer
 from lattice_jax.memories.entry import enter_layer
-from lattice_jax.memories.softmax.config import AttentionConfig, check
 from lattice_jax.memories.softmax.op import empty_state, softmax_attention
-from lattice_jax.modules import join_heads, offset, rms_normalize, split_heads
 from lattice_jax.ops.attention.window_cache import WindowCache
-from lattice_jax.ops.rotary import rotate
 from lattice_jax.types import LayerOutput, Segment
 
 
@@ -47,35 +46,8 @@ class SoftmaxAttention(nn.Module):
     One layer of a stack of caches, a `CacheView`, is written in place; whoever owns the stack compacts it.
     """
     del train
-    check(self.config)
     if not isinstance(state, CacheView):
       state, segment = enter_layer(self, x_BTD, state, segment)
-    config, dtype, dim = self.config, jnp.dtype(self.dtype), x_BTD.shape[-1]
-    x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(dtype)
-
-    def project(name, heads, width, axes):
-      x_BTHK = split_heads(self, name, x_BTD, heads, width, axes)
-      return x_BTHK if config.bias == "none" else x_BTHK + offset(
-        self, f"{name}_bias", (heads, width), axes).astype(dtype)
-
-    q_BTQK = project("query", config.heads, config.key_dim, ("heads", "key"))
-    k_BTHK = project("key", config.kv_heads, config.key_dim, ("kv_heads", "key"))
-    v_BTHV = project("value", config.kv_heads, config.value_dim, ("kv_heads", "value"))
-    if config.qk_norm:
-      q_BTQK, k_BTHK = rms_normalize(q_BTQK).astype(dtype), rms_normalize(k_BTHK).astype(dtype)
-    if config.rope_theta:
-      q_BTQK, k_BTHK = (
-        rotate(x_BTHK, segment.positions_BT, theta=config.rope_theta, scaling=config.rope_scaling)
-        for x_BTHK in (q_BTQK, k_BTHK))
-    if config.gated:
-      v_BTHV = nn.silu(v_BTHV)
-    out_BTQV, state = softmax_attention(
-      q_BTQK, k_BTHK, v_BTHV, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, window=self.window,
-      cache=self.cache, impl=self.impl)
-    out_BTQV = out_BTQV.astype(dtype)
-    if config.gated:
-      out_BTQV *= nn.silu(split_heads(self, "gate", x_BTD, config.heads, config.value_dim, ("heads", "value")))
-    y_BTD = join_heads(self, out_BTQV, dim)
-    if config.bias == "all":
-      y_BTD += offset(self, "out_bias", (dim,), ("embed",)).astype(dtype)
-    return LayerOutput(y_BTD=y_BTD, state=state, losses={}, metrics={}, statistics={})
+    return attention_layer(self, self.config, x_BTD, segment, lambda q, k, v: softmax_attention(
+      q, k, v, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, window=self.window, cache=self.cache,
+      impl=self.impl))

@@ -11,7 +11,7 @@ from lattice_jax.cache.kv_cache import CacheView, KVCache, empty_cache
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.ops.attention import Order, attend, merge
 from lattice_jax.ops.attention.window_cache import WindowCache, empty_window, shift_tokens
 from lattice_jax.ops.calls import complete_call

@@ -8,10 +8,10 @@ from lattice_jax.cache.compact import compact
 from lattice_jax.cache.kv_cache import CacheView, KVCache
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
+from lattice_jax.memories.attention_config import check
 from lattice_jax.memories.memory import Carried, Memory
 from lattice_jax.memories.multiply_adds import attention_projections
 from lattice_jax.memories.softmax.cases import make_cases
-from lattice_jax.memories.softmax.config import check
 from lattice_jax.memories.softmax.layer import SoftmaxAttention
 
 
@@ -49,6 +49,7 @@ MEMORIES = {
     check=lambda model: check(model.attention),
     visible=lambda model, query, key: make_policy(model.cache).sees(query, key),
     needs_token_cache=True,
+    takes_policy=True,
     carried=_CACHES),
   "window": Memory(
     make=lambda model, name=None: _make(model, model.attention.window, name),

@@ -9,6 +9,9 @@ is rare.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -44,15 +47,31 @@ class Readers:
   sees_BT: jax.Array
 
 
+# (readers, position_BHS) → bool [B, H, T, S], whether a query may see the token at that position; hashable.
+Rule = Callable[[Any, jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class SinksAndWindow:
+  """The rule by which queries see the first `sinks` tokens of the document and the last `window`."""
+
+  sinks: int
+  window: int
+
+  def __call__(self, readers: Readers, position_BHS: jax.Array) -> jax.Array:
+    back_BHTS = readers.index_BT[:, None, :, None] - position_BHS[:, :, None]
+    return (back_BHTS < self.window) | (position_BHS < self.sinks)[:, :, None]
+
+
 def attend_slots(
-  q: jax.Array, slots: StackedSlots, readers: Readers, before: tuple[jax.Array, jax.Array], *, sinks: int = 0,
-  window: int = 0, block: int = 512, impl: str = "auto",
+  q: jax.Array, slots: StackedSlots, readers: Any, before: tuple[jax.Array, jax.Array], *, rule: Rule | None = None,
+  block: int = 512, impl: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend`, over slots that may differ from head to head: fp32 output [B, T, H·G, V], log-sum-exp [B, T, H·G].
 
   before: such a pair of other keys, to which the slots are added.
-  With `window`, queries see the first `sinks` tokens of the document and the last `window` alone. Queries that see no
-  slots, invalid ones among them, are replaced by zeros at the door.
+  rule: which slots in use a query sees; None: all. It may read any fields of `readers`, which must have `sees_BT`.
+  Queries that see no slots, invalid ones among them, are replaced by zeros at the door.
   """
   batch, length, num_queries, key_dim = q.shape
   heads, value_dim = slots.value_LBHSV.shape[2], slots.value_LBHSV.shape[-1]
@@ -60,27 +79,32 @@ def attend_slots(
   q_BTHGK = q.reshape(batch, length, heads, num_queries // heads, key_dim) * jnp.asarray(key_dim**-0.5, q.dtype)
   before = tuple(x.reshape(*q_BTHGK.shape[:4], *x.shape[3:]) for x in before)
   if choose_impl("attention", impl, pallas_reason="there is no Pallas kernel for it yet") == "reference":
-    out, lse = merge(*before, *_attend_at_once(sinks, window, q_BTHGK, slots, readers))
+    out, lse = merge(*before, *_attend_at_once(rule, q_BTHGK, slots, readers))
   else:
-    out, lse = _attend(sinks, window, min(block, slots.key_LBHSK.shape[3]), q_BTHGK, slots, readers, before)
+    out, lse = _attend(rule, min(block, slots.key_LBHSK.shape[3]), q_BTHGK, slots, readers, before)
   return out.reshape(batch, length, num_queries, value_dim), lse.reshape(batch, length, num_queries)
 
 
-def slots_seen(readers: Readers, position_BHS: jax.Array, *, sinks: int, window: int) -> jax.Array:
+def after_reading(layer: jax.Array, lse: jax.Array) -> jax.Array:
+  """`layer`, known only once `lse` is: XLA writes in place when the write cannot come before the reads.
+
+  A barrier would not do: backends remove it before they decide what to copy.
+  """
+  return layer + jnp.minimum(jnp.isnan(jax.lax.stop_gradient(lse).ravel()[0]).astype(layer.dtype), 0)
+
+
+def slots_seen(readers: Any, position_BHS: jax.Array, rule: Rule | None) -> jax.Array:
   """Bool [B, H, T, S]."""
   holds_BHTS = (position_BHS != EMPTY)[:, :, None] & readers.sees_BT[:, None, :, None]
-  if not window:
-    return holds_BHTS
-  back_BHTS = readers.index_BT[:, None, :, None] - position_BHS[:, :, None]
-  return holds_BHTS & ((back_BHTS < window) | (position_BHS < sinks)[:, :, None])
+  return holds_BHTS & rule(readers, position_BHS) if rule is not None else holds_BHTS
 
 
-def _attend_at_once(sinks, window, q_BTHGK, slots, readers):
+def _attend_at_once(rule, q_BTHGK, slots, readers):
   """The definition: every score at once, float32."""
   key_BHSK, value_BHSV = slots.key_LBHSK[slots.layer], slots.value_LBHSV[slots.layer]
   q_BTHGK, key_BHSK, value_BHSV = (x.astype(jnp.float32) for x in (q_BTHGK, key_BHSK, value_BHSV))
   score_BHGTS = jnp.einsum("BTHGK,BHSK->BHGTS", q_BTHGK, key_BHSK, precision="highest")
-  seen_BHTS = slots_seen(readers, slots.position_LBHS[slots.layer], sinks=sinks, window=window)[:, :, None]
+  seen_BHTS = slots_seen(readers, slots.position_LBHS[slots.layer], rule)[:, :, None]
   score_BHGTS = jnp.where(seen_BHTS, score_BHGTS, MASKED)
   top_BHGT = jax.lax.stop_gradient(score_BHGTS.max(-1))
   weight_BHGTS = jnp.where(seen_BHTS, jnp.exp(score_BHGTS - top_BHGT[..., None]), 0.0)
@@ -91,19 +115,19 @@ def _attend_at_once(sinks, window, q_BTHGK, slots, readers):
   return jnp.moveaxis(out_BHGTV, 3, 1), jnp.moveaxis(lse_BHGT, 3, 1)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(sinks, window, block, q_BTHGK, slots, readers, before):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(rule, block, q_BTHGK, slots, readers, before):
   length = q_BTHGK.shape[1]
   if length <= _QUERY_BLOCK:
-    return _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before)
+    return _one_query_block(rule, block, q_BTHGK, slots, readers, before)
 
   out, lse = jax.lax.map(
-    lambda xs: _one_query_block(sinks, window, block, xs[0], slots, *xs[1:]),
+    lambda xs: _one_query_block(rule, block, xs[0], slots, *xs[1:]),
     to_chunks((q_BTHGK, readers, before), _QUERY_BLOCK))
   return from_chunks(out, length), from_chunks(lse, length)
 
 
-def _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before):
+def _one_query_block(rule, block, q_BTHGK, slots, readers, before):
   """The online softmax over blocks of slots, going on from `before`.
 
   Queries and the heads that share a key are one axis N, so that products come out in the order in which they are used.
@@ -127,8 +151,8 @@ def _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before):
     # The last block is moved back into the array; what it shares with the one before was read there.
     is_new_C = start + jnp.arange(block) >= n * block
     score_BHNC = jnp.einsum("BHNK,BHCK->BHNC", q_BHNK, key_BHCK, preferred_element_type=jnp.float32)
-    if window:
-      seen_BHTC = slots_seen(readers, position_BHC, sinks=sinks, window=window)
+    if rule is not None:
+      seen_BHTC = slots_seen(readers, position_BHC, rule)
       score_BHNC = jnp.where(jnp.repeat(seen_BHTC & is_new_C, group, axis=2), score_BHNC, MASKED)
     else:  # costs less than a comparison for every query and slot
       score_BHNC += jnp.where((position_BHC != EMPTY) & is_new_C, 0.0, MASKED)[:, :, None] + reader_BHN1
@@ -153,22 +177,22 @@ def _one_query_block(sinks, window, block, q_BTHGK, slots, readers, before):
     for x_BHN in (out.reshape(shape), lse_BHN))
 
 
-def _forward(sinks, window, block, q_BTHGK, slots, readers, before):
-  return _attend(sinks, window, block, q_BTHGK, slots, readers, before), (q_BTHGK, slots, readers, before)
+def _forward(rule, block, q_BTHGK, slots, readers, before):
+  return _attend(rule, block, q_BTHGK, slots, readers, before), (q_BTHGK, slots, readers, before)
 
 
-def _backward(sinks, window, block, saved, cotangents):
+def _backward(rule, block, saved, cotangents):
   del block
   q_BTHGK, slots, readers, before = saved
 
   def definition(q_BTHGK, key_LBHSK, value_LBHSV, before):
     here = slots.replace(key_LBHSK=key_LBHSK, value_LBHSV=value_LBHSV)
-    return merge(*before, *_attend_at_once(sinks, window, q_BTHGK, here, readers))
+    return merge(*before, *_attend_at_once(rule, q_BTHGK, here, readers))
 
   _, pull = jax.vjp(definition, q_BTHGK, slots.key_LBHSK, slots.value_LBHSV, before)
   d_q, d_key, d_value, d_before = pull(cotangents)
   nothing = StackedSlots(key_LBHSK=d_key, value_LBHSV=d_value, position_LBHS=None, layer=None, length_B=None)
-  return d_q, nothing, Readers(index_BT=None, sees_BT=None), d_before
+  return d_q, nothing, jax.tree.map(lambda _: None, readers), d_before
 
 
 _attend.defvjp(_forward, _backward)

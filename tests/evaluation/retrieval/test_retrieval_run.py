@@ -19,7 +19,7 @@ from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSize
 from lattice_jax.evaluation.retrieval.run import Subject, run_plan
 from lattice_jax.evaluation.retrieval.summary import summarize, write_summary
 from lattice_jax.inspect.retrieval_plots import plot_retrieval
-from lattice_jax.memories.softmax.config import AttentionConfig
+from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import unbox
 from lattice_jax.types import whole_segment
