@@ -20,6 +20,7 @@ from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
+from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
@@ -31,6 +32,7 @@ from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.text import Written, write_texts
+from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import content_digest, count_parameters
 from lattice_jax.models.pretrained import open_pretrained
@@ -61,6 +63,11 @@ class LoadedModel:
   @property
   def variables(self) -> dict[str, Any]:
     return {"params": self.params, "buffers": self.buffers}
+
+  @property
+  def marker(self) -> Marker | None:
+    """What says which tokens are anchors, as `data.anchors.rule` does; None if none are."""
+    return make_marker(self.config.data.anchors, get_tokenizer(self.config.data))
 
   @functools.cached_property
   def origin(self) -> dict[str, Any]:
@@ -174,7 +181,7 @@ class LoadedModel:
     options = GenerateOptions(
       # a chat template begins with these itself
       start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
-      limit=limit or self.context_len, block_len=1, **sampling)
+      limit=limit or self.context_len, block_len=1, marker=self.marker, **sampling)
     return write_texts(
       self.config.model, self.variables, tokenizer, self._asked(prompts, is_chat), length=length,
       options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
