@@ -102,6 +102,12 @@ class AnchorsConfig:
     "rule; 0 = off")
   dropout: float = fraction(0.0, "share of the anchors of training that are not marked")
   causal_share: float = within(0, 1, 0.0, "share of the training sequences in which nothing is marked")
+  insert: str = text(
+    "none", "where texts get the added token <AC>, which the rule token:<AC> marks: none; sentence: behind each; "
+    "every:N: behind so many tokens; never inside a word")
+  start: str = text(
+    "mean", "row of <AC> in a pretrained model that lacks it: mean of all rows, or a copy of the row of the token with "
+    "this text")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lattice_jax.config import AnchorsConfig, Config, ModelConfig, OptimizerConf
 from lattice_jax.config_dict import default_config
 from lattice_jax.domains import checked
 from lattice_jax.fields import check_fields, check_known, domain_of
-from lattice_jax.marks import parse_rule
+from lattice_jax.marks import parse_insert, parse_rule
 from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.shown import shown
 
@@ -128,6 +128,10 @@ def _check_anchors(anchors: AnchorsConfig) -> None:
   rule = parse_rule(anchors.rule)
   if anchors.random_every == 1:
     raise ValueError("data.anchors.random_every=1 would make every token an anchor; use 2 or more, or 0 for none.")
+  if parse_insert(anchors.insert).name == "none" and anchors.start != "mean":
+    raise ValueError(
+      f"data.anchors.start={anchors.start} has no effect with data.anchors.insert=none, which adds no token; use "
+      "data.anchors.insert=sentence.")
   for name in ("random_every", "dropout", "causal_share"):
     if getattr(anchors, name) and rule.name == "none":
       raise ValueError(

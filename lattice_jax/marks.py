@@ -72,6 +72,17 @@ def parse_rule(text: str, field: str = "data.anchors.rule") -> Rule:
     f"{did_you_mean(text, ('none', 'punctuation', 'line', 'every:16', 'ids:13', 'token:<AC>'))}")
 
 
+def parse_insert(text: str) -> Rule:
+  """Where `data.anchors.insert` puts the added token. Raises ValueError for what is not none, sentence or every:N."""
+  if text in ("none", "sentence"):
+    return Rule(text)
+  if text.startswith("every:"):
+    return parse_rule(text, "data.anchors.insert")
+  raise ValueError(
+    f"data.anchors.insert={text!r} is none of none, sentence, every:N; write one of them, as in every:64."
+    f"{did_you_mean(text, ('none', 'sentence', 'every:64'))}")
+
+
 def nothing_read(marker: Marker, batch: int) -> np.ndarray:
   """int32 [B, W] of −1: what stands before the first token of a text."""
   return np.full((batch, marker.look_behind), -1, np.int32)

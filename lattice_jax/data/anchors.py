@@ -1,25 +1,38 @@
-"""From a rule and a tokenizer to the `Marker` that says which tokens are anchors, and the marks of training."""
+"""From a rule and a tokenizer to the `Marker` that says which tokens are anchors, and added tokens in a text."""
 
 from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lattice_jax.config import AnchorsConfig, DataConfig
-from lattice_jax.data.hashing import hashed_at
+from lattice_jax.config import AnchorsConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
-from lattice_jax.marks import CLOSER, DOT, ENDS, FORBIDS, LETTER, SPACE, WORD, Marker, Rule, parse_rule
-from lattice_jax.types import MARK_ANCHOR, Segment
+from lattice_jax.marks import (
+  CLOSER,
+  DOT,
+  ENDS,
+  FORBIDS,
+  LETTER,
+  SPACE,
+  WORD,
+  Marker,
+  Rule,
+  mark_tokens,
+  nothing_read,
+  parse_insert,
+  parse_rule,
+)
+
+ANCHOR = "<AC>"  # the token that `data.anchors.insert` puts into texts
 
 # Behind these a full stop ends no sentence. Words that often end one, such as "no", are left out.
 _ABBREVIATIONS = frozenset((
   "mr", "mrs", "ms", "dr", "prof", "st", "vs", "etc", "cf", "fig", "figs", "al", "inc", "ltd", "jr", "sr", "approx",
   "ca", "vol", "pp", "gen", "col", "sgt", "capt", "lt", "rev", "hon", "mt", "jan", "feb", "aug", "sept", "oct", "nov",
   "dec"))
-_LENGTHS, _DROPOUT, _CAUSAL = range(3)  # streams of random numbers
 _ADDRESSES = ("www", "http", "https")
 _WEAK = ".,:"  # stand in numbers, abbreviations and addresses too
 _CLOSERS = "\"')]}*_»”’"
@@ -50,7 +63,7 @@ def make_marker(anchors: AnchorsConfig, tokenizer: Tokenizer) -> Marker | None:
     class_A = np.zeros(tokenizer.vocab_size, np.uint8)
     class_A[_ids_of(rule, tokenizer)] = ENDS
     return Marker(class_A=class_A)
-  texts = token_texts(tokenizer)
+  texts = tokenizer.texts if isinstance(tokenizer, AnchorTokenizer) else token_texts(tokenizer)
   spelled = rule.name == "punctuation" and max(map(len, texts)) == 1
   if rule.name == "line":
     class_A = np.array([ENDS * (b"\n" in raw) for raw in texts], np.uint8)
@@ -59,45 +72,90 @@ def make_marker(anchors: AnchorsConfig, tokenizer: Tokenizer) -> Marker | None:
     classify = _class_of_byte if spelled else _class_of_text
     class_A = np.array([classify(raw, anchors.characters) for raw in texts], np.uint8)
   if not (class_A & (ENDS | DOT)).any():
-    what = "line end" if rule.name == "line" else f"one of {anchors.characters}"
+    what = "a line end" if rule.name == "line" else f"one of {anchors.characters}"
     raise ValueError(
-      f"data.anchors.rule={anchors.rule} marks nothing: no token of data.tokenizer={tokenizer.name} is a {what}; use "
+      f"data.anchors.rule={anchors.rule} marks nothing: no token of data.tokenizer={tokenizer.name} is {what}; use "
       "every:16, or another tokenizer.")
   return Marker(class_A=class_A, spelled=spelled)
 
 
-@dataclass(frozen=True)
-class TrainingMarks:
-  """The marks of training: those of the marker, changed as `data.anchors` says, as a function of the step and the row.
+class AnchorTokenizer:
+  """A tokenizer that puts the token <AC> into every text that it encodes; it decodes to nothing.
 
-  What is drawn depends on `data.seed` and on the sequence, or the place in it, alone.
+  insert: "sentence", behind every sentence as the rule "punctuation" knows them; or "every:N", N tokens behind the one
+    before. Neither splits a word: if no white space follows, "sentence" leaves it out, and "every:N" waits for some.
+
+  It has the id that the tokenizer gives it, else the first that is free.
   """
 
-  data: DataConfig
-  marker: Marker
+  def __init__(self, base: Tokenizer, insert: str):
+    self.base = base
+    self.name = f"{base.name}+{ANCHOR}:{insert}"
+    self.pad_id, self.eos_id = base.pad_id, base.eos_id
+    self.start_ids, self.stop_ids, self.banned_ids = base.start_ids, base.stop_ids, base.banned_ids
+    own_id = token_id(base, ANCHOR)
+    self.anchor_id = base.vocab_size if own_id is None else own_id
+    self.vocab_size = max(base.vocab_size, self.anchor_id + 1)
+    self.texts = token_texts(base)
+    self._every = parse_insert(insert).every
+    self._marker = None if self._every else make_marker(AnchorsConfig(rule="punctuation"), base)
+    shown = [raw.decode("utf-8", errors="replace") for raw in self.texts]
+    self._starts_with_space = np.array([text[:1].isspace() for text in shown])
+    self._ends_with_space = np.array([text[-1:].isspace() for text in shown])
+    self._is_closer = np.array([bool(text) and not set(text) - set(_CLOSERS + ".?!") for text in shown])
 
-  def of_update(self, step: int, rows: tuple[int, int], segment: Segment) -> np.ndarray:
-    """int8 [B, T] of rows [first, last) of update `step`; `segment` has the marks of the marker."""
-    data, anchors, marks_BT = self.data, self.data.anchors, segment.marks_BT
-    group, update = divmod(step, data.seq_len // data.update_len)
-    sequence_B1 = group * data.batch + np.arange(*rows)[:, None]
-    if anchors.random_every:
-      every_B1 = 2 + hashed_at(sequence_B1, data.seed, _LENGTHS) % np.uint64(anchors.random_every - 1)
-      is_anchor_BT = (segment.positions_BT + 1) % every_B1.astype(np.int64) == 0
-      marks_BT = np.where(segment.valid_BT & is_anchor_BT, np.int8(MARK_ANCHOR), marks_BT & ~np.int8(MARK_ANCHOR))
-    if anchors.dropout:
-      place_BT = sequence_B1 * data.seq_len + update * data.update_len + np.arange(data.update_len)
-      is_dropped_BT = _uniform(place_BT, data.seed, _DROPOUT) < anchors.dropout
-      marks_BT = np.where(is_dropped_BT, marks_BT & ~np.int8(MARK_ANCHOR), marks_BT)
-    if anchors.causal_share:
-      is_causal_B1 = _uniform(sequence_B1, data.seed, _CAUSAL) < anchors.causal_share
-      marks_BT = np.where(is_causal_B1, np.int8(0), marks_BT)
-    return marks_BT
+  def encode(self, raw: bytes) -> np.ndarray:
+    ids = self.base.encode(raw)
+    ids = ids.astype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+    return insert_anchors(ids, self._every_places(ids) if self._every else self._sentence_places(ids), self.anchor_id)
+
+  def decode(self, ids: np.ndarray) -> bytes:
+    ids = np.asarray(ids)
+    return self.base.decode(ids[ids != self.anchor_id])
+
+  def chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+    return self.base.chat(messages)
+
+  def _is_boundary(self, ids: np.ndarray) -> np.ndarray:
+    """[N + 1], whether white space or the end of the text is before or behind each place between tokens."""
+    inside = self._ends_with_space[ids[:-1]] | self._starts_with_space[ids[1:]]
+    return np.concatenate([[False], inside, [True]]) if len(ids) else np.array([False])
+
+  def _sentence_places(self, ids: np.ndarray) -> list[int]:
+    ids_BT = ids.astype(np.int32)[None]
+    marks_T = mark_tokens(self._marker, ids_BT, nothing_read(self._marker, 1), np.arange(len(ids))[None])[0]
+    is_boundary, places = self._is_boundary(ids), []
+    for place in (np.flatnonzero(marks_T) + 1).tolist():
+      while not is_boundary[place] and self._is_closer[ids[place]]:
+        place += 1
+      if is_boundary[place] and place not in places[-1:]:
+        places.append(place)
+    return places
+
+  def _every_places(self, ids: np.ndarray) -> list[int]:
+    boundaries, places, wanted = np.flatnonzero(self._is_boundary(ids)), [], self._every
+    while (index := int(np.searchsorted(boundaries, wanted))) < len(boundaries):
+      places.append(int(boundaries[index]))
+      wanted = places[-1] + self._every
+    return places
 
 
-def _uniform(places: np.ndarray, *key: int) -> np.ndarray:
-  """Numbers in [0, 1) that depend on place and key alone."""
-  return (hashed_at(places, *key) >> np.uint64(11)).astype(np.float64) / 2.0**53
+@functools.lru_cache(maxsize=4)
+def with_anchors(base: Tokenizer, insert: str) -> AnchorTokenizer:
+  return AnchorTokenizer(base, insert)
+
+
+def insert_anchors(ids: np.ndarray, places: Sequence[int], anchor_id: int) -> np.ndarray:
+  """The ids with an anchor behind the first `place` of them, for every place.
+
+  Raises:
+    ValueError: a place lies outside the sequence.
+  """
+  wrong = [place for place in places if not 0 <= place <= len(ids)]
+  if wrong:
+    raise ValueError(
+      f"an anchor at place {wrong[0]} lies outside a sequence of {len(ids)} tokens; give places from 0 to {len(ids)}.")
+  return np.insert(ids, np.asarray(places, np.int64), anchor_id)
 
 
 def token_texts(tokenizer: Tokenizer) -> list[bytes]:
@@ -113,7 +171,9 @@ def token_texts(tokenizer: Tokenizer) -> list[bytes]:
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int | None:
-  """The id of a token of a pretrained tokenizer, such as an added one; None where there is none."""
+  """The id of a token of a pretrained tokenizer, or of the one that was added; None where there is none."""
+  if isinstance(tokenizer, AnchorTokenizer):
+    return tokenizer.anchor_id if token == ANCHOR else token_id(tokenizer.base, token)
   pieces = getattr(tokenizer, "pieces", None)
   return None if pieces is None else pieces.id_of(token)
 
@@ -124,7 +184,7 @@ def _ids_of(rule: Rule, tokenizer: Tokenizer) -> list[int]:
     if id is None:
       raise ValueError(
         f"data.anchors.rule=token:{rule.token}: data.tokenizer={tokenizer.name} has no such token; use one that has "
-        "it, or data.anchors.rule=punctuation.")
+        f"it, data.anchors.insert, which adds {ANCHOR}, or data.anchors.rule=punctuation.")
     return [id]
   beyond = [id for id in rule.ids if id >= tokenizer.vocab_size]
   if beyond:

@@ -10,11 +10,12 @@ import numpy as np
 from absl import flags
 
 from lattice_jax.config import Config
-from lattice_jax.data.anchors import TrainingMarks, make_marker
+from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.eval_plan import carried_group, cold_groups
 from lattice_jax.data.plan import Placement, Plan
 from lattice_jax.data.sources import Source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer
+from lattice_jax.data.training_marks import TrainingMarks
 from lattice_jax.marks import Marker, mark_tokens
 from lattice_jax.types import Batch, make_segment
 

@@ -72,8 +72,8 @@ class LoadedModel:
   @functools.cached_property
   def origin(self) -> dict[str, Any]:
     """Everything that decides what the model says: config, and weights and vocabulary by content, not by name."""
-    tokenizer = get_tokenizer(self.config.data)
-    return {
+    tokenizer, anchors = get_tokenizer(self.config.data), self.config.data.anchors
+    return ({} if anchors.rule == "none" else {"anchors": dataclasses.asdict(anchors)}) | {
       "weights": content_digest(self.variables), "step": self.step,
       "model": dataclasses.asdict(self.config.model), "overrides": list(self.overrides),
       "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
@@ -224,6 +224,7 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   """
   config = apply_overrides(read_config(workdir), overrides)
   check_tokenizer(workdir, config.data)
+  _check_inserted(config)
   # on the devices of this machine, not of the machine that trained it
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
@@ -247,6 +248,7 @@ def load_pretrained_model(
   seq_len = min(pretrained.context_len, _PRETRAINED_LEN)
   data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
   config = apply_overrides(Config(name=model_name(name), model=pretrained.model, data=data), overrides)
+  _check_inserted(config)
   mesh = make_mesh(config.mesh)
   boxed = abstract_variables(config.model)
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
@@ -256,6 +258,17 @@ def load_pretrained_model(
   return LoadedModel(
     workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides), params=params,
     buffers={}, step=None, mesh=mesh, context_len=pretrained.context_len)
+
+
+def _check_inserted(config: Config) -> None:
+  """The model must have an embedding for the token that `data.anchors.insert` adds."""
+  if config.data.anchors.insert == "none":
+    return
+  tokenizer = get_tokenizer(config.data)
+  if tokenizer.vocab_size > config.model.vocab:
+    raise ValueError(
+      f"data.anchors.insert={config.data.anchors.insert} adds the token <AC>, for which this model of "
+      f"{config.model.vocab:,} tokens has no embedding; train it with --init_from, which adds one, or leave it out.")
 
 
 def _images(source: Source) -> Iterator[np.ndarray]:
