@@ -27,8 +27,8 @@ from lattice_jax.fields import (
 from lattice_jax.memories.registry import FOLDERS, sections
 
 __all__ = [
-  "MEMORY_NAMES", "CacheConfig", "Config", "DataConfig", "EvalConfig", "MeshConfig", "ModelConfig", "OptimizerConfig",
-  "RecallConfig", "TrainConfig"]
+  "MEMORY_NAMES", "AnchorsConfig", "CacheConfig", "Config", "DataConfig", "EvalConfig", "MeshConfig", "ModelConfig",
+  "OptimizerConfig", "RecallConfig", "TrainConfig"]
 
 MEMORY_NAMES = tuple(FOLDERS)
 
@@ -90,6 +90,27 @@ class RecallConfig:
 
 
 @dataclass(frozen=True)
+class AnchorsConfig:
+  """Which tokens close a segment and stay in its place, in training, evaluation and generation alike."""
+
+  rule: str = text(
+    "none", "none; punctuation; line: line ends; every:N: each N-th token of a document; ids:N,N; token:TEXT: the "
+    "tokenizer's token of this text")
+  characters: str = text(".?!", "of the rule punctuation: those that end a segment")
+  random_every: int = at_least(
+    0, 0, "each training sequence is marked every so many tokens, a number drawn from 2 to this one, instead of by the "
+    "rule; 0 = off")
+  dropout: float = fraction(0.0, "share of the anchors of training that are not marked")
+  causal_share: float = within(0, 1, 0.0, "share of the training sequences in which nothing is marked")
+  insert: str = text(
+    "none", "where texts get the added token <AC>, which the rule token:<AC> marks: none; sentence: behind each; "
+    "every:N: behind so many tokens; never inside a word")
+  start: str = text(
+    "mean", "row of <AC> in a pretrained model that lacks it: mean of all rows, or a copy of the row of the token with "
+    "this text")
+
+
+@dataclass(frozen=True)
 class DataConfig:
   """Which tokens, in which rows. A sequence is `seq_len` tokens, an update `update_len` of them."""
 
@@ -107,6 +128,7 @@ class DataConfig:
   seed: int = seed(0, "of the order of the data")
   workers: int = free(at_least(0, 0, "Grain reader processes; threads in this process when 0"))
   recall: RecallConfig = section(RecallConfig, "the source \"recall\"")
+  anchors: AnchorsConfig = section(AnchorsConfig, "which tokens are anchors")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any
 import ml_collections
 
 from lattice_jax.cache.policy import check_cache, make_policy
-from lattice_jax.config import Config, ModelConfig, OptimizerConfig
+from lattice_jax.config import AnchorsConfig, Config, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
 from lattice_jax.domains import checked
 from lattice_jax.fields import check_fields, check_known, domain_of
+from lattice_jax.marks import parse_insert, parse_rule
 from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.shown import shown
 
@@ -51,6 +52,7 @@ def _check_together(config: Config) -> None:
   _check_cache(config.model)
   _check_lengths(config)
   _check_decay(config.optimizer)
+  _check_anchors(config.data.anchors)
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -120,6 +122,21 @@ def _check_decay(optimizer: OptimizerConfig) -> None:
     raise ValueError(
       f"optimizer.weight_decay={optimizer.weight_decay} is the part of a parameter that optimizer.decay='independent' "
       "takes off it in every update, and must be less than 1; use a smaller one, or optimizer.decay='scaled'.")
+
+
+def _check_anchors(anchors: AnchorsConfig) -> None:
+  rule = parse_rule(anchors.rule)
+  if anchors.random_every == 1:
+    raise ValueError("data.anchors.random_every=1 would make every token an anchor; use 2 or more, or 0 for none.")
+  if parse_insert(anchors.insert).name == "none" and anchors.start != "mean":
+    raise ValueError(
+      f"data.anchors.start={anchors.start} has no effect with data.anchors.insert=none, which adds no token; use "
+      "data.anchors.insert=sentence.")
+  for name in ("random_every", "dropout", "causal_share"):
+    if getattr(anchors, name) and rule.name == "none":
+      raise ValueError(
+        f"data.anchors.{name}={getattr(anchors, name)} has no effect with data.anchors.rule=none, by which nothing is "
+        "an anchor; use a rule such as every:16 or punctuation.")
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:

@@ -27,7 +27,7 @@ LAYERS = (
   (*(f"lattice_jax.memories.{memory}.config" for memory in _FOLDERS),),
   ("lattice_jax.memories.registry",),
   ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
-  ("lattice_jax.config_dict",),
+  ("lattice_jax.config_dict", "lattice_jax.marks"),
   ("lattice_jax.runtime",),
   ("lattice_jax.formats",),
   ("lattice_jax.ops",),

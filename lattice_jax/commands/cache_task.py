@@ -51,7 +51,8 @@ def _compare(
   paths = []
   for length, these in compared.items():
     rows_BT = _stretches(source.tokens, source.offsets, length)
-    result = compare(model.config.model, model.variables, these, rows_BT, length // 2, report=report)
+    result = compare(
+      model.config.model, model.variables, these, rows_BT, length // 2, marker=model.marker, report=report)
     paths += write_comparisons(folder / str(length), result)
   return paths
 
@@ -70,7 +71,7 @@ def _ask(
     report(f"{old} does not say which model answered, so nothing of it is used; its folder may be removed")
   subject = Subject(
     model=model.config.model, variables=model.variables, tokenizer=tokenizer, text_ids=np.asarray(source.tokens),
-    context_len=model.context_len, key=key)
+    context_len=model.context_len, key=key, marker=model.marker)
   answers = run_plan(plan, subject, folder, report=report)
   return write_summary(folder, plan.task, answers.lines())
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WORKDIR = define("workdir", Place(), None, "Folder of the run; for a pretrained model, where results go.")
 PRETRAINED = define("pretrained", Place(), None, "Instead of a run: smollm2, a folder of safetensors or a .gguf file.")
 DTYPE = define("dtype", Text(("float32", "bfloat16")), "float32", "In which a pretrained model computes.")
+ANCHORS = define(
+  "anchors", Text(), None,
+  "Which tokens are anchors for a pretrained model: punctuation, line, every:N, ids:N,N or token:TEXT.")
 STEP = define("step", COUNT, None, "Checkpoint; the newest when not given.")
 SPLIT = define("split", Text(("train", "validation", "test")), "test", "What to read.")
 PROTOCOL = define(
@@ -56,9 +59,13 @@ def main() -> None:
 def load_model() -> LoadedModel:
   """The run of --workdir, or the --pretrained model."""
   from lattice_jax.evaluation import loaded_model  # --help and misspelt flags need not wait for JAX
+  from lattice_jax.marks import parse_rule
 
   workdir = Path(WORKDIR.value) if WORKDIR.value is not None else None
   overrides = [*SET.value, *cache_overrides()]
+  if ANCHORS.value is not None:
+    parse_rule(ANCHORS.value, "--anchors")
+    overrides.append(f"data.anchors.rule={ANCHORS.value}")
   if PRETRAINED.value is not None:
     return loaded_model.load_pretrained_model(
       PRETRAINED.value, workdir=workdir, dtype=DTYPE.value, overrides=overrides)

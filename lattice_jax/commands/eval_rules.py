@@ -29,6 +29,7 @@ class Asked:
 _RULES = (
   (("step",), lambda asked: not asked.pretrained, "a run; a pretrained model has no checkpoints"),
   (("dtype",), lambda asked: asked.pretrained, "a --pretrained model; of a run use --set=model.dtype"),
+  (("anchors",), lambda asked: asked.pretrained, "a --pretrained model; of a run use --set=data.anchors.rule"),
   (("seq_len", "chunk_len", "batch", "output"), lambda asked: asked.evaluation,
    "an evaluation, which --protocol=cold asks for"),
   (("split",), lambda asked: asked.evaluation or asked.comparison or bool(asked.task),

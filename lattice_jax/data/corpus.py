@@ -27,6 +27,7 @@ from lattice_jax.data.tokenizers.tokenizer import (
   ByteTokenizer,
   Tokenizer,
   folder_name,
+  full_name,
   get_tokenizer,
   model_path,
   model_sha256,
@@ -143,13 +144,15 @@ class FlatTokens:
 
 
 def corpus_folder(data: DataConfig) -> Path:
-  return Path(data.path) / data.source / folder_name(data.tokenizer)
+  return Path(data.path) / data.source / folder_name(full_name(data))
 
 
 def corpus_command(data: DataConfig) -> str:
   """The command that makes the corpus."""
   command = prepare_command(data.path, data.source)
-  return command if data.source == IMAGENET64.name else f"{command} --tokenizer={data.tokenizer}"
+  return command if data.source == IMAGENET64.name else (
+    f"{command} --tokenizer={data.tokenizer}"
+    + (f" --insert={data.anchors.insert}" if data.anchors.insert != "none" else ""))
 
 
 def read_corpus(data: DataConfig, split: str) -> Source:
@@ -176,8 +179,8 @@ def read_corpus(data: DataConfig, split: str) -> Source:
     num_bytes=int(num_bytes.sum()),
     name=data.source,
     split=split,
-    fingerprint=fingerprint(data.source, split, data.tokenizer, *(sha256 for _, sha256 in info.files.values())),
-    tokenizer=data.tokenizer,
+    fingerprint=fingerprint(data.source, split, full_name(data), *(sha256 for _, sha256 in info.files.values())),
+    tokenizer=full_name(data),
     unit=info.unit,
     texts=texts,
   )
@@ -195,7 +198,7 @@ def _read_info(data: DataConfig, folder: Path) -> CorpusInfo:
   except (OSError, ValueError) as error:
     raise _damaged(path, f" ({first_line(error)})", command) from error
   found = (info.format, info.source, info.tokenizer)
-  if found != (FORMAT, data.source, data.tokenizer):
+  if found != (FORMAT, data.source, full_name(data)):
     raise ValueError(
       f"{path} describes {info.source} with tokenizer {info.tokenizer} in format {info.format}, not {data.source} with "
       f"{data.tokenizer} in format {FORMAT}; run `{command}` to make it again.")

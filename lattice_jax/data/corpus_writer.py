@@ -23,7 +23,7 @@ from lattice_jax.data.corpus import DOCUMENTS, FORMAT, INFO, TOKENS, CorpusInfo,
 from lattice_jax.data.progress import ProgressLines, Report, as_gigabytes
 from lattice_jax.data.published import decode_text, sha256_of_file
 from lattice_jax.data.source import SPLITS, Document
-from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer, get_tokenizer, model_sha256
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer, Tokenizer, full_name, get_tokenizer, model_sha256
 from lattice_jax.files import to_jsonl
 
 _JOURNAL = "journal.jsonl"
@@ -100,7 +100,7 @@ def write_corpus(data: DataConfig, splits: Mapping[str, Documents], recipe: Reci
   work = folder.with_name(folder.name + ".part")
   encoding = _Encoding(get_tokenizer(data), recipe)
   plan = {
-    "format": FORMAT, "source": data.source, "tokenizer": data.tokenizer, "model_sha256": model_sha256(data),
+    "format": FORMAT, "source": data.source, "tokenizer": full_name(data), "model_sha256": model_sha256(data),
     "recipe": dataclasses.asdict(recipe), "documents": {split: len(splits[split]) for split in SPLITS}}
   finished = _resume(work, plan, np.dtype(encoding.dtype).itemsize, report)
   with (work / TOKENS).open("ab") as tokens, (work / _JOURNAL).open("a", encoding="ascii") as journal:
@@ -186,7 +186,7 @@ def _finish(
       report(f"{data.source} {split}: {count:,} documents without text are left out")
   _save_documents(work / DOCUMENTS, kept, recipe)
   info = CorpusInfo(
-    format=FORMAT, source=data.source, tokenizer=data.tokenizer, model_sha256=model_sha256(data), unit=recipe.unit,
+    format=FORMAT, source=data.source, tokenizer=full_name(data), model_sha256=model_sha256(data), unit=recipe.unit,
     dtype=encoding.dtype, shift=encoding.shift,
     files={name: ((work / name).stat().st_size, sha256_of_file(work / name)) for name in (TOKENS, DOCUMENTS)},
     splits=_ranges(data, kept), empty=empty, official_words=recipe.official_words, origin=recipe.origin)

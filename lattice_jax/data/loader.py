@@ -10,10 +10,13 @@ import numpy as np
 from absl import flags
 
 from lattice_jax.config import Config
+from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.eval_plan import carried_group, cold_groups
 from lattice_jax.data.plan import Placement, Plan
 from lattice_jax.data.sources import Source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer
+from lattice_jax.data.training_marks import TrainingMarks
+from lattice_jax.marks import Marker, mark_tokens
 from lattice_jax.types import Batch, make_segment
 
 _MAX_STEPS = 2**31 - 1
@@ -39,11 +42,13 @@ class EvalBatch:
 class UpdateReader:
   """One host's rows of every update, as a random-access data source whose item `step` is the `Batch` of that update."""
 
-  def __init__(self, plan: Plan, source: Source, eos_id: int, rows: tuple[int, int]):
+  def __init__(
+      self, plan: Plan, source: Source, eos_id: int, rows: tuple[int, int], marks: TrainingMarks | None = None):
     self._plan = plan
     self._source = source
     self._eos_id = eos_id
     self._rows = rows
+    self._marks = marks
 
   def __len__(self) -> int:
     return _MAX_STEPS
@@ -51,7 +56,12 @@ class UpdateReader:
   def __getitem__(self, step: int) -> Batch:
     placement = self._plan.place(int(step), *self._rows)
     group = int(step) // self._plan.updates_per_sequence
-    return _read(self._source, placement, eos_id=self._eos_id, sequence=group)
+    batch = _read(
+      self._source, placement, eos_id=self._eos_id, sequence=group, marker=self._marks and self._marks.marker)
+    if self._marks is None:
+      return batch
+    marks_BT = self._marks.of_update(int(step), self._rows, batch.segment)
+    return batch.replace(segment=batch.segment.replace(marks_BT=marks_BT))
 
   def __repr__(self) -> str:
     return f"UpdateReader({self._source!r}, rows={self._rows})"
@@ -64,7 +74,10 @@ def train_batches(
   Threads and `data.workers` processes give the same stream.
   """
   rows = host_rows(config.data.batch, host, num_hosts)
-  reader = UpdateReader(Plan(config.data, source), source, get_tokenizer(config.data).eos_id, rows)
+  tokenizer = get_tokenizer(config.data)
+  marker = make_marker(config.data.anchors, tokenizer)
+  reader = UpdateReader(
+    Plan(config.data, source), source, tokenizer.eos_id, rows, marker and TrainingMarks(config.data, marker))
   updates = grain.MapDataset.source(reader).slice(slice(start_step, None))
   if config.data.workers == 0:
     # Two threads are faster than any model; more would take cores from it.
@@ -78,7 +91,7 @@ def train_batches(
 
 def eval_batches(
     source: Source, tokenizer: Tokenizer, *, protocol: str, seq_len: int, chunk_len: int, batch: int,
-    host: int = 0, num_hosts: int = 1) -> Iterator[EvalBatch]:
+    marker: Marker | None = None, host: int = 0, num_hosts: int = 1) -> Iterator[EvalBatch]:
   """Every token of the split as a target exactly once, with weight 1, or 0 if it is not an answer of a task.
 
   A chunk has [batch / num_hosts, chunk_len] tokens; chunk_len 0 means seq_len.
@@ -87,7 +100,8 @@ def eval_batches(
   carried: whole documents, one after another in each row, with the memory carried along. With fewer documents than
     rows, the other rows stay empty, so a larger batch only costs time.
 
-  Valid tokens are a prefix of every row of every chunk. Every host gets the same number of chunks.
+  Valid tokens are a prefix of every row of every chunk. Every host gets the same number of chunks. marker: says which
+  tokens are anchors; none are without one.
   """
   if protocol not in _PROTOCOLS:
     raise ValueError(f"the evaluation protocol {protocol!r} is not one of {', '.join(_PROTOCOLS)}.")
@@ -101,7 +115,7 @@ def eval_batches(
       own = Placement(*(array_BT[first:last] for array_BT in placement))
       chunk = _read(
         source, own, eos_id=tokenizer.eos_id, sequence=sequence, valid_BT=documents_BT[first:last] >= 0,
-        pad_id=tokenizer.pad_id)
+        pad_id=tokenizer.pad_id, marker=marker)
       if source.answers:
         documents_BT = np.where(source.answers.weights[placement.index_BT] > 0, documents_BT, -1)
       yield EvalBatch(chunk, placement.positions_BT, documents_BT, fresh=number == 0)
@@ -117,7 +131,7 @@ def host_rows(batch: int, host: int, num_hosts: int) -> tuple[int, int]:
 
 def _read(
     source: Source, placement: Placement, *, eos_id: int, sequence: int,
-    valid_BT: np.ndarray | None = None, pad_id: int = 0) -> Batch:
+    valid_BT: np.ndarray | None = None, pad_id: int = 0, marker: Marker | None = None) -> Batch:
   index_BT = placement.index_BT
   targets_BT = source.tokens[index_BT]
   # The token before a piece is not used.
@@ -132,11 +146,24 @@ def _read(
   weights_BT = valid_BT.astype(np.float32)
   if source.answers:
     weights_BT *= source.answers.weights[index_BT]
+  marks_BT = None
+  if marker is not None:
+    previous_BW = _previous(source, placement, marker.look_behind, eos_id)
+    marks_BT = np.where(valid_BT, mark_tokens(marker, tokens_BT, previous_BW, placement.positions_BT), np.int8(0))
   segment = make_segment(
-    np.ascontiguousarray(placement.positions_BT), ids_BT=placement.ids_BT, valid_BT=valid_BT)
+    np.ascontiguousarray(placement.positions_BT), ids_BT=placement.ids_BT, valid_BT=valid_BT, marks_BT=marks_BT)
   return Batch(
     tokens_BT=tokens_BT.astype(np.int32),
     targets_BT=targets_BT.astype(np.int32),
     weights_BT=weights_BT,
     segment=segment,
     sequence=np.asarray(sequence, np.int32))
+
+
+def _previous(source: Source, placement: Placement, count: int, eos_id: int) -> np.ndarray:
+  """[B, count], the inputs before the first of each row, −1 before the start of its piece."""
+  back_W = np.arange(count, 0, -1)
+  position_BW = placement.positions_BT[:, :1] - back_W
+  index_BW = placement.index_BT[:, :1] - back_W - 1
+  previous_BW = source.tokens[np.where(position_BW > 0, index_BW, 0)].astype(np.int64)
+  return np.where(position_BW > 0, previous_BW, np.where(position_BW == 0, eos_id, -1))

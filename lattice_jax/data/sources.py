@@ -43,7 +43,12 @@ def load_source(data: DataConfig, split: str) -> Source:
 
   Raises ValueError if a name is unknown, or the data are missing or not the published ones.
   """
-  return _corpus(data, split).load(data, split)
+  corpus = _corpus(data, split)
+  if data.anchors.insert != "none" and data.source in _WITHOUT_WORDS:
+    raise ValueError(
+      f"data.anchors.insert={data.anchors.insert} puts a token between words, and data.source={data.source} has none; "
+      "use data.anchors.insert=none.")
+  return corpus.load(data, split)
 
 
 def read_raw(data: DataConfig, split: str) -> list[bytes]:
@@ -167,6 +172,7 @@ def read_original_split(original: Original, root: str | Path, split: str) -> byt
     return file.read(stop - start)
 
 
+_WITHOUT_WORDS = ("imagenet64", "photos_sample", "recall")
 _OWN_TEXTS = f"{PREFIX}PATH"
 SOURCES: dict[str, Corpus] = {
   "enwik8": _in_memory(_enwik8),

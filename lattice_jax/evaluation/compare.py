@@ -21,6 +21,7 @@ from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.files import to_jsonl
 from lattice_jax.inference.session import Session
 from lattice_jax.markdown import markdown_table
+from lattice_jax.marks import Marker
 
 _BLOCK = 32  # neighbouring tokens that are resampled as one block, because their losses are correlated
 _WARM_UP = 2  # first steps, which include compilation and are not timed
@@ -56,9 +57,11 @@ class Comparison:
 
 def compare(
   model: ModelConfig, variables: Any, caches: dict[str, CacheConfig], tokens_BT: np.ndarray, prompt_len: int, *,
-  report: Callable[[str], None] = lambda line: None,
+  marker: Marker | None = None, report: Callable[[str], None] = lambda line: None,
 ) -> list[Comparison]:
   """Reads the first `prompt_len` tokens of each row once for all caches, then the rest one by one under each of them.
+
+  marker: says which tokens are anchors; none are without one.
 
   Raises:
     ValueError: there are fewer than two caches, or too little text after the prompt.
@@ -71,7 +74,7 @@ def compare(
       f"a prompt of {prompt_len:,} tokens leaves too little of a text of {length:,} to compare on; use a shorter one.")
   # decoding takes one token per call, so caches that drop tokens need no room for more
   caches = {name: dataclasses.replace(cache, call_len=1) for name, cache in caches.items()}
-  prompt = Session(uncompressed(model, list(caches.values())), variables, batch=batch, max_len=length)
+  prompt = Session(uncompressed(model, list(caches.values())), variables, batch=batch, max_len=length, marker=marker)
   prompt.read(list(tokens_BT[:, :prompt_len]))
   sessions = {name: prompt.compress(cache) for name, cache in caches.items()}
   del prompt

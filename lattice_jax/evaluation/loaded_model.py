@@ -20,6 +20,7 @@ from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
+from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
@@ -31,6 +32,7 @@ from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.text import Written, write_texts
+from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import content_digest, count_parameters
 from lattice_jax.models.pretrained import open_pretrained
@@ -62,11 +64,16 @@ class LoadedModel:
   def variables(self) -> dict[str, Any]:
     return {"params": self.params, "buffers": self.buffers}
 
+  @property
+  def marker(self) -> Marker | None:
+    """What says which tokens are anchors, as `data.anchors.rule` does; None if none are."""
+    return make_marker(self.config.data.anchors, get_tokenizer(self.config.data))
+
   @functools.cached_property
   def origin(self) -> dict[str, Any]:
     """Everything that decides what the model says: config, and weights and vocabulary by content, not by name."""
-    tokenizer = get_tokenizer(self.config.data)
-    return {
+    tokenizer, anchors = get_tokenizer(self.config.data), self.config.data.anchors
+    return ({} if anchors.rule == "none" else {"anchors": dataclasses.asdict(anchors)}) | {
       "weights": content_digest(self.variables), "step": self.step,
       "model": dataclasses.asdict(self.config.model), "overrides": list(self.overrides),
       "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
@@ -174,7 +181,7 @@ class LoadedModel:
     options = GenerateOptions(
       # a chat template begins with these itself
       start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
-      limit=limit or self.context_len, block_len=1, **sampling)
+      limit=limit or self.context_len, block_len=1, marker=self.marker, **sampling)
     return write_texts(
       self.config.model, self.variables, tokenizer, self._asked(prompts, is_chat), length=length,
       options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
@@ -217,6 +224,7 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   """
   config = apply_overrides(read_config(workdir), overrides)
   check_tokenizer(workdir, config.data)
+  _check_inserted(config)
   # on the devices of this machine, not of the machine that trained it
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
@@ -240,6 +248,7 @@ def load_pretrained_model(
   seq_len = min(pretrained.context_len, _PRETRAINED_LEN)
   data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
   config = apply_overrides(Config(name=model_name(name), model=pretrained.model, data=data), overrides)
+  _check_inserted(config)
   mesh = make_mesh(config.mesh)
   boxed = abstract_variables(config.model)
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
@@ -249,6 +258,17 @@ def load_pretrained_model(
   return LoadedModel(
     workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides), params=params,
     buffers={}, step=None, mesh=mesh, context_len=pretrained.context_len)
+
+
+def _check_inserted(config: Config) -> None:
+  """The model must have an embedding for the token that `data.anchors.insert` adds."""
+  if config.data.anchors.insert == "none":
+    return
+  tokenizer = get_tokenizer(config.data)
+  if tokenizer.vocab_size > config.model.vocab:
+    raise ValueError(
+      f"data.anchors.insert={config.data.anchors.insert} adds the token <AC>, for which this model of "
+      f"{config.model.vocab:,} tokens has no embedding; train it with --init_from, which adds one, or leave it out.")
 
 
 def _images(source: Source) -> Iterator[np.ndarray]:

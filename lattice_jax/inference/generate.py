@@ -16,9 +16,10 @@ from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.domains import SEED, checked
 from lattice_jax.inference.blocks import compile_block, start_draws
-from lattice_jax.inference.prompts import check_room, prompt_rows
+from lattice_jax.inference.prompts import Spans, check_room, prompt_rows, protected_rows
 from lattice_jax.inference.sampling import Sampling
 from lattice_jax.inference.session import Session
+from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import needs_token_cache
 from lattice_jax.sharding import tree_bytes
 
@@ -37,6 +38,8 @@ class GenerateOptions:
   limit: the most tokens that prompt and text may have together; None for no limit but memory.
   prefill_len: tokens of the prompt read per call. block_len: the most tokens drawn per call; the first call draws one,
     which waits for no other. Both change only speed and memory.
+  marker: says which tokens are anchors, of prompt and text. protected: of each prompt the (start, stop) of its tokens
+    that no memory shall drop, counted without `start_ids`.
   """
 
   temperature: float = 1.0
@@ -49,6 +52,8 @@ class GenerateOptions:
   limit: int | None = None
   prefill_len: int = 512
   block_len: int = 16
+  marker: Marker | None = field(default=None, compare=False)
+  protected: Sequence[Spans] = ()
 
 
 @dataclass
@@ -116,6 +121,9 @@ class TokenStream:
     sampling = Sampling(
       banned=tuple(options.banned), temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     self._rows = prompt_rows(prompts, options.start_ids, model.vocab)
+    num_start = len(options.start_ids)
+    protected_rows([row[num_start:] for row in self._rows], options.protected)
+    self._protected = [[(num_start + start, num_start + stop) for start, stop in own] for own in options.protected]
     seeds = _row_seeds(options.seed, len(self._rows))
     check_room(self._rows, options.limit)
     self.texts = [GeneratedRow() for _ in self._rows]
@@ -133,7 +141,7 @@ class TokenStream:
     start = time.perf_counter()
     self._session = Session(
       reading, variables, batch=len(self._rows), chunk_len=chunk_len,
-      max_len=self._max_len if reading is self._writing else _cache_len(model, longest))
+      max_len=self._max_len if reading is self._writing else _cache_len(model, longest), marker=options.marker)
     self._draw_block = compile_block(self._writing, sampling, options.block_len, self._max_len, self._session)
     self.timing = Timing(compile_seconds=time.perf_counter() - start)
     self._key_data_BW = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
@@ -156,7 +164,8 @@ class TokenStream:
       if left > 0:
         num = min(left, self._block_len) if index else 1
         given = session.put((np.int32(num), np.array([text.finish is None for text in self.texts])))
-        drawn, draws, session.state = self._draw_block(session.variables, *fixed, *given, draws, session.state)
+        drawn, draws, session.state = self._draw_block(
+          session.variables, session.marker, *fixed, *given, draws, session.state)
         ahead, left = (drawn, num), left - num
       if block is None:
         if index:
@@ -174,7 +183,7 @@ class TokenStream:
 
   def _read_prompts(self) -> Session:
     """The session that has read the prompts and goes on with the texts."""
-    self._session.read(self._rows)
+    self._session.read(self._rows, self._protected)
     if self._session.model is self._writing:
       return self._session
     return self._session.compress(self._writing.cache, self._max_len)

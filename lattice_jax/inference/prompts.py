@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lattice_jax.types import Segment, make_segment
+from lattice_jax.types import MARK_PROTECTED, Segment, make_segment
+
+Spans = Sequence[tuple[int, int]]  # (start, stop) of some tokens of a row
 
 
 def unpad(tokens_BT: np.ndarray, valid_BT: np.ndarray) -> list[np.ndarray]:
@@ -58,8 +60,35 @@ def check_room(rows: list[np.ndarray], limit: int | None) -> None:
       "text together; shorten the prompt.")
 
 
-def prompt_chunk(rows: list[np.ndarray], start: int, chunk_len: int) -> tuple[np.ndarray, Segment]:
-  """Tokens [start, start + chunk_len) of every row; those beyond the end of a row are invalid."""
+def protected_rows(rows: Sequence[np.ndarray], spans: Sequence[Spans]) -> list[np.ndarray]:
+  """Of every row whether each token lies in one of its spans; empty without spans.
+
+  Raises:
+    ValueError: a span lies outside its row, or there are spans for another number of rows.
+  """
+  if not spans:
+    return []
+  if len(spans) != len(rows):
+    raise ValueError(
+      f"protected spans were given for {len(spans)} of {len(rows)} prompts; give each its list, which may be empty.")
+  result = [np.zeros(len(row), bool) for row in rows]
+  for index, (is_protected, own) in enumerate(zip(result, spans, strict=True)):
+    for start, stop in own:
+      if not 0 <= start < stop <= len(is_protected):
+        raise ValueError(
+          f"the protected span [{start}, {stop}) of row {index} lies outside its prompt of {len(is_protected)} tokens; "
+          "give start and stop with 0 ≤ start < stop ≤ that.")
+      is_protected[start:stop] = True
+  return result
+
+
+def prompt_chunk(
+  rows: list[np.ndarray], start: int, chunk_len: int, protected: Sequence[np.ndarray] = (),
+) -> tuple[np.ndarray, Segment]:
+  """Tokens [start, start + chunk_len) of every row; those beyond the end of a row are invalid.
+
+  protected: of every row which tokens are marked so; none where it is empty.
+  """
   tokens_BT = np.zeros((len(rows), chunk_len), np.int32)
   valid_BT = np.zeros((len(rows), chunk_len), bool)
   for index, row in enumerate(rows):
@@ -67,4 +96,8 @@ def prompt_chunk(rows: list[np.ndarray], start: int, chunk_len: int) -> tuple[np
     tokens_BT[index, :len(piece)] = piece
     valid_BT[index, :len(piece)] = True
   positions_BT = np.tile(np.arange(start, start + chunk_len, dtype=np.int32), (len(rows), 1))
-  return tokens_BT, make_segment(positions_BT, valid_BT=valid_BT)
+  marks_BT = np.zeros((len(rows), chunk_len), np.int8)
+  for index, is_protected in enumerate(protected):
+    piece = is_protected[start:start + chunk_len]
+    marks_BT[index, :len(piece)] = MARK_PROTECTED * piece
+  return tokens_BT, make_segment(positions_BT, valid_BT=valid_BT, marks_BT=marks_BT)

@@ -21,6 +21,21 @@ def count_parameters(tree: Any) -> int:
   return sum(math.prod(leaf.code_NK.shape if isinstance(leaf, StoredWeight) else leaf.shape) for leaf in leaves)
 
 
+def grow_vocabulary(params: Any, vocab: int, like: int | None = None) -> Any:
+  """The parameters of a decoder with rows up to `vocab` in embedding, head and its bias.
+
+  like: the token whose row each new one copies; the mean of all rows if None.
+  """
+  grown = dict(params)
+  for name, axis in (("embedding", 0), ("head", 1), ("head_bias", 0)):
+    if name in params:
+      rows = jnp.moveaxis(params[name], axis, 0)
+      new = rows.mean(0, dtype=jnp.float32).astype(rows.dtype) if like is None else rows[like]
+      added = jnp.broadcast_to(new, (vocab - len(rows), *new.shape))
+      grown[name] = jnp.moveaxis(jnp.concatenate([rows, added]), 0, axis)
+  return grown
+
+
 def content_digest(tree: Any) -> str:
   """32 hex digits of what the arrays hold, by name: the same wherever they were read, however they are sharded."""
   sums = jax.tree_util.tree_leaves_with_path(jax.device_get(jax.tree.map(_sum_of_hashes, tree)))

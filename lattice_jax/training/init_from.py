@@ -8,6 +8,7 @@ over: another memory in the place of its attention would have parameters that it
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import jax
 
 from lattice_jax.checkpoint import check_tokenizer, load_variables
-from lattice_jax.config import Config, ModelConfig
+from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
-from lattice_jax.data.tokenizers.tokenizer import PRETRAINED
+from lattice_jax.data.anchors import token_id
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
+from lattice_jax.models.parameters import grow_vocabulary
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
+from lattice_jax.sharding import replicated
 from lattice_jax.training.state import TrainState
 
 # Fields that have these values are left open by a config of the origin "init_from".
@@ -43,6 +47,8 @@ def complete(config: Config, init_from: str | Path | None) -> Config:
   if _is_workdir(init_from) and not is_open:
     return config  # restoring compares the shapes of its parameters
   theirs, tokenizer = _describe(init_from)
+  if not _is_workdir(init_from):
+    theirs = _with_anchor(theirs, dataclasses.replace(config.data, tokenizer=tokenizer))
   for field, ours, open_value, their_value in _fields(config.model, OPEN.model, theirs, "model."):
     if ours != their_value and not (is_open and ours == open_value):
       raise ValueError(
@@ -68,13 +74,39 @@ def load_start(config: Config, init_from: str | Path | None, abstract: TrainStat
   if init_from is None:
     return {}, "from random parameters"
   if not _is_workdir(init_from):
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
-    return {"params": open_pretrained(init_from).params(shardings)}, f"from the pretrained model {init_from}"
+    return {"params": _pretrained_params(config, init_from, abstract.params)}, f"from the pretrained model {init_from}"
   workdir = Path(init_from).expanduser()
   if (workdir / "run.json").is_file():
     check_tokenizer(workdir, config.data)
   step, variables = load_variables(workdir, {"params": abstract.params, "buffers": abstract.buffers})
   return variables, f"from the parameters of {init_from} at step {step}"
+
+
+def _with_anchor(model: ModelConfig, data: DataConfig) -> ModelConfig:
+  """The model with a row for the token that `data.anchors.insert` adds, if it has none."""
+  if data.anchors.insert == "none":
+    return model
+  return dataclasses.replace(model, vocab=max(model.vocab, get_tokenizer(data).vocab_size))
+
+
+def _pretrained_params(config: Config, name: str | Path, abstract: Any) -> Any:
+  """The parameters, sharded like `abstract`; the rows that they lack start as `data.anchors.start` says."""
+  pretrained, mesh = open_pretrained(name), jax.tree.leaves(abstract)[0].sharding.mesh
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  if pretrained.model.vocab >= config.model.vocab:
+    return pretrained.params(shardings)
+  start, like = config.data.anchors.start, None
+  if start != "mean":
+    like = token_id(get_tokenizer(config.data), start)
+    if like is None:
+      raise ValueError(
+        f"data.anchors.start={start}: data.tokenizer={config.data.tokenizer} has no such token; use mean, or one that "
+        "it has.")
+  is_whole = jax.tree.map(lambda leaf, shape: leaf.shape != shape.shape, abstract, pretrained.shapes)
+  params = pretrained.params(
+    jax.tree.map(lambda sharding, whole: replicated(mesh) if whole else sharding, shardings, is_whole))
+  grow = functools.partial(grow_vocabulary, vocab=config.model.vocab, like=like)
+  return jax.jit(grow, out_shardings=shardings)(params)
 
 
 def _is_workdir(name: str | Path) -> bool:

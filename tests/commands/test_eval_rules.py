@@ -10,9 +10,11 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from lattice_jax.commands import eval as eval_command
 from lattice_jax.commands import eval_rules, text_flags
 from lattice_jax.commands.eval_rules import Asked, check_flags, read_asked
 from lattice_jax.commands.flags import given_flags
+from lattice_jax.evaluation import loaded_model
 
 ROOT = Path(__file__).parents[2]
 EVALUATION = Asked(
@@ -33,7 +35,7 @@ def check(asked, *arguments):
   (EVALUATION, "--lengths=1024"), (MODEL_TEXT, "--trials=3"), (EVALUATION, "--task_seed=1"), (COMPARING, "--answers=7"),
   (COMPARING, "--depths=0"), (COMPARING, "--examples=1"), (EVALUATION, "--rows=1"), (EVALUATION, "--chat"),
   (EVALUATION, "--prompt=a"), (EVALUATION, "--prompt_file=a"), (EVALUATION, "--stop=a"), (PASSKEY, "--context=9"),
-  (EVALUATION, "--temperature=0"),
+  (EVALUATION, "--temperature=0"), (EVALUATION, "--anchors=line"),
   (GREEDY, "--top_k=3"), (GREEDY, "--top_p=0.5"), (EVALUATION, "--seed=1"), (GREEDY, "--seed=1")],
   ids=lambda value: value if isinstance(value, str) else "")
 def test_a_flag_that_nothing_reads_is_refused(asked, argument):
@@ -53,9 +55,11 @@ def test_every_flag_of_the_command_has_a_rule_or_is_what_is_asked_for():
 @pytest.mark.parametrize(("asked", "arguments"), [
   (EVALUATION, ["--step=2", "--split=test", "--seq_len=8", "--chunk_len=4", "--batch=2", "--output=x"]),
   (MODEL_TEXT, ["--dtype=bfloat16", "--prompt=a", "--chat", "--stop=b", "--context=9", "--top_k=3", "--seed=1"]),
+  (MODEL_TEXT, ["--anchors=line"]),
   (GREEDY, ["--temperature=0", "--stop=b"]),
   (PASSKEY, ["--split=test", "--peers=knorm", "--lengths=9", "--answers=7", "--depths=0", "--rows=1", "--task_seed=1"]),
-  (COMPARING, ["--lengths=9", "--trials=2", "--peers=knorm"])], ids=["evaluation", "text", "greedy", "task", "compare"])
+  (COMPARING, ["--lengths=9", "--trials=2", "--peers=knorm"])],
+  ids=["evaluation", "text", "anchors", "greedy", "task", "compare"])
 def test_flags_that_something_reads_pass(asked, arguments):
   check(asked, *arguments)
 
@@ -94,3 +98,15 @@ def test_chance_decides_a_text_but_at_temperature_zero():
     assert text_flags.draws()
     flags.FLAGS.temperature = 0.0
     assert not text_flags.draws()
+
+
+def test_a_rule_of_anchors_for_a_pretrained_model_is_a_change_of_its_config(monkeypatch):
+  asked = []
+  monkeypatch.setattr(loaded_model, "load_pretrained_model", lambda name, **given: asked.append(given["overrides"]))
+  with flagsaver.flagsaver(pretrained="x", anchors="every:8", set=["data.seed=1"]):
+    eval_command.load_model()
+  assert asked == [["data.seed=1", "data.anchors.rule=every:8"]]
+  with (
+    flagsaver.flagsaver(pretrained="x", anchors="lines"),
+    pytest.raises(ValueError, match="--anchors='lines' is none of none, punctuation")):
+    eval_command.load_model()

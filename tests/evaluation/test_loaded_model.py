@@ -19,7 +19,7 @@ from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import to_dict
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
-from lattice_jax.evaluation import loaded_model, result_tables
+from lattice_jax.evaluation import evaluator, loaded_model, result_tables
 from lattice_jax.evaluation.answers import AnswerGroup
 from lattice_jax.evaluation.loaded_model import load_run
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
@@ -124,6 +124,23 @@ def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
   for is_chat in (True, False):
     loaded.write_texts(["hi"], length=8, is_chat=is_chat)
   assert asked == [(["<s>hi"], ()), (["hi"], Chatting.start_ids)]
+
+
+def test_a_model_marks_what_it_reads_and_writes_by_its_rule(workdir, monkeypatch):
+  plain, found = load_run(workdir, step=None, overrides=[]), []
+  loaded = load_run(workdir, step=None, overrides=["data.anchors.rule=every:4"])
+  monkeypatch.setattr(
+    loaded_model, "write_texts",
+    lambda *inputs, options, **others: found.append(options.marker) or Written((), (), (), Timing()))
+  eval_batches = evaluator.eval_batches
+  monkeypatch.setattr(
+    evaluator, "eval_batches",
+    lambda *inputs, marker, **others: found.append(marker) or eval_batches(*inputs, **others))
+  for model in (plain, loaded):
+    model.draw_texts(["abc"], length=2)
+    model.with_eval(split="test", max_batches=1, batch=8).evaluate()
+  assert found[:2] == [None, None] and [marker.every for marker in found[2:]] == [4, 4]
+  assert plain.marker is None and loaded.marker.every == 4
 
 
 def test_a_text_of_another_model_and_a_cache_that_is_never_asked_to_drop_are_refused(workdir):

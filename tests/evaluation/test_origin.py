@@ -12,6 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from lattice_jax.commands import cache_task
+from lattice_jax.config import AnchorsConfig
 from lattice_jax.evaluation import loaded_model
 from lattice_jax.evaluation.loaded_model import load_pretrained_model, load_run, model_name
 from lattice_jax.evaluation.origin import code_fingerprint, keyed_name, origin_key
@@ -95,6 +96,8 @@ def test_every_change_of_an_evaluation_has_a_file_of_its_own(workdir):  # noqa: 
     "as it is": (loaded, result), "step": (load_run(workdir, step=3, overrides=[]), result),
     "config": (dataclasses.replace(loaded, config=dataclasses.replace(
       config, model=dataclasses.replace(config.model, dtype="bfloat16"))), result),
+    "anchors": (dataclasses.replace(loaded, config=dataclasses.replace(
+      config, data=dataclasses.replace(config.data, anchors=AnchorsConfig(rule="every:4")))), result),
     "part": (loaded.with_eval(max_batches=3), result), "rows of a part": (loaded.with_eval(batch=4), result)}
   for name, value in (("chunk_len", 16), ("seq_len", 32), ("split", "train"), ("protocol", "carried"),
                       ("fingerprint", "other")):

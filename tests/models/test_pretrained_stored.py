@@ -92,11 +92,11 @@ def test_a_decode_step_makes_no_floats_of_codes(tmp_path, optimized, tied):
 
   def two_steps(params, state):
     def step(_, state):
-      return read_token(model, {"params": params}, jnp.argmax(state.logits_BA, -1), jnp.ones((1,), bool), state)
+      return read_token(model, {"params": params}, None, jnp.argmax(state.logits_BA, -1), jnp.ones((1,), bool), state)
 
     return jax.lax.fori_loop(0, 2, step, state)
 
-  compiled = jax.jit(two_steps).lower(pretrained.params(stored=True), _start(model, 1, 64)).compile().as_text()
+  compiled = jax.jit(two_steps).lower(pretrained.params(stored=True), _start(model, 1, 64, None)).compile().as_text()
   outside_fusions = "\n".join(
     part for part in compiled.split("\n\n") if not part.lstrip().startswith(("%fused_computation", "%wrapped_")))
   sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)\]", outside_fusions)]

@@ -17,7 +17,7 @@ from lattice_jax.config import DataConfig
 from lattice_jax.config_checks import parse_config
 from lattice_jax.data.tokenizers.export import export_tokenizer
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
-from lattice_jax.evaluation.loaded_model import load_run
+from lattice_jax.evaluation.loaded_model import load_pretrained_model, load_run
 from lattice_jax.files import read_jsonl
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
 from lattice_jax.run_file import read_run
@@ -146,3 +146,41 @@ def test_what_does_not_fit_is_one_sentence(tmp_path, folder, fields, message):
 def test_a_start_that_is_not_there_is_one_sentence(tmp_path, name, message):
   with pytest.raises(ValueError, match=message):
     loop.train(finetuning(tmp_path), tmp_path / "run", init_from=name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("start", ["mean", "<eos>"])
+def test_an_added_anchor_gets_a_row_of_its_own(tmp_path, start, tied):
+  folder = write_model(tmp_path / "model", SMALL | {"tie_word_embeddings": tied})
+  config = complete(
+    finetuning(tmp_path, **{"data.anchors.insert": "sentence", "data.anchors.start": start, "mesh.model": 2}), folder)
+  assert config.model.vocab == 260 and open_pretrained(folder).model.vocab == 259
+  mesh = make_mesh(config.mesh)
+  abstract = abstract_state(config, mesh)
+  params = load_start(config, folder, abstract)[0]["params"]
+  assert jax.tree.map(lambda leaf: leaf.sharding, params) == jax.tree.map(lambda leaf: leaf.sharding, abstract.params)
+  theirs = load_pretrained(folder)[1]
+  rows, old = [np.asarray(tree["embedding"]) for tree in (params, theirs)]
+  if not tied:
+    rows, old = (np.concatenate([ours, np.asarray(tree["head"]).T], axis=1) for ours, tree in (
+      (rows, params), (old, theirs)))
+  np.testing.assert_array_equal(rows[:259], old)
+  np.testing.assert_allclose(rows[259], old.mean(0) if start == "mean" else old[1], rtol=1e-5, atol=1e-6)
+
+
+def test_an_added_anchor_without_a_row_is_refused(tmp_path, folder):
+  config = complete(finetuning(tmp_path, **{"data.anchors.insert": "sentence", "data.anchors.start": "no"}), folder)
+  with pytest.raises(ValueError, match=r"data.anchors.start=no: data.tokenizer=\S+ has no such token; use mean"):
+    load_start(config, folder, abstract_state(config, make_mesh(config.mesh)))
+  with pytest.raises(ValueError, match="adds the token <AC>, for which this model of 259 tokens has no embedding"):
+    load_pretrained_model(str(folder), workdir=None, dtype="float32", overrides=["data.anchors.insert=sentence"])
+
+
+def test_a_model_that_learned_an_added_anchor_reads_and_writes_it(tmp_path, folder):
+  config = finetuning(tmp_path, **{"data.anchors.insert": "sentence", "data.anchors.rule": "token:<AC>"})
+  loop.train(config, tmp_path / "run", init_from=str(folder))
+  loaded = load_run(tmp_path / "run", step=None, overrides=())
+  assert loaded.config.model.vocab == 260 and loaded.marker.class_A.nonzero()[0].tolist() == [259]
+  (result,) = loaded.with_eval(split="test", protocol="cold").evaluate()
+  assert np.isfinite(result.bits_per_byte)
+  assert loaded.write_texts(["Line. "], length=4, temperature=0.0)[0].num_tokens == (4,)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.config import DataConfig
+from lattice_jax.config import AnchorsConfig, DataConfig
 from lattice_jax.data.builders.pg19 import Pg19Books, check_books
 from lattice_jax.data.builders.records import Records
 from lattice_jax.data.corpus import corpus_command, corpus_folder, is_corpus_ready
@@ -19,6 +19,7 @@ from lattice_jax.data.published import BookSet, decode_text
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.tokenizers.tokenizer import model_path
 from lattice_jax.data.tokenizers.train_bpe import parse_name, train_bpe
+from lattice_jax.marks import parse_insert
 
 # BPE models are trained on at most this many characters from the start of the train split, as Transformer-VQ's were.
 MODEL_CHARACTERS = 1_000_000_000
@@ -27,15 +28,17 @@ _RECORD_BYTES, _BPE_BYTES, _BYTES_BYTES = 0.7, 0.7, 2.1
 
 
 def prepare_books(
-    book_set: BookSet, root: str | Path, report: Report, *, tokenizer: str, origin: Path | None = None,
-    use_tfds: bool = False) -> Path:
+    book_set: BookSet, root: str | Path, report: Report, *, tokenizer: str, insert: str = "none",
+    origin: Path | None = None, use_tfds: bool = False) -> Path:
   """The folder of the corpus. Records, model and tokens that exist are not made again.
 
-  origin: a folder of the published files or of prepared TFDS records. Without it, the books are downloaded.
+  insert: as `data.anchors.insert`. origin: a folder of the published files or of prepared TFDS records. Without it, the
+  books are downloaded.
 
   Raises ValueError if the files are not the published set, or the download fails.
   """
-  data = DataConfig(source=book_set.name, path=str(root), tokenizer=tokenizer)
+  data = DataConfig(source=book_set.name, path=str(root), tokenizer=tokenizer, anchors=AnchorsConfig(insert=insert))
+  parse_insert(insert)
   if tokenizer != "bytes":
     parse_name(tokenizer)
   if is_corpus_ready(data, report):

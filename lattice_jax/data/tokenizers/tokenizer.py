@@ -137,10 +137,24 @@ class BPETokenizer(OwnTokenizer):
 
 
 def get_tokenizer(data: DataConfig) -> Tokenizer:
-  """The tokenizer that the config names.
+  """The tokenizer that the config names, which inserts anchors where `data.anchors.insert` says.
 
   Raises ValueError if the name is unknown, or the model has not been trained.
   """
+  if data.anchors.insert == "none":
+    return _plain_tokenizer(data)
+  # imported here because anchors are made from tokenizers
+  from lattice_jax.data.anchors import with_anchors
+
+  return with_anchors(_plain_tokenizer(data), data.anchors.insert)
+
+
+def full_name(data: DataConfig) -> str:
+  """The name of the tokenizer and of what it inserts, under which a prepared corpus is kept."""
+  return data.tokenizer if data.anchors.insert == "none" else f"{data.tokenizer}+{data.anchors.insert}"
+
+
+def _plain_tokenizer(data: DataConfig) -> Tokenizer:
   if data.tokenizer == "bytes":
     return ByteTokenizer()
   if data.tokenizer.startswith(PRETRAINED):

@@ -19,7 +19,8 @@ from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.cache_contents import kept_map, needle_kept, row_bytes, slots_in_use, write_map
 from lattice_jax.evaluation.retrieval.plan import AnswerFile, AnswerRecord, RetrievalPlan
 from lattice_jax.evaluation.retrieval.prompts import TASKS, Haystack, PromptSizes, RetrievalPrompt
-from lattice_jax.inference.session import Session, SessionState
+from lattice_jax.inference.session import Session, SessionState, marked
+from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import Decoder
 from lattice_jax.types import make_segment
 
@@ -33,7 +34,7 @@ class Subject:
   """The model that is asked, and the text of its prompts.
 
   text_ids: the text from which haystacks are cut. context_len: tokens that the model was made for, if known. key: of
-  the origin that all answers in a folder share.
+  the origin that all answers in a folder share. marker: says which tokens are anchors; none are without one.
   """
 
   model: ModelConfig
@@ -42,6 +43,7 @@ class Subject:
   text_ids: np.ndarray
   context_len: int | None
   key: str
+  marker: Marker | None = None
 
 
 def run_plan(plan: RetrievalPlan, subject: Subject, folder: Path, *, report: Callable[[str], None]) -> AnswerFile:
@@ -71,7 +73,8 @@ def run_plan(plan: RetrievalPlan, subject: Subject, folder: Path, *, report: Cal
     caches = {name: replace(cache, call_len=answer_len) for name, cache in caches.items()}
     model, max_len = uncompressed(subject.model, list(caches.values())), -(-(length + answer_len) // _CACHE_UNIT)
     for trials, cells in todo.items():
-      haystack = Session(model, subject.variables, batch=plan.batch, max_len=max_len * _CACHE_UNIT)
+      haystack = Session(
+        model, subject.variables, batch=plan.batch, max_len=max_len * _CACHE_UNIT, marker=subject.marker)
       for sizes, prompt in _read(haystack, list(cells), trials, prompts):
         rows = [prompts[sizes, trial] for trial in trials]
         for name in cells[sizes]:
@@ -141,18 +144,21 @@ def _ask(
 def score_answers(session: Session, answers: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
   """(nats, whether it is the most likely) of each token of equally long answers; the session does not read them."""
   answers_BG = np.stack([*answers, *[answers[-1]] * (session.batch - len(answers))])
-  nll_BG, right_BG = _score(session.model, session.variables, session.put(answers_BG), session.state)
+  nll_BG, right_BG = _score(
+    session.model, session.variables, session.marker, session.put(answers_BG), session.state)
   return np.asarray(nll_BG)[:len(answers)], np.asarray(right_BG)[:len(answers)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
-  model: ModelConfig, variables: Any, answers_BG: jax.Array, state: SessionState) -> tuple[jax.Array, jax.Array]:
+  model: ModelConfig, variables: Any, marker: Marker | None, answers_BG: jax.Array, state: SessionState,
+) -> tuple[jax.Array, jax.Array]:
   decoder, length = Decoder(model), answers_BG.shape[1] - 1
   logits_BGA = state.logits_BA[:, None]
   if length:
     position_BT = state.position_B[:, None] + jnp.arange(length, dtype=jnp.int32)
-    output = decoder.apply(variables, answers_BG[:, :-1], state.memory, make_segment(position_BT))
+    segment, _ = marked(marker, answers_BG[:, :-1], make_segment(position_BT), state.previous_BW)
+    output = decoder.apply(variables, answers_BG[:, :-1], state.memory, segment)
     rest_BTA = decoder.apply(variables, output.features_BTD, method=Decoder.logits)
     logits_BGA = jnp.concatenate([logits_BGA, rest_BTA], axis=1)
   log_probability_BGA = jax.nn.log_softmax(logits_BGA)

@@ -1,0 +1,125 @@
+"""Which tokens are anchors: a function of each token and of the few before it, the same in training and in decoding.
+
+`data.anchors` makes a `Marker` from a rule and a tokenizer; layers see only the marks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+
+from lattice_jax.domains import did_you_mean
+from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED
+
+# The bits of `Marker.class_A`, by the text of a token.
+ENDS = 1  # closes a segment, whatever stands before it
+DOT = 2  # a stop that may also stand inside a number or behind an abbreviation
+FORBIDS = 4  # behind it a DOT closes nothing: " e", " Mr", "3", "www"
+WORD = 8  # as FORBIDS if no LETTER stands before it: "e", "Mr", without the space at the start of a word
+LETTER = 16  # ends in a letter or digit
+SPACE = 32  # white space; in tokens of one byte, where the stop before it shows to be one
+CLOSER = 64  # a quote or bracket, which may stand between stop and white space
+PROTECTED = 128  # is never dropped
+
+_RULES = ("none", "punctuation", "line", "every:N", "ids:N,N", "token:TEXT")
+
+
+@flax.struct.dataclass
+class Marker:
+  """How marks follow from tokens. Ids beyond the table are as those that have no bits.
+
+  class_A: uint8, the bits above of every token.
+  every: each token of a document at which so many have been read is an anchor; 0 = off.
+  spelled: the tokens are single bytes, in which a sentence ends at the first white space behind its stop.
+  """
+
+  class_A: Any
+  every: int = flax.struct.field(pytree_node=False, default=0)
+  spelled: bool = flax.struct.field(pytree_node=False, default=False)
+
+  @property
+  def look_behind(self) -> int:
+    """W: how many tokens before a token its mark may depend on."""
+    return 5 if self.spelled else 2
+
+
+class Rule(NamedTuple):
+  """A rule as written in the config. every: of "every:N". ids: of "ids:N,N". token: of "token:TEXT"."""
+
+  name: str
+  every: int = 0
+  ids: tuple[int, ...] = ()
+  token: str = ""
+
+
+def parse_rule(text: str, field: str = "data.anchors.rule") -> Rule:
+  """Raises ValueError, one sentence that begins with `field`, for what is no rule."""
+  name, _, value = text.partition(":")
+  if name in ("none", "punctuation", "line") and text == name:
+    return Rule(name)
+  if name == "every" and value.isascii() and value.isdigit() and 0 < int(value) < 2**31:
+    return Rule(name, every=int(value))
+  numbers = value.split(",")
+  if name == "ids" and all(number.isascii() and number.isdigit() and int(number) < 2**31 for number in numbers):
+    return Rule(name, ids=tuple(int(number) for number in numbers))
+  if name == "token" and value:
+    return Rule(name, token=value)
+  raise ValueError(
+    f"{field}={text!r} is none of {', '.join(_RULES)}; write one of them, as in every:16 or ids:13,29889."
+    f"{did_you_mean(text, ('none', 'punctuation', 'line', 'every:16', 'ids:13', 'token:<AC>'))}")
+
+
+def parse_insert(text: str) -> Rule:
+  """Where `data.anchors.insert` puts the added token. Raises ValueError for what is not none, sentence or every:N."""
+  if text in ("none", "sentence"):
+    return Rule(text)
+  if text.startswith("every:"):
+    return parse_rule(text, "data.anchors.insert")
+  raise ValueError(
+    f"data.anchors.insert={text!r} is none of none, sentence, every:N; write one of them, as in every:64."
+    f"{did_you_mean(text, ('none', 'sentence', 'every:64'))}")
+
+
+def nothing_read(marker: Marker, batch: int) -> np.ndarray:
+  """int32 [B, W] of −1: what stands before the first token of a text."""
+  return np.full((batch, marker.look_behind), -1, np.int32)
+
+
+def mark_tokens(marker: Marker, tokens_BT: Any, previous_BW: Any, positions_BT: Any) -> Any:
+  """int8 [B, T], MARK_ANCHOR and MARK_PROTECTED of every token; arrays of numpy give numpy's.
+
+  previous_BW: the W = `marker.look_behind` ids before the first token, −1 where there is none or it is not known.
+  positions_BT: 0 at the start of a document; nothing before that is looked at.
+  """
+  xnp = np if isinstance(tokens_BT, np.ndarray) else jnp
+  length, num_ids = tokens_BT.shape[1], marker.class_A.shape[0]
+  ids_BS = xnp.concatenate([previous_BW.astype(tokens_BT.dtype), tokens_BT], axis=1)
+  is_known_BS = (ids_BS >= 0) & (ids_BS < num_ids)
+  class_BS = xnp.where(is_known_BS, xnp.asarray(marker.class_A)[xnp.clip(ids_BS, 0, num_ids - 1)], 0)
+
+  def has(back: int, bit: int) -> Any:
+    start = marker.look_behind - back
+    return (class_BS[:, start:start + length] & bit != 0) & (positions_BT >= back)
+
+  def closes(back: int) -> Any:
+    is_inside_BT = has(back + 1, FORBIDS) | has(back + 1, WORD) & ~has(back + 2, LETTER)
+    return has(back, ENDS) | has(back, DOT) & ~is_inside_BT
+
+  is_anchor_BT = closes(0)
+  if marker.spelled:
+    after_closers_BT = has(1, CLOSER) & (closes(2) | has(2, CLOSER) & closes(3))
+    is_anchor_BT = has(0, SPACE) & (closes(1) | after_closers_BT)
+  if marker.every:
+    is_anchor_BT |= (positions_BT + 1) % marker.every == 0
+  anchor_BT, protected_BT = is_anchor_BT.astype(xnp.int8), has(0, PROTECTED).astype(xnp.int8)
+  return anchor_BT * xnp.int8(MARK_ANCHOR) | protected_BT * xnp.int8(MARK_PROTECTED)
+
+
+def last_read(previous_BW: Any, tokens_BT: Any, num_B: Any) -> Any:
+  """The W ids before the next token, once the first `num_B` tokens of every row have been read."""
+  xnp = np if isinstance(tokens_BT, np.ndarray) else jnp
+  ids_BS = xnp.concatenate([previous_BW, tokens_BT.astype(previous_BW.dtype)], axis=1)
+  return xnp.take_along_axis(ids_BS, num_B[:, None] + xnp.arange(previous_BW.shape[1]), axis=1)
