@@ -146,6 +146,9 @@ def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.name += "_smoke"
   config.model.origin = "config"  # runs without the files of a pretrained model
   _shrink_model(config.model)
+  if config.optimizer.last_layers:  # which the pattern names one by one
+    config.model.update({"layers": 2, "pattern": config.model.pattern[-2:]})
+    config.optimizer.last_layers = 1
   if config.data.source in SAMPLES:
     config.data.source = SAMPLES[config.data.source]
   if config.data.tokenizer.startswith("bpe"):

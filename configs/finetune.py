@@ -8,8 +8,8 @@ Shape, rotary embedding, context length and tokenizer come from that model and a
 (also with --chat) and `scripts/export.py` need only --workdir=runs/finetune; the tokenizer stays in its old place. This
 config sets how the model is computed and trained: model.dtype, remat, xent_chunk, dropout, and the other sections.
 
-To replace attention by another memory, write a config with a complete model section (model.origin=config). It trains
-from random parameters, because --init_from takes over all of a model or nothing.
+`configs/anchor_smollm2.py` puts anchor attention, which has the same parameters, in the place of attention. For a
+memory with others, write a config with a complete model section (model.origin=config), which starts from random ones.
 
 Cost: for SmolLM2-135M, 40 updates of 2 × 128 tokens (--config.data.batch=2, seq_len and update_len 128) took 429 s on
 two busy cores of an AMD EPYC, 4.1 GB of memory and 1.6 GB of disk for each checkpoint; an update here has four times as

@@ -152,6 +152,9 @@ class OptimizerConfig:
     "scaled", ("scaled", "independent"),
     "scaled: times the learning rate; independent: p ← p − weight_decay·p, as in Transformer-VQ")
   clip_norm: float = at_least(0, 1.0, "of the whole gradient; 0 = off")
+  last_layers: int = at_least(
+    0, 0, "layers at the end that learn, and the final norm; all else stays. For it the pattern names every layer. "
+    "0 = everything learns")
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ def _check_together(config: Config) -> None:
   _check_cache(config.model)
   _check_lengths(config)
   _check_decay(config.optimizer)
+  _check_causal_share(config)
+  _check_last_layers(config)
   _check_anchors(config.data.anchors)
 
 
@@ -137,6 +139,26 @@ def _check_anchors(anchors: AnchorsConfig) -> None:
       raise ValueError(
         f"data.anchors.{name}={getattr(anchors, name)} has no effect with data.anchors.rule=none, by which nothing is "
         "an anchor; use a rule such as every:16 or punctuation.")
+
+
+def _check_causal_share(config: Config) -> None:
+  model, share = config.model, config.data.anchors.causal_share
+  if share and "anchor" in model.pattern and model.anchor.max_segment < config.data.seq_len:
+    raise ValueError(
+      f"data.anchors.causal_share={share} leaves sequences of {config.data.seq_len} tokens without marks, in which "
+      f"model.anchor.max_segment={model.anchor.max_segment} forces anchors all the same; set it to at least "
+      f"{config.data.seq_len} for training.")
+
+
+def _check_last_layers(config: Config) -> None:
+  last, layers, named = config.optimizer.last_layers, config.model.layers, len(config.model.pattern)
+  if last > layers:
+    raise ValueError(
+      f"optimizer.last_layers={last} is more than model.layers={layers}; use at most as many, or 0 for all parameters.")
+  if last and (named != layers or not config.model.scan_layers):
+    raise ValueError(
+      f"optimizer.last_layers={last} needs layers that are arrays of their own, and model.pattern names {named} of "
+      f"{layers}; name each layer in the pattern with model.scan_layers=True, or use optimizer.last_layers=0.")
 
 
 def largest_divisor(number: int, *, at_most: int) -> int:

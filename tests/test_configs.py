@@ -56,7 +56,8 @@ def test_smoke_is_small_and_keeps_the_features(name):
   assert load_source(smoke.data, "test").name == smoke.data.source
   assert smoke.data.batch * smoke.data.update_len * smoke.train.steps <= 4096
   assert smoke.data.batch % 8 == 0, "runs on eight devices"
-  for field in ("pattern", "block", "dtype", "remat", "dropout", "layer_drop", "scan_layers", "norm_bias", "tied_bias",
+  assert set(smoke.model.pattern) == set(full.model.pattern)
+  for field in ("block", "dtype", "remat", "dropout", "layer_drop", "scan_layers", "norm_bias", "tied_bias",
                 "float32_head", "position_wavelength"):
     assert getattr(smoke.model, field) == getattr(full.model, field)
   assert (smoke.data.update_len < smoke.data.seq_len) == (full.data.update_len < full.data.seq_len)

@@ -249,6 +249,8 @@ def load_pretrained_model(
   data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
   config = apply_overrides(Config(name=model_name(name), model=pretrained.model, data=data), overrides)
   _check_inserted(config)
+  if config.model.pattern != pretrained.model.pattern:
+    pretrained = pretrained.with_memories(dataclasses.replace(pretrained.model, pattern=config.model.pattern))
   mesh = make_mesh(config.mesh)
   boxed = abstract_variables(config.model)
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})

@@ -2,7 +2,7 @@
 
 If `model.origin` is "init_from", as in configs/finetune.py, the model section and the tokenizer come from there too;
 otherwise a config that describes another model than the pretrained one is refused. Either way the whole model is taken
-over: another memory in the place of its attention would have parameters that its files lack.
+over. In the place of its attention only a memory that attends may stand: others have parameters that its files lack.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lattice_jax.training.state import TrainState
 # Fields that have these values are left open by a config of the origin "init_from".
 OPEN = Config(model=ModelConfig(origin="init_from", pattern=("attention",), block="mlp"))
 # Fields that say how a model is computed or trained, not which model it is.
-_FREE = ("origin", "dtype", "remat", "xent_chunk", "impl", "dropout", "layer_drop", "cache")
+_FREE = ("origin", "dtype", "remat", "xent_chunk", "impl", "dropout", "layer_drop", "cache", "anchor")
 _WHAT = "smollm2, a folder of safetensors, a .gguf file or the workdir of a run"
 
 
@@ -49,6 +49,9 @@ def complete(config: Config, init_from: str | Path | None) -> Config:
   theirs, tokenizer = _describe(init_from)
   if not _is_workdir(init_from):
     theirs = _with_anchor(theirs, dataclasses.replace(config.data, tokenizer=tokenizer))
+    if is_open and config.model.pattern != OPEN.model.pattern:
+      theirs = open_pretrained(init_from).with_memories(
+        dataclasses.replace(theirs, pattern=config.model.pattern)).model
   for field, ours, open_value, their_value in _fields(config.model, OPEN.model, theirs, "model."):
     if ours != their_value and not (is_open and ours == open_value):
       raise ValueError(
@@ -92,6 +95,8 @@ def _with_anchor(model: ModelConfig, data: DataConfig) -> ModelConfig:
 def _pretrained_params(config: Config, name: str | Path, abstract: Any) -> Any:
   """The parameters, sharded like `abstract`; the rows that they lack start as `data.anchors.start` says."""
   pretrained, mesh = open_pretrained(name), jax.tree.leaves(abstract)[0].sharding.mesh
+  if config.model.pattern != pretrained.model.pattern:
+    pretrained = pretrained.with_memories(dataclasses.replace(pretrained.model, pattern=config.model.pattern))
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   if pretrained.model.vocab >= config.model.vocab:
     return pretrained.params(shardings)

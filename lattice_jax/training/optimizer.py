@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lattice_jax.config import OptimizerConfig
+from lattice_jax.config import ModelConfig, OptimizerConfig
 from lattice_jax.modules import Weight
 from lattice_jax.sharding import is_box
 from lattice_jax.training.adafactor import adafactor
@@ -32,37 +32,52 @@ RULES: dict[str, Callable[[OptimizerConfig, Any], optax.GradientTransformation]]
 class Optimizer:
   """`init` takes boxed or plain parameters (moments of their shape then have their boxes); `update` takes plain ones.
 
-  decays, stacked: trees of bool, one per parameter; see `decay_mask` and `stacked_mask`.
+  decays, stacked, learns: trees of bool, one per parameter; see `decay_mask`, `stacked_mask` and `learns_mask`. All
+    parameters learn where `learns` is True.
   """
 
   config: OptimizerConfig
   steps: int
   decays: Any
   stacked: Any
+  learns: Any = True
 
   @property
   def rule(self) -> optax.GradientTransformation:
-    return RULES[self.config.name](self.config, self.stacked)
+    return RULES[self.config.name](self.config, self.learned(self.stacked))
 
   def init(self, params: Any) -> Any:
-    return self.rule.init(params)
+    return self.rule.init(self.learned(params))
+
+  def learned(self, tree: Any) -> Any:
+    """The tree with None in place of what does not learn."""
+    return jax.tree.map(lambda learns, leaf: leaf if learns else None, self.learns, tree)
+
+  def with_learned(self, params: Any, learned: Any) -> Any:
+    """The parameters with those that learn replaced: `learned` is a tree as `self.learned` makes it."""
+    return jax.tree.map(
+      lambda new, old: old if new is None else new, learned, params, is_leaf=lambda leaf: leaf is None)
 
   def update(
     self, grads: Any, opt_state: Any, params: Any, *, step: jax.Array
   ) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """New parameters, new optimizer state, and the norms and learning rate for the log."""
+    """New parameters, new optimizer state, and the norms and learning rate for the log.
+
+    grads: of the parameters that learn, None in place of the others.
+    """
     grad_norm = optax.tree.norm(grads)
     if self.config.clip_norm:
       scale = jnp.minimum(1.0, self.config.clip_norm / jnp.maximum(grad_norm, 1e-12))
       grads = jax.tree.map(lambda grad: grad * scale, grads)
-    direction, opt_state = self.rule.update(grads, opt_state, params)
+    learned = self.learned(params)
+    direction, opt_state = self.rule.update(grads, opt_state, learned)
     rate = learning_rate(self.config, self.steps, step)
     decay_rate = self.config.weight_decay * (rate if self.config.decay == "scaled" else 1.0)
 
     def move(param: jax.Array, change: jax.Array, decayed: bool) -> jax.Array:
       return param - rate * change - (decay_rate * param if decayed else 0.0)
 
-    params = jax.tree.map(move, params, direction, self.decays)
+    params = self.with_learned(params, jax.tree.map(move, learned, direction, self.learned(self.decays)))
     return params, opt_state, {
       "grad_norm": grad_norm, "param_norm": optax.tree.norm(params), "learning_rate": rate}
 
@@ -94,3 +109,17 @@ def decay_mask(boxed: Any) -> Any:
 def stacked_mask(boxed: Any) -> Any:
   """True for parameters whose first axis is the layer."""
   return jax.tree.map(lambda leaf: is_box(leaf) and leaf.names[:1] == ("layers",), boxed, is_leaf=is_box)
+
+
+def learns_mask(boxed: Any, model: ModelConfig, last_layers: int) -> Any:
+  """True for the parameters of the last layers and of the final norm; 0 layers = for all."""
+  first = model.layers - last_layers if last_layers else 0
+
+  def learns(path: tuple[Any, ...], leaf: Any) -> bool:
+    del leaf
+    names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    if names[0] == "groups":
+      return int(names[1].removeprefix("block_")) >= first
+    return not last_layers or names[0] == "final_norm"
+
+  return jax.tree_util.tree_map_with_path(learns, boxed, is_leaf=is_box)

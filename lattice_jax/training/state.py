@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from lattice_jax.config import Config
 from lattice_jax.models import decoder
 from lattice_jax.sharding import param_shardings, replicated, state_shardings, unbox
-from lattice_jax.training.optimizer import Optimizer, decay_mask, stacked_mask
+from lattice_jax.training.optimizer import Optimizer, decay_mask, learns_mask, stacked_mask
 
 
 @flax.struct.dataclass
@@ -41,7 +41,9 @@ def carries_memory(config: Config) -> bool:
 def make_optimizer(config: Config) -> Optimizer:
   """The optimizer of a config; it needs the parameters' boxes, not their values."""
   params = decoder.abstract_variables(config.model)["params"]
-  return Optimizer(config.optimizer, config.train.steps, decay_mask(params), stacked_mask(params))
+  return Optimizer(
+    config.optimizer, config.train.steps, decay_mask(params), stacked_mask(params),
+    learns_mask(params, config.model, config.optimizer.last_layers))
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:

@@ -34,7 +34,7 @@ def make_update(config: Config, optimizer: Optimizer) -> Update:
   def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
     keys = [jax.random.fold_in(jax.random.key(config.train.seed), stream) for stream in (DROPOUT, SEQUENCE, BUFFERS)]
     step_keys = (jax.random.fold_in(keys[DROPOUT], state.step), jax.random.fold_in(keys[SEQUENCE], batch.sequence))
-    grads, totals, memory = _gradients(config, state, batch, step_keys)
+    grads, totals, memory = _gradients(config, optimizer, state, batch, step_keys)
     params, opt_state, norms = optimizer.update(grads, state.opt_state, state.params, step=state.step)
     buffers = decoder.update_buffers(
       config.model, state.buffers, totals["statistics"], jax.random.fold_in(keys[BUFFERS], state.step))
@@ -90,8 +90,13 @@ def make_program(config: Config, optimizer: Optimizer, mesh: Mesh, state: TrainS
   return jax.jit(program, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
-def _gradients(config: Config, state: TrainState, batch: Batch, keys: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-  """The gradients of the whole update's loss, the totals for metrics and buffers, and the new memory."""
+def _gradients(
+  config: Config, optimizer: Optimizer, state: TrainState, batch: Batch, keys: tuple[jax.Array, jax.Array],
+) -> tuple[Any, ...]:
+  """The gradients of the whole update's loss, the totals for metrics and buffers, and the new memory.
+
+  Parameters that do not learn are constants, so nothing goes back beyond the first layer that does.
+  """
   num_micro = config.train.accumulate
   memory = state.memory
   if not carries_memory(config):
@@ -99,11 +104,12 @@ def _gradients(config: Config, state: TrainState, batch: Batch, keys: tuple[jax.
   weight_sum = jnp.maximum(batch.weights_BT.sum(), 1.0)
 
   def micro_step(memory: Any, rows: tuple[Any, ...], index: jax.Array | int) -> tuple[Any, dict[str, Any], Any]:
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+    def loss_fn(learned: Any) -> tuple[jax.Array, Any]:
+      params = optimizer.with_learned(state.params, learned)
       micro_keys = [jax.random.fold_in(key, index) for key in keys]
       return _micro_loss(config, params, state.buffers, memory, rows, micro_keys, weight_sum)
 
-    (_, (totals, memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (_, (totals, memory)), grads = jax.value_and_grad(loss_fn, has_aux=True)(optimizer.learned(state.params))
     return grads, totals, memory
 
   rows = (batch.tokens_BT, batch.targets_BT, batch.weights_BT, batch.segment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -12,12 +13,14 @@ import optax
 import pytest
 
 from lattice_jax.config import OptimizerConfig
+from lattice_jax.config_checks import check_config
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.registry import FOLDERS
 from lattice_jax.memories.vq.config import VQConfig
+from lattice_jax.models import decoder
 from lattice_jax.modules import Weight
-from lattice_jax.sharding import make_mesh
+from lattice_jax.sharding import make_mesh, unbox
 from lattice_jax.training.adafactor import adafactor
 from lattice_jax.training.optimizer import RULES, Optimizer, decay_mask, learning_rate, stacked_mask
 from lattice_jax.training.state import abstract_state, make_optimizer
@@ -87,6 +90,7 @@ ATTENTION = PROJECTIONS | {"gate"}, {"query_bias", "key_bias", "value_bias", "ou
 DECAYS = {
   "attention": ATTENTION,
   "window": ATTENTION,
+  "anchor": ATTENTION,
   "vq": (PROJECTIONS | {"gate", "relative"}, {"content_bias", "position_bias", "near_bias"}),
   "lattice": (RECURRENT | {"step", "forget"}, {"step_bias", "forget_bias", "start", "gain"}),
   "linear": (RECURRENT, {"gain"}),
@@ -317,3 +321,36 @@ def test_adafactor_moves_a_parameter_in_proportion_to_its_size():
   new, _, _ = optimizer.update(grads, optimizer.init(params), params, step=jnp.asarray(0))
   for name, param in params.items():
     np.testing.assert_allclose(new[name], 0.99 * param, rtol=1e-5)
+
+
+def test_only_the_last_layers_learn_and_they_learn_as_always():
+  pattern = ("window",) * 4
+  config = tiny.make_config(model__pattern=pattern, model__layers=4)
+  last = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, last_layers=2))
+  optimizer = make_optimizer(last)
+  params = unbox(jax.jit(functools.partial(decoder.init_variables, config.model))(jax.random.key(0))["params"])
+  learned = optimizer.learned(params)
+  paths = {jax.tree_util.keystr(path, simple=True, separator="/")
+           for path, _ in jax.tree_util.tree_leaves_with_path(learned)}
+  assert {"/".join(path.split("/")[:2]) for path in paths} == {"groups/block_2", "groups/block_3", "final_norm/gain"}
+  # an update of these is that of the whole model, where no norm joins them with the others
+  grads = random_like(params, seed=1)
+  whole = make_optimizer(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, clip_norm=0.0)))
+  part = dataclasses.replace(optimizer, config=dataclasses.replace(optimizer.config, clip_norm=0.0))
+  moved, _, _ = jax.jit(whole.update)(grads, whole.init(params), params, step=3)
+  got, _, _ = jax.jit(part.update)(part.learned(grads), part.init(params), params, step=3)
+  assert_close(part.learned(got), part.learned(moved))
+  frozen = {"embedding", "block_0", "block_1", "head", "head_bias"}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(got):
+    names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+    before = functools.reduce(lambda tree, name: tree[name], names, params)
+    assert np.array_equal(leaf, before) == bool(frozen & set(names)), names
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+  ({"optimizer__last_layers": 9}, "optimizer.last_layers=9 is more than model.layers=2"),
+  ({"optimizer__last_layers": 1}, "needs layers that are arrays of their own, and model.pattern names 1 of 2"),
+])
+def test_last_layers_that_cannot_be_told_apart_are_refused(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    check_config(tiny.make_config(**changes))

@@ -37,7 +37,7 @@ def check(config: AnchorConfig) -> None:
 
 
 def _smoke(config: Any) -> dict[str, Any]:
-  return {"max_segment": min(16, config.max_segment), "reach": min(8, config.reach)}
+  return {"max_segment": min(64, config.max_segment), "reach": min(8, config.reach)}
 
 
 SECTION = Section("anchor", AnchorConfig, "the memory \"anchor\"; its heads are those of model.attention", _smoke)

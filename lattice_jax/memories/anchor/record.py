@@ -69,6 +69,7 @@ MEMORIES = {
     check=_check,
     visible=_visible,
     needs_token_cache=True,
+    is_attention=True,
     carried=Carried(
       rides=lambda state: isinstance(state, AnchorCache) and state.num_slots > 0,
       enter=AnchorView,

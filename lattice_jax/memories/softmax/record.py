@@ -50,11 +50,13 @@ MEMORIES = {
     visible=lambda model, query, key: make_policy(model.cache).sees(query, key),
     needs_token_cache=True,
     takes_policy=True,
+    is_attention=True,
     carried=_CACHES),
   "window": Memory(
     make=lambda model, name=None: _make(model, model.attention.window, name),
     multiply_adds=lambda model, length: _multiply_adds(model, min(model.attention.window, (length + 1) / 2)),
     cases=make_cases,
     check=_check_window,
-    visible=lambda model, query, key: query - model.attention.window < key <= query),
+    visible=lambda model, query, key: query - model.attention.window < key <= query,
+    is_attention=True),
 }

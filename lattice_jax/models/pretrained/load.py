@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lattice_jax.config import ModelConfig
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.formats.safetensors_folder import SafetensorsFolder
+from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.models.pretrained.config_json import read_model_config
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
 from lattice_jax.models.pretrained.tensors import (
@@ -63,6 +64,23 @@ class Pretrained:
   model: ModelConfig
   context_len: int
   weights: Weights
+
+  def with_memories(self, model: ModelConfig) -> Pretrained:
+    """The same weights in a model whose layers have other memories, all of which attend.
+
+    Raises:
+      ValueError: a memory has other parameters than attention, or the pattern does not repeat evenly.
+    """
+    other = [name for name in model.pattern if not find_memory(name).is_attention]
+    if other:
+      able = ", ".join(name for name in FOLDERS if find_memory(name).is_attention)
+      raise ValueError(
+        f"model.pattern names {other[0]!r}, whose parameters a pretrained model of attention lacks; use {able}.")
+    if model.layers % len(model.pattern):
+      raise ValueError(
+        f"model.pattern names {len(model.pattern)} layers, which do not divide the model's {model.layers}; name one, "
+        "or each.")
+    return replace(self, model=model)
 
   @property
   def shapes(self) -> Any:
