@@ -127,7 +127,7 @@ def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, fol
 @pytest.mark.parametrize(("fields", "message"), [
   ({"model.dim": 64}, r"^model.dim=64 is not what the model of --init_from=\S+ has, 32; leave it out with --config="),
   ({"model.pattern": ("lattice",)}, r"^model.pattern names 'lattice', whose parameters a pretrained model .* lacks"),
-  ({"model.pattern": ("anchor",) * 4}, r"^model.pattern names 4 layers, which do not divide the model's 2; name one"),
+  ({"model.pattern": ("anchor",) * 4}, r"^model.pattern names 4 layers, which do not divide the model's 1; name one"),
   ({"model.attention.rope_theta": 7.0}, r"^model.attention.rope_theta=7.0 is not what .* has, 100.0; leave it out"),
   ({"model.origin": "config"}, r"^model.dim=128 is not what the model of --init_from=\S+ has, 32; leave it out with "),
   ({"data.tokenizer": "bpe_lossless:300"}, r"^data.tokenizer=bpe_lossless:300 is not that of --init_from=\S+; use"),
