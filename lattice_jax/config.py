@@ -102,6 +102,9 @@ class AnchorsConfig:
     "rule; 0 = off")
   dropout: float = fraction(0.0, "share of the anchors of training that are not marked")
   causal_share: float = within(0, 1, 0.0, "share of the training sequences in which nothing is marked")
+  repeat_share: float = within(
+    0, 1, 0.0, "share of the training sequences whose second half is their first half again, which a model must then "
+    "write from its anchors (autoencoding)")
   insert: str = text(
     "none", "where texts get the added token <AC>, which the rule token:<AC> marks: none; sentence: behind each; "
     "every:N: behind so many tokens; never inside a word")

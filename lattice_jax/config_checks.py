@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from lattice_jax.cache.policy import check_cache, make_policy
-from lattice_jax.config import AnchorsConfig, Config, ModelConfig, OptimizerConfig
+from lattice_jax.config import AnchorsConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
 from lattice_jax.domains import checked
 from lattice_jax.fields import check_fields, check_known, domain_of
@@ -53,6 +53,7 @@ def _check_together(config: Config) -> None:
   _check_lengths(config)
   _check_decay(config.optimizer)
   _check_causal_share(config)
+  _check_repeat_share(config.data)
   _check_last_layers(config)
   _check_anchors(config.data.anchors)
 
@@ -134,7 +135,7 @@ def _check_anchors(anchors: AnchorsConfig) -> None:
     raise ValueError(
       f"data.anchors.start={anchors.start} has no effect with data.anchors.insert=none, which adds no token; use "
       "data.anchors.insert=sentence.")
-  for name in ("random_every", "dropout", "causal_share"):
+  for name in ("random_every", "dropout", "causal_share", "repeat_share"):
     if getattr(anchors, name) and rule.name == "none":
       raise ValueError(
         f"data.anchors.{name}={getattr(anchors, name)} has no effect with data.anchors.rule=none, by which nothing is "
@@ -148,6 +149,15 @@ def _check_causal_share(config: Config) -> None:
       f"data.anchors.causal_share={share} leaves sequences of {config.data.seq_len} tokens without marks, in which "
       f"model.anchor.max_segment={model.anchor.max_segment} forces anchors all the same; set it to at least "
       f"{config.data.seq_len} for training.")
+
+
+def _check_repeat_share(data: DataConfig) -> None:
+  share = data.anchors.repeat_share
+  if share and (data.rows != "sequences" or data.update_len != data.seq_len or data.seq_len % 2):
+    raise ValueError(
+      f"data.anchors.repeat_share={share} repeats halves of sequences that an update holds whole, and data.rows="
+      f"{data.rows!r}, data.seq_len={data.seq_len}, data.update_len={data.update_len}; use data.rows='sequences' and "
+      "an even data.seq_len that is data.update_len.")
 
 
 def _check_last_layers(config: Config) -> None:

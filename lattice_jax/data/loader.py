@@ -55,6 +55,8 @@ class UpdateReader:
 
   def __getitem__(self, step: int) -> Batch:
     placement = self._plan.place(int(step), *self._rows)
+    if self._marks is not None:
+      placement = self._marks.placed(int(step), self._rows, placement)
     group = int(step) // self._plan.updates_per_sequence
     batch = _read(
       self._source, placement, eos_id=self._eos_id, sequence=group, marker=self._marks and self._marks.marker)

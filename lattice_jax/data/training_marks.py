@@ -1,4 +1,4 @@
-"""The marks of training, which may depart from those of the marker so that a model learns more than one of them."""
+"""What training with anchors changes: marks that depart from the marker's, and sequences that repeat themselves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import numpy as np
 
 from lattice_jax.config import DataConfig
 from lattice_jax.data.hashing import hashed_at
+from lattice_jax.data.plan import Placement
 from lattice_jax.marks import Marker
 from lattice_jax.types import MARK_ANCHOR, Segment
 
-_LENGTHS, _DROPOUT, _CAUSAL = range(3)  # streams of random numbers
+_LENGTHS, _DROPOUT, _CAUSAL, _REPEAT = range(4)  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,16 @@ class TrainingMarks:
 
   data: DataConfig
   marker: Marker
+
+  def placed(self, step: int, rows: tuple[int, int], placement: Placement) -> Placement:
+    """The tokens of rows [first, last) of update `step`: in some rows the second half is the first half again."""
+    share, half = self.data.anchors.repeat_share, self.data.seq_len // 2
+    if not share:
+      return placement
+    sequence_B1 = step * self.data.batch + np.arange(*rows)[:, None]
+    is_repeated_B1 = _uniform(sequence_B1, self.data.seed, _REPEAT) < share
+    again_BT = np.concatenate([placement.index_BT[:, :half], placement.index_BT[:, :half]], axis=1)
+    return placement._replace(index_BT=np.where(is_repeated_B1, again_BT, placement.index_BT))
 
   def of_update(self, step: int, rows: tuple[int, int], segment: Segment) -> np.ndarray:
     """int8 [B, T] of rows [first, last) of update `step`; `segment` has the marks of the marker."""

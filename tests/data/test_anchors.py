@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lattice_jax.config import AnchorsConfig, Config, DataConfig
+from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.anchors import make_marker, token_texts
 from lattice_jax.data.loader import eval_batches, train_batches
@@ -119,6 +120,7 @@ def test_a_rule_that_does_not_fit_is_refused_in_one_sentence(name, fields, messa
   ("dropout=0.5", "data.anchors.dropout=0.5 has no effect with data.anchors.rule=none"),
   ("random_every=8", "data.anchors.random_every=8 has no effect"),
   ("causal_share=1", "data.anchors.causal_share=1.0 has no effect"),
+  ("repeat_share=0.5", "data.anchors.repeat_share=0.5 has no effect"),
   ("random_every=1", "would make every token an anchor; use 2 or more")])
 def test_a_config_of_anchors_without_sense_is_refused(override, message):
   with pytest.raises(ValueError, match=message):
@@ -218,3 +220,22 @@ def test_what_is_drawn_follows_the_row_not_the_host():
   whole = marks.of_update(4, (0, 4), segment)
   part = marks.of_update(4, (2, 4), make_segment(segment.positions_BT[2:]))
   np.testing.assert_array_equal(whole[2:], part)
+
+
+def test_repeated_sequences_say_their_first_half_again():
+  data = DataConfig(
+    source="enwiki_sample", seq_len=32, update_len=32, batch=8,
+    anchors=AnchorsConfig(rule="punctuation", repeat_share=0.5))
+  source, repeated = load_source(data, "test"), []
+  for batch, _ in zip(train_batches(Config(data=data), source, start_step=3), range(8), strict=False):
+    is_again_B = (batch.targets_BT[:, :16] == batch.targets_BT[:, 16:]).all(1)
+    np.testing.assert_array_equal(batch.tokens_BT[is_again_B, 16], batch.targets_BT[is_again_B, 15])
+    np.testing.assert_array_equal(batch.tokens_BT[:, 1:], batch.targets_BT[:, :-1])
+    repeated.extend(is_again_B)
+  assert 20 < sum(repeated) < 44
+  plain = dataclasses.replace(data, anchors=AnchorsConfig(rule="punctuation"))
+  with_share, without = (
+    next(iter(train_batches(Config(data=here), source, start_step=3))) for here in (data, plain))
+  np.testing.assert_array_equal(with_share.targets_BT[:, :16], without.targets_BT[:, :16])
+  with pytest.raises(ValueError, match="repeats halves of sequences that an update holds whole, and data.rows='packed'"):
+    check_config(Config(data=dataclasses.replace(data, rows="packed", seq_len=512, update_len=512)))
