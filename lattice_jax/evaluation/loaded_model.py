@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.checkpoint import check_tokenizer, load_for_eval
-from lattice_jax.config import Config, DataConfig, ModelConfig
+from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
-from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.photos import SIZE
+from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
 from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
@@ -64,10 +64,13 @@ class LoadedModel:
   def variables(self) -> dict[str, Any]:
     return {"params": self.params, "buffers": self.buffers}
 
-  @property
-  def marker(self) -> Marker | None:
-    """What says which tokens are anchors, as `data.anchors.rule` does; None if none are."""
-    return make_marker(self.config.data.anchors, get_tokenizer(self.config.data))
+  def marker(self, caches: Iterable[CacheConfig] = ()) -> Marker | None:
+    """What says which tokens are anchors, as `data.anchors.rule` does or what `caches` need; None if none are.
+
+    Without caches, those of the config's own cache.
+    """
+    return marker_of(
+      self.config.data.anchors, list(caches) or [self.config.model.cache], get_tokenizer(self.config.data))
 
   @functools.cached_property
   def origin(self) -> dict[str, Any]:
@@ -181,7 +184,7 @@ class LoadedModel:
     options = GenerateOptions(
       # a chat template begins with these itself
       start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
-      limit=limit or self.context_len, block_len=1, marker=self.marker, **sampling)
+      limit=limit or self.context_len, block_len=1, marker=self.marker(), **sampling)
     return write_texts(
       self.config.model, self.variables, tokenizer, self._asked(prompts, is_chat), length=length,
       options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
