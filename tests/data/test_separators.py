@@ -28,7 +28,7 @@ class Words(OwnTokenizer):
 
 
 def marked(marker, tokenizer):
-  return {bytes(tokenizer.decode([id])) for id in range(len(marker.class_A)) if marker.class_A[id]}
+  return {bytes(tokenizer.decode(np.array([id]))) for id in range(len(marker.class_A)) if marker.class_A[id]}
 
 
 def test_tokens_made_of_the_characters_alone_are_separators():
