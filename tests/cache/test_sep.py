@@ -14,6 +14,9 @@ from lattice_jax.cache.policies import every
 from lattice_jax.cache.policies.full import FullConfig
 from lattice_jax.cache.policies.views import Partitions
 from lattice_jax.cache.policy import make_policy
+from lattice_jax.memories.attention_config import AttentionConfig
+from lattice_jax.memories.softmax.layer import SoftmaxAttention
+from lattice_jax.memories.softmax.op import softmax_attention
 from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED
 from tests.cache.sep_numpy import kept_positions
 from tests.cache.streams import (
@@ -75,6 +78,18 @@ def test_the_marks_of_other_rows_do_not_count():
   mark_BT[2] = 0
   np.testing.assert_array_equal(
     positions_of(at_once(SEP, mark_BT=mark_BT), 0), positions_of(at_once(SEP, mark_BT=marks()), 0))
+
+
+def test_attention_that_is_given_no_marks_is_refused():
+  q, k, v = (jnp.zeros((1, 2, heads, 4)) for heads in (4, 2, 2))
+  layer = SoftmaxAttention(AttentionConfig(heads=4, kv_heads=2, key_dim=4, value_dim=4), cache=SEP)
+  for call in (
+    lambda: softmax_attention(q, k, v, cache=SEP, max_len=8), lambda: layer.init(jax.random.key(0), k[:, :, 0])):
+    with pytest.raises(ValueError, match=r"policy 'sep' keeps the tokens that are marked .* was given no marks"):
+      jax.eval_shape(call)
+  marks_BT = jnp.zeros((1, 2), jnp.int8)
+  jax.eval_shape(lambda: softmax_attention(q, k, v, cache=SEP, max_len=8, marks=marks_BT))
+  jax.eval_shape(lambda: softmax_attention(q, k, v, cache=SEP, window=1))
 
 
 @pytest.mark.parametrize("keep", range(1, LAG + 1))
