@@ -64,13 +64,14 @@ class LoadedModel:
   def variables(self) -> dict[str, Any]:
     return {"params": self.params, "buffers": self.buffers}
 
-  def marker(self, caches: Iterable[CacheConfig] = ()) -> Marker | None:
-    """What says which tokens are anchors, as `data.anchors.rule` does or what `caches` need; None if none are.
+  @property
+  def marker(self) -> Marker | None:
+    """What says which tokens are anchors; None if none are."""
+    return self.marker_for([self.config.model.cache])
 
-    Without caches, those of the config's own cache.
-    """
-    return marker_of(
-      self.config.data.anchors, list(caches) or [self.config.model.cache], get_tokenizer(self.config.data))
+  def marker_for(self, caches: Iterable[CacheConfig]) -> Marker | None:
+    """As `data.anchors.rule` does, or without a rule as `caches` need. Raises ValueError as `separators.marker_of`."""
+    return marker_of(self.config.data.anchors, caches, get_tokenizer(self.config.data))
 
   @functools.cached_property
   def origin(self) -> dict[str, Any]:
@@ -184,7 +185,7 @@ class LoadedModel:
     options = GenerateOptions(
       # a chat template begins with these itself
       start_ids=() if is_chat else tokenizer.start_ids, banned=tokenizer.banned_ids, stop_ids=tokenizer.stop_ids,
-      limit=limit or self.context_len, block_len=1, marker=self.marker(), **sampling)
+      limit=limit or self.context_len, block_len=1, marker=self.marker, **sampling)
     return write_texts(
       self.config.model, self.variables, tokenizer, self._asked(prompts, is_chat), length=length,
       options=options, stop_strings=stop_strings, show=lambda row, piece: show(piece) if len(prompts) == 1 else None)
