@@ -16,7 +16,7 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
-  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.shown"),
+  ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.shown", "lattice_jax.types"),
   ("lattice_jax.domains",),
   ("lattice_jax.fields", "lattice_jax.processes"),
   ("lattice_jax.files",),
@@ -26,7 +26,7 @@ LAYERS = (
   ("lattice_jax.memories.attention_config",),
   (*(f"lattice_jax.memories.{memory}.config" for memory in _FOLDERS),),
   ("lattice_jax.memories.registry",),
-  ("lattice_jax.config", "lattice_jax.types", "lattice_jax.dispatch"),
+  ("lattice_jax.config", "lattice_jax.dispatch"),
   ("lattice_jax.config_dict", "lattice_jax.marks"),
   ("lattice_jax.runtime",),
   ("lattice_jax.formats",),
@@ -52,7 +52,7 @@ LAYERS = (
   ("lattice_jax.commands",),
   ("lattice_jax.self_check.__main__",),
 )
-ALSO_ALLOWED = {"lattice_jax.dispatch": ("lattice_jax.config", "lattice_jax.types")}
+ALSO_ALLOWED = {"lattice_jax.dispatch": ("lattice_jax.config",)}
 LIBRARY = sorted([*(ROOT / "lattice_jax").rglob("*.py"), *(ROOT / "pallas_kernels").rglob("*.py")])
 
 

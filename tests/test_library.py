@@ -17,6 +17,7 @@ import pytest
 import lattice_jax as lj
 from lattice_jax.memories.registry import FOLDERS, find_memory
 from tests.cache.lagkv_numpy import kept_positions
+from tests.cache.sep_numpy import kept_positions as separators_kept
 from tests.memories.sizes import section_with
 from tests.training.test_init_from import write_model
 
@@ -193,6 +194,11 @@ def test_compress_kv_keeps_what_the_policy_says_where_it_stood():
       assert not kept_k[row, len(expected):, head].any()
   window = lj.CacheConfig(policy="window", tokens=6, sinks=2)
   assert lj.compress_kv(k, v, window)[2][0, :, 0].tolist() == [0, 1, 26, 27, 28, 29]
+  marks = np.random.default_rng(0).random((2, 30)) < 0.4
+  positions = lj.compress_kv(k, v, "sep:lag=4,ratio=0.5,sinks=2", marks=marks, valid=valid)[2]
+  for row, length in enumerate((30, 11)):
+    kept = separators_kept(marks[row, :length].tolist(), sinks=2, lag=4, keep=2)
+    assert positions[row, :len(kept)].tolist() == [[place] * 2 for place in kept]
   assert jax.eval_shape(lambda: lj.compress_kv(k, v, "h2o:lag=4,keep=1,sinks=2", q=k))[0].shape == (2, 12, 2, 4)
 
 
@@ -204,6 +210,9 @@ def test_compress_kv_keeps_what_the_policy_says_where_it_stood():
   ("snapkv:ratio=0.5", {}, "'snapkv' scores tokens by the attention that they receive, so compress_kv needs the que"),
   ("snapkv:ratio=0.5", {"q": jnp.zeros((2, 6, 3, 4))}, r"q of shape \(2, 6, 3, 4\) with k of shape \(2, 6, 2, 4\)"),
   ("lagkv:ratio=0.5,skip_layers=1", {}, "skip_layers=1, and knows of no layers"),
+  ("sep:ratio=0.5", {}, "'sep' keeps the tokens that are marked as separators, so compress_kv needs to know"),
+  ("sep:ratio=0.5", {"marks": jnp.zeros((6, 2), bool)}, r"marks of shape \(6, 2\) and type bool with k of shape"),
+  ("sep:ratio=0.5", {"marks": jnp.zeros((2, 6))}, "type float32 with k of shape"),
   ("full", {"v": jnp.zeros((2, 5, 2, 4))}, "only their widths may differ"),
 ])
 def test_compress_kv_refuses_what_cannot_be(policy, more, sentence):

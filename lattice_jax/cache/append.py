@@ -49,12 +49,12 @@ def arrivals(seen_B: jax.Array, document_B: jax.Array, segment: Segment) -> Arri
 
 def append(
   policy: Policy, view: CacheView, k_BTHK: jax.Array, v_BTHV: jax.Array, arriving: Arrivals, *,
-  mass_BTH: jax.Array | None = None, query_BTQK: jax.Array | None = None,
+  mass_BTH: jax.Array | None = None, query_BTQK: jax.Array | None = None, mark_BT: jax.Array | None = None,
 ) -> CacheView:
   """Appends the tokens of each row's last document; a new document starts at slot 0.
 
   A window overwrites its oldest tokens, and any other cache loses those for which it has no room; both are handed to
-  the fold. mass_BTH, query_BTQK: given where the policy records them.
+  the fold. mass_BTH, query_BTQK, mark_BT: given where the policy records them.
   """
   stack, layer, before = view.stack, view.layer, view.counts
   slot_BT, length_B = _places(policy, before, arriving, stack.num_slots)
@@ -81,6 +81,9 @@ def append(
     seen_B=note(stack.seen_B, arriving.seen_B), document_B=note(stack.document_B, arriving.document_B))
   if mass_BTH is not None:
     stack = stack.replace(mass_BHS=write(stack.mass_BHS, mass_BTH))
+  if mark_BT is not None:
+    mark_BTH = jnp.broadcast_to(mark_BT[..., None], k_BTHK.shape[:3])
+    stack = stack.replace(mark_BHS=write(stack.mark_BHS, mark_BTH))
   if query_BTQK is not None:
     stack = stack.replace(query_BWQK=note(stack.query_BWQK, _shift(before.query_BWQK, query_BTQK, arriving)))
   return view.replace(stack=stack)

@@ -75,7 +75,7 @@ def _clear(layer: jax.Array, stack: KVCache) -> KVCache:
 
   return stack.replace(
     key_BHSK=clear(stack.key_BHSK), value_BHSV=clear(stack.value_BHSV), position_BHS=clear(stack.position_BHS, EMPTY),
-    mass_BHS=clear(stack.mass_BHS), filled_B=put(stack.filled_B, length_B))
+    mass_BHS=clear(stack.mass_BHS), mark_BHS=clear(stack.mark_BHS), filled_B=put(stack.filled_B, length_B))
 
 
 def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KVCache:
@@ -92,6 +92,7 @@ def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KV
   region = stack.replace(
     key_BHSK=read(stack.key_BHSK), value_BHSV=read(stack.value_BHSV), position_BHS=read(stack.position_BHS),
     mass_BHS=read(stack.mass_BHS) if policy.records_mass else stack.mass_BHS[layer],
+    mark_BHS=read(stack.mark_BHS) if policy.records_marks else stack.mark_BHS[layer],
     query_BWQK=stack.query_BWQK[layer], seen_B=stack.seen_B[layer], base_B=base_B, length_B=length_B - start_B)
   choose = _stays_of_all if policy.is_global else _stays_of_partitions
   stays_BHR, kept_B = choose(policy, layer, jax.lax.stop_gradient(region), due_B)
@@ -118,6 +119,7 @@ def _drop(policy: Policy, call_len: int, layer: jax.Array, stack: KVCache) -> KV
     key_BHSK=move(stack.key_BHSK, region.key_BHSK), value_BHSV=move(stack.value_BHSV, region.value_BHSV),
     position_BHS=move(stack.position_BHS, region.position_BHS, EMPTY),
     mass_BHS=move(stack.mass_BHS, region.mass_BHS) if policy.records_mass else stack.mass_BHS,
+    mark_BHS=move(stack.mark_BHS, region.mark_BHS) if policy.records_marks else stack.mark_BHS,
     base_B=stack.base_B.at[layer].set(base_B + kept_B), length_B=stack.length_B.at[layer].set(length_B),
     filled_B=stack.filled_B.at[layer].set(length_B))
 
@@ -136,7 +138,8 @@ def _stays_of_partitions(
 
   partitions = Partitions(
     key_BHNLK=split(region.key_BHSK.astype(jnp.float32)), value_BHNLV=split(region.value_BHSV.astype(jnp.float32)),
-    position_BHNL=split(region.position_BHS), layer=layer)
+    position_BHNL=split(region.position_BHS), layer=layer,
+    mark_BHNL=split(region.mark_BHS) if policy.records_marks else None, keep=policy.keep)
   rank_BHNL = _rank(policy.record.score(policy.config.own, partitions))
   is_due_BN = jnp.arange(num - 1) < due_B[:, None]
   keep_BN = policy.keep * is_due_BN

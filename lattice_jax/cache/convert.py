@@ -24,7 +24,8 @@ def uncompressed(model: ModelConfig, caches: Sequence[CacheConfig] = ()) -> Mode
   """The model with a cache that drops nothing and records what `caches`, or else its own policy, will need."""
   policies = [make_policy(cache) for cache in caches or (model.cache,)]
   wanted = {"mass": any(policy.records_mass for policy in policies),
-            "queries": any(policy.num_queries for policy in policies)}
+            "queries": any(policy.num_queries for policy in policies),
+            "marks": any(policy.records_marks for policy in policies)}
   observe = max(model.cache.full.observe, *(policy.num_queries for policy in policies))
   records = tuple(name for name, is_wanted in wanted.items() if is_wanted)
   return replace(model, cache=CacheConfig(policy="full", full=FullConfig(records=records, observe=observe)))
@@ -59,6 +60,9 @@ def _check(policy: Policy, cache: KVCache, max_len: int) -> None:
     raise ValueError(
       f"model.cache.policy={name!r} needs the last {policy.num_queries} queries, of which "
       f"{cache.query_BWQK.shape[-3]} were recorded; read the prompt with cache.uncompressed(model).")
+  if policy.records_marks and not cache.mark_BHS.shape[-1]:
+    raise ValueError(f"model.cache.policy={name!r} needs the marks of each token, which were not recorded; read the "
+                     "prompt with cache.uncompressed(model).")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -81,6 +85,7 @@ def _with_records(policy: Policy, cache: KVCache) -> KVCache:
   first = cache.query_BWQK.shape[-3] - policy.num_queries
   cache = cache.replace(
     mass_BHS=cache.mass_BHS if policy.records_mass else cache.mass_BHS[..., :0],
+    mark_BHS=cache.mark_BHS if policy.records_marks else cache.mark_BHS[..., :0],
     query_BWQK=cache.query_BWQK[..., first:, :, :])
   if policy.fold is None:
     return cache
@@ -100,7 +105,8 @@ def _resize(cache: KVCache, num_slots: int) -> KVCache:
 
   return cache.replace(
     key_BHSK=resize(cache.key_BHSK), value_BHSV=resize(cache.value_BHSV),
-    position_BHS=resize(cache.position_BHS, EMPTY), mass_BHS=resize(cache.mass_BHS))
+    position_BHS=resize(cache.position_BHS, EMPTY), mass_BHS=resize(cache.mass_BHS),
+    mark_BHS=resize(cache.mark_BHS))
 
 
 def _as_ring(policy: Policy, cache: KVCache, num_slots: int) -> KVCache:

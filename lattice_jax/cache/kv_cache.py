@@ -28,7 +28,8 @@ class KVCache:
   slots that may not be blank; more than `length` after a reset, until compaction clears them. seen_B: tokens of the
   document so far, dropped ones included. document_B: its id, EMPTY before any token.
   mass_BHS: float32, the attention that each slot has received, summed over queries and the heads that share its key.
-  query_BWQK: the last queries, newest last. Both have no slots where the policy does not need them.
+  query_BWQK: the last queries, newest last. mark_BHS: int8, the marks of the token in a slot, 0 for none.
+  These three have no slots where the policy does not need them.
   summary: what the policy's fold has made of the tokens that left; None without a fold.
   """
 
@@ -42,6 +43,7 @@ class KVCache:
   document_B: jax.Array
   mass_BHS: jax.Array
   query_BWQK: jax.Array
+  mark_BHS: jax.Array
   summary: Any = None
 
   @property
@@ -92,6 +94,7 @@ def empty_cache(
     document_B=numbers(EMPTY),
     mass_BHS=jnp.zeros((*slots_BHS[:2], num_slots if policy.records_mass else 0), jnp.float32),
     query_BWQK=jnp.zeros((batch, num_queries, attention.heads, attention.key_dim), dtype),
+    mark_BHS=jnp.zeros((*slots_BHS[:2], num_slots if policy.records_marks else 0), jnp.int8),
     summary=policy.fold and policy.fold.init_summary(
       batch, attention.kv_heads, attention.key_dim, attention.value_dim))
 
@@ -106,6 +109,6 @@ def cache_bytes(model: ModelConfig, batch: int, max_len: int) -> int:
   policy, attention, itemsize = make_policy(model.cache), model.attention, jnp.dtype(model.dtype).itemsize
   layers = model.layers // len(model.pattern) * model.pattern.count("attention")
   num_slots = policy.num_slots(max_len)
-  slot = itemsize * (attention.key_dim + attention.value_dim) + 4 + 4 * policy.records_mass
+  slot = itemsize * (attention.key_dim + attention.value_dim) + 4 + 4 * policy.records_mass + policy.records_marks
   queries = itemsize * policy.num_queries * attention.heads * attention.key_dim if num_slots else 0
   return layers * batch * (num_slots * attention.kv_heads * slot + queries + 4 * NUM_COUNTS)

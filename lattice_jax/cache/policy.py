@@ -25,6 +25,7 @@ class Policy:
     0 where nothing is compressed.
   records_mass: whether the attention that each slot received is summed up.
   num_queries: last queries that are kept.
+  records_marks: whether the marks of each token are kept.
   fold: takes what leaves the cache; None where nothing does.
   """
 
@@ -35,6 +36,7 @@ class Policy:
   keep: int = 0
   records_mass: bool = False
   num_queries: int = 0
+  records_marks: bool = False
   fold: Fold | None = None
 
   @property
@@ -89,12 +91,13 @@ def make_policy(config: CacheConfig) -> Policy:
     ValueError: its budget is missing, given twice, or cannot be kept; the message says what to change.
   """
   record = POLICIES[config.policy]
-  records_mass, num_queries = record.records(config.own)
+  noted = record.records(config.own)
+  records = {"records_mass": noted.mass, "num_queries": noted.queries, "records_marks": noted.marks}
   if record.chooses == "nothing":
-    return Policy(config, records_mass=records_mass, num_queries=num_queries)
+    return Policy(config, **records)
   size = {"window": window_size(config)} if record.chooses == "recent" else {
     "lag": config.lag, "keep": keep_of_partition(config)}
-  return Policy(config, sinks=config.sinks, records_mass=records_mass, num_queries=num_queries, **size)
+  return Policy(config, sinks=config.sinks, **records, **size)
 
 
 def check_cache(config: CacheConfig) -> None:

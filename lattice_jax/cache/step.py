@@ -32,8 +32,9 @@ def read_and_append(
   out_BTQV, lse_BTQ = attend_cache(policy, q_BTQK, view, arriving, (out_BTQV, lse_BTQ), impl=impl)
   view, mass_BTH = note_mass(policy, q_BTQK, lse_BTQ, k_BTHK, view, arriving)
   view = view.replace(layer=after_reading(view.layer, lse_BTQ))
-  query_BTQK = q_BTQK if policy.num_queries else None
-  return out_BTQV, append(policy, view, k_BTHK, v_BTHV, arriving, mass_BTH=mass_BTH, query_BTQK=query_BTQK)
+  return out_BTQV, append(
+    policy, view, k_BTHK, v_BTHV, arriving, mass_BTH=mass_BTH, query_BTQK=q_BTQK if policy.num_queries else None,
+    mark_BT=segment.marks_BT if policy.records_marks else None)
 
 
 def _check_call(policy: Policy, length: int) -> None:

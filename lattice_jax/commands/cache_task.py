@@ -52,7 +52,8 @@ def _compare(
   for length, these in compared.items():
     rows_BT = _stretches(source.tokens, source.offsets, length)
     result = compare(
-      model.config.model, model.variables, these, rows_BT, length // 2, marker=model.marker, report=report)
+      model.config.model, model.variables, these, rows_BT, length // 2, marker=model.marker_for(these.values()),
+      report=report)
     paths += write_comparisons(folder / str(length), result)
   return paths
 
@@ -71,7 +72,7 @@ def _ask(
     report(f"{old} does not say which model answered, so nothing of it is used; its folder may be removed")
   subject = Subject(
     model=model.config.model, variables=model.variables, tokenizer=tokenizer, text_ids=np.asarray(source.tokens),
-    context_len=model.context_len, key=key, marker=model.marker)
+    context_len=model.context_len, key=key, marker=model.marker_for(plan.caches_of(max(plan.lengths)).values()))
   answers = run_plan(plan, subject, folder, report=report)
   return write_summary(folder, plan.task, answers.lines())
 

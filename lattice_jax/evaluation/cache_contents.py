@@ -20,10 +20,10 @@ def slots_in_use(caches: Sequence[KVCache]) -> int:
 
 
 def row_bytes(caches: Sequence[KVCache]) -> int:
-  """Bytes of the slots that a row uses: keys, values and positions of all layers and heads, averaged over rows."""
+  """Bytes of the slots that a row uses: keys, values, positions and marks of all layers and heads, the mean of rows."""
   total = 0
   for cache in caches:
-    held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS))
+    held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS, cache.mark_BHS))
     total += held * float(np.asarray(cache.length_B).mean()) / (cache.length_B.shape[1] * cache.num_slots)
   return round(total)
 

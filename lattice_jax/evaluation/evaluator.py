@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.config import DataConfig, EvalConfig, MeshConfig, ModelConfig
-from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.loader import EvalBatch, eval_batches
+from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.answers import AnswerTotals
@@ -77,7 +77,7 @@ def evaluate(
     has_answers=source.answers is not None)
   batches = _first_batches(eval, should_stop, eval_batches(
     source, tokenizer, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, batch=shapes.batch,
-    marker=make_marker(data.anchors, tokenizer), host=host, num_hosts=num_hosts))
+    marker=marker_of(data.anchors, [model.cache], tokenizer), host=host, num_hosts=num_hosts))
   totals = Totals(bucket_starts(model, longest), source.num_documents)
   answers = AnswerTotals(source, longest) if source.answers else None
   metrics, seconds, compile_seconds = _run(

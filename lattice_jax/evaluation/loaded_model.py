@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.checkpoint import check_tokenizer, load_for_eval
-from lattice_jax.config import Config, DataConfig, ModelConfig
+from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
-from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.photos import SIZE
+from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
 from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
@@ -66,8 +66,12 @@ class LoadedModel:
 
   @property
   def marker(self) -> Marker | None:
-    """What says which tokens are anchors, as `data.anchors.rule` does; None if none are."""
-    return make_marker(self.config.data.anchors, get_tokenizer(self.config.data))
+    """What says which tokens are anchors; None if none are."""
+    return self.marker_for([self.config.model.cache])
+
+  def marker_for(self, caches: Iterable[CacheConfig]) -> Marker | None:
+    """As `data.anchors.rule` does, or without a rule as `caches` need. Raises ValueError as `separators.marker_of`."""
+    return marker_of(self.config.data.anchors, caches, get_tokenizer(self.config.data))
 
   @functools.cached_property
   def origin(self) -> dict[str, Any]:

@@ -19,11 +19,12 @@ from jax.sharding import Mesh
 
 from lattice_jax.cache.convert import compress
 from lattice_jax.cache.kv_cache import KVCache, caches_of
+from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.compilation import TreeSpec, mesh_of, place_variables, with_shardings
 from lattice_jax.inference.prompts import Spans, prompt_chunk, protected_rows
 from lattice_jax.marks import Marker, last_read, mark_tokens, nothing_read
-from lattice_jax.models.decoder import Decoder, init_state
+from lattice_jax.models.decoder import Decoder, init_state, needs_token_cache
 from lattice_jax.sharding import replicated, state_shardings, unbox
 from lattice_jax.types import Segment, abstract_segment, make_segment
 
@@ -52,7 +53,12 @@ class Session:
   def __init__(
     self, model: ModelConfig, variables: Any, *, batch: int, max_len: int, chunk_len: int = 128,
     state: SessionState | None = None, marker: Marker | None = None):
-    """Starts from an empty memory where no `state` is given; one that is given was read with the same marker."""
+    """Starts from an empty memory where no `state` is given; one that is given was read with the same marker.
+
+    Raises:
+      ValueError: the cache keeps marked tokens, and no marker marks any.
+    """
+    _check_marker(model, marker)
     self.model, self.batch, self.max_len, self.chunk_len = model, batch, max_len, chunk_len
     self.mesh = mesh_of(unbox(variables))
     self.variables = place_variables(variables, self.mesh)
@@ -121,6 +127,13 @@ class Session:
   def put(self, tree: Any) -> Any:
     """The arrays whole on every device, as the programs take them."""
     return jax.device_put(tree, replicated(self.mesh))
+
+
+def _check_marker(model: ModelConfig, marker: Marker | None) -> None:
+  if marker is None and make_policy(model.cache).records_marks and needs_token_cache(model):
+    raise ValueError(
+      f"a cache keeps the tokens that are marked as separators, and nothing marks them: model.cache.policy="
+      f"{model.cache.policy!r} needs a Session with a marker, such as data.separators.marker_of makes.")
 
 
 def read_token(

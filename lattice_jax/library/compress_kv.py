@@ -23,6 +23,7 @@ from lattice_jax.types import whole_segment
 
 def compress_kv(
   k: ArrayLike, v: ArrayLike, policy: str | CacheConfig, *, q: ArrayLike | None = None, valid: ArrayLike | None = None,
+  marks: ArrayLike | None = None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H V"], Int[Array, "B S H"]]:
   """What the policy keeps of T tokens, and where each stood.
 
@@ -31,6 +32,7 @@ def compress_kv(
     policy: as eval.py's --cache has it, such as "lagkv:ratio=0.25" (docs/cache_policies.md), or a `CacheConfig`.
     q: [B, T, H·G, K], queries of the same tokens, for the policies h2o, snapkv and tova; query head h·G + g reads
       head h.
+    marks: [B, T], for the policy sep: which tokens are separators, as bool or as `types.make_marks` has it (bit 1).
     valid: [B, T], which tokens there are, a prefix of every row; None is all.
 
   Returns:
@@ -38,19 +40,21 @@ def compress_kv(
     different tokens but equally many; where a row keeps fewer than S, the rest is zeros at position −1.
 
   Raises:
-    ValueError: there is no such policy, its budget cannot be kept, or it needs queries and there are none.
+    ValueError: there is no such policy, its budget cannot be kept, or it needs queries or marks and there are none.
   """
-  k, v, q, valid = (None if x is None else jnp.asarray(x) for x in (k, v, q, valid))
+  k, v, q, valid, marks = (None if x is None else jnp.asarray(x) for x in (k, v, q, valid, marks))
   config = policy if isinstance(policy, CacheConfig) else parse_cache(policy)
   check_cache(config)
   policy = make_policy(config)
   _check_arrays(config.policy, policy, k, v, q)
-  return _compress(policy, k, v, q, valid)
+  _check_marks(config.policy, policy, k, marks)
+  return _compress(policy, k, v, q, valid, marks)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compress(
   policy: Policy, k: jax.Array, v: jax.Array, q: jax.Array | None, valid: jax.Array | None,
+  marks: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """All tokens into a cache that records what the policy asks for, and from there into one that keeps what it keeps."""
   batch, length, kv_heads, key_dim = k.shape
@@ -58,15 +62,18 @@ def _compress(
     heads=kv_heads if q is None else q.shape[2], kv_heads=kv_heads, key_dim=key_dim, value_dim=v.shape[3])
   segment = whole_segment(batch, length)
   segment = segment if valid is None else segment.replace(valid_BT=valid)
+  segment = segment if marks is None else segment.replace(marks_BT=marks.astype(jnp.int8))
   full = make_policy(CacheConfig(policy="full", full=FullConfig(
-    records=("mass",) * policy.records_mass + ("queries",) * bool(policy.num_queries),
+    records=("mass",) * policy.records_mass + ("queries",) * bool(policy.num_queries)
+    + ("marks",) * policy.records_marks,
     observe=max(1, policy.num_queries))))
   view = CacheView.alone(empty_cache(attention, full, batch, length, k.dtype))
   if policy.records_mass or policy.num_queries:
     _, view = read_and_append(full, q, k, v, view, segment, impl="auto")
   else:
-    counts = view.counts
-    view = append(full, view, k, v, arrivals(counts.seen_B, counts.document_B, segment))
+    counts, mark_BT = view.counts, segment.marks_BT if policy.records_marks else None
+    arriving = arrivals(counts.seen_B, counts.document_B, segment)
+    view = append(full, view, k, v, arriving, mark_BT=mark_BT)
   cache = compress_caches(policy, policy.num_slots(length), {"": view.stack})[""]
   return _in_order(jax.tree.map(lambda x_L: x_L[0], cache), policy.length_after(length), v.dtype)
 
@@ -87,6 +94,15 @@ def _check_arrays(name: str, policy: Policy, k: jax.Array, v: jax.Array, q: jax.
   if q.ndim != 4 or (*q.shape[:2], q.shape[3]) != (*k.shape[:2], k.shape[3]) or q.shape[2] % k.shape[2]:
     raise ValueError(f"compress_kv was given q of shape {q.shape} with {shapes}; q must have their rows and tokens, a "
                      "multiple of their heads, and the width of k.")
+
+
+def _check_marks(name: str, policy: Policy, k: jax.Array, marks: jax.Array | None) -> None:
+  if policy.records_marks and marks is None:
+    raise ValueError(f"the policy {name!r} keeps the tokens that are marked as separators, so compress_kv needs to "
+                     "know which those are; give marks=[batch, tokens] of booleans.")
+  if marks is not None and (marks.shape != k.shape[:2] or jnp.issubdtype(marks.dtype, jnp.floating)):
+    raise ValueError(f"compress_kv was given marks of shape {marks.shape} and type {marks.dtype} with k of shape "
+                     f"{k.shape}; they are booleans, or whole numbers, one of each row's tokens.")
 
 
 def _in_order(cache: KVCache, length: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
@@ -57,6 +58,8 @@ def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
       raise ValueError(f"{path} was saved with {name}={value}, and the model has {ours[name]}; set it to {value}.")
   template = jax.eval_shape(lambda: init_state(model, about["batch"], about["max_len"]))
   wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(template).items()}
+  # empty arrays: of what the policy does not record, which an older file may not know of
+  arrays |= {name: jnp.zeros(*wanted[name]) for name in wanted.keys() - arrays.keys() if 0 in wanted[name][0]}
   given = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
   if wanted != given:
     name = sorted(dict(wanted.items() ^ given.items()))[0]

@@ -73,7 +73,8 @@ def test_a_document_that_ends_leaves_nothing_behind(name):
   _, after = feed(policy, ended, zero_B, count_B, CALL)
   _, new = feed(policy, fresh(policy), zero_B, count_B, CALL)
   for row in (0, 2, 3):
-    for field in ("key_BHSK", "value_BHSV", "position_BHS", "base_B", "length_B", "filled_B", "seen_B", "mass_BHS"):
+    for field in ("key_BHSK", "value_BHSV", "position_BHS", "base_B", "length_B", "filled_B", "seen_B", "mass_BHS",
+                  "mark_BHS"):
       np.testing.assert_array_equal(getattr(after, field)[row], getattr(new, field)[row], err_msg=field)
   np.testing.assert_array_equal(after.key_BHSK[1], cache.key_BHSK[1])
 

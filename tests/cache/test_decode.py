@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.flax import load_file, save_file
 
 from lattice_jax.cache.compact import num_due
 from lattice_jax.cache.convert import compress, uncompressed
@@ -95,7 +97,7 @@ def test_bytes_are_the_formula(policy, call_len):
   assert cache_bytes(model, 3, 500) == tree_bytes(jax.eval_shape(lambda: init_state(model, 3, 500)))
 
 
-@pytest.mark.parametrize("policy", ["lagkv", "window", "h2o", "snapkv"])
+@pytest.mark.parametrize("policy", ["lagkv", "sep", "window", "h2o", "snapkv"])
 def test_compressing_a_full_cache_is_reading_under_the_policy(policy):
   model = model_of(policy)
   plain = uncompressed(MODEL, [model_of(name).cache for name in POLICIES])
@@ -127,9 +129,20 @@ def test_compressing_needs_room_and_records():
   plain = uncompressed(MODEL)
   with pytest.raises(ValueError, match="more than max_len=44"):
     compress(MODEL, prompt_state(plain), 44)
-  for policy, message in (("h2o", "was not recorded"), ("snapkv", "the last 4 queries, of which 0")):
+  for policy, message in (
+    ("h2o", "that each token received, which was not"), ("snapkv", "the last 4 queries, of which 0"),
+    ("sep", "the marks of each token, which were not recorded")):
     with pytest.raises(ValueError, match=message):
       compress(model_of(policy), prompt_state(plain), MAX_LEN)
+
+
+def test_a_saved_state_has_its_marks(tmp_path):
+  model = model_of("sep")
+  segment = whole_segment(BATCH, LENGTH).replace(marks_BT=(text() % 4).astype(jnp.int8))
+  state = compiled(model)(variables(), text(), init_state(model, BATCH, MAX_LEN), segment)[1]
+  assert state["block_0"].mark_BHS.any()
+  save_state(tmp_path / "read.safetensors", model, variables(), state, MAX_LEN)
+  jax.tree.map(np.testing.assert_array_equal, load_state(tmp_path / "read.safetensors", model, variables()), state)
 
 
 def test_a_saved_state_answers_several_questions(tmp_path):
@@ -161,6 +174,11 @@ def test_a_state_that_was_saved_before_policies_had_sections_loads(tmp_path, mon
     save_state(path, model, variables(), init_state(model, 1, MAX_LEN), MAX_LEN)
   assert b'\\"window\\": 9,' in path.read_bytes()
   load_state(path, model, variables())
+  arrays = load_file(path)
+  assert arrays.pop("block_0.mark_BHS").size == 0  # of which older files know nothing
+  with safe_open(path, framework="flax") as file:
+    save_file(arrays, path, metadata=file.metadata())
+  assert load_state(path, model, variables())["block_0"].mark_BHS.shape == (LAYERS, 1, 2, 0)
   with pytest.raises(ValueError, match=r"saved with model\.cache\.window\.window=9, and the model has 7"):
     load_state(path, replace(MODEL, cache=replace(WINDOW, window=WindowConfig(window=7))), variables())
 

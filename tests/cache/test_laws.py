@@ -28,7 +28,8 @@ LAWS = {
 # test_policies).
 ROWS = {
   "lagkv": tuple(LAWS), "local": ("L6",), "knorm": ("L4", "L5", "L6"), "keydiff": ("L6",), "random": ("L6",),
-  "h2o": ("L4", "L5", "L6", "L9"), "snapkv": ("L5", "L6"), "tova": ("L4", "L5", "L6")}
+  "every": ("L6",), "sep": ("L4", "L5", "L6"), "h2o": ("L4", "L5", "L6", "L9"),
+  "snapkv": ("L5", "L6"), "tova": ("L4", "L5", "L6")}
 
 
 def row_of(policy: str) -> Row:

@@ -164,7 +164,7 @@ def test_a_new_document_has_an_account_of_its_own():
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-  ({"policy": "h2o"}, r"policy='h2o' does not choose within partitions; use lagkv, local, knorm, keydiff, random, or"),
+  ({"policy": "h2o"}, "='h2o' does not choose within partitions; use lagkv, local, knorm, keydiff, random, every, sep"),
   ({"policy": "window", "window": WindowConfig(window=9), "keep": 0}, "policy='window' does not choose"),
   ({"keep": 0}, "needs its budget as one of"),
   ({"drift": 0.2}, r"drift=0\.2 is a target of model\.cache\.budget='drift', and the budget is 'memory'"),

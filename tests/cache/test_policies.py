@@ -47,7 +47,7 @@ def test_sinks_and_the_last_tokens_stay_and_all_heads_keep_as_many(policy):
 
 
 @pytest.mark.parametrize("policy", BY_PARTITION)
-def test_policies_that_look_at_keys_alone_do_not_mind_how_tokens_arrive(policy):
+def test_policies_that_look_at_no_attention_do_not_mind_how_tokens_arrive(policy):
   np.testing.assert_array_equal(
     as_they_come(config_of(policy), seed=4).position_BHS, at_once(config_of(policy)).position_BHS)
 
@@ -61,7 +61,7 @@ def test_a_ragged_row_is_the_row_alone(policy):
     count_B = np.clip(np.array(ROWS) - start, 0, CALL)
     _, together = feed(make_policy(config), together, start_B, count_B, CALL)
     _, alone = feed(make_policy(config), alone, start_B, count_B * (np.arange(len(ROWS)) == 1), CALL)
-  for name in ("key_BHSK", "position_BHS", "mass_BHS", "length_B"):
+  for name in ("key_BHSK", "position_BHS", "mass_BHS", "mark_BHS", "length_B"):
     np.testing.assert_array_equal(getattr(together, name)[1], getattr(alone, name)[1], err_msg=name)
 
 

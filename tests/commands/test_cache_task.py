@@ -35,14 +35,16 @@ def make_loaded(workdir):
 
 
 def ask(workdir, monkeypatch, **values):
-  """(what was asked for, paths), without a model."""
-  asked = []
+  """(what was asked for, paths), without a model; the marker of each is added to `markers`."""
+  asked, markers = [], values.pop("markers", [])
 
   def run_plan(plan, subject, folder, *, report):
+    markers.append(subject.marker)
     asked.append((plan, subject, folder))
     return AnswerFile(folder / "answers.jsonl", subject.key)
 
-  def compare(model, variables, caches, tokens_BT, prompt_len, *, report):
+  def compare(model, variables, caches, tokens_BT, prompt_len, *, marker, report):
+    markers.append(marker)
     asked.append((caches, tokens_BT, prompt_len))
     return []
 
@@ -65,7 +67,7 @@ def test_a_task_gets_the_full_cache_and_all_that_were_named(tmp_path, monkeypatc
   assert plan.caches["full"] == CacheConfig()
   assert (plan.task, plan.lengths, plan.answers, plan.depths) == ("needles", (128, 256), (7, 16), (0.0, 0.5))
   assert (plan.trials, plan.batch, plan.examples, plan.seed) == (4, 2, 1, 3)
-  assert len(subject.text_ids) > 1000
+  assert len(subject.text_ids) > 1000 and subject.marker is None
   assert folder.parent == tmp_path and folder.name == f"needles_{subject.key}"
   assert paths == [folder / "report.md", folder / "table.jsonl", folder / "examples.md"]
 
@@ -83,6 +85,15 @@ def test_texts_are_stretches_of_documents_that_the_seed_decides(tmp_path, monkey
   other, others = ask(tmp_path, monkeypatch, **values, task_seed=1)
   assert (other[0][1] != asked[0][1]).any() and not {*others} & {*paths}
   assert not {*ask(tmp_path, monkeypatch, **values | {"cache": ["full:sinks=1"]})[1]} & {*paths, *others}
+
+
+@pytest.mark.parametrize("values", [
+  {"cache": ["sep:keep=4"]}, {"cache": [LAGKV], "peers": ["sep"]}, {"task": "text", "cache": ["sep:keep=4"]},
+  {"task": "text", "cache": [LAGKV], "peers": ["sep"]}], ids=str)
+def test_a_cache_that_keeps_separators_is_told_them(values, tmp_path, monkeypatch):
+  markers = []
+  ask(tmp_path, monkeypatch, markers=markers, **{"task": "passkey", "trials": 1} | values)
+  assert [(marker.class_A > 0).sum() for marker in markers] == [len(".,?!;: \t\n")]
 
 
 @pytest.mark.parametrize(("values", "message"), [

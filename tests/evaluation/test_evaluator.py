@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.config import DataConfig, EvalConfig, MeshConfig, ModelConfig
+from lattice_jax.config import AnchorsConfig, CacheConfig, DataConfig, EvalConfig, MeshConfig, ModelConfig
 from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.source import Source, Texts
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
@@ -65,11 +65,11 @@ def plain_nats(name, source, protocol):
   return nats, np.concatenate([np.arange(len(piece)) for piece in pieces])
 
 
-def run(source, name="vq", variables=None, model=None, mesh=None, should_stop=None, **options):
+def run(source, name="vq", variables=None, model=None, mesh=None, should_stop=None, data=DATA, **options):
   variables = variables or make_variables(name)
   return evaluate(
     model or MODELS[name], variables["params"], variables["buffers"], source, get_tokenizer(DATA),
-    eval=EvalConfig(**options), data=DATA, mesh=mesh, should_stop=should_stop)
+    eval=EvalConfig(**options), data=data, mesh=mesh, should_stop=should_stop)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,24 @@ def test_value_is_the_definition_whatever_the_batch_and_chunks(source, name, pro
     inside = (bucket.start <= positions) & (positions < bucket.stop)
     assert bucket.tokens == inside.sum()
     np.testing.assert_allclose(bucket.bits_per_byte, nats[inside].mean() / np.log(2) / 2, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("rule", "wanted"), [("none", len(".,?!;: \t\n")), ("every:3", 0)])
+def test_a_cache_of_separators_reads_marked_texts(source, monkeypatch, rule, wanted):
+  marks = []
+
+  def noted(*args, marker, **options):
+    for batch in eval_batches(*args, marker=marker, **options):
+      segment = batch.batch.segment
+      marks.append((marker, int((segment.marks_BT > 0).sum())))
+      yield batch
+
+  monkeypatch.setattr(evaluator, "eval_batches", noted)
+  model = dataclasses.replace(MODELS["attention"], cache=CacheConfig(policy="sep", sinks=2, lag=4, keep=1))
+  data = dataclasses.replace(DATA, anchors=AnchorsConfig(rule=rule))
+  run(source, "attention", model=model, data=data, protocol="cold", batch=3, chunk_len=7)
+  assert {(marker.class_A > 0).sum() for marker, _ in marks} == {wanted}
+  assert sum(number for _, number in marks) > 5
 
 
 def joined_hosts(num_hosts):

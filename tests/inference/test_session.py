@@ -13,9 +13,11 @@ from lattice_jax.cache.convert import uncompressed
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.session import Session
+from lattice_jax.marks import ENDS, Marker
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import init_variables
 from lattice_jax.sharding import unbox
+from tests.cache.sep_numpy import kept_positions
 from tests.inference.test_generate import compilations
 
 LAGKV = CacheConfig(policy="lagkv", sinks=1, lag=4, keep=1, call_len=1)
@@ -64,6 +66,32 @@ def test_a_fork_goes_its_own_way_and_each_call_gives_its_own_state_away():
   fork.step(ROWS[:, 8])
   assert_same(fork, read(9))
   assert np.abs(fork.state.logits_BA - session.state.logits_BA).max() > 1e-3
+
+
+@pytest.mark.parametrize("call_len", [0, 8], ids=["compressed", "streamed"])
+def test_separators_stay_by_the_marks_of_what_was_read(call_len):
+  sep = CacheConfig(policy="sep", sinks=1, lag=4, keep=2, call_len=call_len)
+  marker = Marker(class_A=(np.arange(40) % 3 == 0).astype(np.uint8) * ENDS)
+  model = dataclasses.replace(MODEL, cache=sep)
+  session = Session(
+    model if call_len else uncompressed(model), make_variables(), batch=2, max_len=32, chunk_len=8, marker=marker)
+  session.read([ROWS[0, :20], ROWS[1, :9]])
+  if not call_len:
+    session = session.compress(dataclasses.replace(sep, call_len=1))
+  for place in range(4):
+    session.step(ROWS[:, 20 + place])
+  (cache,) = session.caches
+  for row, text in enumerate((ROWS[0], [*ROWS[1, :9], *ROWS[1, 20:24]])):
+    want = kept_positions([token % 3 == 0 for token in text], sinks=1, lag=4, keep=2)
+    assert cache.position_BHS[0, row, 0, :len(want)].tolist() == want
+    assert int(cache.length_B[0, row]) == len(want)
+
+
+def test_a_session_that_nothing_marks_is_refused_for_a_cache_of_separators():
+  for model in (dataclasses.replace(MODEL, cache=CacheConfig(policy="sep", sinks=1, lag=4, keep=2)),
+                uncompressed(MODEL, [CacheConfig(policy="sep", keep=2)])):
+    with pytest.raises(ValueError, match=r"and nothing marks them: .* needs a Session with a marker"):
+      Session(model, make_variables(), batch=2, max_len=32)
 
 
 def test_a_compressed_session_keeps_fewer_tokens_and_the_other_goes_on_with_all():

@@ -8,10 +8,14 @@ from typing import Any, NamedTuple
 
 
 class Records(NamedTuple):
-  """What a policy notes of the attention. mass: what each slot has received. queries: how many of the last to keep."""
+  """What a policy notes while tokens arrive.
+
+  mass: the attention that each slot has received. queries: how many of the last to keep. marks: those of each token.
+  """
 
   mass: bool = False
   queries: int = 0
+  marks: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import importlib
 
 from lattice_jax.cache.policies.record import PolicyRecord
 
-NAMES = ("full", "window", "lagkv", "local", "knorm", "keydiff", "random", "h2o", "snapkv", "tova")
+NAMES = ("full", "window", "lagkv", "local", "knorm", "keydiff", "random", "every", "sep", "h2o", "snapkv", "tova")
 
 POLICIES: dict[str, PolicyRecord] = {
   name: importlib.import_module(f"lattice_jax.cache.policies.{name}").POLICY for name in NAMES}

@@ -12,12 +12,18 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Partitions:
-  """N consecutive partitions of L slots, of which all but the last are scored; layer: its place in the stack."""
+  """N consecutive partitions of L slots, of which all but the last are scored.
+
+  layer: its place in the stack. mark_BHNL: int8, as `types.Segment` has them, where the policy records them, else None.
+  keep: tokens of a partition that stay, or where that is decided online those that stay on average at most.
+  """
 
   key_BHNLK: jax.Array
   value_BHNLV: jax.Array
   position_BHNL: jax.Array
   layer: jax.Array
+  mark_BHNL: jax.Array | None = None
+  keep: int = flax.struct.field(pytree_node=False, default=0)
 
 
 @flax.struct.dataclass

@@ -46,8 +46,9 @@ class SoftmaxAttention(nn.Module):
     One layer of a stack of caches, a `CacheView`, is written in place; whoever owns the stack compacts it.
     """
     del train
+    marks_BT = None if segment is None else segment.marks_BT
     if not isinstance(state, CacheView):
       state, segment = enter_layer(self, x_BTD, state, segment)
     return attention_layer(self, self.config, x_BTD, segment, lambda q, k, v: softmax_attention(
-      q, k, v, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, window=self.window, cache=self.cache,
+      q, k, v, state, segment.ids_BT, segment.valid_BT, marks=marks_BT, window=self.window, cache=self.cache,
       impl=self.impl))

@@ -53,8 +53,15 @@ def softmax_attention(
 
   Returns:
     Output in fp32 and the next state.
+
+  Raises:
+    ValueError: the policy keeps marked tokens, and there are no marks.
   """
   cache, segment = cache or CacheConfig(), whole_segment(*q.shape[:2])
+  if marks is None and not window and make_policy(cache).records_marks:
+    raise ValueError(f"the cache policy {cache.policy!r} keeps the tokens that are marked as separators, and "
+                     "attention was given no marks; give it types.make_marks(tokens, anchors=ids), a layer as the "
+                     "marks_BT of its segment.")
   given = {"ids_BT": ids, "valid_BT": valid, "marks_BT": marks}
   segment = segment.replace(**{field: array for field, array in given.items() if array is not None})
   if isinstance(state, CacheView):
