@@ -33,8 +33,7 @@ def shown(name, text, insert):
 @pytest.mark.parametrize("name", ["bpe_lossless:2048", "byte_level"])
 @pytest.mark.parametrize("marked", [
   "It went.| So.|\nBut 3.14 e.g. no", "\"Is it?\"| (So.)| No", "at some.site.org or here.|", "the end", "",
-  "it...| on"],
-  ids=str)
+  "it...| on"], ids=str)
 def test_sentences_of_words_get_one_behind_them_and_words_are_whole(name, marked):
   assert shown(name, marked.replace("|", ""), "sentence") == marked
 
