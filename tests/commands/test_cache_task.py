@@ -42,7 +42,8 @@ def ask(workdir, monkeypatch, **values):
     asked.append((plan, subject, folder))
     return AnswerFile(folder / "answers.jsonl", subject.key)
 
-  def compare(model, variables, caches, tokens_BT, prompt_len, *, report):
+  def compare(model, variables, caches, tokens_BT, prompt_len, *, marker, report):
+    assert marker is None
     asked.append((caches, tokens_BT, prompt_len))
     return []
 

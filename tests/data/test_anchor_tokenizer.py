@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lattice_jax.anchor_rule import parse_insert
 from lattice_jax.config import AnchorsConfig, Config, DataConfig
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.anchors import AnchorTokenizer, insert_anchors, make_marker
@@ -16,7 +17,6 @@ from lattice_jax.data.loader import train_batches
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
-from lattice_jax.marks import parse_insert
 from tests.data.test_anchors import BOOKS, byte_level, tokenizer_of
 
 SENTENCES = AnchorsConfig(rule="token:<AC>", insert="sentence")
