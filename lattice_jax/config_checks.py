@@ -12,12 +12,12 @@ from typing import Any
 
 import ml_collections
 
+from lattice_jax.anchor_rule import parse_insert, parse_rule
 from lattice_jax.cache.policy import check_cache, make_policy
 from lattice_jax.config import AnchorsConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
 from lattice_jax.domains import checked
 from lattice_jax.fields import check_fields, check_known, domain_of
-from lattice_jax.marks import parse_insert, parse_rule
 from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.shown import shown
 

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
-from lattice_jax.domains import did_you_mean
 from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED
 
 # The bits of `Marker.class_A`, by the text of a token.
@@ -23,8 +22,6 @@ LETTER = 16  # ends in a letter or digit
 SPACE = 32  # white space; in tokens of one byte, where the stop before it shows to be one
 CLOSER = 64  # a quote or bracket, which may stand between stop and white space
 PROTECTED = 128  # is never dropped
-
-_RULES = ("none", "punctuation", "line", "every:N", "ids:N,N", "token:TEXT")
 
 
 @flax.struct.dataclass
@@ -44,43 +41,6 @@ class Marker:
   def look_behind(self) -> int:
     """W: how many tokens before a token its mark may depend on."""
     return 5 if self.spelled else 2
-
-
-class Rule(NamedTuple):
-  """A rule as written in the config. every: of "every:N". ids: of "ids:N,N". token: of "token:TEXT"."""
-
-  name: str
-  every: int = 0
-  ids: tuple[int, ...] = ()
-  token: str = ""
-
-
-def parse_rule(text: str, field: str = "data.anchors.rule") -> Rule:
-  """Raises ValueError, one sentence that begins with `field`, for what is no rule."""
-  name, _, value = text.partition(":")
-  if name in ("none", "punctuation", "line") and text == name:
-    return Rule(name)
-  if name == "every" and value.isascii() and value.isdigit() and 0 < int(value) < 2**31:
-    return Rule(name, every=int(value))
-  numbers = value.split(",")
-  if name == "ids" and all(number.isascii() and number.isdigit() and int(number) < 2**31 for number in numbers):
-    return Rule(name, ids=tuple(int(number) for number in numbers))
-  if name == "token" and value:
-    return Rule(name, token=value)
-  raise ValueError(
-    f"{field}={text!r} is none of {', '.join(_RULES)}; write one of them, as in every:16 or ids:13,29889."
-    f"{did_you_mean(text, ('none', 'punctuation', 'line', 'every:16', 'ids:13', 'token:<AC>'))}")
-
-
-def parse_insert(text: str) -> Rule:
-  """Where `data.anchors.insert` puts the added token. Raises ValueError for what is not none, sentence or every:N."""
-  if text in ("none", "sentence"):
-    return Rule(text)
-  if text.startswith("every:"):
-    return parse_rule(text, "data.anchors.insert")
-  raise ValueError(
-    f"data.anchors.insert={text!r} is none of none, sentence, every:N; write one of them, as in every:64."
-    f"{did_you_mean(text, ('none', 'sentence', 'every:64'))}")
 
 
 def nothing_read(marker: Marker, batch: int) -> np.ndarray:

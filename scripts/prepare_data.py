@@ -36,7 +36,7 @@ def prepare(arguments: argparse.Namespace) -> None:
   name, root, origin = arguments.name, str(arguments.path), arguments.origin
   if arguments.tokenizer and name not in ("pg19", "books_sample"):
     raise ValueError(f"{name} is read as bytes; --tokenizer is for pg19 and books_sample.")
-  if arguments.insert != "none" and name != "pg19":
+  if arguments.insert and name != "pg19":
     raise ValueError(f"{name} is tokenized when it is read; --insert is for pg19, else use data.anchors.insert.")
   if name in SAMPLE_NAMES:
     from lattice_jax.data.prepare.samples import prepare_sample
@@ -52,7 +52,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     from lattice_jax.data.prepare.books import prepare_books
     tokenizer = arguments.tokenizer or "bpe_lossless:32000"
     prepare_books(
-      PG19, root, report, tokenizer=tokenizer, insert=arguments.insert, origin=origin, use_tfds=arguments.tfds)
+      PG19, root, report, tokenizer=tokenizer, insert=arguments.insert or "none", origin=origin,
+      use_tfds=arguments.tfds)
   else:
     from lattice_jax.data.prepare.images import prepare_images
     prepare_images(IMAGENET64, root, report, origin=origin, use_tfds=arguments.tfds)
@@ -66,7 +67,7 @@ def main() -> None:
   parser.add_argument(
     "--tokenizer", default="", help="of pg19 and books_sample: bytes, bpe_lossless:VOCAB or bpe_paper:VOCAB")
   parser.add_argument(
-    "--insert", default="none", help="of pg19: where the token <AC> stands (data.anchors.insert): sentence or every:N")
+    "--insert", default="", help="of pg19: where the token <AC> stands (data.anchors.insert): sentence or every:N")
   parser.add_argument(
     "--tfds", action="store_true",
     help="pg19, imagenet64: TFDS's own builder makes the records, which needs TensorFlow; enwik8: write records too")

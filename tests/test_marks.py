@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lattice_jax.anchor_rule import parse_rule
 from lattice_jax.marks import (
   CLOSER,
   DOT,
@@ -22,7 +23,6 @@ from lattice_jax.marks import (
   last_read,
   mark_tokens,
   nothing_read,
-  parse_rule,
 )
 from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED
 
@@ -45,6 +45,11 @@ def anchors(marker, *tokens, positions=None):
   ((99, STOP), [1]), ((LONG, BLANK, QUOTE), []), ((-1, STOP), [1])], ids=str)
 def test_a_stop_closes_unless_what_stands_before_forbids_it(tokens, expected):
   assert anchors(WORDS, *tokens) == expected
+
+
+def test_ids_outside_the_table_are_as_those_without_bits():
+  marker = Marker(class_A=np.array([FORBIDS, DOT, FORBIDS], np.uint8))
+  assert anchors(marker, -1, 1, 3, 1, 0, 1) == [1, 3]
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lattice_jax.anchor_rule import parse_rule
 from lattice_jax.commands import eval_rules, text_flags
 from lattice_jax.commands.cache_flags import cache_overrides
 from lattice_jax.commands.domains import COUNT, POSITIVE
@@ -59,7 +60,6 @@ def main() -> None:
 def load_model() -> LoadedModel:
   """The run of --workdir, or the --pretrained model."""
   from lattice_jax.evaluation import loaded_model  # --help and misspelt flags need not wait for JAX
-  from lattice_jax.marks import parse_rule
 
   workdir = Path(WORKDIR.value) if WORKDIR.value is not None else None
   overrides = [*SET.value, *cache_overrides()]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from lattice_jax.anchor_rule import Rule, parse_insert, parse_rule
 from lattice_jax.config import AnchorsConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.marks import (
@@ -19,11 +20,8 @@ from lattice_jax.marks import (
   SPACE,
   WORD,
   Marker,
-  Rule,
   mark_tokens,
   nothing_read,
-  parse_insert,
-  parse_rule,
 )
 
 ANCHOR = "<AC>"  # the token that `data.anchors.insert` puts into texts

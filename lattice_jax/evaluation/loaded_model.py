@@ -228,7 +228,7 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   """
   config = apply_overrides(read_config(workdir), overrides)
   check_tokenizer(workdir, config.data)
-  _check_inserted(config)
+  _check_anchors(config)
   # on the devices of this machine, not of the machine that trained it
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
   _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
@@ -252,7 +252,7 @@ def load_pretrained_model(
   seq_len = min(pretrained.context_len, _PRETRAINED_LEN)
   data = DataConfig(source="books_sample", tokenizer=PRETRAINED + name, seq_len=seq_len, update_len=seq_len)
   config = apply_overrides(Config(name=model_name(name), model=pretrained.model, data=data), overrides)
-  _check_inserted(config)
+  _check_anchors(config)
   if config.model.pattern != pretrained.model.pattern:
     pretrained = pretrained.with_memories(dataclasses.replace(pretrained.model, pattern=config.model.pattern))
   mesh = make_mesh(config.mesh)
@@ -266,12 +266,11 @@ def load_pretrained_model(
     buffers={}, step=None, mesh=mesh, context_len=pretrained.context_len)
 
 
-def _check_inserted(config: Config) -> None:
-  """The model must have an embedding for the token that `data.anchors.insert` adds."""
-  if config.data.anchors.insert == "none":
-    return
+def _check_anchors(config: Config) -> None:
+  """The rule must fit the tokenizer, and the model have an embedding for the token that `data.anchors.insert` adds."""
   tokenizer = get_tokenizer(config.data)
-  if tokenizer.vocab_size > config.model.vocab:
+  make_marker(config.data.anchors, tokenizer)
+  if config.data.anchors.insert != "none" and tokenizer.vocab_size > config.model.vocab:
     raise ValueError(
       f"data.anchors.insert={config.data.anchors.insert} adds the token <AC>, for which this model of "
       f"{config.model.vocab:,} tokens has no embedding; train it with --init_from, which adds one, or leave it out.")

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
+from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.sources import Source, load_source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer, model_sha256
 from lattice_jax.models import decoder
@@ -57,6 +58,7 @@ def open_data(config: Config) -> Data:
     data = Data(
       load_source(config.data, "train"), load_source(config.data, config.eval.split), get_tokenizer(config.data))
     _check_vocabulary(config, data.tokenizer)
+    make_marker(config.data.anchors, data.tokenizer)  # a rule that does not fit the tokenizer is refused here
   check_agreement({"the config": repr(config), "the data": data.train.fingerprint, "jax": jax.__version__})
   return data
 

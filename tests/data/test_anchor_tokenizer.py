@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lattice_jax.anchor_rule import parse_insert
 from lattice_jax.config import AnchorsConfig, Config, DataConfig
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.anchors import AnchorTokenizer, insert_anchors, make_marker
@@ -16,7 +17,6 @@ from lattice_jax.data.loader import train_batches
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
-from lattice_jax.marks import parse_insert
 from tests.data.test_anchors import BOOKS, byte_level, tokenizer_of
 
 SENTENCES = AnchorsConfig(rule="token:<AC>", insert="sentence")
@@ -33,8 +33,7 @@ def shown(name, text, insert):
 @pytest.mark.parametrize("name", ["bpe_lossless:2048", "byte_level"])
 @pytest.mark.parametrize("marked", [
   "It went.| So.|\nBut 3.14 e.g. no", "\"Is it?\"| (So.)| No", "at some.site.org or here.|", "the end", "",
-  "it...| on"],
-  ids=str)
+  "it...| on"], ids=str)
 def test_sentences_of_words_get_one_behind_them_and_words_are_whole(name, marked):
   assert shown(name, marked.replace("|", ""), "sentence") == marked
 

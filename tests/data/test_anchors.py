@@ -19,7 +19,7 @@ from lattice_jax.data.sources import load_source, read_raw
 from lattice_jax.data.tokenizers.backend import FastBackend
 from lattice_jax.data.tokenizers.pretrained import PretrainedTokenizer
 from lattice_jax.data.tokenizers.special_tokens import SpecialTokens
-from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
+from lattice_jax.data.tokenizers.tokenizer import SymbolTokenizer, get_tokenizer
 from lattice_jax.data.training_marks import TrainingMarks
 from lattice_jax.marks import ENDS, Marker, mark_tokens, nothing_read
 from lattice_jax.types import MARK_ANCHOR, make_segment
@@ -81,6 +81,19 @@ def test_merged_stops_and_abbreviations_of_one_token_are_known_by_their_text():
   assert {b"?", b"!", b".)", b"?)", b".\""} <= ends
   assert not {b".", b",", b" the", b"e"} & ends
   assert shown("byte_level", "so Mr. and www.a.org etc. (so.) he? on") == "so Mr. and www.a.org etc. (so.)| he?| on"
+
+
+def test_words_with_their_stop_in_one_token_are_judged_by_the_word():
+  class Words(SymbolTokenizer):
+    texts = (b"0", b" end.", b" Mr.", b" it.\n", b"a.b", b"3.", b" s.")
+
+    def encode(self, raw):
+      return np.array([0])
+
+    def decode(self, ids):
+      return b"".join(self.texts[id] for id in ids.tolist())
+
+  assert np.flatnonzero(make_marker(PUNCTUATION, Words(4)).class_A & ENDS).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("marked", [

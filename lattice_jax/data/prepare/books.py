@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lattice_jax.anchor_rule import parse_insert
 from lattice_jax.config import AnchorsConfig, DataConfig
 from lattice_jax.data.builders.pg19 import Pg19Books, check_books
 from lattice_jax.data.builders.records import Records
@@ -19,7 +20,6 @@ from lattice_jax.data.published import BookSet, decode_text
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.tokenizers.tokenizer import model_path
 from lattice_jax.data.tokenizers.train_bpe import parse_name, train_bpe
-from lattice_jax.marks import parse_insert
 
 # BPE models are trained on at most this many characters from the start of the train split, as Transformer-VQ's were.
 MODEL_CHARACTERS = 1_000_000_000
