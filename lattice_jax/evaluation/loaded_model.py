@@ -20,6 +20,7 @@ from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
+from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.photos import SIZE
 from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source, fingerprint

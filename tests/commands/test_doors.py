@@ -200,7 +200,7 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("audit", ("--workdir=a", "--out=b", "--text=c", "--document=1"),
    "audit.py: --document=1 is one of the split's, and --text is read instead; leave one out."),
   ("bench_cache", ("--out=a", "--ratio=nan"), "bench_cache.py: --ratio=nan must lie in [0, 1]."),
-  ("self_check", ("--ops=latice",), "self_check: --ops=latice is not one of attention, delta,"),
+  ("self_check", ("--ops=latice",), "self_check: --ops=latice is not one of anchor, attention, delta,"),
 ], ids=str)
 def test_a_mistake_in_a_script_is_one_sentence(run, capsys, name, words, sentence):
   with pytest.raises(SystemExit) as left:
