@@ -88,6 +88,13 @@ def test_pieces_and_single_tokens_are_marked_as_the_whole_row(marker):
   assert seen(fork) == whole
 
 
+def test_a_short_row_goes_on_behind_its_own_last_token():
+  session_ = make_session()
+  session_.read([np.array([10, 7], np.int32), np.array([7, 7, 10], np.int32)])
+  session_.step(np.array([4, 4]))
+  assert seen(session_) == expected([10, 7, 4], [7, 7, 10, 4]) == [[0, 0, 0], [0, 0, 0, 1]]
+
+
 def test_a_session_without_marker_marks_nothing_and_carries_no_ids():
   plain = make_session(None)
   plain.read(list(ROWS[:, :9]))
