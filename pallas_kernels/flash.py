@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -330,7 +331,4 @@ def _like(array):
 
 def _flops(plan, grid, floats, times):
   """Of scores and reads at every step of the grid, `times` as many matrix products as the forward pass has."""
-  num_steps = 1
-  for size in grid:
-    num_steps *= size
-  return 2 * times * num_steps * plan.tile**2 * (floats["k"].shape[-1] + floats["v"].shape[-1])
+  return 2 * times * math.prod(grid) * plan.tile**2 * (floats["k"].shape[-1] + floats["v"].shape[-1])
