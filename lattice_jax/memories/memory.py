@@ -41,20 +41,6 @@ class Carried:
   finish: Callable[[ModelConfig, dict[str, Any], int], dict[str, Any]]
 
 
-def _check_nothing(model: ModelConfig) -> None:
-  del model
-
-
-def _see_the_past(model: ModelConfig, query: int, key: int) -> bool:
-  del model
-  return key <= query
-
-
-def _keep_buffers(model: ModelConfig, buffers: Any, statistics: Any, rng: jax.Array) -> Any:
-  del model, statistics, rng
-  return buffers
-
-
 @dataclass(frozen=True)
 class Memory:
   """One memory: how its layer is made, what it costs, and where it differs from a recurrent state of fixed size.
@@ -77,9 +63,9 @@ class Memory:
   make: Callable[..., nn.Module]
   multiply_adds: Callable[[ModelConfig, int], float]
   cases: Callable[[Sizes], Iterator[Case]]
-  check: Callable[[ModelConfig], None] = _check_nothing
-  visible: Callable[[ModelConfig, int, int], bool] = _see_the_past
-  update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any] = _keep_buffers
+  check: Callable[[ModelConfig], None] = lambda model: None
+  visible: Callable[[ModelConfig, int, int], bool] = lambda model, query, key: key <= query
+  update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any] = lambda model, buffers, statistics, rng: buffers
   needs_token_cache: bool = False
   takes_policy: bool = False
   is_attention: bool = False
@@ -100,7 +86,7 @@ def maker(layer: Callable[..., nn.Module], section: str) -> Callable[..., nn.Mod
 def recurrent_memory(
   layer: Callable[..., nn.Module], section: str, *, cases: Callable[[Sizes], Iterator[Case]],
   gates: Callable[[int, Any], float], passes: Callable[[Any], float], key_dim: str = "key_dim",
-  check: Callable[[ModelConfig], None] = _check_nothing,
+  check: Callable[[ModelConfig], None] = lambda model: None,
 ) -> Memory:
   """The record of a layer in the frame of `recurrent.py`, which needs to say only what goes on inside the frame.
 
