@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import ml_collections
 
-from lattice_jax import config_dict
+from lattice_jax.config_dict import default_config
 from lattice_jax.domains import did_you_mean
 from lattice_jax.memories.registry import sections
 
@@ -15,10 +15,7 @@ SAMPLES = {"enwik8": "enwiki_sample", "pg19": "books_sample", "imagenet64": "pho
 BOOKS_VOCAB = 2048
 BOOKS_TOKENIZER = f"bpe_lossless:{BOOKS_VOCAB}"
 
-
-def default() -> ml_collections.ConfigDict:
-  """Every field with its default; assigning to a misspelt field raises."""
-  return config_dict.default_config()
+default = default_config  # every field with its default; assigning to a misspelt field raises
 
 
 def make_config(
@@ -115,7 +112,7 @@ def is_sample_size(config: ml_collections.ConfigDict) -> None:
   """The variant `sample` of experiments that have its size already: changes nothing."""
 
 
-def shrink_to_sample(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def shrink_to_sample(config: ml_collections.ConfigDict) -> None:
   """Ten minutes on two cores on the shipped sample: little data and time, so no dropout and faster learning.
 
   Without the details of `use_published_details`: samples compare memories, not codes.
@@ -137,10 +134,9 @@ def shrink_to_sample(config: ml_collections.ConfigDict) -> ml_collections.Config
     "decay": "scaled", "clip_norm": 1.0})
   config.train.update({"steps_per_dispatch": 4, "log_every": 40, "eval_every": 0, "save_every": 200})
   config.eval.update({"batch": 8, "chunk_len": 0, "protocol": "both"})
-  return config
 
 
-def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def apply_smoke(config: ml_collections.ConfigDict) -> None:
   """Shrinks any experiment to seconds on a CPU, on the shipped sample, with the same features switched on."""
   updates_per_sequence = min(2, config.data.seq_len // config.data.update_len)
   config.name += "_smoke"
@@ -162,7 +158,6 @@ def apply_smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.eval.update({"batch": 16, "seq_len": 0, "chunk_len": 0, "max_batches": 2})
   if config.data.source == "recall":
     config.data.recall.update({"pairs": 8, "fewest_pairs": 2})
-  return config
 
 
 def _shrink_model(model: ml_collections.ConfigDict) -> None:

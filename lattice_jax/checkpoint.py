@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_sha256
 from lattice_jax.models.decoder import abstract_variables
+from lattice_jax.models.parameters import named_leaves, words_and_places
 from lattice_jax.processes import warn
 from lattice_jax.run_file import check_run, read_config, read_run
 from lattice_jax.sharding import param_shardings, unbox
@@ -242,22 +242,15 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
 
 def checksums(tree: Any) -> dict[str, int]:
   """A checksum of the bits of every array; a sum of integers, so it does not depend on the devices."""
-  sums = jax.device_get(_checksums(tree))
-  return {_path_name(path): int(checksum) for path, checksum in jax.tree_util.tree_leaves_with_path(sums)}
+  return {name: int(checksum) for name, checksum in named_leaves(jax.device_get(_checksums(tree))).items()}
 
 
 @jax.jit
 def _checksums(tree: Any) -> Any:
   def checksum(leaf: jax.Array) -> jax.Array:
-    bits = leaf.astype(jnp.uint32)
-    if jnp.issubdtype(leaf.dtype, jnp.floating):
-      bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)
+    bits, place = words_and_places(leaf)
     # odd weights that differ by position, so that a changed bit and two exchanged values both change the sum
-    place = jnp.ones(leaf.shape, jnp.uint32)
-    for axis in range(leaf.ndim):
-      stride = 2 * math.prod(leaf.shape[axis + 1:]) % 2**32
-      place += jnp.uint32(stride) * jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-    return jnp.sum(bits * place, dtype=jnp.uint32)
+    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
   return jax.tree.map(checksum, tree)
 
@@ -265,9 +258,8 @@ def _checksums(tree: Any) -> Any:
 def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str | None:
   """The first array that the checkpoint lacks, holds in another shape or, if everything is restored, has in excess."""
   stored = manager.item_metadata(step)["state"].tree
-  stored_shapes = {_path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
-    name = _path_name(path)
+  stored_shapes = {name: leaf.shape for name, leaf in named_leaves(stored).items()}
+  for name, leaf in named_leaves(abstract).items():
     if name not in stored_shapes:
       return f"it has no array {name}"
     if tuple(stored_shapes[name]) != leaf.shape:
@@ -276,10 +268,6 @@ def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str |
   if stored_shapes and not isinstance(abstract, dict):
     return f"it also has the array {next(iter(stored_shapes))}"
   return None
-
-
-def _path_name(path: tuple[Any, ...]) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _reason(error: BaseException) -> str:

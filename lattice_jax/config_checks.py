@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from typing import Any
 
 import ml_collections
@@ -113,7 +114,7 @@ def _check_block(config: Config, name: str) -> None:
   field = find_memory(name).block_field
   if field is None:
     return
-  block, update_len = _get(config, field), config.data.update_len
+  block, update_len = operator.attrgetter(field)(config), config.data.update_len
   if update_len % block:
     raise ValueError(
       f"{field}={block}, the block of memory {name!r}, does not divide data.update_len={update_len}; use an update_len "
@@ -195,9 +196,3 @@ def _convert(field: dataclasses.Field, value: Any, path: str) -> Any:
   if not isinstance(value, dict):
     raise ValueError(f"{path}={shown(value)} must be a section of fields.")
   return _build(field.default_factory, value, path + ".")
-
-
-def _get(config: Config, path: str) -> Any:
-  for name in path.split("."):
-    config = getattr(config, name)
-  return config

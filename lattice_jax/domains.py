@@ -33,9 +33,9 @@ class Domain(abc.ABC):
   def convert(self, value: Any) -> Any:
     """The value converted to `kind`."""
 
-  @abc.abstractmethod
   def parse(self, text: str) -> Any:
     """The value that this text on a command line means."""
+    return self.convert(text)
 
   @abc.abstractmethod
   def describe(self) -> str:
@@ -108,45 +108,36 @@ class Number(Domain):
     return f"{'(' if self.is_low_open else '['}{low}, {high}{')' if self.is_high_open else ']'}"
 
 
-@dataclass(frozen=True)
-class Text(Domain):
-  """A line of text; if `allowed` is not empty, one of these."""
+class AnyText(Domain):
+  """Text of any number of lines, such as a prompt."""
 
-  allowed: tuple[str, ...] = ()
-  kind: type = str
+  kind = str
 
   def convert(self, value: Any) -> str:
     if not isinstance(value, str):
       raise ValueError(f"must be of type str, not {type(value).__name__}.")
+    return value
+
+  def describe(self) -> str:
+    return "any text"
+
+
+@dataclass(frozen=True)
+class Text(AnyText):
+  """A line of text; if `allowed` is not empty, one of these."""
+
+  allowed: tuple[str, ...] = ()
+
+  def convert(self, value: Any) -> str:
+    value = super().convert(value)
     if self.allowed and value not in self.allowed:
       raise ValueError(f"is not one of {', '.join(self.allowed)}.{did_you_mean(value, self.allowed)}")
     if not value.isprintable():
       raise ValueError("must be a text of one line.")
     return value
 
-  def parse(self, text: str) -> str:
-    return self.convert(text)
-
   def describe(self) -> str:
     return " | ".join(self.allowed) if self.allowed else "text of one line"
-
-
-@dataclass(frozen=True)
-class AnyText(Domain):
-  """Text of any number of lines, such as a prompt."""
-
-  kind: type = str
-
-  def convert(self, value: Any) -> str:
-    if not isinstance(value, str):
-      raise ValueError(f"must be of type str, not {type(value).__name__}.")
-    return value
-
-  def parse(self, text: str) -> str:
-    return text
-
-  def describe(self) -> str:
-    return "any text"
 
 
 @dataclass(frozen=True)
@@ -192,9 +183,7 @@ class Names(Domain):
   kind: type = tuple
 
   def convert(self, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (tuple, list)):
-      raise ValueError("must be a list of names.")
-    if not all(isinstance(item, str) for item in value):
+    if not isinstance(value, (tuple, list)) or not all(isinstance(item, str) for item in value):
       raise ValueError("must be a list of names.")
     names = tuple(name for item in value for name in item.split(","))
     for name in names:

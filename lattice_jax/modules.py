@@ -36,9 +36,16 @@ def table(module: nn.Module, name: str, shape: tuple[int, int], axes: tuple[str,
   return stored if isinstance(stored, StoredWeight) else StoredWeight(weight(module, name, shape, axes, fan_in=1))
 
 
+def parameter(
+  module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...], axes: tuple[str, ...],
+) -> jax.typing.ArrayLike:
+  """A float32 parameter with logical axes that does not decay."""
+  return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
 def offset(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
-  """A float32 bias with logical axes, zero at the start."""
-  return module.param(name, nn.with_logical_partitioning(nn.initializers.zeros, axes), shape, jnp.float32)
+  """A bias, zero at the start."""
+  return parameter(module, name, nn.initializers.zeros, shape, axes)
 
 
 def split_heads(
@@ -75,8 +82,7 @@ class RMSNorm(nn.Module):
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     y_BTD = rms_normalize(x_BTD, eps=self.eps)
     if self.has_gain:
-      init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-      y_BTD *= self.param("gain", init, (x_BTD.shape[-1],), jnp.float32)
+      y_BTD *= parameter(self, "gain", nn.initializers.ones, (x_BTD.shape[-1],), ("embed",))
     if self.has_bias:
       y_BTD += offset(self, "bias", (x_BTD.shape[-1],), ("embed",))
     return y_BTD.astype(x_BTD.dtype)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -160,7 +161,7 @@ def _query_gradients(plan, floats, fixed, d_out, stats, spans):
   operands |= {
     "d_out": _tokens(d_out, tile, _outer_token),
     "stats": _rows(stats, tile, lambda b, h, n, *_: (b, h, 0, n))}
-  results = {"d_q": _tokens(_like(floats["q"]), tile, _outer_token)}
+  results = {"d_q": _tokens(like(floats["q"]), tile, _outer_token)}
   scratch = {
     "place": ((3, tile, LANES), jnp.int32), "known": ((2, tile, LANES), jnp.float32),
     "sum_q": ((tile, floats["q"].shape[-1]), jnp.float32),
@@ -168,7 +169,7 @@ def _query_gradients(plan, floats, fixed, d_out, stats, spans):
   if "table" in floats:
     batch, heads = floats["q"].shape[:2]
     table = floats["table"].shape[1:]
-    results["d_qw"] = _tokens(_like(floats["qw"]), tile, _outer_token)
+    results["d_qw"] = _tokens(like(floats["qw"]), tile, _outer_token)
     results["d_table"] = (jax.ShapeDtypeStruct((batch, heads, *table), jnp.float32), (None, None, *table),
                           lambda b, h, *_: (b, h, 0, 0, 0))
     scratch["sum_qw"] = ((tile, floats["qw"].shape[-1]), jnp.float32)
@@ -213,8 +214,8 @@ def _near_key_gradients(plan, floats, fixed, d_out, stats, spans):
   grads = launch(
     functools.partial(flash_kernels.near_key_gradients, steps=steps, key_reach=plan.key_reach),
     name="flash_near_key_gradients", grid=grid, parallel=3, prefetch=spans, operands=operands,
-    results={"d_k": _tokens(_like(floats["k"]), tile, _outer_token),
-             "d_v": _tokens(_like(floats["v"]), tile, _outer_token)},
+    results={"d_k": _tokens(like(floats["k"]), tile, _outer_token),
+             "d_v": _tokens(like(floats["v"]), tile, _outer_token)},
     scratch={"place": ((3, tile, LANES), jnp.int32), "sum_k": ((tile, key_dim), jnp.float32),
              "sum_v": ((tile, floats["v"].shape[-1]), jnp.float32),
              "d_weight": ((tile, tile), jnp.float32), "weight": ((tile, tile), d_out.dtype),
@@ -250,8 +251,8 @@ def _extra_key_gradients(plan, floats, fixed, d_out, stats):
       "q": _tokens(floats["q"], tile, query_token), "d_out": _tokens(d_out, tile, query_token),
       "query": _rows(fixed["query"], tile, lambda b, h, x, n, g: (b, 0, n)),
       "stats": _rows(stats, tile, lambda b, h, x, n, g: (b, h * group + g, 0, n))},
-    results={"d_k": (_like(floats["extra_key"]), key_block, key_rows),
-             "d_v": (_like(floats["extra_value"]), value_block, value_rows)},
+    results={"d_k": (like(floats["extra_key"]), key_block, key_rows),
+             "d_v": (like(floats["extra_value"]), value_block, value_rows)},
     scratch={"place": ((2, extra_tile, LANES), jnp.int32), "sum_k": ((extra_tile, key_dim), jnp.float32),
              "sum_v": ((extra_tile, value_dim), jnp.float32),
              "d_weight": ((extra_tile, tile), jnp.float32), "weight": ((extra_tile, tile), d_out.dtype)},
@@ -324,13 +325,10 @@ def _position_scratch(floats, tile, *names):
   return dict.fromkeys(names, ((tile, tile), jnp.float32)) if "table" in floats else {}
 
 
-def _like(array):
+def like(array):
   return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
 def _flops(plan, grid, floats, times):
   """Of scores and reads at every step of the grid, `times` as many matrix products as the forward pass has."""
-  num_steps = 1
-  for size in grid:
-    num_steps *= size
-  return 2 * times * num_steps * plan.tile**2 * (floats["k"].shape[-1] + floats["v"].shape[-1])
+  return 2 * times * math.prod(grid) * plan.tile**2 * (floats["k"].shape[-1] + floats["v"].shape[-1])

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import flash_hopper_kernels as kernels
-from pallas_kernels.flash import Arrays, Plan, reach
+from pallas_kernels.flash import Arrays, Plan, like, reach
 from pallas_kernels.flash_hopper_kernels import COMPUTING, LOG2E, NUM_KNOWN, NUM_PLACE, PLACES
 from pallas_kernels.hopper import ROWS, launch, matrices, reason_against_device, ring
 
@@ -98,7 +98,7 @@ def _query_gradients(plan, scale, floats, operands):
   names = [name for name in ("q", "bias") if name in operands]
   grads = _launch(
     body, "flash_query_gradients", plan, {"batch": batch, "head": heads, "block": tiles // COMPUTING}, operands,
-    {f"d_{name}": _like(operands[name]) for name in names},
+    {f"d_{name}": like(operands[name]) for name in names},
     _room(floats, COMPUTING, "q", "d_out") | _room(floats, PLACES, "k", "v"), kept=2, passing=3)
   return dict(zip(names, grads, strict=True))
 
@@ -111,7 +111,7 @@ def _near_key_gradients(plan, scale, floats, operands):
     kernels.near_key_gradients, group=_group(floats), scale=scale, key_reach=plan.key_reach)
   d_k, d_v = _launch(
     body, "flash_near_key_gradients", plan, {"batch": batch, "head": kv_heads, "block": tiles // COMPUTING}, operands,
-    {"d_k": _like(operands["k"]), "d_v": _like(operands["v"])},
+    {"d_k": like(operands["k"]), "d_v": like(operands["v"])},
     _room(floats, COMPUTING, "k", "v") | _room(floats, PLACES, "q", "d_out"), kept=2, passing=4)
   return {"k": d_k, "v": d_v}
 
@@ -206,7 +206,3 @@ def _group(floats):
 
 def _num_extra_tiles(floats):
   return floats["extra_key"].shape[3] // ROWS if "extra_key" in floats else 0
-
-
-def _like(array):
-  return jax.ShapeDtypeStruct(array.shape, array.dtype)

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import hopper
-from pallas_kernels.flash_kernels import BIAS, ID, INDEX, LOW, LSE, SHIFT, SHOWN
+from pallas_kernels.flash_kernels import BIAS, ID, INDEX, LOW, LSE, SHIFT, SHOWN, sees
 from pallas_kernels.hopper import COLUMN, MATRIX, ROW, ROWS, WARPGROUP, by_column, by_row, load
 from pallas_kernels.tiles import MASKED
 
@@ -116,7 +116,7 @@ def _through_keys(refs, group, scale, extras, kept, begin, read, end):
       near, score = (tile, step - extras), score_of(place)
       if "bias" in refs:
         score = score + _load_bias(refs["bias"], batch, head, *near)
-      is_seen = _is_seen(
+      is_seen = sees(
         *(by_row(x, ROWS) for x in query), *(column(place, r) for r in (INDEX, ID, SHOWN)))
       return read(jnp.where(is_seen, score, HIDDEN), near, place, carry)
 
@@ -168,7 +168,7 @@ def near_key_gradients(refs, *, group, scale, key_reach):
       if "bias" in refs:
         near = place[1] - jax.lax.div(tile, COMPUTING) * COMPUTING
         score = score + _load_bias(refs["bias"], batch, head, tile, near)
-      is_seen = _is_seen(*(query(r) for r in (INDEX, ID, LOW)), *(by_row(x, ROWS) for x in key))
+      is_seen = sees(*(query(r) for r in (INDEX, ID, LOW)), *(by_row(x, ROWS) for x in key))
       return jnp.where(is_seen, score, HIDDEN)
 
     def limit(d_score, query):
@@ -262,7 +262,3 @@ def _bias_tile(ref, batch, head, tile, near):
 
 def _load_bias(ref, batch, head, tile, near):
   return load(ref, (batch, head, tile, slice(None), near), MATRIX) * LOG2E
-
-
-def _is_seen(query_index, query_id, query_low, key_index, key_id, key_shown):
-  return (key_index <= query_index) & (key_shown >= query_low) & (key_id == query_id)

@@ -180,7 +180,7 @@ def near_key_gradients(first, count, refs, *, steps, key_reach):
       if "table" in refs:
         score += refs["flipped"][rows]
       is_near = None if key_reach is None else key_columns[INDEX] >= query_row[INDEX] - key_reach
-      return score, _is_seen(*query_row, *key_columns), is_near
+      return score, sees(*query_row, *key_columns), is_near
 
     _add_key_gradients(refs, score_strip)
 
@@ -279,7 +279,7 @@ def _near_scores(refs, rows):
   if "table" in refs:
     score += refs["position"][rows]
   query_columns = (_wide(place[r, rows], score.shape[1]) for r in (INDEX, ID, LOW))
-  return score, _is_seen(*query_columns, *(key[r:r + 1] for r in (INDEX, ID, SHOWN)))
+  return score, sees(*query_columns, *(key[r:r + 1] for r in (INDEX, ID, SHOWN)))
 
 
 def _extra_scores(refs, rows):
@@ -332,5 +332,6 @@ def _bias(bits):
   return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-def _is_seen(query_index, query_id, query_low, key_index, key_id, key_shown):
+def sees(query_index, query_id, query_low, key_index, key_id, key_shown):
+  """Whether a query sees a near key."""
   return (key_index <= query_index) & (key_shown >= query_low) & (key_id == query_id)

@@ -20,6 +20,7 @@ from pallas_kernels.lattice_layout import (
   unpack_state,
   unpack_values,
 )
+from pallas_kernels.tiles import mesh_axis
 
 OBJECTIVES = ("decoding", "encoding", "similarity")
 # A backward program of a TPU keeps the slots before each of eight tokens, of eight heads at least.
@@ -85,18 +86,13 @@ def recurrence(
   mesh = jax.sharding.get_abstract_mesh()
   # XLA cannot split a kernel by itself: on every mesh it must be told to run whole ones on parts of the arrays.
   if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
-    rows, heads = _axis(mesh, "data", q.shape[0]), _axis(mesh, "model", q.shape[2])
+    rows, heads = mesh_axis("data", q.shape[0]), mesh_axis("model", q.shape[2])
     token, gate = PartitionSpec(rows, None, heads, None), PartitionSpec(rows, None, heads)
     state = PartitionSpec(rows, heads)
     run = jax.shard_map(
       run, in_specs=(token, token, token, gate, PartitionSpec(rows), PartitionSpec(heads), state),
       out_specs=(token, state), check_vma=False)
   return run(q, k, v, rate, is_start, start, slots)
-
-
-def _axis(mesh, name, size):
-  """The mesh axis over which so many rows or heads are split; None if it does not divide them."""
-  return name if name in mesh.axis_names and size % mesh.shape[name] == 0 else None
 
 
 def _on_tpu(objective, interpret, boundary_name, q, k, v, rate, is_start, start, slots):

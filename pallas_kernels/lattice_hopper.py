@@ -19,6 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.hopper import SEMANTICS, load, store
+from pallas_kernels.tiles import round_up
 
 TINY = 1e-12
 _TILES = (8, 4, 2)
@@ -32,7 +33,7 @@ _PARAMS = plgpu.CompilerParams(reduction_scratch_bytes=_SCRATCH_BYTES, lowering_
 
 def tile_len(num_slots: int, value_dim: int, itemsize: int) -> int | None:
   """Tokens of a tile for heads of this size, such that the backward pass fits; None where they are too large."""
-  wide, deep = _up(num_slots, 64), _up(value_dim, 32)
+  wide, deep = round_up(num_slots, 64), round_up(value_dim, 32)
   token_bytes = (2 * wide + deep) * itemsize + (3 * wide + 2 * deep) * 4
   for tile in _TILES:
     used = (tile + 4) * 4 * wide * deep + 2 * (tile * token_bytes + 4 * _GATES) + _SCRATCH_BYTES
@@ -266,7 +267,3 @@ def _restart(is_start, fresh_ref, s_MV):
 
 def _over_values(x_M, s_MV):
   return jax.lax.broadcast_in_dim(x_M, s_MV.shape, (0,))
-
-
-def _up(number, multiple):
-  return -(-number // multiple) * multiple

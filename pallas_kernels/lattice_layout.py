@@ -14,7 +14,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-LANES = 128
+from pallas_kernels.tiles import LANES, pad_to, round_up
+
 # Of one group's slots in fp32: forward programs hold them five times, backward ones once a token of a chunk.
 STATE_BYTES = 2 << 20
 REPLAY_BYTES = 32 << 20
@@ -44,7 +45,7 @@ class SlotLayout:
 
 def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: int) -> SlotLayout:
   """As many rows a group as there are, and as `STATE_BYTES` leave room for, at least eight."""
-  num_rows, slots = batch * heads, _up(slots, 16)
+  num_rows, slots = batch * heads, round_up(slots, 16)
   rows = min(LANES, max(8, 1 << (num_rows - 1).bit_length()))
   while rows > 8 and slots * value_dim * rows * 4 > STATE_BYTES:
     rows //= 2
@@ -53,19 +54,19 @@ def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: in
   chunk = LONGEST_CHUNK
   while chunk > 8 and chunk * values * slots * LANES * 4 > REPLAY_BYTES:
     chunk //= 2
-  chunk = min(chunk, _up(length, 8))
+  chunk = min(chunk, round_up(length, 8))
   return SlotLayout(rows, math.ceil(num_rows / rows), parts, slots, values, chunk, math.ceil(length / chunk))
 
 
 def pack_codes(layout: SlotLayout, x_BTHM: jax.Array) -> jax.Array:
   """[B, T, H, M] → [groups, T, M, lanes], the same in every part."""
-  x_RTM = _fill(_by_row(x_BTHM), {1: layout.chunk * layout.chunks, 2: layout.slots})
+  x_RTM = pad_to(_by_row(x_BTHM), {1: layout.chunk * layout.chunks, 2: layout.slots})
   return jnp.tile(_lanes_last(layout, x_RTM), (1, 1, 1, layout.parts))
 
 
 def pack_values(layout: SlotLayout, x_BTHV: jax.Array) -> jax.Array:
   """[B, T, H, V] → [groups, T, V / parts, lanes]."""
-  x_RTV = _fill(_by_row(x_BTHV), {1: layout.chunk * layout.chunks, 2: layout.parts * layout.values})
+  x_RTV = pad_to(_by_row(x_BTHV), {1: layout.chunk * layout.chunks, 2: layout.parts * layout.values})
   x_GTVR = _lanes_last(layout, x_RTV)
   parted = x_GTVR.reshape(*x_GTVR.shape[:2], layout.parts, layout.values, layout.rows)
   return jnp.swapaxes(parted, 2, 3).reshape(*x_GTVR.shape[:2], layout.values, LANES)
@@ -83,14 +84,14 @@ def unpack_values(layout: SlotLayout, x_GTVL: jax.Array, shape_BTHV: tuple[int, 
 
 def pack_gates(layout: SlotLayout, x_BTH: jax.Array) -> jax.Array:
   """[B, T, H] → [groups, T, lanes], the same in every part."""
-  x_RT = _fill(_by_row(x_BTH), {1: layout.chunk * layout.chunks})
+  x_RT = pad_to(_by_row(x_BTH), {1: layout.chunk * layout.chunks})
   return jnp.tile(_lanes_last(layout, x_RT[..., None])[:, :, 0], (1, 1, layout.parts))
 
 
 def pack_state(layout: SlotLayout, x_BHMV: jax.Array) -> jax.Array:
   """[B, H, M, V] → [groups, V / parts, M, lanes]."""
   x_RMV = x_BHMV.reshape(-1, *x_BHMV.shape[2:])
-  x_RMV = _fill(x_RMV, {0: layout.groups * layout.rows, 1: layout.slots, 2: layout.parts * layout.values})
+  x_RMV = pad_to(x_RMV, {0: layout.groups * layout.rows, 1: layout.slots, 2: layout.parts * layout.values})
   parted = x_RMV.reshape(layout.groups, layout.rows, layout.slots, layout.parts, layout.values)
   return jnp.transpose(parted, (0, 4, 2, 3, 1)).reshape(layout.groups, layout.values, layout.slots, LANES)
 
@@ -112,16 +113,6 @@ def _by_row(x_BTH: jax.Array) -> jax.Array:
 
 def _lanes_last(layout: SlotLayout, x_RTK: jax.Array) -> jax.Array:
   """[rows, T, K] → [groups, T, K, rows of a group]."""
-  x_RTK = _fill(x_RTK, {0: layout.groups * layout.rows})
+  x_RTK = pad_to(x_RTK, {0: layout.groups * layout.rows})
   x_GRTK = x_RTK.reshape(layout.groups, layout.rows, *x_RTK.shape[1:])
   return jnp.moveaxis(x_GRTK, 1, 3)
-
-
-def _fill(x: jax.Array, sizes: dict[int, int]) -> jax.Array:
-  """Zeros at the end of some axes."""
-  widths = [(0, sizes[axis] - size if axis in sizes else 0) for axis, size in enumerate(x.shape)]
-  return jnp.pad(x, widths) if any(after for _, after in widths) else x
-
-
-def _up(number: int, multiple: int) -> int:
-  return -(-number // multiple) * multiple

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.lattice_layout import LANES, SlotLayout
+from pallas_kernels.lattice_layout import SlotLayout
+from pallas_kernels.tiles import LANES
 
 TINY = 1e-12
 _UNROLL = 8, 4, 2, 1

@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lattice_jax.commands.arguments import Parser, of, path
 from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Number
-from lattice_jax.files import append_jsonl
+from lattice_jax.files import append_jsonl, read_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ROOT / "scripts" / "mutations"
@@ -123,7 +123,7 @@ def main() -> int:
 
 def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[str]:
   """The result of each mutation, in order; each is appended to the results file at once."""
-  known = read_results(results_file)
+  known = {record["key"]: record["result"] for record in read_jsonl(results_file)}
   keys = [mutation.key(ROOT) for mutation in mutations]
   waiting = [i for i, key in enumerate(keys) if key not in known]
   with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
@@ -153,18 +153,6 @@ def run_all(mutations: list[Mutation], results_file: Path, jobs: int) -> list[st
         tester.stop()
       pool.shutdown(cancel_futures=True)
   return [known[key] for key in keys]
-
-
-def read_results(path: Path) -> dict[str, str]:
-  """Results by key, without a line that was cut off."""
-  results = {}
-  for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    results[record["key"]] = record["result"]
-  return results
 
 
 def copy_tree(target: Path) -> Path:

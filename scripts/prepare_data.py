@@ -20,15 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lattice_jax.commands.arguments import Parser, one_of, path
-from lattice_jax.commands.run import run_script
+from lattice_jax.commands.run import print_now, run_script
 from lattice_jax.data.published import ENWIK8, IMAGENET64, PG19
 from lattice_jax.runtime import Stop
 
 SAMPLE_NAMES = ("enwiki_sample", "books_sample", "photos_sample")
-
-
-def report(line: str) -> None:
-  print(line, flush=True)
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -42,21 +38,21 @@ def prepare(arguments: argparse.Namespace) -> None:
     from lattice_jax.data.prepare.samples import prepare_sample
     if origin is not None or arguments.tfds:
       raise ValueError(f"{name} is shipped with the code; run the command without --from and --tfds.")
-    prepare_sample(name, root, report, tokenizer=arguments.tokenizer)
+    prepare_sample(name, root, print_now, tokenizer=arguments.tokenizer)
   elif name == "enwik8":
     from lattice_jax.data.prepare.enwik8 import prepare_original, write_records
-    prepare_original(ENWIK8, root, report, origin=origin)
+    prepare_original(ENWIK8, root, print_now, origin=origin)
     if arguments.tfds:
-      write_records(ENWIK8, root, report)
+      write_records(ENWIK8, root, print_now)
   elif name == "pg19":
     from lattice_jax.data.prepare.books import prepare_books
     tokenizer = arguments.tokenizer or "bpe_lossless:32000"
     prepare_books(
-      PG19, root, report, tokenizer=tokenizer, insert=arguments.insert or "none", origin=origin,
+      PG19, root, print_now, tokenizer=tokenizer, insert=arguments.insert or "none", origin=origin,
       use_tfds=arguments.tfds)
   else:
     from lattice_jax.data.prepare.images import prepare_images
-    prepare_images(IMAGENET64, root, report, origin=origin, use_tfds=arguments.tfds)
+    prepare_images(IMAGENET64, root, print_now, origin=origin, use_tfds=arguments.tfds)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.commands.arguments import Parser, path, positive, positives, seed
-from lattice_jax.commands.run import run_script
+from lattice_jax.commands.run import print_now, run_script
 from lattice_jax.sweep.plot import plot_table
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search
@@ -42,7 +42,7 @@ def main() -> int:
   else:
     if not Path(sweep.program).exists():
       raise ValueError(f"program={sweep.program} of {sweep.path} is not a file here; run from the project's folder.")
-    runner = Runner(sweep, search, workdir, jobs=arguments.jobs, say=lambda text: print(text, flush=True))
+    runner = Runner(sweep, search, workdir, jobs=arguments.jobs, say=print_now)
     stopped_by, failed = runner.run(), runner.failed
   report(sweep, workdir, search.total, arguments)
   return 128 + stopped_by if stopped_by else int(failed > 0)

@@ -15,8 +15,6 @@ from lattice_jax.config_checks import check_config, default_config, largest_divi
 from lattice_jax.data.source import SPLITS
 from lattice_jax.domains import LARGEST_WHOLE, SEED, Names, Number, Pairs, Place, Switch, Text, checked
 from lattice_jax.fields import leaves, positive
-from lattice_jax.memories.lattice import config as lattice_config
-from lattice_jax.memories.lattice import op as lattice
 from lattice_jax.memories.vq import config as vq_config
 from lattice_jax.memories.vq import op as vq
 from lattice_jax.training.optimizer import RULES
@@ -133,9 +131,7 @@ def test_a_field_without_domain_is_an_error():
 
 
 @pytest.mark.parametrize(("stated", "owned"), [
-  (vq_config.REDUCTIONS, ("auto", *vq.FORMS)), (vq_config.KEY_GRADIENTS, vq.KEY_GRADIENTS),
-  (lattice_config.OBJECTIVES, lattice.OBJECTIVES), (lattice_config.STATES, lattice.STATES),
-  (lattice_config.FORMS, lattice.FORMS),
+  (vq_config.REDUCTIONS, ("auto", *vq.FORMS)),
   (FIELDS["model.impl"].metadata["domain"].allowed, dispatch.IMPLEMENTATIONS),
   (FIELDS["train.writers"].metadata["doc"].partition(": ")[2].split(", "), WRITERS),
   (FIELDS["optimizer.name"].metadata["domain"].allowed, RULES),

@@ -1,11 +1,9 @@
 import contextlib
 import dataclasses
 import hashlib
-import http.server
 import io
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from lattice_jax.data.builders.enwik8 import Enwik8
 from lattice_jax.data.prepare.enwik8 import prepare_original, write_records
 from lattice_jax.data.published import SAMPLES, Original, prepared_path
+from tests.data.prepare.server import serve_with
 
 RAW = bytes(range(256)) * 40
 SCRIPT = Path(__file__).parent.parent / "scripts" / "prepare_data.py"
@@ -39,31 +38,21 @@ def serve(body, *, cut_first_at=None, ranges=True):
   """A local server of one file; the first answer may break off. Yields the URL and the ranges that were asked for."""
   asked = []
 
-  class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-      wanted = self.headers["Range"]
-      asked.append(wanted)
-      start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and ranges else 0
-      if start >= len(body):
-        self.send_response(416)
-        self.end_headers()
-        return
-      self.send_response(206 if start else 200)
-      self.send_header("Content-Length", str(len(body) - start))
-      self.end_headers()
-      self.wfile.write(body[start:cut_first_at if len(asked) == 1 else None])
+  def respond(handler):
+    wanted = handler.headers["Range"]
+    asked.append(wanted)
+    start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and ranges else 0
+    if start >= len(body):
+      handler.send_response(416)
+      handler.end_headers()
+      return
+    handler.send_response(206 if start else 200)
+    handler.send_header("Content-Length", str(len(body) - start))
+    handler.end_headers()
+    handler.wfile.write(body[start:cut_first_at if len(asked) == 1 else None])
 
-    def log_message(self, *args):
-      del args
-
-  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-      yield f"http://127.0.0.1:{server.server_port}/tiny.zip", asked
-    finally:
-      server.shutdown()
-      thread.join()
+  with serve_with(respond) as address:
+    yield f"{address}/tiny.zip", asked
 
 
 def files_under(folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 
@@ -40,16 +39,6 @@ def square_buffers(text: str, length: int) -> list[str]:
   """Arrays with two axes of at least `length`, which hold all pairs of tokens at once."""
   shapes = {match[0]: match[1] for match in re.findall(r"(\w+\[([\d,]+)\])", text)}
   return sorted(shape for shape, sizes in shapes.items() if sum(int(size) >= length for size in sizes.split(",")) > 1)
-
-
-def rearranged(text: str, at_least: int = 500_000) -> list[tuple[str, int]]:
-  """(shape, elements) of each copy and transpose of so many elements, the largest first; in a loop it counts once.
-
-  A transpose that only renames axes of length one, or that the layout undoes, is compiled to a bitcast and not found.
-  """
-  found = re.findall(r" = (\w+\[([\d,]+)\])\{[^}]*\} (?:copy|transpose)\(", text)
-  sizes = [(shape, math.prod(map(int, sizes.split(",")))) for shape, sizes in found]
-  return sorted((pair for pair in sizes if pair[1] >= at_least), key=lambda pair: -pair[1])
 
 
 def _scoped_bytes(line: str, name: str) -> int:

@@ -10,6 +10,7 @@ from lattice_jax.commands import eval_rules, text_flags
 from lattice_jax.commands.cache_flags import cache_overrides
 from lattice_jax.commands.domains import COUNT, POSITIVE
 from lattice_jax.commands.flags import define, define_set, given_flags
+from lattice_jax.commands.run import print_now
 from lattice_jax.domains import Place, Switch, Text
 from lattice_jax.runtime import enable_compilation_cache
 
@@ -100,7 +101,3 @@ def write_texts(model: LoadedModel) -> None:
     length=text_flags.text_length(), show=lambda piece: print_now(piece, end=""), **text_flags.text_options())
   texts = written.texts if len(written.texts) > 1 else ()
   print_now("\n\n".join(["", *texts, result_tables.format_written(written), f"wrote {path}"]))
-
-
-def print_now(text: str = "", end: str = "\n") -> None:
-  print(text, end=end, flush=True)

@@ -25,9 +25,6 @@ class FlagParser(flags.ArgumentParser):
   def parse(self, argument: Any) -> Any:
     return self.domain.parse(argument) if isinstance(argument, str) else self.domain.convert(argument)
 
-  def flag_type(self) -> str:
-    return self.domain.describe()
-
 
 def define(name: str, domain: Domain, default: Any, meaning: str) -> flags.FlagHolder:
   """A flag of a command; its value is None where it was not given and has no default."""

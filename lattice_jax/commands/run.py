@@ -33,6 +33,12 @@ def run_command(main: Callable[[], int | None], argv: list[str]) -> None:
   run_script(parse_and_run)
 
 
+def print_now(text: str = "", end: str = "\n") -> None:
+  """Prints, and does not wait for more where the output is a file or a pipe."""
+  sys.stdout.write(text + end)
+  sys.stdout.flush()
+
+
 def run_script(main: Callable[[], int | None]) -> None:
   """Calls `main`, which reads its own arguments and returns the exit status."""
   quieten_checkpoints()

@@ -69,27 +69,21 @@ class ImageSet:
   train_images: int
 
 
-_IMAGENET_URL = "http://www.image-net.org/data/downsample/"
+def _imagenet_zip(part: str, size: int, sha256: str) -> Original:
+  name = f"Imagenet64_{part}_npz.zip"
+  return Original(name, size, sha256, url=f"http://www.image-net.org/data/downsample/{name}")
+
+
 IMAGENET64 = ImageSet(
   name="imagenet64",
   zips={
     "train": (
-      Original(
-        name="Imagenet64_train_part1_npz.zip",
-        size=6_783_426_789,
-        sha256="9422dc1dc5d092e9814a70a1cb7fc74880d2db5d88a0cb8a34ee363b12bde3f1",
-        url=_IMAGENET_URL + "Imagenet64_train_part1_npz.zip"),
-      Original(
-        name="Imagenet64_train_part2_npz.zip",
-        size=6_780_506_068,
-        sha256="9fafc115afb7e6c301e66dc16b2d737152b427bd5dab26e1293487a6819c7f30",
-        url=_IMAGENET_URL + "Imagenet64_train_part2_npz.zip")),
+      _imagenet_zip(
+        "train_part1", 6_783_426_789, "9422dc1dc5d092e9814a70a1cb7fc74880d2db5d88a0cb8a34ee363b12bde3f1"),
+      _imagenet_zip(
+        "train_part2", 6_780_506_068, "9fafc115afb7e6c301e66dc16b2d737152b427bd5dab26e1293487a6819c7f30")),
     "validation": (
-      Original(
-        name="Imagenet64_val_npz.zip",
-        size=529_522_927,
-        sha256="e1e75133158a1924135a9c6f97a80d2d237b158945e0b34074e58e6c8430eeb8",
-        url=_IMAGENET_URL + "Imagenet64_val_npz.zip"),)},
+      _imagenet_zip("val", 529_522_927, "e1e75133158a1924135a9c6f97a80d2d237b158945e0b34074e58e6c8430eeb8"),)},
   images={"train": 1_281_167, "validation": 50_000},
   train_images=1_200_000,
 )

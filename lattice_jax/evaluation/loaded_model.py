@@ -35,7 +35,7 @@ from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import content_digest, count_parameters
+from lattice_jax.models.parameters import content_digest, count_parameters, named_leaves
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
@@ -295,6 +295,4 @@ def check_variables_fit(model: ModelConfig, variables: Any) -> None:
 
 
 def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-    for path, leaf in jax.tree_util.tree_leaves_with_path(unbox(variables))}
+  return {name: leaf.shape for name, leaf in named_leaves(unbox(variables)).items()}

@@ -22,6 +22,7 @@ import jax
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.cases import Case, Sizes
+from lattice_jax.memories.multiply_adds import recurrent_frame
 
 
 @dataclass(frozen=True)
@@ -38,20 +39,6 @@ class Carried:
   enter: Callable[[Any, jax.Array], Any]
   leave: Callable[[Any], Any]
   finish: Callable[[ModelConfig, dict[str, Any], int], dict[str, Any]]
-
-
-def _check_nothing(model: ModelConfig) -> None:
-  del model
-
-
-def _see_the_past(model: ModelConfig, query: int, key: int) -> bool:
-  del model
-  return key <= query
-
-
-def _keep_buffers(model: ModelConfig, buffers: Any, statistics: Any, rng: jax.Array) -> Any:
-  del model, statistics, rng
-  return buffers
 
 
 @dataclass(frozen=True)
@@ -76,9 +63,9 @@ class Memory:
   make: Callable[..., nn.Module]
   multiply_adds: Callable[[ModelConfig, int], float]
   cases: Callable[[Sizes], Iterator[Case]]
-  check: Callable[[ModelConfig], None] = _check_nothing
-  visible: Callable[[ModelConfig, int, int], bool] = _see_the_past
-  update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any] = _keep_buffers
+  check: Callable[[ModelConfig], None] = lambda model: None
+  visible: Callable[[ModelConfig, int, int], bool] = lambda model, query, key: key <= query
+  update_buffers: Callable[[ModelConfig, Any, Any, jax.Array], Any] = lambda model, buffers, statistics, rng: buffers
   needs_token_cache: bool = False
   takes_policy: bool = False
   is_attention: bool = False
@@ -94,3 +81,23 @@ def maker(layer: Callable[..., nn.Module], section: str) -> Callable[..., nn.Mod
     return layer(getattr(model, section), dtype=model.dtype, impl=model.impl, name=name)
 
   return make
+
+
+def recurrent_memory(
+  layer: Callable[..., nn.Module], section: str, *, cases: Callable[[Sizes], Iterator[Case]],
+  gates: Callable[[int, Any], float], passes: Callable[[Any], float], key_dim: str = "key_dim",
+  check: Callable[[ModelConfig], None] = lambda model: None,
+) -> Memory:
+  """The record of a layer in the frame of `recurrent.py`, which needs to say only what goes on inside the frame.
+
+  gates: (width of the model, section of the config) → multiply-adds that make the gates of a token.
+  passes: section of the config → multiply-adds of the recurrence itself, all heads together.
+  key_dim: the field that holds the width of a head's queries and keys.
+  """
+
+  def multiply_adds(model: ModelConfig, length: int) -> float:
+    del length
+    config = getattr(model, section)
+    return recurrent_frame(model.dim, config, getattr(config, key_dim)) + gates(model.dim, config) + passes(config)
+
+  return Memory(make=maker(layer, section), multiply_adds=multiply_adds, cases=cases, check=check)

@@ -21,7 +21,6 @@ uses too: int32, `EMPTY` before the first token and `document_after` each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -31,13 +30,10 @@ import jax.numpy as jnp
 
 from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.recurrent_config import RecurrentConfig
-from lattice_jax.modules import join_heads, rms_normalize, split_heads, weight
+from lattice_jax.modules import join_heads, parameter, rms_normalize, split_heads, weight
 from lattice_jax.ops.documents import document_runs
 from lattice_jax.ops.short_conv import short_conv
 from lattice_jax.types import LayerOutput, Segment, SumCount
-
-# (key, shape, dtype) → array
-Initializer = Callable[..., jax.Array]
 
 _WIDTH_RANGE, _RATE_RANGE = (1e-3, 1e-1), (1.0, 16.0)  # of Mamba-2's Δ and A at the start
 
@@ -119,8 +115,7 @@ class RecurrentMemory(nn.Module):
     v_BTHV, v_tail = self._input("value", x_BTD, old.v_BWHV, run_BT, config.value_dim, "value")
     out_BTHV, memory, metrics = self.recur(x_BTD, q_BTHK, k_BTHK, v_BTHV, state.memory, segment)
 
-    gain_V = self.param(
-      "gain", nn.with_logical_partitioning(nn.initializers.ones, ("value",)), (config.value_dim,), jnp.float32)
+    gain_V = parameter(self, "gain", nn.initializers.ones, (config.value_dim,), ("value",))
     out_BTHV = (rms_normalize(out_BTHV) * gain_V).astype(dtype)
     if config.gated:
       out_BTHV *= nn.silu(self.project("gate", x_BTD, config.value_dim, "value"))
@@ -133,19 +128,18 @@ class RecurrentMemory(nn.Module):
     """[B, T, H, width] in the dtype of x. axis: logical axis of the width, "key" or "value"."""
     return split_heads(self, name, x_BTD, self.config.heads, width, ("heads", axis))
 
-  def head_logit(self, name: str, x_BTD: jax.Array, *, start: float | Initializer = 0.0) -> jax.Array:
+  def head_logit(self, name: str, x_BTD: jax.Array, *, start: float | nn.initializers.Initializer = 0.0) -> jax.Array:
     """[B, T, H] in fp32, a number for each token and head to make a gate from. start: of its bias."""
     dim, heads = x_BTD.shape[-1], self.config.heads
     w_DH = weight(self, name, (dim, heads), ("embed", "heads"), fan_in=dim)
     init = start if callable(start) else nn.initializers.constant(start)
-    bias_H = self.param(f"{name}_bias", nn.with_logical_partitioning(init, ("heads",)), (heads,), jnp.float32)
+    bias_H = parameter(self, f"{name}_bias", init, (heads,), ("heads",))
     return jnp.einsum("BTD,DH->BTH", x_BTD, w_DH.astype(x_BTD.dtype), preferred_element_type=jnp.float32) + bias_H
 
   def head_decay(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Decays exp(−A Δ) and Δ, both [B, T, H, 1]: Δ from the token, A of the head."""
     width_BTH = jax.nn.softplus(self.head_logit("width", x_BTD, start=_width_bias))
-    rate = nn.with_logical_partitioning(_log_rate, ("heads",))
-    log_rate_H = self.param("log_rate", rate, (self.config.heads,), jnp.float32)
+    log_rate_H = parameter(self, "log_rate", _log_rate, (self.config.heads,), ("heads",))
     return jnp.exp(-jnp.exp(log_rate_H) * width_BTH)[..., None], width_BTH[..., None]
 
   def _lacks(self, name: str) -> TypeError:

@@ -14,7 +14,7 @@ from safetensors.flax import save_file
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.models.decoder import init_state
-from lattice_jax.models.parameters import content_digest
+from lattice_jax.models.parameters import content_digest, named_leaves
 from lattice_jax.stored_config import upgrade
 
 _FORMAT = "lattice_jax state 2"  # 1 did not say whose weights had read the text
@@ -25,7 +25,7 @@ def save_state(path: Path, model: ModelConfig, variables: Any, state: Any, max_l
 
   variables: by which the text was read; the file keeps their digest.
   """
-  arrays = _named(state)
+  arrays = named_leaves(state, ".")
   batch = min(leaf.shape[1] for leaf in arrays.values())
   about = {
     "format": _FORMAT, "batch": batch, "max_len": max_len, "model": dataclasses.asdict(model),
@@ -57,7 +57,7 @@ def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
     if ours[name] != value:
       raise ValueError(f"{path} was saved with {name}={value}, and the model has {ours[name]}; set it to {value}.")
   template = jax.eval_shape(lambda: init_state(model, about["batch"], about["max_len"]))
-  wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in _named(template).items()}
+  wanted = {name: (leaf.shape, leaf.dtype) for name, leaf in named_leaves(template, ".").items()}
   # empty arrays: of what the policy does not record, which an older file may not know of
   arrays |= {name: jnp.zeros(*wanted[name]) for name in wanted.keys() - arrays.keys() if 0 in wanted[name][0]}
   given = {name: (leaf.shape, leaf.dtype) for name, leaf in arrays.items()}
@@ -67,7 +67,7 @@ def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
                      "read the text.")
   if about["weights"] != content_digest(variables):
     raise ValueError(f"{path} is what other weights made of the text; load the model that read it.")
-  return jax.tree_util.tree_map_with_path(lambda path, leaf: arrays[_name(path)], template)
+  return jax.tree.unflatten(jax.tree.structure(template), [arrays[name] for name in wanted])
 
 
 def _about(metadata: dict[str, str]) -> dict[str, Any] | None:
@@ -85,11 +85,3 @@ def _fields(section: dict[str, Any], name: str = "model") -> dict[str, str]:
   for key, value in section.items():
     found |= _fields(value, f"{name}.{key}") if isinstance(value, dict) else {f"{name}.{key}": json.dumps(value)}
   return found
-
-
-def _named(state: Any) -> dict[str, Any]:
-  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-  return jax.tree_util.keystr(path, simple=True, separator=".")

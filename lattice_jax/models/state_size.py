@@ -10,6 +10,7 @@ import numpy as np
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.models.decoder import init_state
+from lattice_jax.models.parameters import named_leaves
 
 
 def state_numbers(model: ModelConfig, max_len: int) -> dict[str, dict[str, int]]:
@@ -19,8 +20,8 @@ def state_numbers(model: ModelConfig, max_len: int) -> dict[str, dict[str, int]]
   """
   state = jax.eval_shape(lambda: init_state(model, 1, max_len))
   found: dict[str, collections.Counter[str]] = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    block, *parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+  for path, leaf in named_leaves(state).items():
+    block, *parts = path.split("/")
     memory = found.setdefault(model.pattern[int(block.removeprefix("block_"))], collections.Counter())
     if np.issubdtype(leaf.dtype, np.integer) or not leaf.size:
       continue

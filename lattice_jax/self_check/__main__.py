@@ -16,7 +16,7 @@ import jax
 
 from lattice_jax.bench.harness import describe_machine
 from lattice_jax.commands.arguments import Parser, of, path, positive, some_of
-from lattice_jax.commands.run import run_script
+from lattice_jax.commands.run import print_now, run_script
 from lattice_jax.dispatch import OVERRIDE
 from lattice_jax.domains import Names, did_you_mean
 from lattice_jax.memories.cases import Sizes
@@ -61,11 +61,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
   parser.add_argument("--dtypes", type=some_of(*DTYPES), default=",".join(DTYPES), help="of activations")
   parser.add_argument("--out", type=path, help="folder for a README.md with the table")
   return parser.parse_args(arguments)
-
-
-def print_now(text: str) -> None:
-  sys.stdout.write(text + "\n")
-  sys.stdout.flush()
 
 
 if __name__ == "__main__":

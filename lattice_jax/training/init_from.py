@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.data.anchors import token_id
 from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
+from lattice_jax.fields import leaves
 from lattice_jax.models.parameters import grow_vocabulary
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
@@ -52,7 +52,10 @@ def complete(config: Config, init_from: str | Path | None) -> Config:
     if is_open and config.model.pattern != OPEN.model.pattern:
       theirs = open_pretrained(init_from).with_memories(
         dataclasses.replace(theirs, pattern=config.model.pattern)).model
-  for field, ours, open_value, their_value in _fields(config.model, OPEN.model, theirs, "model."):
+  for (field, _, ours), (*_, open_value), (*_, their_value) in zip(
+      leaves(config.model, "model."), leaves(OPEN.model), leaves(theirs), strict=True):
+    if field.split(".")[1] in _FREE:
+      continue
     if ours != their_value and not (is_open and ours == open_value):
       raise ValueError(
         f"{field}={_shown(ours)} is not what the model of --init_from={init_from} has, {_shown(their_value)}; "
@@ -129,18 +132,6 @@ def _describe(init_from: str | Path) -> tuple[ModelConfig, str]:
   except ValueError as error:
     raise ValueError(f"--init_from={init_from} must be {_WHAT}: {error}") from error
   return dataclasses.replace(pretrained.model, context_len=pretrained.context_len), f"{PRETRAINED}{init_from}"
-
-
-def _fields(ours: Any, open_values: Any, theirs: Any, path: str) -> Iterator[tuple[str, Any, Any, Any]]:
-  """The name and the three values of every field that defines the model, through all sections."""
-  for field in dataclasses.fields(ours):
-    if path == "model." and field.name in _FREE:
-      continue
-    values = [getattr(section, field.name) for section in (ours, open_values, theirs)]
-    if dataclasses.is_dataclass(values[0]):
-      yield from _fields(*values, f"{path}{field.name}.")
-    else:
-      yield f"{path}{field.name}", *values
 
 
 def _shown(value: Any) -> str:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from lattice_jax.config import Config
 from lattice_jax.models import decoder
-from lattice_jax.sharding import param_shardings, replicated, state_shardings, unbox
+from lattice_jax.sharding import param_shardings, state_shardings, unbox
 from lattice_jax.training.optimizer import Optimizer, decay_mask, learns_mask, stacked_mask
 
 
@@ -86,11 +86,5 @@ def _boxed_shapes(config: Config) -> TrainState:
 
 
 def _shardings(boxed: TrainState, config: Config, mesh: Mesh) -> TrainState:
-  return TrainState(
-    step=replicated(mesh),
-    skipped=replicated(mesh),
-    params=param_shardings(boxed.params, mesh, config.mesh),
-    opt_state=param_shardings(boxed.opt_state, mesh, config.mesh),
-    buffers=param_shardings(boxed.buffers, mesh, config.mesh),
-    memory=state_shardings(boxed.memory, mesh),
-  )
+  without_memory = param_shardings(boxed.replace(memory=()), mesh, config.mesh)
+  return without_memory.replace(memory=state_shardings(boxed.memory, mesh))

@@ -16,6 +16,7 @@ from lattice_jax.config_checks import to_dict
 from lattice_jax.fields import leaves
 from lattice_jax.files import lock_folder, replace_json
 from lattice_jax.metrics import read_metric_lines
+from lattice_jax.models.parameters import named_leaves
 from lattice_jax.processes import propagate_failure
 from lattice_jax.run_file import FILE, stored_config
 from lattice_jax.types import Batch
@@ -80,8 +81,7 @@ def dump_update(
   folder: Path, *, step: int, state: Any, batch: Batch, metrics: dict[str, float], run: dict[str, Any]
 ) -> None:
   """Writes what is needed to replay one update: a workdir whose next update it is, with its tokens in batch_*.npz."""
-  fields = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(batch)}
+  fields = {name: np.asarray(leaf) for name, leaf in named_leaves(batch, ".").items()}
   with writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"batch_{jax.process_index()}.npz", **fields)

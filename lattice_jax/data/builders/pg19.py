@@ -86,7 +86,7 @@ def _read_metadata(path: Path) -> dict[int, _About]:
   """Reads lines of id, title, year and link. Titles with commas may be quoted or not."""
   about = {}
   # only "\n" ends a line: titles may contain other characters that Python takes for line ends
-  for number, line in enumerate(_read_text(path).removesuffix("\n").split("\n"), start=1):
+  for number, line in enumerate(decode_text(path.read_bytes(), path).removesuffix("\n").split("\n"), start=1):
     row = _read_row(line)
     book_id = _parse_id(row[0]) if len(row) >= 4 else None
     if book_id is None:
@@ -110,13 +110,9 @@ def _read_books(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
   for number, book_id in enumerate(book_ids, start=done + 1):
     yield book_id, {
-      "book_text": _read_text(paths[book_id]).strip(),
+      "book_text": decode_text(paths[book_id].read_bytes(), paths[book_id]).strip(),
       "book_id": book_id,
       "book_title": about[book_id].title,
       "publication_date": about[book_id].date,
       "book_link": about[book_id].link}
     progress.at(number)
-
-
-def _read_text(path: Path) -> str:
-  return decode_text(path.read_bytes(), path)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lattice_jax.memories.gated_linear.config import GatedLinearConfig
 from lattice_jax.memories.gated_linear.op import MatrixState, empty_state, gated_linear
 from lattice_jax.memories.recurrent import RecurrentMemory
-from lattice_jax.modules import offset, weight
+from lattice_jax.modules import offset, parameter, weight
 from lattice_jax.types import Segment, SumCount
 
 Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
@@ -45,8 +45,7 @@ class ScalarDecay(LinearAttention):
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
     decay_BTH1, width_BTH1 = self.head_decay(x_BTD)
     out_BTHV, state, metrics = self.add(q_BTHK, width_BTH1 * k_BTHK, v_BTHV, decay_BTH1, state, segment)
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ("heads",))
-    skip_H = self.param("skip", ones, (self.config.heads,), jnp.float32)
+    skip_H = parameter(self, "skip", nn.initializers.ones, (self.config.heads,), ("heads",))
     return out_BTHV + skip_H[:, None] * v_BTHV, state, metrics
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-EXACT_FORMS = ("scan", "parallel")
-APPROXIMATE_FORMS = ("live", "frozen", "additive")
-FORMS = EXACT_FORMS + APPROXIMATE_FORMS
+from lattice_jax.memories.lattice.config import FORMS
+
+EXACT_FORMS, APPROXIMATE_FORMS = FORMS[:2], FORMS[2:]
 
 
 @dataclass(frozen=True)

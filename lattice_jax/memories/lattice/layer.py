@@ -10,6 +10,7 @@ from lattice_jax.memories.lattice.config import LatticeConfig, check
 from lattice_jax.memories.lattice.op import Form, LatticeState, Rounds, Rule, empty_state, incoming, lattice_with_rounds
 from lattice_jax.memories.lattice.sphere import TINY
 from lattice_jax.memories.recurrent import RecurrentMemory, l2_normalize
+from lattice_jax.modules import parameter
 from lattice_jax.types import Segment, SumCount
 
 _FORGET_START = 4.0  # logit at the start: a gate of 0.99
@@ -49,8 +50,9 @@ class Lattice(RecurrentMemory):
       # From a half to one: forgetting makes a step at most twice as long, and steps below two are stable.
       forget_BTH = 0.5 + 0.5 * jax.nn.sigmoid(self.head_logit("forget", x_BTD, start=_FORGET_START))
     # Random directions of length about one: no two slots are alike, which nothing later would make different.
-    normal = nn.with_logical_partitioning(nn.initializers.normal(config.value_dim**-0.5), ("heads", "slots", "value"))
-    start_HMV = self.param("start", normal, (config.heads, config.slots, config.value_dim), jnp.float32)
+    start_HMV = parameter(
+      self, "start", nn.initializers.normal(config.value_dim**-0.5), (config.heads, config.slots, config.value_dim),
+      ("heads", "slots", "value"))
     # Kept only where the collection is asked for, by the audit of the slots.
     self.sow("intermediates", "op_inputs", {
       "k": k_BTHK, "v": v_BTHV, "step": step_BTH, "forget": forget_BTH, "start": start_HMV})

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.memories.lattice.config import OBJECTIVES, STATES
 from lattice_jax.memories.lattice.sphere import unit
-
-OBJECTIVES = ("decoding", "encoding", "similarity")
-STATES = ("retracted", "accumulated")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lattice_jax.memories.recurrent import RecurrentMemory
 from lattice_jax.memories.ttt.config import TTTConfig, check
 from lattice_jax.memories.ttt.op import Learner, TTTState, empty_state, ttt
-from lattice_jax.modules import offset
+from lattice_jax.modules import offset, parameter
 from lattice_jax.ops.rotary import rotate
 
 _START = 0.02  # spread of the inner model's weights
@@ -50,13 +50,12 @@ class TTTLinear(RecurrentMemory):
   def _learner(self) -> Learner:
     heads, dim = self.config.heads, self.config.value_dim
     axes = ("heads", "value")
-    normal = nn.with_logical_partitioning(nn.initializers.normal(_START), ("heads", "key", "value"))
-    ones = nn.with_logical_partitioning(nn.initializers.ones, axes)
     # A factor where the paper's code adds and cuts at zero, where a rate that came there would stay.
     factor_C = jnp.exp(offset(self, "place_rate", (self.config.mini_batch,), ("place",)))
     return Learner(
-      weight_HKV=self.param("inner_start", normal, (heads, dim, dim), jnp.float32),
+      weight_HKV=parameter(
+        self, "inner_start", nn.initializers.normal(_START), (heads, dim, dim), ("heads", "key", "value")),
       bias_HV=offset(self, "inner_bias", (heads, dim), axes),
-      scale_HV=self.param("inner_scale", ones, (heads, dim), jnp.float32),
+      scale_HV=parameter(self, "inner_scale", nn.initializers.ones, (heads, dim), axes),
       shift_HV=offset(self, "inner_shift", (heads, dim), axes),
       rate_C=factor_C / jnp.arange(1, self.config.mini_batch + 1))

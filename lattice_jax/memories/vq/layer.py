@@ -22,7 +22,7 @@ from lattice_jax.memories.vq.op import (
   revive,
   vq_attention,
 )
-from lattice_jax.modules import join_heads, offset, rms_normalize, sinusoids, split_heads, weight
+from lattice_jax.modules import join_heads, offset, parameter, rms_normalize, sinusoids, split_heads, weight
 from lattice_jax.types import LayerOutput, Segment
 
 _DEAD_BELOW = 0.01  # of the average use: what the metric codebook_dead calls dead
@@ -114,11 +114,8 @@ class VQAttention(nn.Module):
     return count.value, total.value
 
   def _near_bias(self):
-    config = self.config
-    if not config.near_start:
-      return None
-    init = nn.with_logical_partitioning(nn.initializers.constant(config.near_start), ("heads",))
-    return self.param("near_bias", init, (config.heads,), jnp.float32)
+    heads, start = self.config.heads, self.config.near_start
+    return parameter(self, "near_bias", nn.initializers.constant(start), (heads,), ("heads",)) if start else None
 
   def _relative(self, dim, *, train):
     """Embedding of the distances 0 … W, [H, W + 1, K]; its dropout key holds for a whole sequence."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.vq.codebook import COUNT_FLOOR, code_statistics, codebook, dead_codes, moving_average, revive
+from lattice_jax.memories.vq.config import KEY_GRADIENTS
 from lattice_jax.memories.vq.kernel import attend_in_kernel, reasons_against
 from lattice_jax.memories.vq.linear import attend_linear
 from lattice_jax.memories.vq.quantize import Quantized, quantize
@@ -23,8 +24,6 @@ __all__ = [
   "COUNT_FLOOR", "FORMS", "KEY_GRADIENTS", "Quantized", "VQState", "choose_reduction", "code_statistics", "codebook",
   "dead_codes", "empty_state", "moving_average", "quantize", "revive", "vq_attention",
 ]
-
-KEY_GRADIENTS = ("window", "blocks")
 
 # Scores of one call above which a CPU is faster going from block to block: they no longer fit in its caches. Measured
 # on two cores of an AMD EPYC, one head, forward and backward (docs/results/bench_vq_cpu): at 6 million scores serial

@@ -12,18 +12,11 @@ import urllib.parse
 
 
 @contextlib.contextmanager
-def serve(answer):
-  """`answer(path)` gives status and body. Yields the server's address and the list of paths that were asked for."""
-  asked = []
-
+def serve_with(respond):
+  """`respond(handler)` answers a request. Yields the server's address."""
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-      asked.append(self.path)
-      status, body = answer(self.path)
-      self.send_response(status)
-      self.send_header("Content-Length", str(len(body)))
-      self.end_headers()
-      self.wfile.write(body)
+      respond(self)
 
     def log_message(self, *args):
       del args
@@ -32,10 +25,27 @@ def serve(answer):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-      yield f"http://127.0.0.1:{server.server_port}", asked
+      yield f"http://127.0.0.1:{server.server_port}"
     finally:
       server.shutdown()
       thread.join()
+
+
+@contextlib.contextmanager
+def serve(answer):
+  """`answer(path)` gives status and body. Yields the server's address and the list of paths that were asked for."""
+  asked = []
+
+  def respond(handler):
+    asked.append(handler.path)
+    status, body = answer(handler.path)
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+  with serve_with(respond) as address:
+    yield address, asked
 
 
 def bucket(name, files, page_size=2):
