@@ -1,0 +1,114 @@
+"""A model of anchor attention: one program in place a step, the same logits however it reads, and what it costs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.inference.session import Session
+from lattice_jax.marks import ENDS, Marker, mark_tokens, nothing_read
+from lattice_jax.memories.anchor.config import AnchorConfig
+from lattice_jax.memories.anchor.state import anchor_slots
+from lattice_jax.memories.attention_config import AttentionConfig
+from lattice_jax.models.decoder import Decoder, init_state, init_variables
+from lattice_jax.sharding import tree_bytes, unbox
+from lattice_jax.types import make_segment, whole_segment
+from tests.contract.harness import quick_jit
+
+BATCH, LENGTH, VOCAB, STOP = 2, 60, 31, 7
+MODEL = ModelConfig(
+  vocab=VOCAB, dim=16, layers=3, pattern=("anchor",), block="mlp", mlp_dim=8, anchor=AnchorConfig(max_segment=16),
+  attention=AttentionConfig(heads=4, kv_heads=2, key_dim=8, value_dim=6))
+MARKER = Marker(class_A=np.where(np.arange(VOCAB) % STOP == 0, ENDS, 0).astype(np.uint8))
+
+
+@functools.cache
+def variables():
+  """As a trained model has them: the same rows do not give the same logits at other places."""
+  return quick_jit(lambda: jax.tree.map(lambda leaf: 2 * leaf, unbox(init_variables(MODEL, jax.random.key(0)))))()
+
+
+def text(seed=0):
+  return np.random.default_rng(seed).integers(0, VOCAB, (BATCH, LENGTH)).astype(np.int32)
+
+
+def marked(tokens_BT, segment):
+  marks_BT = mark_tokens(MARKER, tokens_BT, nothing_read(MARKER, len(tokens_BT)), np.asarray(segment.positions_BT))
+  return segment.replace(marks_BT=marks_BT)
+
+
+def call(model, variables, tokens_BT, state, segment):
+  decoder = Decoder(model)
+  output = decoder.apply(variables, tokens_BT, state, segment)
+  return decoder.apply(variables, output.features_BTD, method=Decoder.logits), output.state
+
+
+@functools.cache
+def whole_logits():
+  """Of a text in one call, which needs no cache."""
+  segment = marked(text(), whole_segment(BATCH, LENGTH))
+  return np.asarray(quick_jit(functools.partial(call, MODEL))(
+    variables(), text(), init_state(MODEL, BATCH), segment)[0])
+
+
+def assert_logits(got, want):
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def test_a_session_gives_the_logits_of_the_masked_forward_pass():
+  """Read in chunks, ragged rows, and one by one; the second of two prompts through it is as the first."""
+  rows = text()
+  session = Session(MODEL, variables(), batch=BATCH, max_len=LENGTH, chunk_len=9, marker=MARKER)
+  session.read([rows[0, :40], rows[1, :23]])
+  assert_logits(session.state.logits_BA[0], whole_logits()[0, 39])
+  assert_logits(session.state.logits_BA[1], whole_logits()[1, 22])
+  for step in range(20):
+    session.step(np.array([rows[0, 40 + step], rows[1, 23 + step]]))
+    assert_logits(session.state.logits_BA[0], whole_logits()[0, 40 + step])
+    assert_logits(session.state.logits_BA[1], whole_logits()[1, 23 + step])
+
+
+def test_a_second_prompt_in_the_same_memory_is_as_the_first():
+  tokens = text()[:, :30]
+  state, step = init_state(MODEL, BATCH, LENGTH), quick_jit(functools.partial(call, MODEL))
+  places_BT = np.broadcast_to(np.arange(30, dtype=np.int32), tokens.shape)
+  found = []
+  for document in range(2):
+    segment = marked(tokens, make_segment(places_BT, ids_BT=np.full(tokens.shape, document, np.int32)))
+    logits, state = step(variables(), tokens, state, segment)
+    found.append((np.asarray(logits), jax.tree.leaves(jax.device_get(state))))
+  np.testing.assert_array_equal(found[0][0], found[1][0])
+  different = [not np.array_equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True)]
+  assert sum(different) == 1, "only the document's id has changed"
+
+
+def test_a_decode_step_writes_in_place_and_has_one_branch():
+  model = replace(MODEL, layers=8, anchor=replace(MODEL.anchor, protected=8))
+  state = jax.eval_shape(lambda: init_state(model, BATCH, 1024))
+  segment = jax.eval_shape(lambda: whole_segment(BATCH, 1))
+  shapes = jax.eval_shape(lambda: unbox(init_variables(model, jax.random.key(0))))
+  tokens = jax.ShapeDtypeStruct((BATCH, 1), jnp.int32)
+  program = jax.jit(functools.partial(call, model), donate_argnums=2).lower(shapes, tokens, state, segment).compile()
+  memory = program.memory_analysis()
+  assert memory.alias_size_in_bytes == tree_bytes(state)
+  assert memory.temp_size_in_bytes < tree_bytes(state) / 3
+  assert program.as_text().count(" conditional(") == 1
+
+
+def test_bytes_are_the_formula_and_a_ninth_of_the_full_cache_at_segments_of_ten():
+  max_len, attention = 4096, MODEL.attention
+  model = replace(MODEL, anchor=AnchorConfig(max_segment=32, reach=max_len // 10))
+  state = init_state(model, BATCH, max_len)
+  numbers = attention.kv_heads * (attention.key_dim + attention.value_dim)
+  slots = anchor_slots(model.anchor, max_len)
+  assert slots == 1 + max_len // 10
+  row = slots * (4 * numbers + 8) + 32 * (4 * numbers + 4) + 6 * 4 + 1
+  live = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  assert live == model.layers * BATCH * row
+  full = init_state(replace(MODEL, pattern=("attention",)), BATCH, max_len)
+  assert live <= 0.11 * sum(leaf.nbytes for leaf in jax.tree.leaves(full))
