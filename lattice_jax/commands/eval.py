@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lattice_jax.anchor_rule import parse_rule
-from lattice_jax.commands import eval_rules, text_flags
+from lattice_jax.commands import cache_flags, eval_rules, text_flags
 from lattice_jax.commands.cache_flags import cache_overrides
 from lattice_jax.commands.domains import COUNT, POSITIVE
 from lattice_jax.commands.flags import define, define_set, given_flags
@@ -68,11 +68,27 @@ def load_model() -> LoadedModel:
     parse_rule(ANCHORS.value, "--anchors")
     overrides.append(f"data.anchors.rule={ANCHORS.value}")
   if PRETRAINED.value is not None:
-    return loaded_model.load_pretrained_model(
+    model = loaded_model.load_pretrained_model(
       PRETRAINED.value, workdir=workdir, dtype=DTYPE.value, overrides=overrides)
+    _check_anchors_are_read(model)
+    return model
   if workdir is None:
     raise ValueError("give the --workdir of a training run, or a --pretrained model such as --pretrained=smollm2.")
   return loaded_model.load_run(workdir, step=STEP.value, overrides=overrides)
+
+
+def _check_anchors_are_read(model: LoadedModel) -> None:
+  from lattice_jax.cache.policies.registry import POLICIES
+  from lattice_jax.models.decoder import reads_marks
+
+  policies = {text.split(":")[0] for flag in (cache_flags.CACHE, cache_flags.PEERS) for text in flag.value}
+  readers = [
+    name for name, record in POLICIES.items() if record.records(record.section and record.section()).marks]
+  if ANCHORS.value is not None and not reads_marks(model.config.model) and policies.isdisjoint(readers):
+    raise ValueError(
+      f"--anchors={ANCHORS.value} marks tokens, and nothing here reads marks: the model's memory is "
+      f"{','.join(dict.fromkeys(model.config.model.pattern))}; add --set=model.pattern=anchor, or a --cache such as "
+      f"--cache={readers[0]}:ratio=0.25.")
 
 
 def evaluate(model: LoadedModel, asked: eval_rules.Asked) -> None:

@@ -20,7 +20,7 @@ from lattice_jax.inference.prompts import Spans, check_room, prompt_rows, protec
 from lattice_jax.inference.sampling import Sampling
 from lattice_jax.inference.session import Session
 from lattice_jax.marks import Marker
-from lattice_jax.models.decoder import needs_token_cache
+from lattice_jax.models.decoder import needs_token_cache, protected_room
 from lattice_jax.sharding import tree_bytes
 
 SPECIAL_IDS = (0, 1, 2)  # pad, eos, unk of every tokenizer here
@@ -122,7 +122,7 @@ class TokenStream:
       banned=tuple(options.banned), temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
     self._rows = prompt_rows(prompts, options.start_ids, model.vocab)
     num_start = len(options.start_ids)
-    protected_rows([row[num_start:] for row in self._rows], options.protected)
+    protected_rows([row[num_start:] for row in self._rows], options.protected, protected_room(model))
     self._protected = [[(num_start + start, num_start + stop) for start, stop in own] for own in options.protected]
     seeds = _row_seeds(options.seed, len(self._rows))
     check_room(self._rows, options.limit)

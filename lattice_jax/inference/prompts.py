@@ -60,11 +60,14 @@ def check_room(rows: list[np.ndarray], limit: int | None) -> None:
       "text together; shorten the prompt.")
 
 
-def protected_rows(rows: Sequence[np.ndarray], spans: Sequence[Spans]) -> list[np.ndarray]:
+def protected_rows(rows: Sequence[np.ndarray], spans: Sequence[Spans], room: int) -> list[np.ndarray]:
   """Of every row whether each token lies in one of its spans; empty without spans.
 
+  room: protected tokens that the model's memories can hold.
+
   Raises:
-    ValueError: a span lies outside its row, or there are spans for another number of rows.
+    ValueError: a span lies outside its row, spans hold more tokens than there is room for, or are for another
+      number of rows.
   """
   if not spans:
     return []
@@ -79,6 +82,10 @@ def protected_rows(rows: Sequence[np.ndarray], spans: Sequence[Spans]) -> list[n
           f"the protected span [{start}, {stop}) of row {index} lies outside its prompt of {len(is_protected)} tokens; "
           "give start and stop with 0 ≤ start < stop ≤ that.")
       is_protected[start:stop] = True
+    if is_protected.sum() > room:
+      raise ValueError(
+        f"the protected spans of row {index} hold {is_protected.sum()} tokens, and the model's memories have room for "
+        f"{room} (model.anchor.protected of the memory 'anchor'; others protect none); set it to at least as many.")
   return result
 
 

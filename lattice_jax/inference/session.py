@@ -24,7 +24,7 @@ from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.inference.compilation import TreeSpec, mesh_of, place_variables, with_shardings
 from lattice_jax.inference.prompts import Spans, prompt_chunk, protected_rows
 from lattice_jax.marks import Marker, last_read, mark_tokens, nothing_read
-from lattice_jax.models.decoder import Decoder, init_state, needs_token_cache
+from lattice_jax.models.decoder import Decoder, init_state, needs_token_cache, protected_room
 from lattice_jax.sharding import replicated, state_shardings, unbox
 from lattice_jax.types import Segment, abstract_segment, make_segment
 
@@ -82,10 +82,10 @@ class Session:
     protected: of each row the spans of its tokens that no memory shall drop.
 
     Raises:
-      ValueError: a span lies outside its row, or there are spans for another number of rows.
+      ValueError: as `prompts.protected_rows`.
     """
     self._read_chunk = self._read_chunk or _compile_chunk(*self._key, self.chunk_len)
-    protected_BT = protected_rows(rows, protected)
+    protected_BT = protected_rows(rows, protected, protected_room(self.model))
     rows, protected_BT = (
       [*given, *[given[-1]] * (self.batch - len(given))] if given else [] for given in (list(rows), protected_BT))
     before_B = np.asarray(self.state.position_B)

@@ -54,6 +54,7 @@ class Memory:
   needs_token_cache: whether the state must be given a `max_len` to remember what went before the call.
   takes_policy: whether `model.cache` says what stays of that cache.
   is_attention: whether its parameters are those of softmax attention (`attention_frame`), in whose place it can stand.
+  protects: model → tokens of a document that may be marked as protected; None of a memory that reads no marks.
   block_field: the config field that holds the tokens of its block; training lengths must be a multiple of it, the layer
     itself takes any length.
   position_unit: model → tokens by whose multiples its loss by position is reported.
@@ -69,6 +70,7 @@ class Memory:
   needs_token_cache: bool = False
   takes_policy: bool = False
   is_attention: bool = False
+  protects: Callable[[ModelConfig], int] | None = None
   block_field: str | None = None
   position_unit: Callable[[ModelConfig], int] | None = None
   carried: Carried | None = None

@@ -160,6 +160,17 @@ def needs_token_cache(config: ModelConfig) -> bool:
   return any(find_memory(memory).needs_token_cache for memory in config.pattern)
 
 
+def reads_marks(config: ModelConfig) -> bool:
+  """Whether some memory asks which tokens are marked as anchors."""
+  return any(find_memory(memory).protects is not None for memory in config.pattern)
+
+
+def protected_room(config: ModelConfig) -> int:
+  """Tokens of a document that may be marked as protected, in every memory that reads marks."""
+  room = [find_memory(memory).protects for memory in config.pattern]
+  return min((protects(config) for protects in room if protects is not None), default=0)
+
+
 def init_variables(config: ModelConfig, rng: jax.Array) -> dict[str, Any]:
   """{"params", "buffers"} as boxes with logical axes; `buffers` is {} where no memory has any."""
   state, segment = init_state(config, 1), whole_segment(1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
@@ -14,6 +15,7 @@ from lattice_jax.commands import eval as eval_command
 from lattice_jax.commands import eval_rules, text_flags
 from lattice_jax.commands.eval_rules import Asked, check_flags, read_asked
 from lattice_jax.commands.flags import given_flags
+from lattice_jax.config import Config, ModelConfig
 from lattice_jax.evaluation import loaded_model
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +104,13 @@ def test_chance_decides_a_text_but_at_temperature_zero():
 
 def test_a_rule_of_anchors_for_a_pretrained_model_is_a_change_of_its_config(monkeypatch):
   asked = []
-  monkeypatch.setattr(loaded_model, "load_pretrained_model", lambda name, **given: asked.append(given["overrides"]))
+  config = Config(model=ModelConfig(pattern=("anchor",)))
+
+  def load(name, **given):
+    asked.append(given["overrides"])
+    return SimpleNamespace(config=config)
+
+  monkeypatch.setattr(loaded_model, "load_pretrained_model", load)
   with flagsaver.flagsaver(pretrained="x", anchors="every:8", set=["data.seed=1"]):
     eval_command.load_model()
   assert asked == [["data.seed=1", "data.anchors.rule=every:8"]]
@@ -110,3 +118,15 @@ def test_a_rule_of_anchors_for_a_pretrained_model_is_a_change_of_its_config(monk
     flagsaver.flagsaver(pretrained="x", anchors="lines"),
     pytest.raises(ValueError, match="--anchors='lines' is none of none, punctuation")):
     eval_command.load_model()
+
+
+def test_a_rule_of_anchors_that_nothing_reads_is_refused(monkeypatch):
+  plain = SimpleNamespace(config=Config(model=ModelConfig(pattern=("attention",))))
+  monkeypatch.setattr(loaded_model, "load_pretrained_model", lambda name, **given: plain)
+  with (
+    flagsaver.flagsaver(pretrained="x", anchors="line"),
+    pytest.raises(ValueError, match="--anchors=line marks tokens, and nothing here reads marks")):
+    eval_command.load_model()
+  for read in ({"cache": ["sep:ratio=0.25"]}, {"cache": ["lagkv:ratio=0.25"], "peers": ["sep"], "task": "text"}):
+    with flagsaver.flagsaver(pretrained="x", anchors="line", **read):
+      assert eval_command.load_model() is plain

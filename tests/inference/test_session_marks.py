@@ -14,11 +14,12 @@ from lattice_jax.inference import blocks, session
 from lattice_jax.inference.generate import GenerateOptions, TokenStream, generate
 from lattice_jax.inference.session import Session
 from lattice_jax.marks import CLOSER, DOT, ENDS, FORBIDS, LETTER, SPACE, WORD, Marker, mark_tokens, nothing_read
+from lattice_jax.memories.anchor.config import AnchorConfig
 from lattice_jax.types import MARK_PROTECTED
 from tests.inference.test_generate import compilations
 
 PLACES = 64
-MODEL = ModelConfig(vocab=12, layers=1)
+MODEL = ModelConfig(vocab=12, layers=1, pattern=("anchor",), anchor=AnchorConfig(protected=5))
 CLASSES = [0, 0, 0, ENDS, DOT, DOT, DOT, FORBIDS, FORBIDS, LETTER | WORD, LETTER, SPACE]
 BYTE_CLASSES = [0, 0, 0, ENDS, ENDS, DOT, CLOSER, SPACE, SPACE, SPACE, LETTER | WORD, LETTER]
 MARKER = Marker(class_A=np.array(CLASSES, np.uint8))
@@ -134,12 +135,12 @@ def test_answers_that_are_scored_in_one_call_are_marked_too(monkeypatch):
 
 
 def test_protected_spans_are_marked_where_they_stand_beside_the_anchors():
-  spans = [[(0, 2), (5, 9)], []]
+  spans = [[(0, 2), (5, 8)], []]
   session_ = make_session()
   session_.read([ROWS[0, :10], ROWS[1, :3]], spans)
   session_.read([ROWS[0, 10:12], ROWS[1, 3:12]], [[], [(0, 1), (8, 9)]])
   protected = np.zeros((2, 12), int)
-  protected[0, [0, 1, 5, 6, 7, 8]] = protected[1, [3, 11]] = MARK_PROTECTED
+  protected[0, [0, 1, 5, 6, 7]] = protected[1, [3, 11]] = MARK_PROTECTED
   assert seen(session_) == (np.array(expected(*ROWS[:, :12])) | protected).tolist()
   alone = make_session(None)
   alone.read([ROWS[0, :10]], [[(2, 3)]])
@@ -156,7 +157,9 @@ def test_protected_spans_of_prompts_do_not_count_what_stands_before_the_prompt()
   ([[(0, 1)]], "protected spans were given for 1 of 2 prompts; give each its list, which may be empty"),
   ([[], [(2, 4)]], r"the protected span \[2, 4\) of row 1 lies outside its prompt of 3 tokens"),
   ([[(-1, 1)], []], r"the protected span \[-1, 1\) of row 0 lies outside its prompt of 6 tokens"),
-  ([[(3, 3)], []], r"the protected span \[3, 3\) of row 0")], ids=str)
+  ([[(3, 3)], []], r"the protected span \[3, 3\) of row 0"),
+  ([[(0, 6)], []], r"spans of row 0 hold 6 tokens, and the model's memories have room for 5 \(model.anchor.protected")],
+  ids=str)
 def test_spans_outside_their_prompts_are_refused(spans, message):
   with pytest.raises(ValueError, match=message):
     make_session().read([ROWS[0, :6], ROWS[1, :3]], spans)

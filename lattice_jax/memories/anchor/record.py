@@ -70,6 +70,7 @@ MEMORIES = {
     visible=_visible,
     needs_token_cache=True,
     is_attention=True,
+    protects=lambda model: model.anchor.protected,
     carried=Carried(
       rides=lambda state: isinstance(state, AnchorCache) and state.num_slots > 0,
       enter=AnchorView,
