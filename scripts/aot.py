@@ -23,7 +23,7 @@ os.environ.update({
   "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_MIN_LOG_LEVEL": "3",
   "MOSAIC_GPU_DUMP_PTXAS": "1"})  # registers and spills of every kernel
 
-from lattice_jax.aot import bundles, cases, results_page, targets
+from lattice_jax.aot import bundles, cases, ops, results_page, targets
 from lattice_jax.commands.arguments import Parser, one_of, path
 from lattice_jax.commands.run import run_script
 
@@ -53,9 +53,10 @@ def main() -> int:
 def tpu(only: str):
   from pallas_kernels import specs, specs_lattice
 
+  os.environ["LATTICE_JAX_BACKEND"] = "tpu"
   with bundles.dumping() as dumps:
     for target in targets.TPUS:
-      for case in (*specs.TPU_CASES, *specs_lattice.TPU_CASES):
+      for case in (*specs.TPU_CASES, *specs_lattice.TPU_CASES, *ops.op_cases()):
         if only in case[0]:
           yield cases.compile_case(case, target, dumps)
 
@@ -63,7 +64,8 @@ def tpu(only: str):
 def h100(only: str):
   from pallas_kernels import specs, specs_lattice
 
-  for case in (*specs.HOPPER_CASES, *specs_lattice.HOPPER_CASES):
+  os.environ["LATTICE_JAX_BACKEND"] = "gpu"
+  for case in (*specs.HOPPER_CASES, *specs_lattice.HOPPER_CASES, *ops.op_cases()):
     if only in case[0]:
       yield cases.compile_case(case, targets.H100)
 
