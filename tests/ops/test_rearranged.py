@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,6 +11,7 @@ from lattice_jax.cache.kv_cache import CacheView, empty_cache
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig
+from lattice_jax.inspect.hlo import rearranged
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.ops.attention import Order, attend
 from lattice_jax.types import whole_segment
@@ -24,13 +22,7 @@ pytestmark = pytest.mark.usefixtures("optimized")
 
 
 def shapes(function, *arguments):
-  """The shape of each copy and transpose of so many elements; in a loop it counts once.
-
-  A transpose that only renames axes of length one, or that the layout undoes, is compiled to a bitcast and not found.
-  """
-  text = jax.jit(function).lower(*arguments).compile().as_text()
-  found = re.findall(r" = (\w+\[([\d,]+)\])\{[^}]*\} (?:copy|transpose)\(", text)
-  return [shape for shape, sizes in found if math.prod(map(int, sizes.split(","))) >= AT_LEAST]
+  return [shape for shape, _ in rearranged(jax.jit(function).lower(*arguments).compile().as_text(), AT_LEAST)]
 
 
 def token_arrays(length=LENGTH):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from lattice_jax.inspect.instructions import PRODUCTS, read_computations
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _KERNELS = ("tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu")
 
@@ -39,6 +41,23 @@ def square_buffers(text: str, length: int) -> list[str]:
   """Arrays with two axes of at least `length`, which hold all pairs of tokens at once."""
   shapes = {match[0]: match[1] for match in re.findall(r"(\w+\[([\d,]+)\])", text)}
   return sorted(shape for shape, sizes in shapes.items() if sum(int(size) >= length for size in sizes.split(",")) > 1)
+
+
+def rearranged(text: str, at_least: int = 500_000) -> list[tuple[str, int]]:
+  """(shape, elements) of each copy and transpose of so many elements, the largest first; in a loop it counts once.
+
+  A transpose that only renames axes of length one, or that the layout undoes, is compiled to a bitcast and not found.
+  One inside a fusion with a product is how the product reads, and not an array; it is not found either.
+  """
+  computations = read_computations(text)
+  fused = {line.calls for lines in computations.values() for line in lines if line.opcode == "fusion"}
+  found = []
+  for name, lines in computations.items():
+    if name in fused and any(line.opcode in PRODUCTS for line in lines):
+      continue
+    arrays = [re.match(r"\w+\[([\d,]+)\]", line.shape) for line in lines if line.opcode in ("copy", "transpose")]
+    found += [(shape[0], math.prod(map(int, shape[1].split(",")))) for shape in arrays if shape]
+  return sorted((pair for pair in found if pair[1] >= at_least), key=lambda pair: -pair[1])
 
 
 def _scoped_bytes(line: str, name: str) -> int:
