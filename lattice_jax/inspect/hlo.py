@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 
-from lattice_jax.inspect.instructions import PRODUCTS, read_computations
+from lattice_jax.inspect.instructions import MOVES, PRODUCTS, array_bytes, describe_instructions, read_computations
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _KERNELS = ("tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu")
@@ -58,6 +59,23 @@ def rearranged(text: str, at_least: int = 500_000) -> list[tuple[str, int]]:
     arrays = [re.match(r"\w+\[([\d,]+)\]", line.shape) for line in lines if line.opcode in ("copy", "transpose")]
     found += [(shape[0], math.prod(map(int, shape[1].split(",")))) for shape in arrays if shape]
   return sorted((pair for pair in found if pair[1] >= at_least), key=lambda pair: -pair[1])
+
+
+def moved(text: str, at_least: int = 500_000) -> list[tuple[str, str]]:
+  """(shape, module) of each array of so many elements that is only moved: copied, turned, cut out, or joined.
+
+  What a fusion or a product does on its way is no array of its own; what is written where it lies is not moved.
+  """
+  described, computations = describe_instructions(text), read_computations(text)
+  fused = {line.calls for lines in computations.values() for line in lines if line.opcode == "fusion"}
+  found = []
+  for name, lines in computations.items():
+    for what in (described[line.name] for line in lines if name not in fused):
+      sizes = re.fullmatch(r"\w+\[([\d,]+)\]", what.shape)
+      is_large = sizes and math.prod(map(int, sizes[1].split(","))) >= at_least
+      if is_large and what.kind in MOVES and what.bytes >= array_bytes(what.shape):
+        found.append((what.shape, f"{what.path} ({what.pass_})"))
+  return sorted(found)
 
 
 def _scoped_bytes(line: str, name: str) -> int:

@@ -15,12 +15,15 @@ _LINE = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _NAME = re.compile(r"%([\w.-]+)")
 _CUTS = ("dynamic-slice", "slice", "gather")
+_WRITES = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that is written into the first
 # Instructions that only hold others, or names for what is there already.
 _FREE = ("while", "call", "conditional", "tuple", "get-tuple-element", "bitcast", "parameter", "constant", "after-all")
-_MOVES = frozenset((
+_MOVING = frozenset((
   "parameter", "constant", "bitcast", "copy", "transpose", "reshape", "broadcast", "concatenate", "pad", "iota",
-  "tuple", "get-tuple-element", "dynamic-update-slice", "scatter", *_CUTS))
+  "tuple", "get-tuple-element", *_WRITES, *_CUTS))
 PRODUCTS = ("dot", "convolution")
+# Kinds that compute nothing.
+MOVES = ("copy", "transpose", "concatenate", "pad", "reverse", "fusion that moves", *_CUTS)
 # What JAX puts into paths for its own transformations, and no module of ours is called.
 _OF_JAX = re.compile(
   r"(p?jit\(.*|while|body|cond|closed_call|core_call|branch_\d+_fun|custom_[jv][vj]p_call|remat2?|checkpoint|"
@@ -135,7 +138,7 @@ def _kind(line: Instruction, inner: Sequence[Instruction]) -> str:
   large = {part.opcode for part in inner if array_bytes(part.shape) > 8}  # index arithmetic is on single numbers
   if large & set(PRODUCTS):
     return "fusion with product"
-  return "fusion that moves" if large <= _MOVES else "fusion"
+  return "fusion that moves" if large <= _MOVING else "fusion"
 
 
 def _bytes(line: Instruction, inner: Sequence[Instruction], by_name: dict[str, Instruction]) -> int:
@@ -144,13 +147,16 @@ def _bytes(line: Instruction, inner: Sequence[Instruction], by_name: dict[str, I
   size = array_bytes(line.shape)
   if line.opcode in _CUTS:
     return 2 * size
-  if line.opcode == "dynamic-update-slice":
-    return 2 * array_bytes(by_name[line.operands[1]].shape)
+  if line.opcode in _WRITES:
+    return 2 * _written_bytes(line, by_name)
   operands = [array_bytes(by_name[name].shape) for name in line.operands if name in by_name]
   if not inner:
     return size + sum(operands)
   read = sum(_read_bytes(index, whole, inner) for index, whole in enumerate(operands))
-  return read + _written_bytes(size, inner, by_name)
+  root = next(part for part in inner if part.is_root)
+  while root.opcode == "bitcast" and root.operands[0] in by_name:
+    root = by_name[root.operands[0]]
+  return read + (_written_bytes(root, by_name) if root.opcode in _WRITES else size)
 
 
 def _read_bytes(index: int, whole: int, inner: Sequence[Instruction]) -> int:
@@ -168,13 +174,10 @@ def _read_bytes(index: int, whole: int, inner: Sequence[Instruction]) -> int:
     is_first = line.operands[0] in names
     if line.opcode in _CUTS and is_first:
       read += array_bytes(line.shape)
-    elif not (line.opcode == "dynamic-update-slice" and is_first):
+    elif not (line.opcode in _WRITES and is_first):
       return whole
   return min(read, whole)
 
 
-def _written_bytes(size: int, inner: Sequence[Instruction], by_name: dict[str, Instruction]) -> int:
-  root = next(line for line in inner if line.is_root)
-  while root.opcode == "bitcast" and root.operands[0] in by_name:
-    root = by_name[root.operands[0]]
-  return array_bytes(by_name[root.operands[1]].shape) if root.opcode == "dynamic-update-slice" else size
+def _written_bytes(line: Instruction, by_name: dict[str, Instruction]) -> int:
+  return array_bytes(by_name[line.operands[_WRITES[line.opcode]]].shape)
