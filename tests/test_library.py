@@ -43,7 +43,7 @@ def test_a_pretrained_model_waits_for_no_library_that_it_does_not_use():
   """Orbax, Grain and the language of GPU kernels take a second and a half together."""
   loaded = run_python("import sys; import lattice_jax.evaluation.loaded_model; print(*sys.modules, sep='\\n')")
   assert "jax" in loaded and not {"orbax", "grain", "matplotlib"} & set(loaded)
-  assert not [name for name in loaded if "mosaic_gpu" in name]
+  assert "jax.experimental.mosaic.gpu" not in loaded
 
 
 def test_nothing_defines_a_flag_and_layers_and_ops_load_neither_data_nor_checkpoints():
