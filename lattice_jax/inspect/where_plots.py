@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from lattice_jax.inspect.plots import COLORS, new_figure
 from lattice_jax.inspect.where import Where, by_kind, by_path
 
-_MOST_BARS = 12
+_MOST_BARS, _LEAST = 12, 0.002  # of the whole
 _OTHERS = "others"
 
 
@@ -26,7 +26,7 @@ def plot_where(where: Where, out: Path) -> Path:
 
 
 def _draw(where: Where) -> Figure:
-  paths = [name for name, *_ in where.totals(by_path)[:_MOST_BARS]]
+  paths = [name for name, seconds, *_ in where.totals(by_path)[:_MOST_BARS] if seconds >= _LEAST * where.busy]
   kinds = [name for name, *_ in where.totals(by_kind)[:len(COLORS) - 1]]
   parts: dict[str, dict[str, float]] = {kind: defaultdict(float) for kind in (*kinds, _OTHERS)}
   for one in where.spent:
