@@ -108,7 +108,7 @@ def reading_or_writing(name: str, part: str, tokens: int, cache: str, calls: int
   prompt = np.random.default_rng(0).integers(5, model.vocab, tokens).astype(np.int32)
   # one block more, as each is drawn while the one before it is read
   length = 1 + _BLOCK * (calls + 1) if part == "decode" else 1
-  options = GenerateOptions(temperature=0.0, banned=(), start_ids=(), block_len=_BLOCK)
+  options = GenerateOptions(temperature=0.0, banned=(), start_ids=(), block_len=_BLOCK, marker=loaded.marker)
 
   def begin() -> TokenStream:
     return TokenStream(model, loaded.variables, [prompt], length=length, options=options)
@@ -123,7 +123,8 @@ def reading_or_writing(name: str, part: str, tokens: int, cache: str, calls: int
 
   def read() -> Any:
     like = stream.session
-    session = Session(like.model, like.variables, batch=1, max_len=like.max_len, chunk_len=like.chunk_len)
+    session = Session(
+      like.model, like.variables, batch=1, max_len=like.max_len, chunk_len=like.chunk_len, marker=like.marker)
     session.read([prompt])
     return session.state.logits_BA
 

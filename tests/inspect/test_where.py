@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from lattice_jax import config_text
+from lattice_jax.evaluation import loaded_model
 from lattice_jax.inspect.hlo import rearranged
 from lattice_jax.inspect.instructions import describe_instructions, module_name, module_path
 from lattice_jax.inspect.where import by_kind, by_path, format_tables, measure, own_seconds
@@ -170,8 +171,10 @@ def test_the_command_times_an_update(script, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("part", ["prefill", "decode", "first"])
-def test_the_command_times_a_pretrained_model(script, tmp_path, capsys, part):
-  model = LLAMA | {"max_position_embeddings": 256}
+def test_the_command_times_a_pretrained_model(script, monkeypatch, tmp_path, capsys, part):
+  model, load = LLAMA | {"max_position_embeddings": 256, "vocab_size": 259}, loaded_model.load_pretrained_model
+  monkeypatch.setattr(loaded_model, "load_pretrained_model", lambda name, overrides, **options: load(
+    name, overrides=["data.tokenizer=bytes", *overrides], **options))
   write_folder(tmp_path / "model", model, make_tensors(model))
   script(f"--pretrained={tmp_path / 'model'}", f"--part={part}", "--tokens=5", f"--out={tmp_path}")
   record = json.loads((tmp_path / f"{part}.json").read_text())

@@ -80,8 +80,8 @@ IN_ATTENTION, IN_COMPACTION = "Decoder/groups/block_0/memory (forward)", "Decode
 def decoder_moves(step, stored, at_least, *given):
   """Modules in which so many elements or more are moved, one after another."""
   model, variables = stored
-  state = jax.eval_shape(functools.partial(_start, model, 1, LENGTH))
-  program = jax.jit(functools.partial(step, model), donate_argnums=3).lower(variables, *given, state).compile()
+  state = jax.eval_shape(functools.partial(_start, model, 1, LENGTH, None))
+  program = jax.jit(functools.partial(step, model), donate_argnums=4).lower(variables, None, *given, state).compile()
   return sorted(module for _, module in moved(program.as_text(), at_least))
 
 
