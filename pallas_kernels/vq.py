@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec
 
-from pallas_kernels import flash_hopper, search_hopper
+from pallas_kernels import on_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, Plan, attend, position_blocks
 from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, dot, eight_rows, launch, mesh_axis, pad_to, round_up
 
@@ -46,7 +46,7 @@ def supports_search(*, key_dim: int, codes: int) -> str | None:
 
 def supports_span(span: int, *, backend: str = "tpu") -> str | None:
   """Why no kernel gives keys the gradient of spans of so many tokens; None if one does. 0 is the span of any tile."""
-  tile = flash_hopper.TILE if backend == "gpu" else TILES[-1]
+  tile = on_hopper.flash().TILE if backend == "gpu" else TILES[-1]
   return f"its kernels need blocks of whole tiles of {tile} tokens for such key gradients" if span % tile else None
 
 
@@ -56,7 +56,7 @@ def choose_tile(
 ) -> int:
   """Tokens of a query block: the largest that the call fills, that divides the span, and that fits."""
   if backend == "gpu":
-    return flash_hopper.TILE
+    return on_hopper.flash().TILE
   fitting = (tile for tile in TILES if length >= tile and span % tile == 0 and vmem_bytes(
     tile, jnp.dtype(dtype).itemsize, key_dim, value_dim, codes, window + max(span - tile, 0)) <= VMEM_BUDGET)
   return next(fitting, TILES[-1])
@@ -122,7 +122,7 @@ def _local(qu, qw, k, v, rows, relative, query_id, key_id, caches, *, tile, span
   padded, reach = round_up(length, tile), round_up(window + behind, tile)
   unit, extra_tile = LANES, _extra_tile(rows.shape[1])
   if backend == "gpu":
-    unit, extra_tile = flash_hopper.UNIT, flash_hopper.TILE
+    unit, extra_tile = on_hopper.flash().UNIT, on_hopper.flash().TILE
   # The stream starts on the grid of tiles, so that distances within a pair of blocks are known beforehand.
   ends = reach - window, padded - length
   floats = {
@@ -172,7 +172,7 @@ def _attend_on_gpu(plan, floats, qw_BTQR, relative_HSR, fixed):
   score = score_BHGTS.reshape(batch, heads, length // tile, tile, -1)
   score = jnp.pad(score, ((0, 0),) * 4 + ((reach - window, tile),)).reshape(*score.shape[:3], tile * (span + 1))
   bias = score[..., :tile * span].reshape(batch, heads, length, span)
-  return flash_hopper.attend(plan, 1.0, floats | {"bias": bias}, fixed)[0]
+  return on_hopper.flash().attend(plan, 1.0, floats | {"bias": bias}, fixed)[0]
 
 
 def _codes(rows_HMK, dtype, mean_NBHMV, count_NBHM, document_NB, unit, extra_tile):
@@ -202,7 +202,7 @@ def nearest_code(
   """
   k, rows = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (k, rows))
   batch, heads = mesh_axis("data", k.shape[0]), mesh_axis("model", k.shape[2])
-  run = functools.partial(search_hopper.nearest if backend == "gpu" else _nearest, interpret=interpret)
+  run = functools.partial(on_hopper.search().nearest if backend == "gpu" else _nearest, interpret=interpret)
   if batch or heads:
     token = PartitionSpec(batch, None, heads)
     run = jax.shard_map(run, in_specs=(token, PartitionSpec(heads)), out_specs=token, check_vma=False)

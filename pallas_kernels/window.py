@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from pallas_kernels import flash_hopper
+from pallas_kernels import on_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, FAR_BACK, Plan, attend, reach
 from pallas_kernels.flash_kernels import ID, SHOWN
 from pallas_kernels.tiles import LANES, VMEM_BUDGET, eight_rows, mesh_axis, pad_to, round_up
@@ -97,7 +97,7 @@ def _local(q, k, v, query_index, query_id, key_index, key_id, is_sink, *, window
   (_, length, _, key_dim), slots, value_dim = q.shape, k.shape[1], v.shape[-1]
   unit = LANES
   if backend == "gpu":
-    tile, unit = flash_hopper.TILE, flash_hopper.UNIT
+    tile, unit = on_hopper.flash().TILE, on_hopper.flash().UNIT
   tile = tile or choose_tile(max(length, slots), q.dtype.itemsize, key_dim, value_dim, sinks)
   query_low = query_index - window + 1 if window else jnp.full_like(query_index, FAR_BACK)
   query_id = jnp.where(query_id < 0, EMPTY_QUERY, query_id)
@@ -117,7 +117,7 @@ def _local(q, k, v, query_index, query_id, key_index, key_id, is_sink, *, window
   most = max(num_queries, num_keys) // tile
   steps = min(most, -(-(window - 1) // tile) + 1) if is_self and window else most
   plan = Plan(tile=tile, steps=steps, interpret=interpret, boundary_name=boundary_name)
-  run = flash_hopper.attend if backend == "gpu" else _attend_on_tpu
+  run = on_hopper.flash().attend if backend == "gpu" else _attend_on_tpu
   out, lse = run(plan, key_dim**-0.5, floats, fixed)
   return out[:, :length, :, :value_dim], jnp.swapaxes(lse, 1, 2)[:, :length]
 

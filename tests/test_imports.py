@@ -121,7 +121,7 @@ def test_kernels_import_jax_only():
   for path in (ROOT / "pallas_kernels").rglob("*.py"):
     for name in imported_modules(path):
       assert name.split(".")[0] in (
-        "__future__", "collections", "dataclasses", "functools", "jax", "math", "pallas_kernels"), name
+        "__future__", "collections", "dataclasses", "functools", "jax", "math", "pallas_kernels", "types"), name
 
 
 # What is about one memory, and says so: its bench, its audit, and softmax attention's cache.

@@ -39,6 +39,13 @@ def test_import_loads_nothing_else():
   assert [name for name in loaded if name.startswith("lattice_jax")] == ["lattice_jax"]
 
 
+def test_a_pretrained_model_waits_for_no_library_that_it_does_not_use():
+  """Orbax, Grain and the language of GPU kernels take a second and a half together."""
+  loaded = run_python("import sys; import lattice_jax.evaluation.loaded_model; print(*sys.modules, sep='\\n')")
+  assert "jax" in loaded and not {"orbax", "grain", "matplotlib"} & set(loaded)
+  assert "jax.experimental.mosaic.gpu" not in loaded
+
+
 def test_nothing_defines_a_flag_and_layers_and_ops_load_neither_data_nor_checkpoints():
   code = """
 import sys, lattice_jax as lj

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 
 from lattice_jax.aot import bundles
-from lattice_jax.aot.hlo import count_kernels, kernel_names, square_buffers, vmem_of_kernels
 from lattice_jax.aot.targets import Target, one_device
+from lattice_jax.inspect.hlo import count_kernels, kernel_names, square_buffers, vmem_of_kernels
 
 # (name, function, arguments as shapes)
 KernelCase = tuple[str, Callable[..., Any], Sequence[jax.ShapeDtypeStruct]]

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lattice_jax.aot.hlo import count_collectives, count_kernels
 from lattice_jax.config import Config
+from lattice_jax.inspect.hlo import count_collectives, count_kernels
 from lattice_jax.sharding import check_batch
 from lattice_jax.training.state import abstract_state, make_optimizer
 from lattice_jax.training.step import make_program

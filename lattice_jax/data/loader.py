@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import grain
 import numpy as np
 from absl import flags
 
@@ -75,6 +74,8 @@ def train_batches(
 
   Threads and `data.workers` processes give the same stream.
   """
+  import grain  # a quarter of a second, which nothing but training has to wait for
+
   rows = host_rows(config.data.batch, host, num_hosts)
   tokenizer = get_tokenizer(config.data)
   marker = make_marker(config.data.anchors, tokenizer)

@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.cache.policy import make_policy
-from lattice_jax.checkpoint import check_tokenizer, load_for_eval
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
@@ -227,6 +226,8 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   Raises:
     ValueError: the run or the step does not exist, or an override does not fit the run.
   """
+  from lattice_jax.checkpoint import check_tokenizer, load_for_eval  # Orbax takes a second; pretrained models need none
+
   config = apply_overrides(read_config(workdir), overrides)
   check_tokenizer(workdir, config.data)
   _check_anchors(config)

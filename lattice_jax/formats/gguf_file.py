@@ -6,6 +6,7 @@ it runs endlessly or fails far from the cause. The library decodes the quantised
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import struct
@@ -62,6 +63,19 @@ class GGUFFile:
       raise ValueError(f"{path} cannot be read ({error.strerror}); get it again.") from error
     except (ValueError, OverflowError) as error:
       raise ValueError(f"{path} is not a whole GGUF file: {error}; get it again.") from error
+
+  @classmethod
+  def open(cls, path: Path) -> GGUFFile:
+    """The file as it was read last, if that was this one: weights and tokenizer lie in the same.
+
+    Raises:
+      ValueError: as the constructor.
+    """
+    try:
+      state = path.stat()
+    except OSError:
+      return cls(path)
+    return _read_once(path, state.st_ino, state.st_mtime_ns, state.st_size)
 
   def text(self, key: str) -> str | None:
     """A text field, or None if it is absent. Raises ValueError if it is something else."""
@@ -128,6 +142,11 @@ _BLOCKS = {
   GGMLQuantizationType.Q4_0: _q4_0, GGMLQuantizationType.Q4_1: _q4_1, GGMLQuantizationType.Q8_0: _q8_0}
 
 
+@functools.lru_cache(maxsize=1)
+def _read_once(path: Path, *state: int) -> GGUFFile:
+  return GGUFFile(path)
+
+
 def _row_bytes(tensor: GGUFTensor) -> int:
   block_len, block_bytes = GGML_QUANT_SIZES[tensor.kind]
   return tensor.shape[-1] // block_len * block_bytes
@@ -161,6 +180,18 @@ class _Cursor:
   def text(self) -> str:
     return self.take(self.number("Q")).decode("utf-8")
 
+  def texts(self, count: int) -> list[str]:
+    """So many texts: vocabularies hold a hundred thousand, so nothing is called for each but what must be."""
+    raw, size_at, found = self.raw, struct.Struct("<Q").unpack_from, []
+    for _ in range(count):
+      start = self.place + 8
+      if start > len(raw) or start + size_at(raw, self.place)[0] > len(raw):
+        found.append(self.text())  # says what is wrong
+        continue
+      self.place = start + size_at(raw, start - 8)[0]
+      found.append(raw[start:self.place].decode("utf-8"))
+    return found
+
   def value(self, kind: int) -> Any:
     if kind in _SCALARS:
       return self.number(_SCALARS[kind])
@@ -173,7 +204,7 @@ class _Cursor:
   def array(self) -> Any:
     kind = self.number("I")
     if kind == _STRING:
-      return [self.text() for _ in range(self.count("strings", 8))]
+      return self.texts(self.count("strings", 8))
     if kind not in _SCALARS:
       raise ValueError(f"its metadata hold a list of the unknown type {kind}")
     dtype = np.dtype(f"<{_SCALARS[kind]}")

@@ -146,6 +146,16 @@ class TokenStream:
     self.timing = Timing(compile_seconds=time.perf_counter() - start)
     self._key_data_BW = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
 
+  @property
+  def session(self) -> Session:
+    """What reads: before the first token the prompts, then the texts."""
+    return self._session
+
+  @property
+  def hlo(self) -> tuple[str, str]:
+    """Text of the compiled programs that read a chunk of the prompts, and draw a block."""
+    return self._session.chunk_hlo, self._draw_block.as_text()
+
   def end(self, row: int) -> None:
     """Ends a row's text here; tokens drawn later do not belong to it."""
     self.texts[row].finish = "stop"

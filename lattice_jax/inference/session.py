@@ -124,6 +124,12 @@ class Session:
     """The token caches, one stack of layers for each attention block of the pattern."""
     return [*caches_of(self.state.memory).values()]
 
+  @property
+  def chunk_hlo(self) -> str:
+    """Text of the compiled program that reads a chunk."""
+    self._read_chunk = self._read_chunk or _compile_chunk(*self._key, self.chunk_len)
+    return self._read_chunk.as_text()
+
   def put(self, tree: Any) -> Any:
     """The arrays whole on every device, as the programs take them."""
     return jax.device_put(tree, replicated(self.mesh))

@@ -101,3 +101,12 @@ def test_a_decode_step_makes_no_floats_of_codes(tmp_path, optimized, tied):
     part for part in compiled.split("\n\n") if not part.lstrip().startswith(("%fused_computation", "%wrapped_")))
   sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)\]", outside_fusions)]
   assert not {160 * 64, 96 * 64} & set(sizes)
+
+
+def test_a_file_is_read_once_as_long_as_it_stays_the_same(tmp_path):
+  path = write(tmp_path, QWEN2, "Q4_0")
+  assert GGUFFile.open(path) is GGUFFile.open(path)
+  path.unlink()
+  assert write(tmp_path, QWEN2, "Q8_0") == path
+  kinds = {tensor.kind.name for tensor in GGUFFile.open(path).tensors.values()}
+  assert "Q8_0" in kinds and "Q4_0" not in kinds

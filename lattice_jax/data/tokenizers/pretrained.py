@@ -94,7 +94,7 @@ class PretrainedTokenizer:
 def read_pretrained_tokenizer(name: str, path: Path) -> PretrainedTokenizer:
   """The tokenizer of a folder or GGUF file. Raises ValueError if it is missing or of an unknown kind."""
   if not path.is_dir():
-    file = GGUFFile(path)
+    file = GGUFFile.open(path)
     is_sentencepiece = file.text("tokenizer.ggml.model") == "llama"
     pieces = sentencepiece_of_gguf(file) if is_sentencepiece else FastBackend(bpe_of_gguf(file))
     return PretrainedTokenizer(name, pieces, header_special_tokens(file))

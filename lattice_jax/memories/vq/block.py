@@ -45,14 +45,38 @@ def _mask(score_BHNS, is_seen_BCS):
   return jnp.where(is_seen_BCS[:, None, None], score_BHNS.reshape(by_head), MASKED).reshape(score_BHNS.shape)
 
 
+@jax.custom_vjp
 def _softmax_read(scores: list[jax.Array], values: list[jax.Array]) -> jax.Array:
   """One softmax over all groups of keys; weights are normalised before they meet the values."""
-  top = jax.lax.stop_gradient(jnp.stack([score.max(-1) for score in scores]).max(0))[..., None]
+  return _softmax_read_fwd(scores, values)[0]
+
+
+def _softmax_read_fwd(scores, values):
+  top = jnp.stack([score.max(-1) for score in scores]).max(0)[..., None]
   weights = [jnp.exp(score - top) for score in scores]
   total = sum(weight.sum(-1) for weight in weights)[..., None]
-  return sum(
-    jnp.einsum("BHNS,BHSV->BHNV", (weight / total).astype(value.dtype), value, preferred_element_type=jnp.float32)
-    for weight, value in zip(weights, values, strict=True))
+  shares = [weight / total for weight in weights]
+  out = sum(
+    jnp.einsum("BHNS,BHSV->BHNV", share.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    for share, value in zip(shares, values, strict=True))
+  return out, (shares, values, out)
+
+
+def _softmax_read_bwd(saved, d_out):
+  """By hand, as XLA would make the gradient of values in the other order and transpose it."""
+  shares, values, out = saved
+  d_total = (d_out * out).sum(-1, keepdims=True)
+  d_scores, d_values = [], []
+  for share, value in zip(shares, values, strict=True):
+    d_out_V, share_V = d_out.astype(value.dtype), share.astype(value.dtype)
+    d_share = jnp.einsum("BHNV,BHSV->BHNS", d_out_V, value, preferred_element_type=jnp.float32)
+    d_scores.append(share * (d_share - d_total))
+    d_value = jnp.einsum("BHNS,BHNV->BHSV", share_V, d_out_V, preferred_element_type=jnp.float32)
+    d_values.append(d_value.astype(value.dtype))
+  return d_scores, d_values
+
+
+_softmax_read.defvjp(_softmax_read_fwd, _softmax_read_bwd)
 
 
 def _cache_scores(qu_BHNK, rows_HMK, cache, sees_cache_BC):

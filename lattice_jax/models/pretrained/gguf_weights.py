@@ -32,7 +32,7 @@ class GGUFWeights:
 
   def __init__(self, path: Path):
     self.path = path
-    self._file = GGUFFile(path)
+    self._file = GGUFFile.open(path)
     self.config = _config(self._file)
     # this architecture stores rotary pairs next to each other; ours, as in safetensors, half a head apart
     self._is_interleaved = self._file.text("general.architecture") == "llama"
