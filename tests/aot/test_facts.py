@@ -4,7 +4,8 @@ import json
 
 import jax
 
-from lattice_jax.aot import bundles, cases, hlo, results_page, targets
+from lattice_jax.aot import bundles, cases, results_page, targets
+from lattice_jax.inspect import hlo
 
 KERNEL = """
   %x = f32[8,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"scoped_memory_configs":
