@@ -158,10 +158,9 @@ ROWS = (
   Row(
     "anchor", find_memory("anchor"), _anchor(max_segment=4, protected=3),
     variants=(
-      ("anchors-see-anchors", _anchor(max_segment=6, keep_bos=False, anchors_see_anchors=True)),
+      ("anchors-see-anchors", _anchor(max_segment=LENGTH + 6, keep_bos=False, anchors_see_anchors=True)),
       ("newest-anchors", _anchor(max_segment=3, reach=2)),
       ("anchors-of-anchors", _anchor(max_segment=2, fanout=3)),
-      ("longer-than-T", _anchor(max_segment=LENGTH + 6, keep_bos=False)),
     ),
   ),
   Row(
