@@ -32,6 +32,7 @@ def measure_caches(
 ) -> dict[str, Any]:
   """Reads all but the last `steps` tokens under each rule, then those one by one, in turn with the full cache.
 
+  ids_T: begin with the end-of-text token.
   markers: name of a rule → what it marks. The first one's cache is timed.
   """
   prefix, warm = ids_T[:len(ids_T) - steps], min(_WARM_UP, steps - 1)
@@ -42,7 +43,8 @@ def measure_caches(
     session = _session(sized, marker, chunk_len, len(ids_T))
     session.read([prefix])
     rules.append({"rule": name} | _facts(masked, sized, session, ids_T, tokenizer, marker, chunk_len))
-    report(f"{name}: {rules[-1]['live_bytes']:,} bytes, {rules[-1]['saved']:.1%} fewer than {rules[-1]['full_bytes']:,}")
+    live, whole = rules[-1]["live_bytes"], rules[-1]["full_bytes"]
+    report(f"{name}: {live:,} bytes, {1 - live / whole:.1%} fewer than {whole:,} of the full cache")
     if name == next(iter(markers)):
       sessions["anchor cache"] = session
   sessions["full cache"].read([prefix])
@@ -71,7 +73,7 @@ def kept_tokens(memory: Any) -> int:
 def _facts(masked, sized, session, ids_T, tokenizer, marker, chunk_len) -> dict[str, Any]:
   """Counts and bytes of a session that has read the prefix."""
   read, kept = int(session.state.position_B[0]), kept_tokens(session.state.memory)
-  batch = to_batch(window_rows(ids_T[None, :read]), tokenizer, marker)
+  batch = to_batch(window_rows(ids_T[None, 1:read]), tokenizer, marker)
   live = tree_bytes(session.state.memory)
   full_bytes = _live_bytes(dataclasses.replace(masked.model, pattern=tuple(
     "attention" if memory == "anchor" else memory for memory in masked.model.pattern)), masked, len(ids_T), chunk_len)
@@ -92,7 +94,7 @@ def _sized(masked: Reader, ids_T: np.ndarray, tokenizer: Any, marker: Marker | N
   anchor = masked.model.anchor
   if anchor.fanout:
     return masked
-  where = spots(masked.model, to_batch(window_rows(ids_T[None]), tokenizer, marker), marker)
+  where = spots(masked.model, to_batch(window_rows(ids_T[None, 1:]), tokenizer, marker), marker)
   facts = segment_facts(where)
   open_len = int(where.place_BT.max()) + 1
   reach = min(facts["anchors"], anchor.reach or facts["anchors"])

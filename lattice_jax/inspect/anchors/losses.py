@@ -1,4 +1,4 @@
-"""The loss of the same windows under full attention, under the mask, and with the reduced cache; and where it differs."""
+"""The loss of the same windows under full attention, the mask, and the reduced cache; and where it differs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,7 @@ def measure_text(
       what = f"{cache}, {f'{size} tokens a call' if size > 1 else 'token by token'}"
       nll_BT = score(reader, batch, rows=rows, chunk_len=size)[0]
       off_BT = np.abs(nll_BT - losses[reader.name])
-      report(
-        f"{reader.name}, {what}: {off_BT.mean():.1e} nats a token from the pass in one call, {off_BT.max():.1e} at most")
+      report(f"{reader.name}, {what}: {off_BT.mean():.1e} nats a token from one call, {off_BT.max():.1e} at most")
       if reader.is_masked:
         check_equal(float(off_BT.mean()), f"{reader.name}, {what}")
       readings.append(_totals(reader.name, what, nll_BT, full_BT, bytes_B) | {
@@ -51,7 +50,7 @@ def measure_text(
   where = spots(masked.model, batch, marker)
   return {
     "windows": len(bytes_B), "tokens": batch.targets_BT.size, "window_len": batch.targets_BT.shape[1],
-    "bytes": int(bytes_B.sum()), "readings": readings, "segments": segment_facts(where),
+    "bytes": int(bytes_B.sum()), "readings": readings, "tolerance": TOLERANCE, "segments": segment_facts(where),
     # in the first segment of a window the mask hides nothing
     "by_place": _by(where.place_BT, where.segment_BT > 0, readers, losses),
     "by_segment": _by(where.segment_BT, np.ones_like(where.segment_BT, bool), readers, losses)}

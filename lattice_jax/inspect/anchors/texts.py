@@ -51,13 +51,14 @@ def windows(source: Source, length: int, count: int) -> np.ndarray:
     ValueError: no document is as long as a window, or the tokens are no text.
   """
   if source.unit != "byte" or source.answers is not None:
-    raise ValueError(f"data.source={source.name} is no text; choose one that is, such as --set=data.source=books_sample.")
+    raise ValueError(
+      f"data.source={source.name} is no text; choose one that is, such as --set=data.source=books_sample.")
   per_document = np.diff(source.offsets) // length
   total = int(per_document.sum())
   if not total:
     raise ValueError(
-      f"no document of {source.name} has {length:,} tokens; the longest has {int(np.diff(source.offsets).max()):,}: use "
-      "a smaller --seq_len or --context.")
+      f"no document of {source.name} has {length:,} tokens; the longest has {int(np.diff(source.offsets).max()):,}: "
+      "use a smaller --seq_len or --context.")
   chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
   first = np.cumsum(per_document) - per_document
   document = np.searchsorted(np.cumsum(per_document), chosen, side="right")
