@@ -9,10 +9,10 @@ from typing import Any
 from lattice_jax.markdown import markdown_table
 
 _TEXT = (
-  "{windows} windows of {window_len:,} tokens, {origin}; {anchors} anchors, segments of {mean_len:.1f} tokens on average "
-  "and {largest_len} at most. Intervals: 95 %, from resampling windows. The reduced cache gives what the masked forward "
-  "pass gives: the mean difference of a token's loss is asserted to be at most {tolerance:g} nats. The largest is "
-  "rounding of float32, as under the full cache.")
+  "{windows} windows of {window_len:,} tokens, {origin}; {anchors} anchors, segments of {mean_len:.1f} tokens on "
+  "average and {largest_len} at most. Intervals: 95 %, from resampling windows. The reduced cache gives what the masked "
+  "forward pass gives: the mean difference of a token's loss is asserted to be at most {tolerance:g} nats. The largest "
+  "is rounding of float32, as under the full cache.")
 _PLACES = (
   "Loss by the token's place in its segment (after the first segment), and by how many segments were closed before.")
 _CACHE = (
@@ -84,7 +84,8 @@ def _cache(cache: dict[str, Any], pictures: dict[str, Path]) -> list[str]:
     (row["what"], f"{row['ms']:.1f}", f"{row['cpu_ms']:.1f}", str(row["repeats"])) for row in cache["times"])]
   return [
     "## Cache",
-    _CACHE.format(**cache), markdown_table(rows), _TIMES, markdown_table(times), _picture(pictures, "cache", "Bytes of the caches")]
+    _CACHE.format(**cache), markdown_table(rows), _TIMES, markdown_table(times),
+    _picture(pictures, "cache", "Bytes of the caches")]
 
 
 def _recall(records: Sequence[dict[str, Any]], pictures: dict[str, Path]) -> list[str]:
