@@ -109,7 +109,7 @@ def _plot_answers(
 
 def _plot_layers(attention: dict[str, Any], out: Path) -> Path:
   mass_LN = np.array(attention["by_layer"])
-  figure, (axes,) = new_figure("Attention mass by layer", size=(1.6 + 0.6 * mass_LN.shape[1], 5.2))
+  figure, (axes,) = new_figure("Attention mass by layer", size=(max(6, 1.6 + 0.6 * mass_LN.shape[1]), 5.2))
   image = axes.imshow(
     np.maximum(mass_LN, _LEAST_MASS), norm=LogNorm(_LEAST_MASS, 1), cmap="magma", aspect="auto",
     interpolation="nearest")
@@ -125,7 +125,7 @@ def _plot_layers(attention: dict[str, Any], out: Path) -> Path:
 def _plot_text(text: dict[str, Any], out: Path) -> Path:
   """One text downwards, its anchors to the right."""
   mass_TN = np.array(text["mass"])
-  figure, (axes,) = new_figure("Which anchors a text reads", size=(2.5 + 0.3 * mass_TN.shape[1], 6))
+  figure, (axes,) = new_figure("Which anchors a text reads", size=(max(6, 2.5 + 0.3 * mass_TN.shape[1]), 6))
   image = axes.imshow(
     mass_TN, norm=PowerNorm(0.4, 0, 1), cmap="magma", aspect="auto", interpolation="nearest")
   axes.set_xticks(range(mass_TN.shape[1]), text["names"], rotation=90, fontsize=7)

@@ -10,9 +10,9 @@ from lattice_jax.markdown import markdown_table
 
 _TEXT = (
   "{windows} windows of {window_len:,} tokens, {origin}; {anchors} anchors, segments of {mean_len:.1f} tokens on "
-  "average and {largest_len} at most. Intervals: 95 %, from resampling windows. The reduced cache gives what the masked "
-  "forward pass gives: the mean difference of a token's loss is asserted to be at most {tolerance:g} nats. The largest "
-  "is rounding of float32, as under the full cache.")
+  "average and {largest_len} at most. Intervals: 95 %, from resampling windows. The reduced cache gives what the "
+  "masked forward pass gives: the mean difference of a token's loss is asserted to be at most {tolerance:g} nats. The "
+  "largest is rounding of float32, as under the full cache.")
 _PLACES = (
   "Loss by the token's place in its segment (after the first segment), and by how many segments were closed before.")
 _CACHE = (

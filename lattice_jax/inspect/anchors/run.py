@@ -55,7 +55,7 @@ def write_report(
   Raises:
     ValueError: the model has no attention, or the split has no text of that length.
   """
-  start, config = time.perf_counter(), loaded.config
+  start, config, commit = time.perf_counter(), loaded.config, git_commit()
   readers = make_readers(loaded, after)
   say(", ".join(reader.name for reader in readers))
   measured = _measure(loaded, readers, sizes, split, parts, say)
@@ -63,7 +63,7 @@ def write_report(
     "model": config.name, "workdir": None if loaded.step is None else str(loaded.workdir), "step": loaded.step,
     "after": after.config.name if after else "", "is_trained": is_trained(loaded), "rule": config.data.anchors.rule,
     "max_segment": config.model.anchor.max_segment, "source": config.data.source, "split": split, "command": command,
-    "git_commit": git_commit(), "sizes": vars(sizes), "machine": _machine(), "seconds": time.perf_counter() - start,
+    "git_commit": commit, "sizes": vars(sizes), "machine": _machine(), "seconds": time.perf_counter() - start,
     "versions": ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "numpy"))}} | measured
   out.mkdir(parents=True, exist_ok=True)
   paths = [out / "report.json", out / "README.md"]
