@@ -13,11 +13,11 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.inspect.anchors.losses import bucket
 from lattice_jax.inspect.anchors.readers import Reader
+from lattice_jax.inspect.anchors.texts import places_of
 from lattice_jax.inspect.slot_audit import START
 from lattice_jax.inspect.slot_inputs import unstack
-from lattice_jax.memories.anchor.places import Places, find_places
+from lattice_jax.memories.anchor.places import Places
 from lattice_jax.memories.anchor.reference import visible
-from lattice_jax.memories.anchor.state import empty_cache
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.types import Batch, Segment
 
@@ -33,9 +33,7 @@ def measure_attention(reader: Reader, batch: Batch, tokenizer: Tokenizer) -> dic
   on each anchor by token, averaged over layers and heads.
   """
   segment = jax.tree.map(jnp.asarray, batch.segment)
-  nothing = empty_cache(
-    reader.model.anchor, len(batch.tokens_BT), 0, heads=1, key_dim=1, value_dim=1, dtype=jnp.dtype("float32"))
-  places = find_places(reader.model.anchor, nothing, segment)
+  places = places_of(reader.model.anchor, segment)
   is_seen_BTS = visible(reader.model.anchor, places)
   groups = {name: np.asarray(is_here_BTS) for name, is_here_BTS in _groups(reader.model, places).items()}
   layers, total_TS, by_layer = anchor_layers(reader.model), 0.0, []

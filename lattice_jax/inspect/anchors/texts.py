@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.data.source import Source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.marks import Marker, mark_tokens, nothing_read
-from lattice_jax.memories.anchor.places import find_places
+from lattice_jax.memories.anchor.config import AnchorConfig
+from lattice_jax.memories.anchor.places import Places, find_places
 from lattice_jax.memories.anchor.state import empty_cache
-from lattice_jax.types import Batch, make_segment
+from lattice_jax.types import Batch, Segment, make_segment
 
 _UNIT = 64  # rows have a multiple of so many tokens, so that few programs are compiled
 
@@ -112,10 +114,15 @@ def spots(model: ModelConfig, batch: Batch, marker: Marker | None) -> Spots:
   last_BS = np.zeros(tokens_BS.shape, np.int8) if marker is None else mark_tokens(
     marker, tokens_BS, nothing_read(marker, len(tokens_BS)), positions_BS)
   marks_BS = np.concatenate([batch.segment.marks_BT, last_BS[:, -1:]], axis=1)
-  segment = jax.tree.map(jnp.asarray, make_segment(np.ascontiguousarray(positions_BS), marks_BT=marks_BS))
-  nothing = empty_cache(
-    model.anchor, len(tokens_BS), 0, heads=1, key_dim=1, value_dim=1, dtype=jnp.dtype("float32"))
-  places = jax.device_get(find_places(model.anchor, nothing, segment))
+  places = jax.device_get(places_of(model.anchor, make_segment(np.ascontiguousarray(positions_BS), marks_BT=marks_BS)))
   place_BS = np.arange(tokens_BS.shape[1]) - places.start_BT
   return Spots(
     segment_BT=places.passed_BT[:, 1:], place_BT=place_BS[:, 1:], is_anchor_BT=places.is_anchor_BT[:, 1:])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def places_of(config: AnchorConfig, segment: Segment) -> Places:
+  """Of texts that begin here."""
+  batch = segment.positions_BT.shape[0]
+  nothing = empty_cache(config, batch, 0, heads=1, key_dim=1, value_dim=1, dtype=jnp.dtype("float32"))
+  return find_places(config, nothing, segment)

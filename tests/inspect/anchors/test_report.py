@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from lattice_jax.inspect.anchors import prompts
+from lattice_jax.inspect.anchors import probes
 from lattice_jax.inspect.anchors.readers import load_model
 from lattice_jax.inspect.anchors.run import Sizes, write_report
 from tests.inspect.anchors import tiny
@@ -30,7 +30,8 @@ def write(loaded, after, out, parts=PARTS, **sizes):
 
 
 def test_the_report_has_every_part_and_its_pictures(loaded, tmp_path, monkeypatch):
-  monkeypatch.setattr(prompts, "DISTANCES", (1, 2))
+  monkeypatch.setattr(probes, "DISTANCES", (1,))
+  monkeypatch.setattr(probes, "SHOTS", (0, 1))
   data, page = write(loaded, loaded, tmp_path)
   content, text = json.loads(data.read_text()), page.read_text()
   assert list(content) == ["facts", *PARTS]

@@ -18,7 +18,7 @@ from lattice_jax.sharding import make_mesh, unbox
 
 MODEL = ModelConfig(
   dim=8, layers=2, pattern=("anchor",), block="mlp", mlp_dim=8, anchor=AnchorConfig(max_segment=12),
-  attention=dataclasses.replace(ModelConfig().attention, heads=2, kv_heads=1, key_dim=4, value_dim=4))
+  attention=dataclasses.replace(ModelConfig().attention, heads=2, kv_heads=1, key_dim=16, value_dim=16))
 CONFIG = Config(
   name="tiny", model=MODEL,
   data=DataConfig(source="synthetic", seq_len=64, update_len=64, anchors=AnchorsConfig(rule="every:5")))
@@ -26,7 +26,7 @@ CONFIG = Config(
 
 def make_variables(model=MODEL):
   """Random, and large enough that what a token sees matters."""
-  return jax.jit(lambda: jax.tree.map(lambda leaf: 3 * leaf, unbox(init_variables(model, jax.random.key(0)))))()
+  return jax.jit(lambda: jax.tree.map(lambda leaf: 1.5 * leaf, unbox(init_variables(model, jax.random.key(0)))))()
 
 
 def write_run(workdir, config=CONFIG):
