@@ -23,6 +23,7 @@ from lattice_jax.types import Batch, Segment
 
 OWN, FIRST = "own segment", "first token"
 _NAME_LEN = 18  # characters of the text before an anchor, by which it is called
+_MAX_ROWS = 128  # of the picture of a text, into which neighbouring tokens are averaged
 
 
 def measure_attention(reader: Reader, batch: Batch, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -104,7 +105,9 @@ def _inputs(sown: Any, model: ModelConfig, layer: int) -> tuple[jax.Array, jax.A
 
 def _picture(mass_TS: np.ndarray, places: Places, ids_T: np.ndarray, tokenizer: Tokenizer) -> dict[str, Any]:
   where = np.flatnonzero(places.is_anchor_BT[0])
-  names = [tokenizer.decode(ids_T[max(place - 5, 0):place + 1]).decode(errors="replace") for place in where]
+  texts = [tokenizer.decode(ids_T[max(place - 5, 0):place + 1]).decode(errors="replace") for place in where]
+  rows = np.array_split(mass_TS[:, where].astype(np.float64), min(len(mass_TS), _MAX_ROWS))
   return {
-    "places": where.tolist(), "names": [" ".join(name.split())[-_NAME_LEN:] or START for name in names],
-    "mass": np.round(mass_TS[:, where].astype(np.float64), 4).tolist()}
+    "tokens": len(mass_TS), "places": where.tolist(),
+    "names": [" ".join(text.split())[-_NAME_LEN:] or START for text in texts],
+    "mass": np.round([row.mean(0) for row in rows], 4).tolist()}

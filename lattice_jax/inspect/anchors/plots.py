@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from lattice_jax.inspect.plots import line_style, new_figure, save_figure
 
+_DPI = 75
 _LEAST_MASS = 1e-3  # smaller attention mass has the colour of this one
 
 
@@ -36,6 +37,11 @@ def draw_report(report: dict[str, Any], out: Path) -> dict[str, Path]:
   return drawn
 
 
+def _save(figure: Figure, out: Path) -> Path:
+  figure.set_dpi(_DPI)
+  return save_figure(figure, out)
+
+
 def _plot_losses(text: dict[str, Any], out: Path) -> Path:
   """Loss above full attention by place in the segment, and by segments before the token."""
   figure, panels = new_figure("Loss above full attention", size=(10, 4), widths=(1, 1))
@@ -54,7 +60,7 @@ def _plot_losses(text: dict[str, Any], out: Path) -> Path:
     axes.grid(True, alpha=0.25)
   panels[0].set_ylabel("nats per token (bars: 95 %)")
   panels[0].legend(frameon=False, fontsize="small")
-  return save_figure(figure, out)
+  return _save(figure, out)
 
 
 def _plot_caches(cache: dict[str, Any], out: Path) -> Path:
@@ -71,7 +77,7 @@ def _plot_caches(cache: dict[str, Any], out: Path) -> Path:
   axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize="small")
   axes.set_xlabel(f"MiB with room for {cache['room']:,} tokens")
   axes.margins(x=0.12)
-  return save_figure(figure, out)
+  return _save(figure, out)
 
 
 def _plot_answers(
@@ -79,7 +85,7 @@ def _plot_answers(
   """Above the loss, below the share of answers without a mistake; a panel for each value of `panel`."""
   panels = list(dict.fromkeys(record[panel] for record in records))
   readers = list(dict.fromkeys(record["reader"] for record in records))
-  figure = Figure(figsize=(3.2 * len(panels) + 1, 5.6), dpi=110, layout="constrained")
+  figure = Figure(figsize=(3.2 * len(panels) + 1, 5.6), layout="constrained")
   grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
   for column, name in enumerate(panels):
     grid[0, column].set_title(name, loc="left", fontsize="medium")
@@ -104,7 +110,7 @@ def _plot_answers(
   figure.supxlabel(f"{label}; bars: 95 %", fontsize="medium")
   handles, names = grid[0, 0].get_legend_handles_labels()
   figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
-  return save_figure(figure, out)
+  return _save(figure, out)
 
 
 def _plot_layers(attention: dict[str, Any], out: Path) -> Path:
@@ -119,7 +125,7 @@ def _plot_layers(attention: dict[str, Any], out: Path) -> Path:
   axes.set_ylabel("layer")
   axes.set_xlabel("own segment, first token, and anchors by segments back")
   figure.colorbar(image, ax=axes, label="mean mass of a token that has such keys")
-  return save_figure(figure, out)
+  return _save(figure, out)
 
 
 def _plot_text(text: dict[str, Any], out: Path) -> Path:
@@ -127,9 +133,10 @@ def _plot_text(text: dict[str, Any], out: Path) -> Path:
   mass_TN = np.array(text["mass"])
   figure, (axes,) = new_figure("Which anchors a text reads", size=(max(6, 2.5 + 0.3 * mass_TN.shape[1]), 6))
   image = axes.imshow(
-    mass_TN, norm=PowerNorm(0.4, 0, 1), cmap="magma", aspect="auto", interpolation="nearest")
+    mass_TN, norm=PowerNorm(0.4, 0, 1), cmap="magma", aspect="auto", interpolation="nearest",
+    extent=(-0.5, mass_TN.shape[1] - 0.5, text["tokens"], 0))
   axes.set_xticks(range(mass_TN.shape[1]), text["names"], rotation=90, fontsize=7)
   axes.set_ylabel("position of the reading token")
   axes.set_xlabel("anchor, by the text that it ends")
   figure.colorbar(image, ax=axes, label="attention mass, mean of layers and heads")
-  return save_figure(figure, out)
+  return _save(figure, out)

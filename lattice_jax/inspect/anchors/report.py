@@ -43,8 +43,8 @@ def format_report(report: dict[str, Any], pictures: dict[str, Path]) -> str:
   parts = [
     f"# Anchors: {facts['model']}",
     f"`{facts['command']}`",
-    f"{facts['machine']}; {facts['versions']}; {facts['seconds']:,.0f} s. All in float32. Anchors: rule "
-    f"`{facts['rule']}`, at most {facts['max_segment']} tokens a segment. {_MASKED[facts['is_trained']]}"
+    f"{facts['machine']}; {facts['versions']}; commit {_commit(facts['git_commit'])}; {facts['seconds']:,.0f} s. All in "
+    f"float32. Anchors: rule `{facts['rule']}`, at most {facts['max_segment']} tokens a segment. {_MASKED[facts['is_trained']]}"
     + (f" «after» is the run {facts['after']}." if facts["after"] else "")]
   for name, heading in (
     ("text", _text), ("cache", _cache), ("recall", _recall), ("demonstrations", _demonstrations),
@@ -135,6 +135,11 @@ def _answers(records: Sequence[dict[str, Any]], kind: str, along: str) -> str:
         f"{found[reader]['nats_per_token']:.2f} ({_range(found[reader]['nats_interval'], '.2f')})",
         f"{found[reader]['exact']:.0%}"))))
   return markdown_table(rows)
+
+
+def _commit(commit: str | None) -> str:
+  """With a plus sign where files differed from it."""
+  return "unknown" if commit is None else commit[:7] + "+" * commit.endswith("+")
 
 
 def _range(interval: Sequence[float], form: str = ".4f") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +16,6 @@ import numpy as np
 
 from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.evaluation.result_tables import write_text
-from lattice_jax.files import replace_json
 from lattice_jax.inspect.anchors.attention import measure_attention
 from lattice_jax.inspect.anchors.caches import measure_caches
 from lattice_jax.inspect.anchors.losses import measure_text
@@ -65,9 +65,8 @@ def write_report(
     "max_segment": config.model.anchor.max_segment, "source": config.data.source, "split": split, "command": command,
     "git_commit": commit, "sizes": vars(sizes), "machine": _machine(), "seconds": time.perf_counter() - start,
     "versions": ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "numpy"))}} | measured
-  out.mkdir(parents=True, exist_ok=True)
   paths = [out / "report.json", out / "README.md"]
-  replace_json(paths[0], report)
+  write_text(paths[0], json.dumps(report) + "\n")
   write_text(paths[1], format_report(report, draw_report(report, out)))
   return paths
 
