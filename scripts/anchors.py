@@ -27,9 +27,8 @@ PARTS = ("text", "cache", "recall", "demonstrations", "attention")
 
 def main() -> None:
   parser = Parser(__doc__)
-  which = parser.add_mutually_exclusive_group(required=True)
-  which.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  which.add_argument("--workdir", type=path, help="folder of a run")
+  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
+  parser.add_argument("--workdir", type=path, help="folder of a run")
   parser.add_argument("--after", type=path, help="a run that was trained on from this model, to compare with it")
   parser.add_argument("--anchors", type=of(Text()),
                       help="punctuation, line, every:N, ids:N,N or token:TEXT; by default the run's own rule, or else "
@@ -47,7 +46,10 @@ def main() -> None:
   parser.add_argument("--rows", type=positive, default=4, help="texts and prompts that are read in one call")
   parser.add_argument("--seed", type=seed, default=0, help="of the prompts")
   parser.add_argument("--out", type=path, required=True, help="folder for the report")
-  run(parser.parse_args())
+  arguments = parser.parse_args()
+  if (arguments.pretrained is None) == (arguments.workdir is None):
+    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from lattice_jax.inspect.plots import line_style, new_figure, save_figure
 
-_DPI = 75
+_DPI = 72
 _LEAST_MASS = 1e-3  # smaller attention mass has the colour of this one
 
 
@@ -37,11 +37,6 @@ def draw_report(report: dict[str, Any], out: Path) -> dict[str, Path]:
   return drawn
 
 
-def _save(figure: Figure, out: Path) -> Path:
-  figure.set_dpi(_DPI)
-  return save_figure(figure, out)
-
-
 def _plot_losses(text: dict[str, Any], out: Path) -> Path:
   """Loss above full attention by place in the segment, and by segments before the token."""
   figure, panels = new_figure("Loss above full attention", size=(10, 4), widths=(1, 1))
@@ -60,7 +55,7 @@ def _plot_losses(text: dict[str, Any], out: Path) -> Path:
     axes.grid(True, alpha=0.25)
   panels[0].set_ylabel("nats per token (bars: 95 %)")
   panels[0].legend(frameon=False, fontsize="small")
-  return _save(figure, out)
+  return save_figure(figure, out, dpi=_DPI)
 
 
 def _plot_caches(cache: dict[str, Any], out: Path) -> Path:
@@ -77,7 +72,7 @@ def _plot_caches(cache: dict[str, Any], out: Path) -> Path:
   axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize="small")
   axes.set_xlabel(f"MiB with room for {cache['room']:,} tokens")
   axes.margins(x=0.12)
-  return _save(figure, out)
+  return save_figure(figure, out, dpi=_DPI)
 
 
 def _plot_answers(
@@ -110,7 +105,7 @@ def _plot_answers(
   figure.supxlabel(f"{label}; bars: 95 %", fontsize="medium")
   handles, names = grid[0, 0].get_legend_handles_labels()
   figure.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
-  return _save(figure, out)
+  return save_figure(figure, out, dpi=_DPI)
 
 
 def _plot_layers(attention: dict[str, Any], out: Path) -> Path:
@@ -125,7 +120,7 @@ def _plot_layers(attention: dict[str, Any], out: Path) -> Path:
   axes.set_ylabel("layer")
   axes.set_xlabel("own segment, first token, and anchors by segments back")
   figure.colorbar(image, ax=axes, label="mean mass of a token that has such keys")
-  return _save(figure, out)
+  return save_figure(figure, out, dpi=_DPI)
 
 
 def _plot_text(text: dict[str, Any], out: Path) -> Path:
@@ -139,4 +134,4 @@ def _plot_text(text: dict[str, Any], out: Path) -> Path:
   axes.set_ylabel("position of the reading token")
   axes.set_xlabel("anchor, by the text that it ends")
   figure.colorbar(image, ax=axes, label="attention mass, mean of layers and heads")
-  return _save(figure, out)
+  return save_figure(figure, out, dpi=_DPI)

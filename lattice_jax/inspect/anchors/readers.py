@@ -12,12 +12,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from lattice_jax.anchor_rule import parse_rule
 from lattice_jax.config import ModelConfig
+from lattice_jax.config_checks import check_config
 from lattice_jax.data.source import fingerprint
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
 from lattice_jax.evaluation.compiled import EvalShapes, compile_evaluation
 from lattice_jax.evaluation.loaded_model import LoadedModel, load_pretrained_model, load_run
-from lattice_jax.marks import parse_rule
 from lattice_jax.sharding import put_batch
 from lattice_jax.types import Batch, Segment, slice_time
 
@@ -57,8 +58,9 @@ def load_model(
     loaded = load_run(workdir, step=None, overrides=overrides)
   own = loaded.config.data.anchors
   chosen = dataclasses.replace(own, rule=rule or (own.rule if own.rule != "none" else "punctuation"))
-  data = dataclasses.replace(loaded.config.data, anchors=chosen)
-  return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, data=data))
+  config = dataclasses.replace(loaded.config, data=dataclasses.replace(loaded.config.data, anchors=chosen))
+  check_config(config)
+  return dataclasses.replace(loaded, config=config)
 
 
 def is_trained(loaded: LoadedModel) -> bool:

@@ -8,6 +8,9 @@ from typing import Any
 
 from lattice_jax.markdown import markdown_table
 
+_FACTS = (
+  "{machine}; {versions}; commit {commit}; {seconds:,.0f} s. All in float32. Anchors: rule `{rule}`, at most "
+  "{max_segment} tokens a segment. {masked}")
 _TEXT = (
   "{windows} windows of {window_len:,} tokens, {origin}; {anchors} anchors, segments of {mean_len:.1f} tokens on "
   "average and {largest_len} at most. Intervals: 95 %, from resampling windows. The reduced cache gives what the "
@@ -43,8 +46,7 @@ def format_report(report: dict[str, Any], pictures: dict[str, Path]) -> str:
   parts = [
     f"# Anchors: {facts['model']}",
     f"`{facts['command']}`",
-    f"{facts['machine']}; {facts['versions']}; commit {_commit(facts['git_commit'])}; {facts['seconds']:,.0f} s. All in "
-    f"float32. Anchors: rule `{facts['rule']}`, at most {facts['max_segment']} tokens a segment. {_MASKED[facts['is_trained']]}"
+    _FACTS.format(**facts | {"commit": _commit(facts["git_commit"]), "masked": _MASKED[facts["is_trained"]]})
     + (f" «after» is the run {facts['after']}." if facts["after"] else "")]
   for name, heading in (
     ("text", _text), ("cache", _cache), ("recall", _recall), ("demonstrations", _demonstrations),
