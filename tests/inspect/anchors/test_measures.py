@@ -232,6 +232,31 @@ def test_attention_mass_is_where_the_mask_says(readers):
   assert mass_TN[14, 1] == 0, "an anchor sees no other"
 
 
+def test_each_layer_has_its_own_mass(variables, readers):
+  """Queries of zero read everything in sight alike, and only in their own layer."""
+  batch = to_batch(window_rows(tiny.random_ids(1, 20)), TOKENIZER, every(5))
+  even = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: leaf.at[1].set(0) if "query" in jax.tree_util.keystr(path) else leaf, variables)
+  before, after = (
+    attention.measure_attention(dataclasses.replace(readers[1], variables=given), batch, TOKENIZER)["by_layer"]
+    for given in (variables, even))
+  np.testing.assert_allclose(after[0], before[0], atol=1e-6)
+  assert abs(after[1][0] - before[1][0]) > 1e-4
+  np.testing.assert_allclose(after[1][1], np.mean(_first_shares(20)), atol=1e-6)
+
+
+def _first_shares(length):
+  """1 over how many keys each token sees that is no anchor and not the first."""
+  shares = []
+  for time in range(1, length):
+    if time % 5 == 4:
+      continue
+    number = time // 5
+    # its own segment so far, the anchors before, and the first token, which is in the first segment anyway
+    shares.append(1 / (time % 5 + 1 + number + (number > 0)))
+  return shares
+
+
 def test_mass_is_the_mean_softmax_of_the_heads():
   q_BTQK, k_BTHK = (np.random.default_rng(seed).normal(size=(1, 3, heads, 2)).astype(np.float32)
                     for seed, heads in ((0, 4), (1, 2)))
