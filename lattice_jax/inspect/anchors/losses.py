@@ -18,13 +18,14 @@ from lattice_jax.types import Batch
 # Nats a token, on average, by which the reduced cache may differ from the masked forward pass in float32. Single tokens
 # of a deep model differ by more under full attention too, whose own cache is measured beside it.
 TOLERANCE = 1e-4
+_POSITIONS = 32  # tokens of the first range of positions; each further one ends at twice the place of that before
 
 
 def measure_text(
   readers: Sequence[Reader], batch: Batch, tokenizer: Tokenizer, marker: Marker | None, *, chunk_len: int, rows: int,
   report: Callable[[str], None],
 ) -> dict[str, Any]:
-  """Totals of every way to read, and losses by place in the segment and by segments before the token.
+  """Totals of every way to read, and losses by place in the segment, segments before the token, and position.
 
   Raises:
     RuntimeError: the reduced cache does not give what the masked forward pass gives.
@@ -48,12 +49,14 @@ def measure_text(
         "mean_difference": float(off_BT.mean()), "largest_difference": float(off_BT.max())})
   masked = next(reader for reader in readers if reader.is_masked)
   where = spots(masked.model, batch, marker)
+  all_BT = np.ones_like(where.segment_BT, bool)
   return {
     "windows": len(bytes_B), "tokens": batch.targets_BT.size, "window_len": batch.targets_BT.shape[1],
     "bytes": int(bytes_B.sum()), "readings": readings, "tolerance": TOLERANCE, "segments": segment_facts(where),
     # in the first segment of a window the mask hides nothing
     "by_place": _by(where.place_BT, where.segment_BT > 0, readers, losses),
-    "by_segment": _by(where.segment_BT, np.ones_like(where.segment_BT, bool), readers, losses)}
+    "by_segment": _by(where.segment_BT, all_BT, readers, losses),
+    "by_position": _by(np.cumsum(all_BT, axis=1) - 1, all_BT, readers, losses, _POSITIONS)}
 
 
 def check_equal(difference: float, what: str) -> None:
@@ -71,10 +74,11 @@ def segment_facts(where: Spots) -> dict[str, float]:
     "largest_len": int(lengths.max(initial=0))}
 
 
-def bucket(value: int) -> str:
-  """0, 1, 2–3, 4–7, 8–15 …"""
-  low = 1 << (value.bit_length() - 1) if value else 0
-  return str(value) if value < 2 else f"{low}–{2 * low - 1}"
+def bucket(value: int, unit: int = 1) -> str:
+  """0, 1, 2–3, 4–7, 8–15 …; in units of 32: 0–31, 32–63, 64–127 …"""
+  first = 1 << (value.bit_length() - 1) if value >= unit else 0
+  last = max(2 * first, unit) - 1
+  return str(first) if first == last else f"{first}–{last}"
 
 
 def _totals(
@@ -93,10 +97,11 @@ def _totals(
 
 def _by(
   value_BT: np.ndarray, counts_BT: np.ndarray, readers: Sequence[Reader], losses: dict[str, np.ndarray],
+  unit: int = 1,
 ) -> list[dict[str, Any]]:
-  """Mean losses, and how much more than under full attention, over ranges of the values that double."""
-  label_BT = np.vectorize(lambda value: bucket(int(value)), otypes=[object])(value_BT)
-  labels = dict.fromkeys(bucket(value) for value in range(int(value_BT.max()) + 1))
+  """Mean losses, and how much more than under full attention, over ranges of the values that double from `unit`."""
+  label_BT = np.vectorize(lambda value: bucket(int(value), unit), otypes=[object])(value_BT)
+  labels = dict.fromkeys(bucket(value, unit) for value in range(int(value_BT.max()) + 1))
   groups = []
   for label in labels:
     is_in_BT = (label_BT == label) & counts_BT

@@ -38,9 +38,11 @@ def draw_report(report: dict[str, Any], out: Path) -> dict[str, Path]:
 
 
 def _plot_losses(text: dict[str, Any], out: Path) -> Path:
-  """Loss above full attention by place in the segment, and by segments before the token."""
-  figure, panels = new_figure("Loss above full attention", size=(10, 4), widths=(1, 1))
-  labels = {"by_place": "tokens of its segment before the token", "by_segment": "closed segments before the token"}
+  """Loss above full attention by place in the segment, by segments before the token, and by position."""
+  labels = {
+    "by_place": "tokens of its segment before the token", "by_segment": "closed segments before the token",
+    "by_position": "position (tokens)"}
+  figure, panels = new_figure("Loss above full attention", size=(14, 4), widths=(1,) * len(labels))
   for axes, (key, label) in zip(panels, labels.items(), strict=True):
     names = [group["bucket"] for group in text[key]]
     for index, reader in enumerate(text[key][0]["above_full"]):

@@ -17,7 +17,8 @@ _TEXT = (
   "masked forward pass gives: the mean difference of a token's loss is asserted to be at most {tolerance:g} nats. The "
   "largest is rounding of float32, as under the full cache.")
 _PLACES = (
-  "Loss by the token's place in its segment (after the first segment), and by how many segments were closed before.")
+  "Loss by the token's place in its segment (after the first segment), by how many segments were closed before, and by "
+  "position in the window. Windows with many segments have shorter ones, so the second table mixes the two.")
 _CACHE = (
   "Bytes of one row with room for {room:,} tokens, {tokens:,} of them read. Kept by formula: keys and values of the "
   "tokens that are kept, 2 · layers · key heads · width · 4 bytes each. Live: the arrays of the state, with `reach` at "
@@ -72,7 +73,8 @@ def _text(text: dict[str, Any], pictures: dict[str, Path]) -> list[str]:
     markdown_table(rows, "ll" + "r" * 9),
     "### Near the boundary, and along the way",
     _PLACES, _grouped("place in the segment", text["by_place"]), _grouped("segments before", text["by_segment"]),
-    _picture(pictures, "loss", "Loss above full attention by place in the segment and by segments before the token")]
+    _grouped("position", text["by_position"]),
+    _picture(pictures, "loss", "Loss above full attention by place in the segment, segments before, and position")]
 
 
 def _cache(cache: dict[str, Any], pictures: dict[str, Path]) -> list[str]:

@@ -43,6 +43,8 @@ def quiet(line):
 def test_values_are_grouped_by_powers_of_two():
   assert [losses.bucket(value) for value in (0, 1, 2, 3, 4, 7, 8, 31, 32)] == [
     "0", "1", "2–3", "2–3", "4–7", "4–7", "8–15", "16–31", "32–63"]
+  assert [losses.bucket(value, 32) for value in (0, 1, 31, 32, 63, 64, 127, 128, 511)] == [
+    *["0–31"] * 3, *["32–63"] * 2, *["64–127"] * 2, "128–255", "256–511"]
 
 
 def test_a_loss_at_one_place_shows_there_alone(readers):
@@ -83,6 +85,7 @@ def test_a_text_is_read_the_same_with_and_without_the_cache(readers):
   np.testing.assert_allclose(masked["above_full"], (masked_BT - full_BT).mean(), rtol=1e-9)
   np.testing.assert_allclose(masked["bits_per_byte"], masked_BT.mean() / np.log(2), rtol=1e-9)
   assert masked["bits_interval"][0] < masked["bits_per_byte"] < masked["bits_interval"][1]
+  assert [(group["bucket"], group["tokens"]) for group in text["by_position"]] == [("0–31", 96), ("32–63", 24)]
   # positions 4, 9, 14 … of the inputs, which begin with the end of text
   assert text["segments"] == {"anchors": 24, "mean_len": pytest.approx((4 + 5 * 7) / 8), "largest_len": 5}
   assert len(said) == 4
