@@ -17,6 +17,8 @@ from lattice_jax.inspect.anchors import attention, caches, losses, probes, promp
 from lattice_jax.inspect.anchors.readers import score
 from lattice_jax.inspect.anchors.texts import places_of, to_batch, window_rows
 from lattice_jax.marks import Marker
+from lattice_jax.models.decoder import Decoder, init_state
+from lattice_jax.types import whole_segment
 from tests.inspect.anchors import tiny
 
 TOKENIZER = ByteTokenizer()
@@ -233,6 +235,14 @@ def test_attention_mass_is_where_the_mask_says(readers):
   mass_TN = np.array(text["mass"])
   assert mass_TN[0, 0] == 1 and (mass_TN[:9, 2:] == 0).all() and (mass_TN[10:14, 1] > 0).all()
   assert mass_TN[14, 1] == 0, "an anchor sees no other"
+
+
+def test_training_and_evaluation_keep_no_queries(variables):
+  def read(variables):
+    return Decoder(tiny.MODEL).apply(
+      variables, jnp.ones((1, 2), jnp.int32), init_state(tiny.MODEL, 1), whole_segment(1, 2), mutable=["buffers"])[1]
+
+  assert "intermediates" not in jax.eval_shape(read, variables) and set(variables) == {"params", "buffers"}
 
 
 def test_each_layer_has_its_own_mass(variables, readers):
