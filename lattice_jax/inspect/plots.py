@@ -188,10 +188,10 @@ def panel_grid(number: int, size: tuple[float, float]) -> tuple[Figure, list[lis
   return figure, [plots[start:min(start + columns, number)] for start in range(0, number, columns)]
 
 
-def save_figure(figure: Figure, out: Path) -> Path:
-  """Writes the PNG to `out`, makes its folder if needed, and returns `out`."""
+def save_figure(figure: Figure, out: Path, *, dpi: float | str = "figure") -> Path:
+  """Writes the PNG to `out`, makes its folder if needed, and returns `out`. dpi: by default the figure's own."""
   out.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(out)
+  figure.savefig(out, dpi=dpi)
   return out
 
 

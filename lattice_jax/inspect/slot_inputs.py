@@ -39,7 +39,7 @@ def read_inputs(model: ModelConfig, params: Any, buffers: Any, tokens_T: np.ndar
   """
   # A scan over layers would have to stack the collection in training too; unrolled layers need no such support.
   plain = dataclasses.replace(model, scan_layers=False, remat="none")
-  variables = {"params": _unstack(params, model), "buffers": _unstack(buffers, model)}
+  variables = {"params": unstack(params, model), "buffers": unstack(buffers, model)}
   state, segment = init_state(plain, 1), whole_segment(1, len(tokens_T))
 
   @jax.jit
@@ -60,7 +60,7 @@ def _inputs(sown: Any, model: ModelConfig, layer: int) -> SlotInputs:
   return SlotInputs(k_THM, v_THV, step_TH, forget_TH, inputs["start"])
 
 
-def _unstack(tree: Any, model: ModelConfig) -> Any:
+def unstack(tree: Any, model: ModelConfig) -> Any:
   """Turns the variables of stacked layers into those of unrolled layers."""
   if "groups" not in tree:
     return tree

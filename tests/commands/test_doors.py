@@ -199,6 +199,11 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("audit", ("--workdir=a", "--out=b", "--threshold=nan"), "audit.py: --threshold=nan must be positive and finite."),
   ("audit", ("--workdir=a", "--out=b", "--text=c", "--document=1"),
    "audit.py: --document=1 is one of the split's, and --text is read instead; leave one out."),
+  ("anchors", ("--out=a",), "anchors.py: give either the --workdir of a run or a --pretrained model,"),
+  ("anchors", ("--out=a", "--workdir=b", "--pretrained=c"), "anchors.py: give either the --workdir"),
+  ("anchors", ("--out=a", "--workdir=b", "--parts=tex"), "anchors.py: --parts=tex "),
+  ("anchors", ("--out=a", "--workdir=b", "--trials=0"), "anchors.py: --trials=0 must be positive."),
+  ("anchors", ("--out=a", "--workdir=b", "--anchors=none"), "anchors.py: --anchors=none marks no token"),
   ("bench_cache", ("--out=a", "--ratio=nan"), "bench_cache.py: --ratio=nan must lie in [0, 1]."),
   ("self_check", ("--ops=latice",), "self_check: --ops=latice is not one of anchor, attention, delta,"),
 ], ids=str)

@@ -48,5 +48,11 @@ class AnchorAttention(nn.Module):
     check_fields(self.anchor, "AnchorConfig.")
     if not isinstance(state, AnchorView):
       state, segment = enter_layer(self, x_BTD, state, segment)
-    return attention_layer(self, self.config, x_BTD, segment, lambda q, k, v: anchor_attention(
-      q, k, v, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, config=self.anchor, impl=self.impl))
+
+    def attend(q, k, v):
+      # Kept only where the collection is asked for, by the report on anchors.
+      self.sow("intermediates", "op_inputs", {"q": q, "k": k})
+      return anchor_attention(
+        q, k, v, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, config=self.anchor, impl=self.impl)
+
+    return attention_layer(self, self.config, x_BTD, segment, attend)
