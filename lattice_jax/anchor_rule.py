@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from lattice_jax.domains import did_you_mean
 
+ANCHOR = "<AC>"  # the token that `data.anchors.insert` puts into texts
+
 _RULES = ("none", "punctuation", "line", "every:N", "ids:N,N", "token:TEXT")
 
 
@@ -44,3 +46,12 @@ def parse_insert(text: str) -> Rule:
   raise ValueError(
     f"data.anchors.insert={text!r} is none of none, sentence, every:N; write one of them, as in every:64."
     f"{did_you_mean(text, ('none', 'sentence', 'every:64'))}")
+
+
+def most_protected(copies: int, apart: int, length: int) -> int:
+  """How many of `length` tokens are protected at most, where runs of `copies` anchors have `apart` tokens between them.
+
+  All of a run are but the last, and all of one that the start cuts, whose first tokens are not known. A document that
+  starts behind the first of a run is therefore the worst: it has such tokens in each of its parts of apart + copies.
+  """
+  return min(length, (copies - 1) * -(-length // (apart + copies)))

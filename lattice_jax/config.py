@@ -108,6 +108,9 @@ class AnchorsConfig:
   insert: str = text(
     "none", "where texts get the added token <AC>, which the rule token:<AC> marks: none; sentence: behind each; "
     "every:N: behind so many tokens; never inside a word")
+  copies: int = positive(
+    1, "<AC> in each such place; by the rule token:<AC> the last of so many in a row ends the segment, and those "
+    "before it are protected")
   start: str = text(
     "mean", "row of <AC> in a pretrained model that lacks it: mean of all rows, or a copy of the row of the token with "
     "this text")

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from lattice_jax.anchor_rule import parse_insert, parse_rule
+from lattice_jax.anchor_rule import ANCHOR, most_protected, parse_insert, parse_rule
 from lattice_jax.cache.policy import check_cache, make_policy
 from lattice_jax.config import AnchorsConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 from lattice_jax.config_dict import default_config
@@ -22,7 +22,8 @@ from lattice_jax.fields import check_fields, check_known, domain_of
 from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.shown import shown
 
-__all__ = ["check_config", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]
+__all__ = [
+  "check_config", "check_protected", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]
 
 
 def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -57,6 +58,7 @@ def _check_together(config: Config) -> None:
   _check_repeat_share(config.data)
   _check_last_layers(config)
   _check_anchors(config.data.anchors)
+  _check_copies(config)
 
 
 def _check_model(model: ModelConfig) -> None:
@@ -141,6 +143,33 @@ def _check_anchors(anchors: AnchorsConfig) -> None:
       raise ValueError(
         f"data.anchors.{name}={getattr(anchors, name)} has no effect with data.anchors.rule=none, by which nothing is "
         "an anchor; use a rule such as every:16 or punctuation.")
+
+
+def _check_copies(config: Config) -> None:
+  anchors, insert = config.data.anchors, parse_insert(config.data.anchors.insert)
+  is_marked = parse_rule(anchors.rule).token == ANCHOR
+  if anchors.copies > 1 and insert.name == "none" and not is_marked:
+    raise ValueError(
+      f"data.anchors.copies={anchors.copies} has no effect with data.anchors.insert=none and data.anchors.rule="
+      f"{anchors.rule}, which add and mark no {ANCHOR}; use data.anchors.insert=sentence, or data.anchors.copies=1.")
+  if is_marked:
+    longest = max(config.data.seq_len, config.eval.seq_len)
+    check_protected(config.model, copies=anchors.copies, apart=insert.every or 1, length=longest)
+
+
+def check_protected(model: ModelConfig, *, copies: int, apart: int, length: int) -> None:
+  """Raises ValueError if a memory has no room for what `data.anchors.copies` protects in a text of `length` tokens.
+
+  apart: as in `anchor_rule.most_protected`.
+  """
+  rooms = [find_memory(name).protects for name in model.pattern]
+  room = min((protects(model) for protects in rooms if protects is not None), default=length)
+  needed = most_protected(copies, apart, length)
+  if room < needed:
+    raise ValueError(
+      f"model.anchor.protected={room} is too little for data.anchors.copies={copies}: all {ANCHOR} but the last of "
+      f"each {copies} are protected, in a text of {length:,} tokens up to {needed:,}; set it to at least {needed}, or "
+      "data.anchors.copies=1.")
 
 
 def _check_causal_share(config: Config) -> None:

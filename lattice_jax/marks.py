@@ -31,16 +31,20 @@ class Marker:
   class_A: uint8, the bits above of every token.
   every: each token of a document at which so many have been read is an anchor; 0 = off.
   spelled: the tokens are single bytes, in which a sentence ends at the first white space behind its stop.
+  copies: an anchor is the last of so many tokens that close a segment; those before it are protected.
+  apart: how many tokens stand at least between two such runs, in the texts that are read.
   """
 
   class_A: Any
   every: int = flax.struct.field(pytree_node=False, default=0)
   spelled: bool = flax.struct.field(pytree_node=False, default=False)
+  copies: int = flax.struct.field(pytree_node=False, default=1)
+  apart: int = flax.struct.field(pytree_node=False, default=1)
 
   @property
   def look_behind(self) -> int:
     """W: how many tokens before a token its mark may depend on."""
-    return 5 if self.spelled else 2
+    return max(5 if self.spelled else 2, self.copies - 1)
 
 
 def nothing_read(marker: Marker, batch: int) -> np.ndarray:
@@ -68,13 +72,18 @@ def mark_tokens(marker: Marker, tokens_BT: Any, previous_BW: Any, positions_BT: 
     is_inside_BT = has(back + 1, FORBIDS) | has(back + 1, WORD) & ~has(back + 2, LETTER)
     return has(back, ENDS) | has(back, DOT) & ~is_inside_BT
 
-  is_anchor_BT = closes(0)
+  is_anchor_BT, is_protected_BT = closes(0), has(0, PROTECTED)
+  if marker.copies > 1:
+    is_copy_BT = is_anchor_BT
+    for back in range(1, marker.copies):
+      is_anchor_BT = is_anchor_BT & has(back, ENDS)
+    is_protected_BT |= is_copy_BT & ~is_anchor_BT
   if marker.spelled:
     after_closers_BT = has(1, CLOSER) & (closes(2) | has(2, CLOSER) & closes(3))
     is_anchor_BT = has(0, SPACE) & (closes(1) | after_closers_BT)
   if marker.every:
     is_anchor_BT |= (positions_BT + 1) % marker.every == 0
-  anchor_BT, protected_BT = is_anchor_BT.astype(xnp.int8), has(0, PROTECTED).astype(xnp.int8)
+  anchor_BT, protected_BT = is_anchor_BT.astype(xnp.int8), is_protected_BT.astype(xnp.int8)
   return anchor_BT * xnp.int8(MARK_ANCHOR) | protected_BT * xnp.int8(MARK_PROTECTED)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lattice_jax.commands.arguments import Parser, one_of, path
+from lattice_jax.commands.arguments import Parser, one_of, path, positive
 from lattice_jax.commands.run import print_now, run_script
 from lattice_jax.data.published import ENWIK8, IMAGENET64, PG19
 from lattice_jax.runtime import Stop
@@ -34,6 +34,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     raise ValueError(f"{name} is read as bytes; --tokenizer is for pg19 and books_sample.")
   if arguments.insert and name != "pg19":
     raise ValueError(f"{name} is tokenized when it is read; --insert is for pg19, else use data.anchors.insert.")
+  if arguments.copies > 1 and not arguments.insert:
+    raise ValueError(f"--copies={arguments.copies} has no effect without --insert; add --insert=sentence.")
   if name in SAMPLE_NAMES:
     from lattice_jax.data.prepare.samples import prepare_sample
     if origin is not None or arguments.tfds:
@@ -48,8 +50,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     from lattice_jax.data.prepare.books import prepare_books
     tokenizer = arguments.tokenizer or "bpe_lossless:32000"
     prepare_books(
-      PG19, root, print_now, tokenizer=tokenizer, insert=arguments.insert or "none", origin=origin,
-      use_tfds=arguments.tfds)
+      PG19, root, print_now, tokenizer=tokenizer, insert=arguments.insert or "none", copies=arguments.copies,
+      origin=origin, use_tfds=arguments.tfds)
   else:
     from lattice_jax.data.prepare.images import prepare_images
     prepare_images(IMAGENET64, root, print_now, origin=origin, use_tfds=arguments.tfds)
@@ -64,6 +66,8 @@ def main() -> None:
     "--tokenizer", default="", help="of pg19 and books_sample: bytes, bpe_lossless:VOCAB or bpe_paper:VOCAB")
   parser.add_argument(
     "--insert", default="", help="of pg19: where the token <AC> stands (data.anchors.insert): sentence or every:N")
+  parser.add_argument(
+    "--copies", type=positive, default=1, help="of --insert: <AC> in each such place (data.anchors.copies)")
   parser.add_argument(
     "--tfds", action="store_true",
     help="pg19, imagenet64: TFDS's own builder makes the records, which needs TensorFlow; enwik8: write records too")

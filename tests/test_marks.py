@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattice_jax.anchor_rule import parse_rule
+from lattice_jax.anchor_rule import most_protected, parse_rule
 from lattice_jax.marks import (
   CLOSER,
   DOT,
@@ -75,12 +75,38 @@ def test_every_nth_token_of_a_document_is_an_anchor_and_protected_ids_are_marked
   assert marks_BT.tolist() == [[MARK_PROTECTED, 0, MARK_PROTECTED | MARK_ANCHOR]]
 
 
-@given(data=st.data(), spelled=st.booleans(), every=st.integers(0, 4))
-def test_any_split_into_calls_gives_the_same_marks_and_later_tokens_change_none(data, spelled, every):
-  marker = Marker(class_A=CLASSES, every=every, spelled=spelled)
+@pytest.mark.parametrize(("tokens", "marks"), [
+  ((OTHER, END, END, END, OTHER), "-ppa-"), ((END, OTHER, END, END, OTHER, END), "p-pp-p"),
+  ((OTHER, END, END, END, END, END), "-ppaaa"), ((OTHER, WHOLE, END, END), "-ppp")], ids=str)
+def test_of_several_copies_the_last_closes_and_those_before_it_are_protected(tokens, marks):
+  marker = Marker(class_A=CLASSES, copies=3)
+  found_BT = mark_tokens(marker, np.array([tokens]), nothing_read(marker, 1), np.arange(len(tokens))[None])
+  assert found_BT[0].tolist() == [{"-": 0, "p": MARK_PROTECTED, "a": MARK_ANCHOR}[mark] for mark in marks]
+  assert anchors(marker, END, END, END, END, positions=[7, 8, 0, 1]) == [], "no run reaches over a document's start"
+
+
+@pytest.mark.parametrize("apart", [1, 3])
+@pytest.mark.parametrize("copies", [1, 2, 3, 5])
+def test_the_most_that_copies_protect_is_found_where_a_text_is_cut(copies, apart):
+  marker = Marker(class_A=CLASSES, copies=copies)
+  text = ([END] * copies + [OTHER] * apart) * 30
+  for length in range(1, 30):
+    ids_BT = np.array([[OTHER, *text[start:start + length - 1]] for start in range(copies + apart)])
+    positions_BT = np.tile(np.arange(length), (len(ids_BT), 1))
+    marks_BT = mark_tokens(marker, ids_BT, nothing_read(marker, len(ids_BT)), positions_BT)
+    most = (marks_BT & MARK_PROTECTED > 0).sum(1).max()
+    assert most <= most_protected(copies, apart, length)
+    if length % (copies + apart) == 0:
+      assert most == most_protected(copies, apart, length)
+
+
+@given(data=st.data(), spelled=st.booleans(), every=st.integers(0, 4), copies=st.integers(1, 5))
+def test_any_split_into_calls_gives_the_same_marks_and_later_tokens_change_none(data, spelled, every, copies):
+  marker = Marker(class_A=CLASSES, every=every, spelled=spelled, copies=1 if spelled else copies)
   num_tokens = data.draw(st.integers(1, 20))
   ids_BT = np.array(data.draw(st.lists(
-    st.lists(st.integers(-1, 10), min_size=num_tokens, max_size=num_tokens), min_size=2, max_size=2)), np.int32)
+    st.lists(st.sampled_from([*range(-1, 11), *[END] * 8]), min_size=num_tokens, max_size=num_tokens),
+    min_size=2, max_size=2)), np.int32)
   positions_BT = np.tile(np.arange(num_tokens), (2, 1))
   whole_BT = mark_tokens(marker, ids_BT, nothing_read(marker, 2), positions_BT)
   previous_BW, parts, start = nothing_read(marker, 2), [], 0
@@ -100,7 +126,9 @@ def test_rows_go_on_behind_their_own_valid_tokens():
   assert last_read(np.array([[7, 8]]), ids_BT[:1], np.array([0])).tolist() == [[7, 8]]
 
 
-@pytest.mark.parametrize("marker", [WORDS, BYTES, Marker(class_A=CLASSES, every=3)], ids=["words", "bytes", "every"])
+@pytest.mark.parametrize("marker", [
+  WORDS, BYTES, Marker(class_A=CLASSES, every=3), Marker(class_A=CLASSES, copies=4)],
+  ids=["words", "bytes", "every", "copies"])
 def test_a_compiled_program_marks_as_numpy_does(marker):
   ids_BT = np.random.default_rng(0).integers(-1, 11, (3, 200)).astype(np.int32)
   positions_BT = np.tile(np.arange(200, dtype=np.int32) % 17, (3, 1))

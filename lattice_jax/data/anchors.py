@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lattice_jax.anchor_rule import Rule, parse_insert, parse_rule
+from lattice_jax.anchor_rule import ANCHOR, Rule, parse_insert, parse_rule
 from lattice_jax.config import AnchorsConfig
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.marks import (
@@ -23,8 +23,6 @@ from lattice_jax.marks import (
   mark_tokens,
   nothing_read,
 )
-
-ANCHOR = "<AC>"  # the token that `data.anchors.insert` puts into texts
 
 # Behind these a full stop ends no sentence. Words that often end one, such as "no", are left out.
 _ABBREVIATIONS = frozenset((
@@ -60,7 +58,8 @@ def make_marker(anchors: AnchorsConfig, tokenizer: Tokenizer) -> Marker | None:
   if rule.name in ("ids", "token"):
     class_A = np.zeros(tokenizer.vocab_size, np.uint8)
     class_A[_ids_of(rule, tokenizer)] = ENDS
-    return Marker(class_A=class_A)
+    copies = anchors.copies if rule.token == ANCHOR else 1
+    return Marker(class_A=class_A, copies=copies, apart=parse_insert(anchors.insert).every or 1)
   texts = tokenizer.texts if isinstance(tokenizer, AnchorTokenizer) else token_texts(tokenizer)
   spelled = rule.name == "punctuation" and max(map(len, texts)) == 1
   if rule.name == "line":
@@ -83,19 +82,21 @@ class AnchorTokenizer:
   insert: "sentence", behind every sentence as the rule "punctuation" knows them; or "every:N", N tokens behind the one
     before. Neither splits a word: if no white space follows, "sentence" leaves it out, and "every:N" waits for some.
 
+  copies: so many of them in each place.
+
   It has the id that the tokenizer gives it, else the first that is free.
   """
 
-  def __init__(self, base: Tokenizer, insert: str):
+  def __init__(self, base: Tokenizer, insert: str, copies: int = 1):
     self.base = base
-    self.name = f"{base.name}+{ANCHOR}:{insert}"
+    self.name = f"{base.name}+{ANCHOR}:{insert}" + (f":{copies}" if copies > 1 else "")
     self.pad_id, self.eos_id = base.pad_id, base.eos_id
     self.start_ids, self.stop_ids, self.banned_ids = base.start_ids, base.stop_ids, base.banned_ids
     own_id = token_id(base, ANCHOR)
     self.anchor_id = base.vocab_size if own_id is None else own_id
     self.vocab_size = max(base.vocab_size, self.anchor_id + 1)
     self.texts = token_texts(base)
-    self._every = parse_insert(insert).every
+    self._every, self._copies = parse_insert(insert).every, copies
     self._marker = None if self._every else make_marker(AnchorsConfig(rule="punctuation"), base)
     shown = [raw.decode("utf-8", errors="replace") for raw in self.texts]
     self._starts_with_space = np.array([text[:1].isspace() for text in shown])
@@ -105,7 +106,8 @@ class AnchorTokenizer:
   def encode(self, raw: bytes) -> np.ndarray:
     ids = self.base.encode(raw)
     ids = ids.astype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
-    return insert_anchors(ids, self._every_places(ids) if self._every else self._sentence_places(ids), self.anchor_id)
+    places = self._every_places(ids) if self._every else self._sentence_places(ids)
+    return insert_anchors(ids, np.repeat(np.asarray(places, np.int64), self._copies), self.anchor_id)
 
   def decode(self, ids: np.ndarray) -> bytes:
     ids = np.asarray(ids)
@@ -139,12 +141,12 @@ class AnchorTokenizer:
 
 
 @functools.lru_cache(maxsize=4)
-def with_anchors(base: Tokenizer, insert: str) -> AnchorTokenizer:
-  return AnchorTokenizer(base, insert)
+def with_anchors(base: Tokenizer, insert: str, copies: int) -> AnchorTokenizer:
+  return AnchorTokenizer(base, insert, copies)
 
 
-def insert_anchors(ids: np.ndarray, places: Sequence[int], anchor_id: int) -> np.ndarray:
-  """The ids with an anchor behind the first `place` of them, for every place.
+def insert_anchors(ids: np.ndarray, places: Sequence[int] | np.ndarray, anchor_id: int) -> np.ndarray:
+  """The ids with an anchor behind the first `place` of them, for every place; one that is given twice gets two.
 
   Raises:
     ValueError: a place lies outside the sequence.

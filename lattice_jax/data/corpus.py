@@ -152,7 +152,8 @@ def corpus_command(data: DataConfig) -> str:
   command = prepare_command(data.path, data.source)
   return command if data.source == IMAGENET64.name else (
     f"{command} --tokenizer={data.tokenizer}"
-    + (f" --insert={data.anchors.insert}" if data.anchors.insert != "none" else ""))
+    + (f" --insert={data.anchors.insert}" if data.anchors.insert != "none" else "")
+    + (f" --copies={data.anchors.copies}" if data.anchors.copies > 1 else ""))
 
 
 def read_corpus(data: DataConfig, split: str) -> Source:

@@ -43,7 +43,7 @@ class TrainingMarks:
     if anchors.random_every:
       every_B1 = 2 + hashed_at(sequence_B1, data.seed, _LENGTHS) % np.uint64(anchors.random_every - 1)
       is_anchor_BT = (segment.positions_BT + 1) % every_B1.astype(np.int64) == 0
-      marks_BT = np.where(segment.valid_BT & is_anchor_BT, np.int8(MARK_ANCHOR), marks_BT & ~np.int8(MARK_ANCHOR))
+      marks_BT = np.where(segment.valid_BT & is_anchor_BT, np.int8(MARK_ANCHOR), np.int8(0))
     if anchors.dropout:
       place_BT = sequence_B1 * data.seq_len + update * data.update_len + np.arange(data.update_len)
       is_dropped_BT = _uniform(place_BT, data.seed, _DROPOUT) < anchors.dropout

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.config import DataConfig, EvalConfig, MeshConfig, ModelConfig
+from lattice_jax.config_checks import check_protected
 from lattice_jax.data.loader import EvalBatch, eval_batches
 from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source
@@ -61,7 +62,8 @@ def evaluate(
   copied to every device. Every process calls `should_stop` before every chunk; it must answer all of them the same.
 
   Raises:
-    ValueError: the protocol does not fit the model, or the windows do not fit the task.
+    ValueError: the protocol does not fit the model, the windows do not fit the task, or a memory lacks room for the
+      protected tokens of a document.
     EvaluationStopped: `should_stop` returned true.
   """
   seq_len = eval.seq_len or data.seq_len
@@ -75,9 +77,12 @@ def evaluate(
       min(eval.batch, _num_rows(eval.protocol, lengths, seq_len)), math.lcm(mesh.shape["data"], num_hosts)),
     chunk_len=chunk_len, max_len=_token_cache_len(model, eval.protocol, longest, chunk_len),
     has_answers=source.answers is not None)
+  marker = marker_of(data.anchors, [model.cache], tokenizer)
+  if marker is not None:
+    check_protected(model, copies=marker.copies, apart=marker.apart, length=longest)
   batches = _first_batches(eval, should_stop, eval_batches(
     source, tokenizer, protocol=eval.protocol, seq_len=seq_len, chunk_len=chunk_len, batch=shapes.batch,
-    marker=marker_of(data.anchors, [model.cache], tokenizer), host=host, num_hosts=num_hosts))
+    marker=marker, host=host, num_hosts=num_hosts))
   totals = Totals(bucket_starts(model, longest), source.num_documents)
   answers = AnswerTotals(source, longest) if source.answers else None
   metrics, seconds, compile_seconds = _run(

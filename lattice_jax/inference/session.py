@@ -21,6 +21,7 @@ from lattice_jax.cache.convert import compress
 from lattice_jax.cache.kv_cache import KVCache, caches_of
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, ModelConfig
+from lattice_jax.config_checks import check_protected
 from lattice_jax.inference.compilation import TreeSpec, mesh_of, place_variables, with_shardings
 from lattice_jax.inference.prompts import Spans, prompt_chunk, protected_rows
 from lattice_jax.marks import Marker, last_read, mark_tokens, nothing_read
@@ -56,9 +57,10 @@ class Session:
     """Starts from an empty memory where no `state` is given; one that is given was read with the same marker.
 
     Raises:
-      ValueError: the cache keeps marked tokens, and no marker marks any.
+      ValueError: the cache keeps marked tokens, and no marker marks any; or the marker protects more tokens of a text
+        of max_len tokens than a memory has room for.
     """
-    _check_marker(model, marker)
+    _check_marker(model, marker, max_len)
     self.model, self.batch, self.max_len, self.chunk_len = model, batch, max_len, chunk_len
     self.mesh = mesh_of(unbox(variables))
     self.variables = place_variables(variables, self.mesh)
@@ -135,11 +137,13 @@ class Session:
     return jax.device_put(tree, replicated(self.mesh))
 
 
-def _check_marker(model: ModelConfig, marker: Marker | None) -> None:
+def _check_marker(model: ModelConfig, marker: Marker | None, max_len: int) -> None:
   if marker is None and make_policy(model.cache).records_marks and needs_token_cache(model):
     raise ValueError(
       f"a cache keeps the tokens that are marked as separators, and nothing marks them: model.cache.policy="
       f"{model.cache.policy!r} needs a Session with a marker, such as data.separators.marker_of makes.")
+  if marker is not None:
+    check_protected(model, copies=marker.copies, apart=marker.apart, length=max_len)
 
 
 def read_token(

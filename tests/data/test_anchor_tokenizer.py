@@ -17,9 +17,12 @@ from lattice_jax.data.loader import train_batches
 from lattice_jax.data.source import SPLITS, Document
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer
+from lattice_jax.evaluation.evaluator import evaluate
+from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED
 from tests.data.test_anchors import BOOKS, byte_level, tokenizer_of
 
 SENTENCES = AnchorsConfig(rule="token:<AC>", insert="sentence")
+SEVERAL = dataclasses.replace(SENTENCES, copies=3)
 
 
 def shown(name, text, insert):
@@ -79,15 +82,42 @@ def test_a_source_holds_the_tokens_and_the_rule_marks_them_alone():
 
 def test_a_prepared_corpus_is_kept_under_a_name_of_its_own(tmp_path):
   data = DataConfig(source="pg19", path=str(tmp_path), tokenizer="bytes")
-  inserted = dataclasses.replace(data, anchors=SENTENCES)
+  inserted, several = (dataclasses.replace(data, anchors=anchors) for anchors in (SENTENCES, SEVERAL))
   texts = {split: [Document("a", b"It went. So it did. ")] for split in SPLITS}
-  for some in (data, inserted):
+  for some in (data, inserted, several):
     write_corpus(some, texts, Recipe(unit="byte", are_texts=True, official_words=None, origin=""), lambda line: None)
-  assert corpus_folder(data) != corpus_folder(inserted)
+  assert len({corpus_folder(some) for some in (data, inserted, several)}) == 3
   assert corpus_command(inserted).endswith("--tokenizer=bytes --insert=sentence")
-  plain, source = (read_corpus(some, "test") for some in (data, inserted))
+  assert corpus_command(several).endswith("--insert=sentence --copies=3")
+  plain, source, three = (read_corpus(some, "test") for some in (data, inserted, several))
   assert len(source.tokens) == len(plain.tokens) + 2 and source.fingerprint != plain.fingerprint
-  assert source.tokenizer == "bytes+sentence" and plain.tokenizer == "bytes"
+  assert len(three.tokens) == len(plain.tokens) + 6 and three.fingerprint != source.fingerprint
+  assert (plain.tokenizer, source.tokenizer, three.tokenizer) == ("bytes", "bytes+sentence", "bytes+sentence:3")
+
+
+def test_several_stand_behind_a_sentence_and_training_marks_the_last_alone_as_its_end():
+  data = DataConfig(source="books_sample", seq_len=256, update_len=64, batch=4, anchors=SEVERAL)
+  one, three = load_source(dataclasses.replace(data, anchors=SENTENCES), "validation"), load_source(data, "validation")
+  np.testing.assert_array_equal(
+    three.tokens, np.concatenate([[id] * (3 if id == 259 else 1) for id in one.tokens[:].tolist()]))
+  assert get_tokenizer(data).name == "bytes+<AC>:sentence:3"
+  assert make_marker(dataclasses.replace(SEVERAL, insert="every:9"), get_tokenizer(data)).apart == 9
+  assert make_marker(dataclasses.replace(SEVERAL, rule="ids:259"), get_tokenizer(data)).copies == 1
+  found = []
+  for batch, _ in zip(train_batches(Config(data=data), three, start_step=0), range(8), strict=False):
+    found.append((batch.tokens_BT, batch.segment.marks_BT))
+  for group in (found[:4], found[4:]):
+    tokens_BT, marks_BT = (np.concatenate(parts, axis=1) for parts in zip(*group, strict=True))
+    is_copy_BT = tokens_BT == 259
+    is_last_BT = is_copy_BT.copy()
+    is_last_BT[:, 2:] &= is_copy_BT[:, 1:-1] & is_copy_BT[:, :-2]
+    is_last_BT[:, :2] = False
+    np.testing.assert_array_equal(marks_BT == MARK_ANCHOR, is_last_BT)
+    np.testing.assert_array_equal(marks_BT == MARK_PROTECTED, is_copy_BT & ~is_last_BT)
+    assert is_last_BT.sum() > 4
+  random = dataclasses.replace(data, anchors=dataclasses.replace(SEVERAL, random_every=4))
+  marks_BT = next(train_batches(Config(data=random), three, start_step=0)).segment.marks_BT
+  assert marks_BT.any() and not (marks_BT & MARK_PROTECTED).any(), "the rule marks nothing then"
 
 
 def test_given_places_get_an_anchor():
@@ -107,8 +137,40 @@ def test_what_has_no_words_takes_no_anchors_between_them(source):
 @pytest.mark.parametrize(("override", "message"), [
   ("insert=sentences", "data.anchors.insert='sentences' is none of none, sentence, every:N.* Did you mean 'sentence'"),
   ("insert=every:0", "data.anchors.insert='every:0' is none of"),
+  ("copies=2", "copies=2 has no effect with data.anchors.insert=none and data.anchors.rule=none, which add and mark"),
   ("start=.", "data.anchors.start=. has no effect with data.anchors.insert=none")])
 def test_an_insertion_without_sense_is_refused(override, message):
   with pytest.raises(ValueError, match=message):
     apply_overrides(Config(), [f"data.anchors.{override}"])
   assert parse_insert("every:3").every == 3 and parse_insert("none").name == "none"
+
+
+def with_copies(copies, protected, insert="sentence", **fields):
+  overrides = {
+    "model.pattern": "anchor", "model.anchor.protected": protected, "data.anchors.rule": "token:<AC>",
+    "data.anchors.insert": insert, "data.anchors.copies": copies, "data.seq_len": 64, "data.update_len": 64, **fields}
+  return apply_overrides(Config(), [f"{name}={value}" for name, value in overrides.items()])
+
+
+def test_a_config_needs_room_for_the_copies_of_its_longest_text():
+  with_copies(2, 22)
+  with_copies(4, 18, insert="every:8")
+  with_copies(1, 0)
+  with_copies(2, 0, **{"model.pattern": "attention"})
+  with_copies(2, 0, **{"data.anchors.rule": "none"})
+  with pytest.raises(ValueError, match="of 64 tokens up to 22; set it to at least 22, or"):
+    with_copies(2, 21)
+  with pytest.raises(ValueError, match=r"^model.anchor.protected=22 is too little .* of 128 tokens up to 43; set"):
+    with_copies(2, 22, **{"eval.seq_len": 128})
+  with pytest.raises(ValueError, match="of 64 tokens up to 18"):
+    with_copies(4, 17, insert="every:8")
+
+
+def test_whole_documents_are_evaluated_only_with_room_for_their_copies():
+  config = with_copies(2, 22, **{"data.source": "books_sample"})
+  source = dataclasses.replace(
+    load_source(config.data, "validation"), tokens=np.full(70, 5, np.uint16), offsets=np.array([0, 70]))
+  with pytest.raises(ValueError, match="of 70 tokens up to 24; set it to at least 24"):
+    evaluate(
+      config.model, {}, {}, source, get_tokenizer(config.data), data=config.data,
+      eval=dataclasses.replace(config.eval, protocol="carried"))

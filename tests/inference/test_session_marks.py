@@ -15,7 +15,7 @@ from lattice_jax.inference.generate import GenerateOptions, TokenStream, generat
 from lattice_jax.inference.session import Session
 from lattice_jax.marks import CLOSER, DOT, ENDS, FORBIDS, LETTER, SPACE, WORD, Marker, mark_tokens, nothing_read
 from lattice_jax.memories.anchor.config import AnchorConfig
-from lattice_jax.types import MARK_PROTECTED
+from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED
 from tests.inference.test_generate import compilations
 
 PLACES = 64
@@ -74,8 +74,8 @@ def expected(*rows, marker=MARKER):
 
 
 @pytest.mark.parametrize("marker", [
-  MARKER, Marker(MARKER.class_A, every=5), Marker(np.array(BYTE_CLASSES, np.uint8), spelled=True)],
-  ids=["words", "every", "bytes"])
+  MARKER, Marker(MARKER.class_A, every=5), Marker(np.array(BYTE_CLASSES, np.uint8), spelled=True),
+  Marker(ENDS * (np.arange(12) > 6).astype(np.uint8), copies=4)], ids=["words", "every", "bytes", "copies"])
 def test_pieces_and_single_tokens_are_marked_as_the_whole_row(marker):
   pieces = make_session(marker)
   pieces.read([ROWS[0, :9], ROWS[1, :2]])
@@ -84,9 +84,18 @@ def test_pieces_and_single_tokens_are_marked_as_the_whole_row(marker):
   for place in range(10):
     pieces.step(np.array([ROWS[0, 10 + place], ROWS[1, 8 + place]]))
   whole = expected(ROWS[0, :20], ROWS[1, :18], marker=marker)
-  assert seen(pieces) == whole and 2 < sum(map(sum, whole)) < 30
+  marks = [mark for row in whole for mark in row]
+  assert seen(pieces) == whole and MARK_ANCHOR in marks and 2 < len(marks) - marks.count(0) < 30
   fork.read([ROWS[0, 10:20], ROWS[1, 8:18]])
   assert seen(fork) == whole
+
+
+def test_a_text_that_may_protect_more_tokens_than_there_is_room_for_is_refused():
+  marker = Marker(MARKER.class_A, copies=2, apart=4)
+  Session(MODEL, VARIABLES, batch=1, max_len=30, marker=marker)
+  with pytest.raises(ValueError, match=r"^model.anchor.protected=5 is too little for data.anchors.copies=2: .* a text "
+                     r"of 31 tokens up to 6; set it to at least 6"):
+    Session(MODEL, VARIABLES, batch=1, max_len=31, marker=marker)
 
 
 def test_a_short_row_goes_on_behind_its_own_last_token():

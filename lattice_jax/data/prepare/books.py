@@ -29,15 +29,16 @@ _RECORD_BYTES, _BPE_BYTES, _BYTES_BYTES = 0.7, 0.7, 2.1
 
 def prepare_books(
     book_set: BookSet, root: str | Path, report: Report, *, tokenizer: str, insert: str = "none",
-    origin: Path | None = None, use_tfds: bool = False) -> Path:
+    copies: int = 1, origin: Path | None = None, use_tfds: bool = False) -> Path:
   """The folder of the corpus. Records, model and tokens that exist are not made again.
 
-  insert: as `data.anchors.insert`. origin: a folder of the published files or of prepared TFDS records. Without it, the
-  books are downloaded.
+  insert, copies: as in `data.anchors`. origin: a folder of the published files or of prepared TFDS records. Without it,
+  the books are downloaded.
 
   Raises ValueError if the files are not the published set, or the download fails.
   """
-  data = DataConfig(source=book_set.name, path=str(root), tokenizer=tokenizer, anchors=AnchorsConfig(insert=insert))
+  anchors = AnchorsConfig(insert=insert, copies=copies)
+  data = DataConfig(source=book_set.name, path=str(root), tokenizer=tokenizer, anchors=anchors)
   parse_insert(insert)
   if tokenizer != "bytes":
     parse_name(tokenizer)

@@ -146,12 +146,15 @@ def get_tokenizer(data: DataConfig) -> Tokenizer:
   # imported here because anchors are made from tokenizers
   from lattice_jax.data.anchors import with_anchors
 
-  return with_anchors(_plain_tokenizer(data), data.anchors.insert)
+  return with_anchors(_plain_tokenizer(data), data.anchors.insert, data.anchors.copies)
 
 
 def full_name(data: DataConfig) -> str:
   """The name of the tokenizer and of what it inserts, under which a prepared corpus is kept."""
-  return data.tokenizer if data.anchors.insert == "none" else f"{data.tokenizer}+{data.anchors.insert}"
+  anchors = data.anchors
+  if anchors.insert == "none":
+    return data.tokenizer
+  return f"{data.tokenizer}+{anchors.insert}" + (f":{anchors.copies}" if anchors.copies > 1 else "")
 
 
 def _plain_tokenizer(data: DataConfig) -> Tokenizer:

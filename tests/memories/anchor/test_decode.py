@@ -17,7 +17,7 @@ from lattice_jax.memories.anchor.state import anchor_slots
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
-from lattice_jax.types import make_segment, whole_segment
+from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED, make_segment, whole_segment
 from tests.contract.harness import quick_jit
 from tests.memories.anchor import published
 
@@ -26,6 +26,8 @@ MODEL = ModelConfig(
   vocab=VOCAB, dim=16, layers=3, pattern=("anchor",), block="mlp", mlp_dim=8, anchor=AnchorConfig(max_segment=16),
   attention=AttentionConfig(heads=4, kv_heads=2, key_dim=8, value_dim=6))
 MARKER = Marker(class_A=np.where(np.arange(VOCAB) % STOP == 0, ENDS, 0).astype(np.uint8))
+SEVERAL = replace(MARKER, copies=2)
+SEVERAL_MODEL = replace(MODEL, anchor=replace(MODEL.anchor, protected=LENGTH // 3))
 
 
 @functools.cache
@@ -38,8 +40,18 @@ def text(seed=0):
   return np.random.default_rng(seed).integers(0, VOCAB, (BATCH, LENGTH)).astype(np.int32)
 
 
-def marked(tokens_BT, segment):
-  marks_BT = mark_tokens(MARKER, tokens_BT, nothing_read(MARKER, len(tokens_BT)), np.asarray(segment.positions_BT))
+def text_of_runs():
+  """Every end of a segment stands twice, but for some at which the model wrote one alone."""
+  tokens_BT = text(1)
+  for row in tokens_BT:
+    is_end_T = row % STOP == 0
+    row[1:][is_end_T[:-1]] = row[:-1][is_end_T[:-1]]
+    row[10:13] = 1, STOP, 1
+  return tokens_BT
+
+
+def marked(tokens_BT, segment, marker=MARKER):
+  marks_BT = mark_tokens(marker, tokens_BT, nothing_read(marker, len(tokens_BT)), np.asarray(segment.positions_BT))
   return segment.replace(marks_BT=marks_BT)
 
 
@@ -77,17 +89,36 @@ def test_the_papers_model_in_float64_and_ours():
   assert_logits(ours[0], whole)
 
 
-def test_a_session_gives_the_logits_of_the_masked_forward_pass():
-  """Read in chunks, ragged rows, and one by one; the second of two prompts through it is as the first."""
-  rows = text()
-  session = Session(MODEL, variables(), batch=BATCH, max_len=LENGTH, chunk_len=9, marker=MARKER)
+def assert_a_session_gives(whole_BTA, model, rows, marker):
+  """Read in chunks, ragged rows, and one by one."""
+  session = Session(model, variables(), batch=BATCH, max_len=LENGTH, chunk_len=9, marker=marker)
   session.read([rows[0, :40], rows[1, :23]])
-  assert_logits(session.state.logits_BA[0], whole_logits()[0, 39])
-  assert_logits(session.state.logits_BA[1], whole_logits()[1, 22])
+  assert_logits(session.state.logits_BA[0], whole_BTA[0, 39])
+  assert_logits(session.state.logits_BA[1], whole_BTA[1, 22])
   for step in range(20):
     session.step(np.array([rows[0, 40 + step], rows[1, 23 + step]]))
-    assert_logits(session.state.logits_BA[0], whole_logits()[0, 40 + step])
-    assert_logits(session.state.logits_BA[1], whole_logits()[1, 23 + step])
+    assert_logits(session.state.logits_BA[0], whole_BTA[0, 40 + step])
+    assert_logits(session.state.logits_BA[1], whole_BTA[1, 23 + step])
+
+
+def test_a_session_gives_the_logits_of_the_masked_forward_pass():
+  assert_a_session_gives(whole_logits(), MODEL, text(), MARKER)
+
+
+def test_several_anchors_of_a_segment_stay_in_training_chunks_and_single_tokens_alike():
+  tokens_BT = text_of_runs()
+  segment = marked(tokens_BT, whole_segment(BATCH, LENGTH), SEVERAL)
+  assert {0, MARK_ANCHOR, MARK_PROTECTED} == set(segment.marks_BT.ravel().tolist())
+  assert (segment.marks_BT[:, 11] == MARK_PROTECTED).all(), "one alone is protected and ends nothing"
+
+  def whole(model, tokens_BT):
+    return np.asarray(quick_jit(functools.partial(call, model))(
+      variables(), tokens_BT, init_state(model, BATCH), segment)[0])
+
+  whole_BTA = whole(SEVERAL_MODEL, tokens_BT)
+  assert_logits(whole_BTA, whole(replace(SEVERAL_MODEL, impl="reference"), tokens_BT))
+  assert_a_session_gives(whole_BTA, SEVERAL_MODEL, tokens_BT, SEVERAL)
+  assert np.abs(whole_BTA - whole(MODEL, tokens_BT)).max() > 0.1, "without room the first of two is forgotten"
 
 
 def test_a_second_prompt_in_the_same_memory_is_as_the_first():
