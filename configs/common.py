@@ -149,7 +149,7 @@ def apply_smoke(config: ml_collections.ConfigDict) -> None:
     config.data.source = SAMPLES[config.data.source]
   if config.data.tokenizer.startswith("bpe"):
     config.data.tokenizer = BOOKS_TOKENIZER
-    config.model.vocab = BOOKS_VOCAB
+    config.model.vocab = BOOKS_VOCAB + (config.data.anchors.insert != "none")
   config.data.update({"seq_len": 64, "update_len": 64 // updates_per_sequence, "batch": 16})
   config.optimizer.warmup_steps = 2
   config.train.update({
