@@ -195,6 +195,8 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("prepare_data", ("enwik9",), "prepare_data.py: name=enwik9 is not one of enwik8, pg19,"),
   ("prepare_data", ("enwik8", "--path=s3://a"), "prepare_data.py: --path=s3://a is not on this machine"),
   ("prepare_data", ("enwik8", "--tokenizer=x"), "prepare_data.py: enwik8 is read as bytes;"),
+  ("prepare_data", ("pg19", "--copies=0"), "prepare_data.py: --copies=0 must be positive."),
+  ("prepare_data", ("pg19", "--copies=2"), "prepare_data.py: --copies=2 has no effect without --insert;"),
   ("export", ("--output",), "export.py: --output has no value; write --output=VALUE."),
   ("audit", ("--workdir=a", "--out=b", "--threshold=nan"), "audit.py: --threshold=nan must be positive and finite."),
   ("audit", ("--workdir=a", "--out=b", "--text=c", "--document=1"),

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from lattice_jax.config import DataConfig
+from lattice_jax.config import AnchorsConfig, DataConfig
 from lattice_jax.data import corpus_writer
 from lattice_jax.data.builders.imagenet64 import Imagenet64Npz
 from lattice_jax.data.builders.pg19 import Pg19Books
@@ -61,6 +62,16 @@ def test_books_of_a_folder_become_sources(tmp_path, tokenizer):
       assert get_tokenizer(data).decode(tokens).decode() == kept[title] and tokens[-1] == 1
   assert "pg19 train: 1 documents without text are left out" in lines
   assert lines[-2].endswith(f"at {folder}") and lines[-1].startswith(f"training needs only {folder}")
+
+
+def test_books_with_several_anchors_behind_each_sentence_are_kept_apart(tmp_path):
+  plain = make_books(tmp_path / "data", origin=write_books(tmp_path / "raw"), tokenizer="bytes")
+  folder = make_books(tmp_path / "data", tokenizer="bytes", insert="sentence", copies=2)
+  anchors = AnchorsConfig(insert="sentence", copies=2)
+  data = dataclasses.replace(books(tmp_path / "data", "bytes"), anchors=anchors)
+  assert folder == corpus_folder(data) != plain
+  tokens = load_source(data, "train").tokens[:]
+  assert (tokens[np.flatnonzero(tokens == 259)[::2] + 1] == 259).all() and (tokens == 259).sum() % 2 == 0 < tokens.sum()
 
 
 def test_doing_it_again_does_nothing(tmp_path):
