@@ -122,7 +122,7 @@ def test_a_file_that_makes_no_config_is_one_sentence(tmp_path, text, sentence):
 
 
 def test_a_place_that_is_no_config_file_is_one_sentence(tmp_path):
-  with pytest.raises(ValueError, match=r"is a folder; name a file, such as configs/ablation_lattice\.py"):
+  with pytest.raises(ValueError, match=r"is a folder; name a file, such as configs/ablation_anchor\.py"):
     load_file("configs")
   with pytest.raises(ValueError, match=r"there is no such file; .* Did you mean 'quickstart\.py'\?"):
     load_file("configs/quickstrt.py")
