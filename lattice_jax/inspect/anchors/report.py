@@ -15,7 +15,7 @@ _TEXT = (
   "{windows} windows of {window_len:,} tokens, {origin}; {anchors} anchors, segments of {mean_len:.1f} tokens on "
   "average and {largest_len} at most. Intervals: 95 %, from resampling windows. The reduced cache gives what the "
   "masked forward pass gives: the mean difference of a token's loss is asserted to be at most {tolerance:g} nats. The "
-  "largest is rounding of float32, as under the full cache.")
+  "largest stands beside it; the full cache has one too.")
 _PLACES = (
   "Loss by the token's place in its segment (after the first segment), by how many segments were closed before, and by "
   "position in the window. Windows with many segments have shorter ones, so the second table mixes the two.")
