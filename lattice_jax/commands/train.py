@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lattice_jax.commands.devices import simulate_devices
 from lattice_jax.commands.domains import COUNT
 from lattice_jax.commands.flags import define, define_config, define_set
 from lattice_jax.commands.run import CPU_DEVICES
-from lattice_jax.config import Config
-from lattice_jax.config_checks import largest_divisor
 from lattice_jax.domains import Place, Switch, Text
 from lattice_jax.runtime import enable_compilation_cache, initialize_distributed
 
@@ -41,24 +40,6 @@ def main() -> None:
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
   loop.train(config, Path(workdir), init_from=INIT_FROM.value, profile=profile)
-
-
-def simulate_devices(config: Config) -> None:
-  """One device a core, as far as they divide the rows of a micro-batch: XLA runs much of a program on one core alone.
-
-  Without effect where there is an accelerator, or the config says how many devices share the rows.
-  """
-  import jax
-
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  if config.mesh.data != -1 or cores < config.mesh.model:
-    return
-  rows = config.data.batch // config.train.accumulate
-  count = config.mesh.model * largest_divisor(rows, at_most=cores // config.mesh.model)
-  if count > 1:
-    jax.config.update("jax_num_cpu_devices", count)
-    if jax.default_backend() == "cpu":
-      print(f"{count} simulated devices, one a core; --cpu_devices=1 is one for all", flush=True)
 
 
 def fill_run_id(workdir: str) -> str:

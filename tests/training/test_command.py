@@ -11,7 +11,7 @@ import sys
 import jax
 import pytest
 
-from lattice_jax.commands.train import simulate_devices
+from lattice_jax.commands.devices import simulate_devices
 from lattice_jax.training.workdir import locked
 from tests.training import tiny
 
