@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lattice_jax.cache.policy import Policy, make_policy
+from lattice_jax.cache.stack_view import StackView
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.ops.attention.slots import StackedSlots
@@ -53,21 +54,8 @@ class KVCache:
 
 
 @flax.struct.dataclass
-class CacheView:
-  """Layer `layer` of a stack of caches, whose leaves have an axis of layers in front; written in place."""
-
-  stack: KVCache
-  layer: jax.Array
-
-  @classmethod
-  def alone(cls, cache: KVCache) -> CacheView:
-    """The only layer of its stack."""
-    return cls(stack=jax.tree.map(lambda leaf: leaf[None], cache), layer=jnp.int32(0))
-
-  @property
-  def counts(self) -> KVCache:
-    """This layer's cache. Use only its small fields: a large one would be copied."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), self.stack)
+class CacheView(StackView):
+  """One layer of a stack of `KVCache`."""
 
   @property
   def slots(self) -> StackedSlots:

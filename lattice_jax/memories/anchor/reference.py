@@ -35,7 +35,7 @@ def attend_reference(
   score_BQTS = jnp.einsum("BTQK,BSQK->BQTS", q_BTQK, k_BTQK, precision="highest") * q_BTQK.shape[-1] ** -0.5
   score_BQTS = jnp.where(visible(config, places)[:, None], score_BQTS, MASKED)
   lse_BQT = jax.nn.logsumexp(score_BQTS, axis=-1)
-  is_token_BT = (places.segment_BT != EMPTY)
+  is_token_BT = places.segment_BT != EMPTY
   weight_BQTS = jnp.where(is_token_BT[:, None, :, None], jnp.exp(score_BQTS - lse_BQT[..., None]), 0.0)
   out_BTQV = jnp.einsum("BQTS,BSQV->BTQV", weight_BQTS, v_BTQV, precision="highest")
   return out_BTQV, jnp.where(is_token_BT[..., None], jnp.moveaxis(lse_BQT, 1, 2), MASKED)

@@ -12,6 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.cache.stack_view import StackView
 from lattice_jax.memories.anchor.config import AnchorConfig
 from lattice_jax.memories.anchor.places import Places, group_size, level, num_levels
 from lattice_jax.ops.documents import EMPTY
@@ -56,21 +57,8 @@ class AnchorCache:
 
 
 @flax.struct.dataclass
-class AnchorView:
-  """Layer `layer` of a stack of caches, whose leaves have an axis of layers in front; written in place."""
-
-  stack: AnchorCache
-  layer: jax.Array
-
-  @classmethod
-  def alone(cls, cache: AnchorCache) -> AnchorView:
-    """The only layer of its stack."""
-    return cls(stack=jax.tree.map(lambda leaf: leaf[None], cache), layer=jnp.int32(0))
-
-  @property
-  def counts(self) -> AnchorCache:
-    """This layer's cache. Use only its fields of one number a row or slot: the others would be copied."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), self.stack)
+class AnchorView(StackView):
+  """One layer of a stack of `AnchorCache`."""
 
 
 def empty_cache(
