@@ -66,8 +66,8 @@ def kept_tokens(memory: Any) -> int:
   cache = next(
     leaf for leaf in jax.tree.leaves(memory, is_leaf=lambda x: isinstance(x, AnchorCache))
     if isinstance(leaf, AnchorCache))
-  regions = cache.anchors.position_BS, cache.open.position_BS, cache.protected.position_BS
-  return int(sum((np.asarray(position_LBS)[0, 0] != EMPTY).sum() for position_LBS in regions))
+  regions = cache.anchors, cache.open, cache.protected
+  return int(sum((np.asarray(region.position_BHS)[0, 0, 0] != EMPTY).sum() for region in regions))
 
 
 def _facts(masked, sized, session, ids_T, tokenizer, marker, chunk_len) -> dict[str, Any]:

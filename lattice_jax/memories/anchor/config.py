@@ -23,6 +23,12 @@ class AnchorConfig:
     "0 = none")
   protected: int = at_least(
     0, 0, "tokens of a document that may be marked as protected, which never collapse; 0 = such marks mean nothing")
+  open_lag: int = at_least(
+    0, 0, "tokens of a partition by which LagKV compresses an open segment in the cache; 0 = all of its tokens stay")
+  open_keep: int = at_least(0, 0, "tokens that stay of such a partition once the next one is complete")
+  open_call_len: int = at_least(
+    0, 0, "tokens of a call at most, which bounds the slots of a compressed open segment; 0 = any, and slots for "
+    "max_segment tokens")
 
 
 def check(config: AnchorConfig) -> None:
@@ -34,6 +40,15 @@ def check(config: AnchorConfig) -> None:
     raise ValueError(
       f"model.anchor.fanout={config.fanout} and model.anchor.reach={config.reach} are two bounds on the same anchors; "
       "set one of them and leave the other 0.")
+  if config.open_lag and not 1 <= config.open_keep < config.open_lag:
+    raise ValueError(
+      f"model.anchor.open_keep={config.open_keep} of partitions of model.anchor.open_lag={config.open_lag} tokens does "
+      f"not compress them; use an open_keep from 1 to {config.open_lag - 1}, or open_lag=0 to keep all tokens.")
+  for name in ("open_keep", "open_call_len"):
+    if getattr(config, name) and not config.open_lag:
+      raise ValueError(
+        f"model.anchor.{name}={getattr(config, name)} means nothing without model.anchor.open_lag; set that to the "
+        f"tokens of a partition, or {name} to 0.")
 
 
 def _smoke(config: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.anchor.attend import attend_call
 from lattice_jax.memories.anchor.config import AnchorConfig, check
+from lattice_jax.memories.anchor.open_segment import check_call, compress_open
 from lattice_jax.memories.anchor.places import ALL_LEVELS, find_places, is_seen, num_levels
 from lattice_jax.memories.anchor.reference import attend_reference
 from lattice_jax.memories.anchor.state import AnchorCache, AnchorView, Region, clear, empty_cache, write
@@ -39,7 +40,7 @@ def anchor_attention(
     q: queries, positions included; Q = H·G, query head h·G + g reads key/value head h.
     k, v: keys and values of the same tokens.
     state: what came before; None starts without tokens. One layer of a stack of caches, an `AnchorView`, is written in
-      place, and whoever owns the stack clears it.
+      place, and whoever owns the stack clears and compresses it.
     ids, valid: document of each token; invalid tokens (a suffix) leave the state alone and read zeros. Their numbers
       are replaced by zeros in `ops.attention` and `reference`. None: one document, all valid.
     marks: of each token (`types.make_marks`); None: no token is marked.
@@ -51,7 +52,8 @@ def anchor_attention(
     Output in fp32 and the next state.
 
   Raises:
-    ValueError: fields of the config contradict one another, or the state has another shape.
+    ValueError: fields of the config contradict one another, the state has another shape, or the call is longer than
+      `open_call_len`.
   """
   config = config or AnchorConfig()
   check(config)
@@ -66,7 +68,8 @@ def anchor_attention(
   out_BTQV, view = _read_and_write(config, q, k, v, AnchorView.alone(state), segment, impl)
   if not state.num_slots:
     return out_BTQV, state
-  return out_BTQV, jax.tree.map(lambda leaf: leaf[0], clear({"": view.stack})[""])
+  stacks = compress_open(config, clear({"": view.stack}), q.shape[1])
+  return out_BTQV, jax.tree.map(lambda leaf: leaf[0], stacks[""])
 
 
 def _read_and_write(config, q, k, v, view, segment, impl):
@@ -80,6 +83,7 @@ def _read_and_write(config, q, k, v, view, segment, impl):
     read = attend_call(config, q, k, v, places, levels=levels, impl=chosen)
   if not before.num_slots:
     return read[0], view
+  check_call(config, q.shape[1])
   past = "reference" if chosen == "reference" else "xla"  # there is no kernel for slots yet
   read = _attend_cache(config, q, view, before, places, read, past)
   view = view.replace(layer=after_reading(view.layer, read[1]))
@@ -90,16 +94,16 @@ def _attend_cache(config, q, view, before, places, read, impl):
   """`read` merged with attention to what the cache holds."""
   stack, is_here_BT = view.stack, places.arriving.run_BT == 0
 
-  def slots(region: Region, order_LBS: jax.Array, length_B: jax.Array) -> StackedSlots:
+  def slots(region: Region, order_LBHS: jax.Array, length_B: jax.Array) -> StackedSlots:
     return StackedSlots(
-      key_LBHSK=region.key_BHSK, value_LBHSV=region.value_BHSV, position_LBHS=order_LBS[:, :, None], layer=view.layer,
+      key_LBHSK=region.key_BHSK, value_LBHSV=region.value_BHSV, position_LBHS=order_LBHS, layer=view.layer,
       length_B=length_B)
 
-  anchors = slots(stack.anchors, stack.number_BS, _slots_in_use(before.number_BS))
+  anchors = slots(stack.anchors, stack.number_BS[:, :, None], _slots_in_use(before.number_BS))
   readers = _Readers(is_here_BT & (places.below_BT > 0), places.passed_BT, places.below_BT)
   read = attend_slots(q, anchors, readers, read, rule=_AnchorRule(config), impl=impl)
   is_in_open_BT = is_here_BT & (places.segment_BT == 0)
-  opened = slots(stack.open, stack.open.position_BS, before.open_len_B)
+  opened = slots(stack.open, stack.open.position_BHS, before.open_len_B)
   read = attend_slots(q, opened, _Readers(is_in_open_BT, None, None), read, impl=impl)
   if not config.protected:
     return read
@@ -107,7 +111,7 @@ def _attend_cache(config, q, view, before, places, read, impl):
   time_T = jnp.arange(q.shape[1])
   first_BT = jnp.where(
     places.below_BT == ALL_LEVELS, 0, places.arriving.index_BT - time_T + places.start_BT)
-  protected = slots(stack.protected, stack.protected.position_BS, before.num_protected_B)
+  protected = slots(stack.protected, stack.protected.position_BHS, before.num_protected_B)
   return attend_slots(q, protected, _Readers(is_here_BT, first_BT, None), read, rule=_from_first, impl=impl)
 
 

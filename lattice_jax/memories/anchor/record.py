@@ -6,6 +6,7 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.memories.anchor.cases import make_cases
 from lattice_jax.memories.anchor.config import AnchorConfig, check
 from lattice_jax.memories.anchor.layer import AnchorAttention
+from lattice_jax.memories.anchor.open_segment import compress_open
 from lattice_jax.memories.anchor.state import AnchorCache, AnchorView, anchor_slots, clear
 from lattice_jax.memories.attention_config import check as check_attention
 from lattice_jax.memories.memory import Carried, Memory
@@ -75,5 +76,5 @@ MEMORIES = {
       rides=lambda state: isinstance(state, AnchorCache) and state.num_slots > 0,
       enter=AnchorView,
       leave=lambda view: view.stack,
-      finish=lambda model, stacks, length: clear(stacks))),
+      finish=lambda model, stacks, length: compress_open(model.anchor, clear(stacks), length))),
 }

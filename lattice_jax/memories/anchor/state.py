@@ -14,17 +14,21 @@ import jax.numpy as jnp
 
 from lattice_jax.cache.stack_view import StackView
 from lattice_jax.memories.anchor.config import AnchorConfig
+from lattice_jax.memories.anchor.open_segment import open_slots
 from lattice_jax.memories.anchor.places import Places, group_size, level, num_levels
 from lattice_jax.ops.documents import EMPTY
 
 
 @flax.struct.dataclass
 class Region:
-  """Slots of a row. position_BS: the index in its document of the token in a slot, EMPTY for none."""
+  """Slots of a row. position_BHS: the index in its document of the token in a slot, EMPTY for none.
+
+  Positions are the same for all heads, [B, 1, S], but in an open segment that is compressed.
+  """
 
   key_BHSK: jax.Array
   value_BHSV: jax.Array
-  position_BS: jax.Array
+  position_BHS: jax.Array
 
 
 @flax.struct.dataclass
@@ -33,7 +37,8 @@ class AnchorCache:
 
   anchors: kept anchors; number_BS: their numbers (`Places.number_BT`), EMPTY for none.
   open: the tokens since the last anchor, in order, without protected ones. protected: those, in order.
-  open_len_B, num_protected_B: slots in use. age_B: tokens since the last anchor, protected ones included.
+  open_len_B, num_protected_B: slots in use. open_base_B: those of compressed partitions (`open_segment`).
+  age_B: tokens since the last anchor, protected ones included.
   num_anchors_B: anchors so far, without that of the first token. seen_B, document_B: as in `cache.kv_cache.KVCache`.
   stale_B: whether slots without a token may hold numbers still, until `clear`.
   """
@@ -43,6 +48,7 @@ class AnchorCache:
   open: Region
   protected: Region
   open_len_B: jax.Array
+  open_base_B: jax.Array
   num_protected_B: jax.Array
   age_B: jax.Array
   num_anchors_B: jax.Array
@@ -66,11 +72,11 @@ def empty_cache(
 ) -> AnchorCache:
   """A cache without tokens, for documents of at most `max_len` tokens; 0 = one without room."""
 
-  def region(num_slots: int) -> Region:
+  def region(num_slots: int, *, position_heads: int = 1) -> Region:
     return Region(
       key_BHSK=jnp.zeros((batch, heads, num_slots, key_dim), dtype),
       value_BHSV=jnp.zeros((batch, heads, num_slots, value_dim), dtype),
-      position_BS=jnp.full((batch, num_slots), EMPTY, jnp.int32))
+      position_BHS=jnp.full((batch, position_heads, num_slots), EMPTY, jnp.int32))
 
   def numbers(start: int) -> jax.Array:
     return jnp.full((batch,), start, jnp.int32)
@@ -78,9 +84,10 @@ def empty_cache(
   num_anchors = anchor_slots(config, max_len)
   return AnchorCache(
     anchors=region(num_anchors), number_BS=jnp.full((batch, num_anchors), EMPTY, jnp.int32),
-    open=region(min(max_len, config.max_segment)), protected=region(min(max_len, config.protected)),
-    open_len_B=numbers(0), num_protected_B=numbers(0), age_B=numbers(0), num_anchors_B=numbers(0), seen_B=numbers(0),
-    document_B=numbers(EMPTY), stale_B=jnp.zeros((batch,), bool))
+    open=region(open_slots(config, max_len), position_heads=heads if config.open_lag else 1),
+    protected=region(min(max_len, config.protected)),
+    open_len_B=numbers(0), open_base_B=numbers(0), num_protected_B=numbers(0), age_B=numbers(0),
+    num_anchors_B=numbers(0), seen_B=numbers(0), document_B=numbers(EMPTY), stale_B=jnp.zeros((batch,), bool))
 
 
 def anchor_slots(config: AnchorConfig, max_len: int) -> int:
@@ -105,7 +112,7 @@ def write(
     is_anchor_BT, _anchor_slot(config, places.number_BT, num_anchors_B[:, None], stack.num_slots), stack.num_slots)
 
   is_protected_BT = is_last_BT & places.is_protected_BT
-  protected_slot_BT = _append(is_protected_BT, num_protected_B, before.protected.position_BS.shape[-1])
+  protected_slot_BT = _append(is_protected_BT, num_protected_B, before.protected.position_BHS.shape[-1])
 
   # the segment that is open after the call, if one is
   last_segment_B1 = jnp.where(is_last_BT, places.segment_BT, EMPTY).max(1, keepdims=True)
@@ -114,7 +121,7 @@ def write(
   goes_on_B = (last_segment_B1[:, 0] <= 0) & ~arriving.is_new_B & ~is_closed_B
   is_open_BT = is_tail_BT & ~places.is_protected_BT
   open_start_B = jnp.where(goes_on_B, before.open_len_B, 0)
-  open_slot_BT = _append(is_open_BT, open_start_B, before.open.position_BS.shape[-1])
+  open_slot_BT = _append(is_open_BT, open_start_B, before.open.position_BHS.shape[-1])
 
   def put(region: Region, here: Region, slot_BT: jax.Array, is_kept_B: jax.Array) -> Region:
     return _put(region, here, view.layer, slot_BT, is_kept_B, k_BTHK, v_BTHV, arriving.index_BT)
@@ -124,6 +131,7 @@ def write(
   number_BS = number_BS.at[jnp.arange(len(number_BS))[:, None], anchor_slot_BT].set(places.number_BT, mode="drop")
   small = {
     "number_BS": number_BS, "open_len_B": open_start_B + is_open_BT.sum(1, dtype=jnp.int32),
+    "open_base_B": jnp.where(goes_on_B, before.open_base_B, 0),
     "num_protected_B": num_protected_B + is_protected_BT.sum(1, dtype=jnp.int32),
     "age_B": jnp.where(goes_on_B, before.age_B, 0) + is_tail_BT.sum(1, dtype=jnp.int32), "num_anchors_B": num_anchors_B,
     "seen_B": arriving.seen_B, "document_B": arriving.document_B, "stale_B": before.stale_B | leaves_tokens_B}
@@ -141,9 +149,9 @@ def clear(stacks: dict[str, AnchorCache]) -> dict[str, AnchorCache]:
   """
 
   def blank(region: Region) -> Region:
-    is_used_LB1S1 = (region.position_BS != EMPTY)[:, :, None, :, None]
+    is_used_LBHS1 = (region.position_BHS != EMPTY)[..., None]
     return region.replace(
-      key_BHSK=jnp.where(is_used_LB1S1, region.key_BHSK, 0), value_BHSV=jnp.where(is_used_LB1S1, region.value_BHSV, 0))
+      key_BHSK=jnp.where(is_used_LBHS1, region.key_BHSK, 0), value_BHSV=jnp.where(is_used_LBHS1, region.value_BHSV, 0))
 
   def clear_all(stacks):
     return {
@@ -184,18 +192,18 @@ def _put(
   v_BTHV: jax.Array, index_BT: jax.Array,
 ) -> Region:
   """The region with those tokens in those slots; where it is not kept, nothing else stays in it."""
-  if not stack.position_BS.shape[-1]:
+  if not stack.position_BHS.shape[-1]:
     return stack
   row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
 
   def write_in(x_LBHS: jax.Array, new_BTH: jax.Array) -> jax.Array:
     return x_LBHS.at[layer, row_B1, :, slot_BT].set(new_BTH.astype(x_LBHS.dtype), mode="drop")
 
-  position_BS = jnp.where(is_kept_B[:, None], here.position_BS, EMPTY)
-  position_BS = position_BS.at[row_B1, slot_BT].set(index_BT, mode="drop")
+  position_BHS = jnp.where(is_kept_B[:, None, None], here.position_BHS, EMPTY)
+  position_BHS = position_BHS.at[row_B1, :, slot_BT].set(index_BT[..., None], mode="drop")
   return Region(
     key_BHSK=write_in(stack.key_BHSK, k_BTHK), value_BHSV=write_in(stack.value_BHSV, v_BTHV),
-    position_BS=_put_layer(stack.position_BS, layer, position_BS))
+    position_BHS=_put_layer(stack.position_BHS, layer, position_BHS))
 
 
 def _put_layer(x_L: Any, layer: jax.Array, x: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.session import Session
@@ -139,8 +140,9 @@ def test_a_second_prompt_in_the_same_memory_is_as_the_first():
   assert sum(different) == 1, "only the document's id has changed"
 
 
-def test_a_decode_step_writes_in_place_and_has_one_branch():
-  model = replace(MODEL, layers=8, anchor=replace(MODEL.anchor, protected=8))
+@pytest.mark.parametrize(("compressed", "branches"), [({}, 1), ({"open_lag": 4, "open_keep": 2}, 2)], ids=str)
+def test_a_decode_step_writes_in_place_and_has_one_branch_or_one_more_to_compress(compressed, branches):
+  model = replace(MODEL, layers=8, anchor=replace(MODEL.anchor, protected=8, **compressed))
   state = jax.eval_shape(lambda: init_state(model, BATCH, 1024))
   segment = jax.eval_shape(lambda: whole_segment(BATCH, 1))
   shapes = jax.eval_shape(lambda: unbox(init_variables(model, jax.random.key(0))))
@@ -149,7 +151,7 @@ def test_a_decode_step_writes_in_place_and_has_one_branch():
   memory = program.memory_analysis()
   assert memory.alias_size_in_bytes == tree_bytes(state)
   assert memory.temp_size_in_bytes < tree_bytes(state) / 3
-  assert program.as_text().count(" conditional(") == 1
+  assert program.as_text().count(" conditional(") == branches
 
 
 def test_bytes_are_the_formula_and_a_ninth_of_the_full_cache_at_segments_of_ten():
@@ -159,7 +161,7 @@ def test_bytes_are_the_formula_and_a_ninth_of_the_full_cache_at_segments_of_ten(
   numbers = attention.kv_heads * (attention.key_dim + attention.value_dim)
   slots = anchor_slots(model.anchor, max_len)
   assert slots == 1 + max_len // 10
-  row = slots * (4 * numbers + 8) + 32 * (4 * numbers + 4) + 6 * 4 + 1
+  row = slots * (4 * numbers + 8) + 32 * (4 * numbers + 4) + 7 * 4 + 1
   live = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   assert live == model.layers * BATCH * row
   full = init_state(replace(MODEL, pattern=("attention",)), BATCH, max_len)

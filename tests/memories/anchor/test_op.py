@@ -128,7 +128,7 @@ def test_after_every_token_the_cache_is_anchors_and_the_open_tail_at_their_posit
     anchors = np.flatnonzero(is_anchor_T[:t + 1])
     tail = np.arange(anchors[-1] + 1 if len(anchors) else 0, t + 1)
     for region, places in ((state.anchors, anchors), (state.open, tail)):
-      position_S = np.asarray(region.position_BS)[0]
+      position_S = np.asarray(region.position_BHS)[0, 0]
       assert position_S[position_S != EMPTY].tolist() == places.tolist()
       np.testing.assert_array_equal(np.asarray(region.key_BHSK)[0, :, :len(places)], k[0, places].swapaxes(0, 1))
       assert not np.asarray(region.value_BHSV)[0, :, len(places):].any(), "what was deleted is still there"
