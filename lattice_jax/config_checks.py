@@ -173,12 +173,13 @@ def check_protected(model: ModelConfig, *, copies: int, apart: int, length: int)
 
 
 def _check_causal_share(config: Config) -> None:
-  model, share = config.model, config.data.anchors.causal_share
-  if share and "anchor" in model.pattern and model.anchor.max_segment < config.data.seq_len:
+  share, rules = config.data.anchors.causal_share, [find_memory(name).marks_after for name in config.model.pattern]
+  least = min((marks_after(config.model) for marks_after in rules if marks_after is not None), default=None)
+  if share and least is not None and least < config.data.seq_len:
     raise ValueError(
       f"data.anchors.causal_share={share} leaves sequences of {config.data.seq_len} tokens without marks, in which "
-      f"model.anchor.max_segment={model.anchor.max_segment} forces anchors all the same; set it to at least "
-      f"{config.data.seq_len} for training.")
+      f"model.anchor.max_segment={least} forces anchors all the same; set it to at least {config.data.seq_len} for "
+      "training.")
 
 
 def _check_repeat_share(data: DataConfig) -> None:

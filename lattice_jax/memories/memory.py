@@ -55,6 +55,9 @@ class Memory:
   takes_policy: whether `model.cache` says what stays of that cache.
   is_attention: whether its parameters are those of softmax attention (`attention_frame`), in whose place it can stand.
   protects: model → tokens of a document that may be marked as protected; None of a memory that reads no marks.
+  marks_after: model → tokens without a mark after which the memory marks one itself; None of one that never does.
+  composes_kernels: whether its op is made of several calls of kernels that are not its own, so that only the op itself
+    shows whether it compiles.
   block_field: the config field that holds the tokens of its block; training lengths must be a multiple of it, the layer
     itself takes any length.
   position_unit: model → tokens by whose multiples its loss by position is reported.
@@ -71,6 +74,8 @@ class Memory:
   takes_policy: bool = False
   is_attention: bool = False
   protects: Callable[[ModelConfig], int] | None = None
+  marks_after: Callable[[ModelConfig], int] | None = None
+  composes_kernels: bool = False
   block_field: str | None = None
   position_unit: Callable[[ModelConfig], int] | None = None
   carried: Carried | None = None
