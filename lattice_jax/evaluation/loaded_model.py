@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from lattice_jax.cache.policy import make_policy
-from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
+from lattice_jax.config import CacheConfig, Config, DataConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.anchors import make_marker
@@ -34,11 +34,12 @@ from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import content_digest, count_parameters, named_leaves
+from lattice_jax.models.parameters import content_digest, count_parameters
+from lattice_jax.models.pattern import check_variables_fit, restack, shortest_pattern
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
-from lattice_jax.sharding import make_mesh, param_shardings, unbox
+from lattice_jax.sharding import make_mesh, param_shardings
 
 _PRETRAINED_LEN = 1024  # tokens of a window on which a pretrained model is evaluated, unless an override says otherwise
 
@@ -221,7 +222,7 @@ def model_name(pretrained: str) -> str:
 
 
 def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> LoadedModel:
-  """The checkpoint of `step` of a run, or its newest.
+  """The checkpoint of `step` of a run, or its newest, under the shortest pattern that has its layers.
 
   Raises:
     ValueError: the run or the step does not exist, or an override does not fit the run.
@@ -229,15 +230,17 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   from lattice_jax.checkpoint import check_tokenizer, load_for_eval  # Orbax takes a second; pretrained models need none
 
   config = apply_overrides(read_config(workdir), overrides)
+  config = dataclasses.replace(config, model=shortest_pattern(config.model))
   check_tokenizer(workdir, config.data)
   _check_anchors(config)
   # on the devices of this machine, not of the machine that trained it
   mesh = make_mesh(dataclasses.replace(config.mesh, data=-1))
-  _, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
+  stored, params, buffers, step = load_for_eval(workdir, step, mesh=mesh)
+  variables = restack({"params": params, "buffers": buffers}, stored.model, config.model, mesh, config.mesh)
   if overrides:
-    check_variables_fit(config.model, {"params": params, "buffers": buffers})
+    check_variables_fit(config.model, variables)
   return LoadedModel(
-    workdir=workdir, config=config, overrides=tuple(overrides), params=params, buffers=buffers, step=step, mesh=mesh,
+    workdir=workdir, config=config, overrides=tuple(overrides), **variables, step=step, mesh=mesh,
     context_len=config.model.context_len or None)
 
 
@@ -282,18 +285,3 @@ def _images(source: Source) -> Iterator[np.ndarray]:
   tokenizer = ByteTokenizer()
   for start, stop in itertools.pairwise(source.offsets.tolist()):
     yield np.frombuffer(tokenizer.decode(source.tokens[start:stop]), np.uint8).reshape(SIZE, SIZE, 3)
-
-
-def check_variables_fit(model: ModelConfig, variables: Any) -> None:
-  """Raises ValueError if overrides describe a model with parameters and buffers other than the stored ones."""
-  wanted = _shapes(abstract_variables(model))
-  stored = _shapes(variables)
-  changed = sorted(dict(wanted.items() ^ stored.items()))
-  if changed:
-    raise ValueError(
-      f"with these overrides the model's {changed[0]} would not be what the checkpoint holds; override only fields "
-      "that leave parameters and codebooks as they are, such as model.vq.cache.")
-
-
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-  return {name: leaf.shape for name, leaf in named_leaves(unbox(variables)).items()}
