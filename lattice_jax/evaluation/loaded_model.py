@@ -230,7 +230,7 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   from lattice_jax.checkpoint import check_tokenizer, load_for_eval  # Orbax takes a second; pretrained models need none
 
   config = apply_overrides(read_config(workdir), overrides)
-  config = dataclasses.replace(config, model=shortest_pattern(config.model))
+  config = for_reading(config)
   check_tokenizer(workdir, config.data)
   _check_anchors(config)
   # on the devices of this machine, not of the machine that trained it
@@ -242,6 +242,12 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   return LoadedModel(
     workdir=workdir, config=config, overrides=tuple(overrides), **variables, step=step, mesh=mesh,
     context_len=config.model.context_len or None)
+
+
+def for_reading(config: Config) -> Config:
+  """The config under the shortest pattern of its layers, without what training alone asks of the pattern."""
+  return dataclasses.replace(
+    config, model=shortest_pattern(config.model), optimizer=dataclasses.replace(config.optimizer, last_layers=0))
 
 
 def load_pretrained_model(

@@ -16,12 +16,12 @@ import pytest
 
 from lattice_jax.checkpoint import Checkpoints
 from lattice_jax.config import CacheConfig, Config, DataConfig, ModelConfig
-from lattice_jax.config_checks import to_dict
+from lattice_jax.config_checks import check_config, to_dict
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation import evaluator, loaded_model, result_tables
 from lattice_jax.evaluation.answers import AnswerGroup
-from lattice_jax.evaluation.loaded_model import load_run
+from lattice_jax.evaluation.loaded_model import for_reading, load_run
 from lattice_jax.evaluation.result import DocumentResult, EvalResult
 from lattice_jax.inference.generate import Timing
 from lattice_jax.inference.text import Written
@@ -169,6 +169,16 @@ def test_an_override_takes_the_type_of_its_field(override, field, value):
   for name in field.split("."):
     config = getattr(config, name)
   assert config == value and type(config) is type(value)
+
+
+def test_a_run_that_names_each_layer_to_train_the_last_ones_is_read_under_the_shortest_pattern():
+  trained = dataclasses.replace(
+    CONFIG, model=dataclasses.replace(CONFIG.model, layers=4, pattern=("vq",) * 4),
+    optimizer=dataclasses.replace(CONFIG.optimizer, last_layers=2))
+  check_config(trained)
+  read = for_reading(trained)
+  check_config(read)
+  assert read.model == dataclasses.replace(trained.model, pattern=("vq",))
 
 
 @pytest.mark.parametrize(
