@@ -68,6 +68,8 @@ class Memory:
   block_field: the config field that holds the tokens of its block; training lengths must be a multiple of it, the layer
     itself takes any length.
   position_unit: model → tokens by whose multiples its loss by position is reported.
+  resolve: model → the model with what its config names by a file, whose content takes the name's place; raises
+    ValueError where there is no such file, or it does not fit.
   at_block: (model, block of the pattern) → the model as the layers of that block take it.
   init_stack: (layer, batch, max_len, layers) → the states of a stack of layers that have read nothing.
   carried: see `Carried`; None where the scan over layers takes states in and gives them out.
@@ -87,6 +89,7 @@ class Memory:
   composes_kernels: bool = False
   block_field: str | None = None
   position_unit: Callable[[ModelConfig], int] | None = None
+  resolve: Callable[[ModelConfig], ModelConfig] = lambda model: model
   at_block: Callable[[ModelConfig, int], ModelConfig] = lambda model, block: model
   init_stack: Callable[[nn.Module, int, int, int], Any] = stack_alike
   carried: Carried | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def window_rows(config: LocalConfig, layers: int, kv_heads: int) -> tuple[tuple[
   return tuple(windows[n:n + kv_heads] for n in range(0, len(windows), kv_heads))
 
 
-def flat(rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def flat(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
   """`LocalConfig.windows` for layers with these windows."""
   return tuple(window for row in rows for window in row)
 

@@ -9,6 +9,7 @@ from lattice_jax.memories.attention_config import check as check_attention
 from lattice_jax.memories.local.cases import make_cases
 from lattice_jax.memories.local.config import check, flat, window_rows
 from lattice_jax.memories.local.layer import LocalAttention
+from lattice_jax.memories.local.profile import resolve
 from lattice_jax.memories.local.state import LocalCache, LocalView, clear
 from lattice_jax.memories.memory import Carried, Memory
 from lattice_jax.memories.multiply_adds import attention_projections
@@ -25,6 +26,8 @@ def _rows(model: ModelConfig) -> tuple[tuple[int, ...], ...]:
 
 def _check(model: ModelConfig) -> None:
   check_attention(model.attention)
+  if model.origin != "config":
+    return  # the model's layers and heads are not known yet
   check(model.local)
   rows = _rows(model)
   for layer, row in enumerate(rows):
@@ -71,6 +74,7 @@ MEMORIES = {
     visible=_visible,
     needs_token_cache=True,
     is_attention=True,
+    resolve=resolve,
     at_block=_at_block,
     init_stack=LocalAttention.init_stack,
     # Also without room for tokens: a layer's windows are found by its place in the stack.
