@@ -132,7 +132,7 @@ def test_a_token_is_in_exactly_one_of_sinks_window_and_far():
     for seen in range(LENGTH):
       held_S = np.asarray(held(jnp.array([seen]), num_slots(SINKS, window, LENGTH), sinks=SINKS, window=window))[0]
       kept = sorted(held_S[held_S != EMPTY].tolist())
-      far = [j for j in range(SINKS, seen - window)]
+      far = list(range(SINKS, seen - window))
       assert sorted(kept + far) == list(range(seen)), "once each"
 
 
