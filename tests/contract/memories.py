@@ -176,8 +176,10 @@ ROWS = (
       ("whole-document", _local(5, 0)),
       ("one-token", _local(1, sinks=0)),
       ("wider-than-T", _local(LENGTH + 8, kv_heads=4)),
+      ("mean-of-one-head", _local(0, 4, far="mean")),
     ),
   ),
+  Row("local-with-mean", find_memory("local"), _local(7, 3, far="mean"), accumulators=("summary.key_BHK",)),
   Row(
     "vq", find_memory("vq"), _vq(),
     variants=(

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lattice_jax.fields import at_least, check_fields, numbers, place
+from lattice_jax.fields import at_least, check_fields, choice, numbers, place
 from lattice_jax.memories.section import Section
+
+FAR = ("none", "mean")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class LocalConfig:
   windows: tuple[int, ...] = numbers(
     (256,), "tokens a query sees beside the sinks, itself included: one number for all heads, one for each key/value "
     "head, or one for each of them in every layer, layer by layer; 0 = all", fewest=1)
+  far: str = choice(
+    "none", FAR, "what is left of tokens that leave a window; mean: their mean key and value, as of so many tokens")
   profile: str = place("", "file of sinks, rungs and windows, found by calibration, that takes the place of these")
 
 

@@ -10,6 +10,7 @@ from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.attention_frame import attention_layer
 from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.local.config import LocalConfig, check, window_rows
+from lattice_jax.memories.local.far import find_fold
 from lattice_jax.memories.local.op import local_attention
 from lattice_jax.memories.local.state import LocalCache, LocalView, empty_cache
 from lattice_jax.ops.local import group_heads
@@ -42,7 +43,7 @@ class LocalAttention(nn.Module):
     groups = group_heads(window_rows(self.local, layers or 1, config.kv_heads))
     return empty_cache(
       self.local, groups, batch, max_len, key_dim=config.key_dim, value_dim=config.value_dim,
-      dtype=jnp.dtype(self.dtype), layers=layers)
+      dtype=jnp.dtype(self.dtype), fold=find_fold(self.local.far), layers=layers)
 
   @nn.compact
   def __call__(

@@ -49,7 +49,8 @@ def _multiply_adds(model: ModelConfig, length: int) -> float:
   attention = model.attention
   windows = flat(row for n, row in enumerate(_rows(model)) if model.pattern[n % len(model.pattern)] == "local")
   seen = sum(_mean_seen(length, length if window == ALL else window + model.local.sinks) for window in windows)
-  reads = attention.heads * seen / len(windows) * (attention.key_dim + attention.value_dim)
+  seen = seen / len(windows) + (model.local.far != "none")
+  reads = attention.heads * seen * (attention.key_dim + attention.value_dim)
   return attention_projections(model.dim, attention) + reads
 
 
@@ -60,9 +61,10 @@ def _mean_seen(length: int, most: int) -> float:
 
 
 def _visible(model: ModelConfig, query: int, key: int) -> bool:
-  """Whether some head of some layer sees it."""
+  """Whether some head of some layer sees it, or a summary that it is in."""
   windows = flat(_rows(model))
-  return key <= query and (key < model.local.sinks or ALL in windows or query - key < max(windows))
+  is_far = model.local.far != "none"
+  return key <= query and (is_far or key < model.local.sinks or ALL in windows or query - key < max(windows))
 
 
 MEMORIES = {

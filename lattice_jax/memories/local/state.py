@@ -6,6 +6,8 @@ state is as large as the windows are and not as large as the widest.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -13,21 +15,24 @@ import jax.numpy as jnp
 from lattice_jax.cache.stack_view import StackView
 from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.ops.documents import EMPTY
-from lattice_jax.ops.local import HeadGroup, Ring, blank_unused, empty_ring, num_slots
+from lattice_jax.ops.local import FarSummary, HeadGroup, Ring, blank_unused, empty_ring, num_slots
 
 
 @flax.struct.dataclass
 class LocalCache:
-  """rings: of each group of heads one for each of its windows, in their order.
+  """What is kept, and how much was seen.
+
+  rings: of each group of heads one for each of its windows, in their order.
 
   seen_B, document_B: as in `cache.kv_cache.KVCache`. stale_B: whether slots without a token may hold numbers still,
-  until `clear`.
+  until `clear`. summary: of what left the windows, as the layer's fold has it; None without one.
   """
 
   rings: tuple[Ring, ...]
   seen_B: jax.Array
   document_B: jax.Array
   stale_B: jax.Array
+  summary: Any = None
 
   @property
   def num_slots(self) -> int:
@@ -39,14 +44,23 @@ class LocalCache:
 class LocalView(StackView):
   """One layer of a stack of `LocalCache`."""
 
-  def count(self, name: str) -> jax.Array:
-    """One of this layer's fields without slots."""
-    return jax.lax.dynamic_index_in_dim(getattr(self.stack, name), self.layer, keepdims=False)
+  def read(self, name: str) -> Any:
+    """One of this layer's fields but the rings."""
+    return jax.tree.map(
+      lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), getattr(self.stack, name))
+
+  def write(self, **fields: Any) -> LocalView:
+    """The view with other values in some of this layer's fields but the rings."""
+    return self.replace(stack=self.stack.replace(**{
+      name: jax.tree.map(
+        lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new.astype(leaf.dtype), self.layer, 0),
+        getattr(self.stack, name), value)
+      for name, value in fields.items()}))
 
 
 def empty_cache(
   config: LocalConfig, groups: tuple[HeadGroup, ...], batch: int, max_len: int, *, key_dim: int, value_dim: int,
-  dtype: jnp.dtype, layers: int | None = None,
+  dtype: jnp.dtype, fold: FarSummary | None = None, layers: int | None = None,
 ) -> LocalCache:
   """A cache without tokens, for documents of at most `max_len` tokens; 0 = one without room.
 
@@ -58,8 +72,13 @@ def empty_cache(
       layers=None if layers is None else group.layers_of(kind))
     for group in groups for kind, window in enumerate(group.windows))
   rows = (batch,) if layers is None else (layers, batch)
+  summary = None
+  if fold is not None:
+    summary = fold.init_summary(batch, sum(len(group.heads) for group in groups), key_dim, value_dim)
+    if layers is not None:
+      summary = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), summary)
   return LocalCache(
-    rings=rings, seen_B=jnp.zeros(rows, jnp.int32), document_B=jnp.full(rows, EMPTY, jnp.int32),
+    rings=rings, summary=summary, seen_B=jnp.zeros(rows, jnp.int32), document_B=jnp.full(rows, EMPTY, jnp.int32),
     stale_B=jnp.zeros(rows, bool))
 
 

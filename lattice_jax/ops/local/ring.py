@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from lattice_jax.ops.attention.slots import Readers, SinksAndWindow, StackedSlots, attend_slots
 from lattice_jax.ops.documents import EMPTY
+from lattice_jax.ops.local.far import Leaving, leaving_of, no_one_leaves
 from lattice_jax.ops.local.heads import ALL
 
 
@@ -88,6 +89,30 @@ def write_ring(
     return x_LBHS.at[place, row_B1, :, slot_BT].set(new_BTH.astype(x_LBHS.dtype), mode="drop")
 
   return Ring(write(ring.key_BHSK, k_BTHK), write(ring.value_BHSV, v_BTHV))
+
+
+def leaving(
+  ring: Ring, place: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, index_BT: jax.Array, is_token_BT: jax.Array, *,
+  sinks: int, window: int,
+) -> Leaving:
+  """The tokens that leave the window of layer `place` of a stack as those of a call arrive, one after another.
+
+  They are in the ring, as it was before the call, or came earlier in the call.
+  """
+  if window == ALL:
+    return no_one_leaves(k_BTHK.astype(ring.key_BHSK.dtype), v_BTHV.astype(ring.value_BHSV.dtype))
+  length, position_BT = k_BTHK.shape[1], index_BT - window
+  from_ring = min(length, window) if ring.num_slots else 0
+  slot_BT = slot_of(position_BT[:, :from_ring], sinks=sinks, window=window)
+  row_B1 = jnp.arange(len(slot_BT))[:, None]
+
+  def found(x_LBHS: jax.Array, new_BTH: jax.Array) -> jax.Array:
+    new_BTH = jnp.pad(new_BTH, ((0, 0), (min(length, window), 0), (0, 0), (0, 0)))[:, :length].astype(x_LBHS.dtype)
+    old_BTH = x_LBHS.at[place, row_B1, :, slot_BT].get(mode="clip") if from_ring else new_BTH[:, :0]
+    return jnp.concatenate([old_BTH, new_BTH[:, from_ring:]], axis=1)
+
+  return leaving_of(
+    found(ring.key_BHSK, k_BTHK), found(ring.value_BHSV, v_BTHV), position_BT, is_token_BT & (position_BT >= sinks))
 
 
 def blank_unused(ring: Ring, seen_B: jax.Array) -> Ring:
