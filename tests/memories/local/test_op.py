@@ -22,21 +22,9 @@ from lattice_jax.ops.documents import EMPTY
 from lattice_jax.ops.local import attend_band, group_heads, held, num_slots, slot_of
 from tests.contract.harness import quick_jit
 from tests.memories.local import float64
+from tests.memories.local.scene import CONFIG, HEADS, LENGTH, SINKS, WINDOWS, cut, tokens
 
-HEADS, QUERIES, KEY, VALUE, LENGTH, SINKS = 3, 6, 6, 5, 40, 2
-WINDOWS = (7, 0, 3)
-CONFIG = LocalConfig(sinks=SINKS, rungs=(3, 7), windows=WINDOWS)
 step = quick_jit(local_attention, "config", "max_len", "impl")
-
-
-def tokens(length=LENGTH, seed=0):
-  rng = np.random.default_rng(seed)
-  return tuple(jnp.asarray(rng.normal(size=(1, length, heads, width)), jnp.float32)
-               for heads, width in ((QUERIES, KEY), (HEADS, KEY), (HEADS, VALUE)))
-
-
-def cut(arrays, start, stop):
-  return tuple(x[:, start:stop] for x in arrays)
 
 
 @functools.cache
