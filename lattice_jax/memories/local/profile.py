@@ -124,8 +124,9 @@ def _parse(content: Mapping[str, Any], source: str) -> LocalProfile:
 
 def _rows(rows: Any, what: str, source: str) -> Rows:
   is_table = isinstance(rows, Sequence) and rows and all(isinstance(row, Sequence) and row for row in rows)
-  if not is_table or len({len(row) for row in rows}) > 1:
+  is_table = is_table and len({len(row) for row in rows}) == 1
+  if not is_table or not all(type(window) is int for row in rows for window in row):
     raise ValueError(
-      f"{source}: {what} must be a list of layers, each the list of its heads' windows, all of one length; make it "
-      "again.")
+      f"{source}: {what} must be a list of layers, each the list of its heads' windows in whole numbers, all of one "
+      "length; make it again.")
   return tuple(tuple(row) for row in rows)

@@ -76,6 +76,7 @@ MEMORIES = {
     visible=_visible,
     needs_token_cache=True,
     is_attention=True,
+    composes_kernels=True,
     resolve=resolve,
     at_block=_at_block,
     init_stack=LocalAttention.init_stack,
