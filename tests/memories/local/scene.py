@@ -1,4 +1,4 @@
-"""A short text of three key/value heads, each with a window of its own."""
+"""A short text of four key/value heads, two of them with the same window."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import numpy as np
 
 from lattice_jax.memories.local.config import LocalConfig
 
-HEADS, QUERIES, KEY, VALUE, LENGTH, SINKS = 3, 6, 6, 5, 40, 2
-WINDOWS = (7, 0, 3)
+HEADS, QUERIES, KEY, VALUE, LENGTH, SINKS = 4, 8, 6, 5, 40, 2
+WINDOWS = (7, 0, 3, 7)
 CONFIG = LocalConfig(sinks=SINKS, rungs=(3, 7), windows=WINDOWS)
 
 

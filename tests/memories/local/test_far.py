@@ -67,7 +67,7 @@ def test_a_summary_that_loses_nothing_gives_full_attention():
     times_S = np.asarray(state.summary["times_BHS"])[0, head]
     far = [j for j in range(LENGTH) if window and SINKS <= j < LENGTH - window]
     assert np.flatnonzero(times_S).tolist() == far and times_S.max(initial=0) <= 1
-    ring = state.rings[head].num_slots
+    ring = state.rings[(0, 1, 2, 0)[head]].num_slots
     held_S = np.asarray(held(state.seen_B, ring, sinks=SINKS, window=window))[0]
     assert sorted([*far, *held_S[held_S >= 0]]) == list(range(LENGTH)), "kept or summarised, once each"
 

@@ -57,11 +57,11 @@ def test_near_and_exact_far_parts_merge_into_full_attention():
   near = attend_band(q, k, v, run_BT, index_BT, groups, jnp.int32(0), sinks=SINKS, impl="xla")
   full_TQV, full_TQ = float64.attend(q[0], k[0], v[0], (0,) * HEADS, SINKS)
   for group, part in zip(groups, near, strict=True):
-    (head,), (window,) = group.heads, group.windows
-    own = slice(2 * head, 2 * head + 2)
+    heads, (window,) = np.array(group.heads), group.windows
+    own = np.concatenate([2 * heads[:, None], 2 * heads[:, None] + 1], 1).ravel()
     if window:
       order, far = Order(index_BT, run_BT), Order(index_BT, jnp.where(index_BT < SINKS, EMPTY, run_BT))
-      part = merge(*part, *attend(q[:, :, own], k[:, :, [head]], v[:, :, [head]], order, far, skip=window))
+      part = merge(*part, *attend(q[:, :, own], k[:, :, heads], v[:, :, heads], order, far, skip=window))
     np.testing.assert_allclose(part[0][0], full_TQV[:, own], rtol=0, atol=1e-5)
     np.testing.assert_allclose(part[1][0], full_TQ[:, own], rtol=0, atol=1e-5)
 
@@ -129,7 +129,7 @@ def test_a_query_block_visits_the_keys_of_its_window_and_no_others():
 
 
 def test_padding_and_the_document_before_leave_no_trace():
-  config = LocalConfig(sinks=1, rungs=(4, 6), windows=(4, 0, 6))
+  config = LocalConfig(sinks=1, rungs=(4, 6), windows=(4, 0, 6, 0))
   ids, valid = jnp.array([[3] * 9 + [5] * 31]), jnp.arange(LENGTH)[None] < 33
   whole = tuple(jnp.where(valid[..., None, None], x, jnp.nan) for x in tokens())
   out, state = step(*whole, None, ids, valid, config=config, max_len=LENGTH)
@@ -173,8 +173,8 @@ def test_layers_that_are_not_local_have_no_windows():
 
 def test_a_state_or_windows_that_do_not_fit_are_refused():
   _, state = step(*tokens(), config=CONFIG, max_len=LENGTH)
-  with pytest.raises(ValueError, match=r"given a state whose rings\.0\.key_BHSK has shape \(1, 1, .* needs \(1, 2,"):
-    local_attention(*tokens(), state, config=LocalConfig(sinks=SINKS, rungs=(3, 7), windows=(7, 7, 3)))
+  with pytest.raises(ValueError, match=r"given a state whose rings\.0\.key_BHSK has shape \(1, 2, .* needs \(1, 3,"):
+    local_attention(*tokens(), state, config=LocalConfig(sinks=SINKS, rungs=(3, 7), windows=(7, 7, 3, 7)))
   with pytest.raises(ValueError, match="1 layers of 3 key/value heads"):
     window_rows(LocalConfig(rungs=(3,), windows=(3, 3)), 1, 3)
   with pytest.raises(ValueError, match=r"model\.local\.profile=x\.json is read where a config is read"):
@@ -187,8 +187,8 @@ def test_a_state_or_windows_that_do_not_fit_are_refused():
 def test_multiply_adds_count_what_is_seen():
   model = ModelConfig(
     dim=16, layers=1, pattern=("local",), local=CONFIG,
-    attention=AttentionConfig(heads=3, kv_heads=3, key_dim=6, value_dim=5))
+    attention=AttentionConfig(heads=4, kv_heads=4, key_dim=6, value_dim=5))
   memory = find_memory("local")
   seen = np.mean([len(float64.seen(t, window, SINKS)) for t in range(LENGTH) for window in WINDOWS])
-  nothing = memory.multiply_adds(model, 1) - 3 * 11
-  assert memory.multiply_adds(model, LENGTH) - nothing == pytest.approx(3 * seen * 11)
+  nothing = memory.multiply_adds(model, 1) - 4 * 11
+  assert memory.multiply_adds(model, LENGTH) - nothing == pytest.approx(4 * seen * 11)
