@@ -37,6 +37,7 @@ def without_memory() -> ml_collections.ConfigDict:
   config.name = "recall"
   config.model.update({"dim": 128, "layers": 2, "block": "mlp", "mlp_dim": 256})
   config.model.attention.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "window": 64})
+  config.model.local.windows = (64,)
   config.model.vq.update({"heads": 2, "kv_heads": 2, "key_dim": 64, "value_dim": 64, "codes": 64, "block_len": 32})
   # A value of length one turns a slot too little: with such values the task was not learned (docs/results/recall).
   config.model.lattice.update({"heads": 2, "slots": 64, "value_dim": 64, "unit_values": False})

@@ -23,19 +23,29 @@ from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.shown import shown
 
 __all__ = [
-  "check_config", "check_protected", "default_config", "largest_divisor", "largest_multiple", "parse_config", "to_dict"]
+  "check_config", "check_protected", "default_config", "largest_divisor", "largest_multiple", "parse_config", "resolve",
+  "to_dict"]
 
 
 def parse_config(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
-  """The frozen form of a config, checked field by field and across sections.
+  """The frozen form of a config, checked field by field and across sections; what it names by a file is read.
 
   Raises:
     ValueError: a field is unknown, has the wrong type, or contradicts another; the message says what to change.
   """
   raw = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-  parsed = _build(Config, raw, "")
+  parsed = resolve(_build(Config, raw, ""))
   _check_together(parsed)
   return parsed
+
+
+def resolve(config: Config) -> Config:
+  """The config with what its memories name by files, once the model is known. Raises ValueError as `Memory.resolve`."""
+  model = config.model
+  if model.origin == "config":
+    for name in dict.fromkeys(model.pattern):
+      model = find_memory(name).resolve(model)
+  return dataclasses.replace(config, model=model)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import ml_collections
 
 from lattice_jax.config import Config
 from lattice_jax.config_checks import parse_config, to_dict
-from lattice_jax.domains import Names, Pairs, did_you_mean, literal, short
+from lattice_jax.domains import Names, Numbers, Pairs, did_you_mean, literal, short
 from lattice_jax.fields import find
 
 _EXAMPLE = "--config=configs/quickstart.py"
@@ -46,7 +46,7 @@ def _parse(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     if not (path and equals):
       raise ValueError(f"the override {override!r} must have the form section.field=value, as in model.vq.cache=False.")
     domain = find(Config, path)
-    if isinstance(domain, (Names, Pairs)):
+    if isinstance(domain, (Names, Numbers, Pairs)):
       if path in lists:
         raise ValueError(f"{path} is given twice; write all of it at once, as in {path}=a,b.")
       lists.add(path)

@@ -202,6 +202,33 @@ class Names(Domain):
 
 
 @dataclass(frozen=True)
+class Numbers(Domain):
+  """A list of whole numbers, none below `low`; on the command line 1,2 or (1, 2)."""
+
+  low: int = 0
+  fewest: int = 0
+  kind: type = tuple
+
+  def convert(self, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)) or not all(type(item) is int for item in value):
+      raise ValueError("must be a list of whole numbers.")
+    if len(value) < self.fewest:
+      raise ValueError(f"must hold at least {self.fewest} number{'s' if self.fewest > 1 else ''}.")
+    for item in value:
+      if not self.low <= item <= LARGEST_WHOLE:
+        raise ValueError(f"holds {shown(item)}, and its numbers must lie in [{self.low}, {LARGEST_WHOLE}].")
+    return tuple(value)
+
+  def parse(self, text: str) -> tuple[int, ...]:
+    problem = "must be whole numbers with commas between them, as in 64,128."
+    value = literal(text, problem) if text else ()
+    return self.convert(value if isinstance(value, (tuple, list)) else (value,))
+
+  def describe(self) -> str:
+    return f"whole numbers ≥ {self.low}"
+
+
+@dataclass(frozen=True)
 class Pairs(Domain):
   """A list of pairs of names; on the command line (('a', 'b'), ('c', 'd'))."""
 

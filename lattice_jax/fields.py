@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from lattice_jax.domains import SEED, Domain, Names, Number, Pairs, Place, Switch, Text, checked, did_you_mean
+from lattice_jax.domains import SEED, Domain, Names, Number, Numbers, Pairs, Place, Switch, Text, checked, did_you_mean
 
 
 def positive(default: float, doc: str, *, also: tuple[int, ...] = ()) -> Any:
@@ -57,6 +57,10 @@ def switch(default: bool, doc: str) -> Any:
 
 def names(default: tuple[str, ...], doc: str, *, allowed: tuple[str, ...] = (), fewest: int = 0) -> Any:
   return declared(Names(allowed, fewest), default, doc)
+
+
+def numbers(default: tuple[int, ...], doc: str, *, low: int = 0, fewest: int = 0) -> Any:
+  return declared(Numbers(low, fewest), default, doc)
 
 
 def pairs(default: tuple[tuple[str, str], ...], doc: str) -> Any:

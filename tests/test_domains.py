@@ -13,7 +13,7 @@ from lattice_jax import dispatch
 from lattice_jax.config import Config
 from lattice_jax.config_checks import check_config, default_config, largest_divisor, parse_config, to_dict
 from lattice_jax.data.source import SPLITS
-from lattice_jax.domains import LARGEST_WHOLE, SEED, Names, Number, Pairs, Place, Switch, Text, checked
+from lattice_jax.domains import LARGEST_WHOLE, SEED, Names, Number, Numbers, Pairs, Place, Switch, Text, checked
 from lattice_jax.fields import leaves, positive
 from lattice_jax.memories.vq import config as vq_config
 from lattice_jax.memories.vq import op as vq
@@ -72,6 +72,8 @@ def is_inside(domain, value):
     return isinstance(value, str) and "\n" not in value and (not domain.allowed or value in domain.allowed)
   if isinstance(domain, Switch):
     return isinstance(value, bool)
+  if isinstance(domain, Numbers):
+    return value == (1,) and type(value) is tuple
   return False
 
 
@@ -112,7 +114,7 @@ def test_every_field_states_domain_meaning_and_type():
         walk(hints[field.name])
         continue
       domain = field.metadata["domain"]
-      assert isinstance(domain, (Number, Text, Switch, Names, Pairs))
+      assert isinstance(domain, (Number, Text, Switch, Names, Numbers, Pairs))
       assert domain.kind is (typing.get_origin(hints[field.name]) or hints[field.name]), field.name
       assert domain.convert(field.default) == field.default and domain.describe()
 
@@ -157,6 +159,7 @@ def test_places_of_other_machines_are_refused(scheme):
 @pytest.mark.parametrize(("domain", "text", "value"), [
   (Number(int, 1), "12", 12), (Number(float, 0), "1e-3", 1e-3), (SEED, str(2**32 - 1), 2**32 - 1),
   (Switch(), "False", False), (Switch(), "true", True), (Text(("a", "b")), "b", "b"), (Names(), "a,b", ("a", "b")),
+  (Numbers(), "64", (64,)), (Numbers(), "64,128", (64, 128)), (Numbers(), "[0]", (0,)), (Numbers(), "", ()),
   (Names(), "('a', 'b')", ("a", "b")), (Names(), "", ()), (Pairs(), "(('a', 'b'),)", (("a", "b"),)),
   (Place(), "a/x", "a/x")], ids=str)
 def test_what_a_command_line_says(domain, text, value):
@@ -170,6 +173,9 @@ def test_what_a_command_line_says(domain, text, value):
   (Number(int, 1, also=(-1,)), "-2", "must be positive, or -1"), (SEED, str(2**64), r"must lie in \[0, 4294967295\]"),
   (Switch(), "maybe", "must be true or false"), (Text(("auto", "xla")), "aut", "Did you mean 'auto'"),
   (Names(("vq",)), "vqq", "names 'vqq'; known are vq"), (Names(), "(a, b)", "names with commas"),
+  (Numbers(), "64,,", "must be whole numbers with commas"), (Numbers(), "1.5,2", "must be a list of whole numbers"),
+  (Numbers(), "True", "must be a list of whole numbers"), (Numbers(1), "0,1", r"holds 0, .* must lie in \[1"),
+  (Numbers(), str(2**31), "must lie in"), (Numbers(fewest=1), "", "must hold at least 1 number"),
   (Pairs(), "((a", "pairs of names"), (Pairs(), "(" * 10_000, "pairs of names")], ids=lambda value: str(value)[:40])
 def test_what_a_command_line_may_not_say(domain, text, sentence):
   with pytest.raises(ValueError, match=sentence) as caught:

@@ -64,11 +64,13 @@ print(*(module for module in flags.FLAGS.flags_by_module_dict() if module.starts
 
 def test_what_is_listed_is_there_and_what_is_not_is_not():
   layers = {type(layer_of(name)).__name__ for name in FOLDERS}
-  assert {"SoftmaxAttention", "AnchorAttention", "VQAttention", "Lattice", "DeltaNet", "TTTLinear"} <= layers
+  assert {
+    "SoftmaxAttention", "AnchorAttention", "LocalAttention", "VQAttention", "Lattice", "DeltaNet",
+    "TTTLinear"} <= layers
   assert layers <= set(dir(lj)) and lj.__all__ == dir(lj)
   assert {
-    "softmax_attention", "anchor_attention", "vq_attention", "quantize", "lattice", "delta", "gated_delta",
-    "gated_linear", "gated_slots", "ttt"} <= set(dir(lj.ops))
+    "softmax_attention", "anchor_attention", "local_attention", "vq_attention", "quantize", "lattice", "delta",
+    "gated_delta", "gated_linear", "gated_slots", "ttt"} <= set(dir(lj.ops))
   assert all(getattr(lj, name) is not None for name in dir(lj))
   with pytest.raises(AttributeError, match=r"offers no 'Latice'\. Did you mean 'Lattice'"):
     _ = lj.Latice
@@ -164,6 +166,7 @@ def op_calls():
     "vq": lambda q, rate, gate, **state: lj.ops.vq_attention(
       q, lj.ops.quantize(q, rows), q, rows, jnp.zeros((2, 4, 4)), *[jnp.zeros((2, 4))] * 2, **state),
     "softmax_attention": lambda q, rate, gate, **state: lj.ops.softmax_attention(q, q, q, window=3, **state),
+    "local_attention": lambda q, rate, gate, **state: lj.ops.local_attention(q, q, q, **state),
   }
   return {name: (functools.partial(op, q, rate, gate), functools.partial(
     op, *(jnp.zeros((3, *x.shape[1:])) for x in (q, rate, gate)))) for name, op in ops.items()}

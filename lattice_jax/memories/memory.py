@@ -19,6 +19,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.cases import Case, Sizes
@@ -29,7 +30,7 @@ from lattice_jax.memories.multiply_adds import recurrent_frame
 class Carried:
   """How states that are too large to be copied ride through the scan over layers: as its carry, written in place.
 
-  rides: whether this state does; one without room does not.
+  rides: whether this state does; one without room need not.
   enter: (stack of all layers' states, layer) → the state that the layer is called with.
   leave: the state that the layer returned → the stack.
   finish: (model, stacks by block, tokens of the call) → the stacks after the last layer.
@@ -39,6 +40,12 @@ class Carried:
   enter: Callable[[Any, jax.Array], Any]
   leave: Callable[[Any], Any]
   finish: Callable[[ModelConfig, dict[str, Any], int], dict[str, Any]]
+
+
+def stack_alike(layer: nn.Module, batch: int, max_len: int, layers: int) -> Any:
+  """The states of so many layers, which are the same."""
+  state = layer.init_state(batch, max_len)
+  return jax.tree.map(lambda x: jnp.broadcast_to(x, (layers, *x.shape)), state)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class Memory:
   block_field: the config field that holds the tokens of its block; training lengths must be a multiple of it, the layer
     itself takes any length.
   position_unit: model → tokens by whose multiples its loss by position is reported.
+  resolve: model → the model with what its config names by a file, whose content takes the name's place; raises
+    ValueError where there is no such file, or it does not fit.
+  at_block: (model, block of the pattern) → the model as the layers of that block take it.
+  init_stack: (layer, batch, max_len, layers) → the states of a stack of layers that have read nothing.
   carried: see `Carried`; None where the scan over layers takes states in and gives them out.
   """
 
@@ -78,6 +89,9 @@ class Memory:
   composes_kernels: bool = False
   block_field: str | None = None
   position_unit: Callable[[ModelConfig], int] | None = None
+  resolve: Callable[[ModelConfig], ModelConfig] = lambda model: model
+  at_block: Callable[[ModelConfig, int], ModelConfig] = lambda model, block: model
+  init_stack: Callable[[nn.Module, int, int, int], Any] = stack_alike
   carried: Carried | None = None
 
 

@@ -18,6 +18,7 @@ FOLDERS = {
   "attention": "softmax",
   "window": "softmax",
   "anchor": "anchor",
+  "local": "local",
   "vq": "vq",
   "lattice": "lattice",
   "linear": "gated_linear",

@@ -49,10 +49,10 @@ class Group(nn.Module):
   def __call__(self, stream, states, index, segment):
     x_BTD, stacks = stream
     outputs = {}
-    for name, memory in pattern_blocks(self.config):
+    for n, (name, memory) in enumerate(pattern_blocks(self.config)):
       carried = find_memory(memory).carried
       state = carried.enter(stacks[name], index) if name in stacks else states[name]
-      output = Block(self.config, memory, name=name)(x_BTD, state, segment, train=self.train)
+      output = Block(block_config(self.config, n), memory, name=name)(x_BTD, state, segment, train=self.train)
       if name in stacks:
         stacks = {**stacks, name: carried.leave(output.state)}
         output = output.replace(state=None)
@@ -191,11 +191,11 @@ def _abstract(config: ModelConfig, init: Callable[..., Any]) -> dict[str, Any]:
 
 def init_state(config: ModelConfig, batch: int, max_len: int = 0) -> dict[str, Any]:
   """The memory of a model that has read nothing: block of the pattern → state, stacked over groups."""
-  def stacked(memory):
-    state = find_memory(memory).make(config).init_state(batch, max_len)
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (num_groups(config), *x.shape)), state)
+  def stacked(memory, n):
+    record = find_memory(memory)
+    return record.init_stack(record.make(block_config(config, n)), batch, max_len, num_groups(config))
 
-  return {name: stacked(memory) for name, memory in pattern_blocks(config)}
+  return {name: stacked(memory, n) for n, (name, memory) in enumerate(pattern_blocks(config))}
 
 
 def update_buffers(
@@ -218,6 +218,11 @@ def update_buffers(
 def pattern_blocks(config: ModelConfig) -> list[tuple[str, str]]:
   """(module name, memory name) of each block of the pattern."""
   return [(f"block_{n}", memory) for n, memory in enumerate(config.pattern)]
+
+
+def block_config(config: ModelConfig, block: int) -> ModelConfig:
+  """The config of the layers that are this block of the pattern."""
+  return find_memory(config.pattern[block]).at_block(config, block)
 
 
 def _split_carried(config: ModelConfig, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,15 +6,17 @@ import collections
 import math
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.models.decoder import init_state
+from lattice_jax.models.decoder import init_state, num_groups
 from lattice_jax.models.parameters import named_leaves
 
 
 def state_numbers(model: ModelConfig, max_len: int) -> dict[str, dict[str, int]]:
-  """Of one layer of each memory in the pattern: part of the state → floating-point numbers of a row, heads together.
+  """Part of the state → floating-point numbers of a row and layer, heads together, of each memory in the pattern.
+
+  Where layers differ, it is their mean.
 
   max_len: tokens that a cache of all tokens has room for. «tail» is what the convolutions wait for.
   """
@@ -23,11 +25,11 @@ def state_numbers(model: ModelConfig, max_len: int) -> dict[str, dict[str, int]]
   for path, leaf in named_leaves(state).items():
     block, *parts = path.split("/")
     memory = found.setdefault(model.pattern[int(block.removeprefix("block_"))], collections.Counter())
-    if np.issubdtype(leaf.dtype, np.integer) or not leaf.size:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or not leaf.size:
       continue
     part = "tail" if "tail" in parts else parts[-1].rpartition("_")[0]
-    memory[part] += math.prod(leaf.shape[1:])  # the first axis stacks layers
-  return {memory: dict(parts) for memory, parts in found.items()}
+    memory[part] += math.prod(leaf.shape) / num_groups(model)  # the first axis stacks layers, all or some of them
+  return {memory: {part: round(numbers) for part, numbers in parts.items()} for memory, parts in found.items()}
 
 
 def describe_state(model: ModelConfig, max_len: int) -> str:

@@ -16,7 +16,7 @@ import jax
 
 from lattice_jax.checkpoint import check_tokenizer, load_variables
 from lattice_jax.config import Config, DataConfig, ModelConfig
-from lattice_jax.config_checks import check_config
+from lattice_jax.config_checks import check_config, resolve
 from lattice_jax.data.anchors import token_id
 from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
 from lattice_jax.fields import leaves
@@ -29,7 +29,7 @@ from lattice_jax.training.state import TrainState
 # Fields that have these values are left open by a config of the origin "init_from".
 OPEN = Config(model=ModelConfig(origin="init_from", pattern=("attention",), block="mlp"))
 # Fields that say how a model is computed or trained, not which model it is.
-_FREE = ("origin", "dtype", "remat", "xent_chunk", "impl", "dropout", "layer_drop", "cache", "anchor")
+_FREE = ("origin", "dtype", "remat", "xent_chunk", "impl", "dropout", "layer_drop", "cache", "anchor", "local")
 _WHAT = "smollm2, a folder of safetensors, a .gguf file or the workdir of a run"
 
 
@@ -64,9 +64,9 @@ def complete(config: Config, init_from: str | Path | None) -> Config:
     raise ValueError(
       f"data.tokenizer={config.data.tokenizer} is not that of --init_from={init_from}; use data.tokenizer={tokenizer}.")
   free = {name: getattr(config.model, name) for name in _FREE}
-  completed = dataclasses.replace(
+  completed = resolve(dataclasses.replace(
     config, model=dataclasses.replace(theirs, **free | {"origin": "config"}),
-    data=dataclasses.replace(config.data, tokenizer=tokenizer))
+    data=dataclasses.replace(config.data, tokenizer=tokenizer)))
   check_config(completed)
   return completed
 

@@ -13,6 +13,7 @@ from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.anchor.config import AnchorConfig
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
+from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.memories.memory import Memory
 from lattice_jax.memories.registry import find_memory
 from lattice_jax.memories.vq.config import VQConfig
@@ -111,6 +112,12 @@ def _anchor(**changes: Any) -> ModelConfig:
   return replace(_attention("anchor"), anchor=AnchorConfig(**changes))
 
 
+def _local(*windows: int, kv_heads: int = 2, **changes: Any) -> ModelConfig:
+  rungs = tuple(sorted({*windows} - {0}))
+  local = LocalConfig(**{"sinks": 2, "rungs": rungs, "windows": windows} | changes)
+  return replace(_attention("local", kv_heads=kv_heads), local=local)
+
+
 def _vq(base: VQConfig = SHGA, **changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=("vq",), vq=replace(base, **changes))
 
@@ -163,6 +170,16 @@ ROWS = (
       ("anchors-of-anchors", _anchor(max_segment=2, fanout=3)),
     ),
   ),
+  Row(
+    "local", find_memory("local"), _local(7, 3),
+    variants=(
+      ("whole-document", _local(5, 0)),
+      ("one-token", _local(1, sinks=0)),
+      ("wider-than-T", _local(LENGTH + 8, kv_heads=4)),
+      ("mean-of-one-head", _local(0, 4, far="mean")),
+    ),
+  ),
+  Row("local-with-mean", find_memory("local"), _local(7, 3, far="mean"), accumulators=("summary.key_BHK",)),
   Row(
     "vq", find_memory("vq"), _vq(),
     variants=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.attention.blockwise import attend_blockwise
@@ -17,7 +17,8 @@ __all__ = ["MASKED", "Order", "attend", "attend_itself", "merge"]
 
 def attend(
   q: Float[Array, "B T Q K"], k: Float[Array, "B S H K"], v: Float[Array, "B S H V"], query_order: Order,
-  key_order: Order, *, window: int = 0, skip: int = 0, block: int = 256, impl: str = "auto",
+  key_order: Order, *, window: int | Int[Array, ""] = 0, skip: int | Int[Array, ""] = 0, block: int = 256,
+  impl: str = "auto",
 ) -> tuple[Float[Array, "B T Q V"], Float[Array, "B T Q"]]:
   """Softmax attention over the keys each query may see, scaled by K^-1/2.
 
@@ -25,8 +26,9 @@ def attend(
     q: Q = H·G; query head h·G + g reads key/value head h (grouped-query attention).
     query_order, key_order: order and document of each token; a key is seen by queries of its document that are not
       earlier. Where they say EMPTY, q, k and v are replaced by zeros at the door.
-    window: tokens a query sees, itself included; 0 = all.
-    skip: nearest tokens that it does not see, itself the first of them.
+    window: tokens a query sees, itself included; 0 = all. An array is 1 or more.
+    skip: nearest tokens that it does not see, itself the first of them. Where this or `window` is an array, one program
+      serves all values, and no kernel runs.
     block: tokens of a block of the XLA form; changes speed only.
     impl: see `lattice_jax.dispatch`.
 
@@ -37,7 +39,8 @@ def attend(
   kv_heads = k.shape[2]
   q = keep_only(query_order.id_BT != EMPTY, q)
   k, v = keep_only(key_order.id_BT != EMPTY, (k, v))
-  chosen = choose_impl("attention", impl, **reasons_against(q, k, v))
+  is_static = isinstance(window, int) and isinstance(skip, int)
+  chosen = choose_impl("attention", impl, **reasons_against(q, k, v, is_static=is_static))
   if chosen in ("pallas", "interpret"):
     return attend_in_kernel(q, k, v, query_order, key_order, window=window, skip=skip, interpret=chosen == "interpret")
   q_BTHGK = q.reshape(batch, length, kv_heads, num_queries // kv_heads, key_dim)

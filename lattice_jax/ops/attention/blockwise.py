@@ -23,7 +23,7 @@ from lattice_jax.types import MEMORY_BOUNDARY
 
 def attend_blockwise(
   q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query_order: Order, key_order: Order, *,
-  window: int, block: int, skip: int = 0,
+  window: int | jax.Array, block: int, skip: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
   """As `attend_reference`: fp32 output [B,T,H,G,V] and log-sum-exp [B,T,H,G]."""
   length = q_BTHGK.shape[1]
@@ -31,18 +31,22 @@ def attend_blockwise(
   num_query, num_key = -length % query_block, -k_BSHK.shape[1] % key_block
   q_BTHGK = pad_time(q_BTHGK, num_query) * jnp.asarray(q_BTHGK.shape[-1] ** -0.5, q_BTHGK.dtype)
   k_BSHK, v_BSHV = pad_time((k_BSHK, v_BSHV), num_key)
+  # limits that are data are arguments; numbers stay numbers of the program
+  static = tuple(limit if isinstance(limit, int) else None for limit in (window, skip))
+  given = tuple(None if isinstance(limit, int) else limit for limit in (window, skip))
   out_BTHGV, lse_BTHG = _attend(
-    query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, pad_time(query_order, num_query, EMPTY),
-    pad_time(key_order, num_key, EMPTY))
+    query_block, key_block, static, q_BTHGK, k_BSHK, v_BSHV, pad_time(query_order, num_query, EMPTY),
+    pad_time(key_order, num_key, EMPTY), given)
   return out_BTHGV[:, :length], lse_BTHG[:, :length]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _attend(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order):
-  return _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(query_block, key_block, static, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, given):
+  return _forward(query_block, key_block, static, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, given)[0]
 
 
-def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order):
+def _forward(query_block, key_block, static, q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, given):
+  window, skip = _limits(static, given)
   first_N, stop_N = block_reach(query_order, key_order, query_block=query_block, key_block=key_block, window=window)
   keys = *_heads_first(k_BSHK, v_BSHV), key_order
 
@@ -71,11 +75,13 @@ def _forward(query_block, key_block, window, skip, q_BTHGK, k_BSHK, v_BSHV, quer
   group = q_BTHGK.shape[3]
   out_BTHGV, lse_BTHG = checkpoint_name(
     (_by_token(out, group), _by_token(lse[..., None], group)[..., 0]), MEMORY_BOUNDARY)
-  return (out_BTHGV, lse_BTHG), (q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, out_BTHGV, lse_BTHG)
+  return (out_BTHGV, lse_BTHG), (
+    q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, given, out_BTHGV, lse_BTHG)
 
 
-def _backward(query_block, key_block, window, skip, saved, cotangents):
-  q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, out_BTHGV, lse_BTHG = saved
+def _backward(query_block, key_block, static, saved, cotangents):
+  q_BTHGK, k_BSHK, v_BSHV, query_order, key_order, given, out_BTHGV, lse_BTHG = saved
+  window, skip = _limits(static, given)
   d_out_BTHGV, d_lse_BTHG = cotangents
   first_N, stop_N = block_reach(query_order, key_order, query_block=query_block, key_block=key_block, window=window)
   # d score = weight · (d weight − Σ weight·d weight + d lse); the sum is out · d out.
@@ -108,10 +114,15 @@ def _backward(query_block, key_block, window, skip, saved, cotangents):
   d_k_BSHK, d_v_BSHV = _heads_first(d_k, d_v)
   return (
     _by_token(d_q, q_BTHGK.shape[3]).astype(q_BTHGK.dtype), d_k_BSHK.astype(k_BSHK.dtype),
-    d_v_BSHV.astype(v_BSHV.dtype), None, None)
+    d_v_BSHV.astype(v_BSHV.dtype), None, None, None)
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _limits(static, given):
+  """(window, skip)."""
+  return tuple(limit if data is None else data for limit, data in zip(static, given, strict=True))
 
 
 def _scores(q_BHMK, k_BHSK, query_order, key_order, window, skip):

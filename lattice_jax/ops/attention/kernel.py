@@ -12,8 +12,10 @@ from pallas_kernels import flash_backends
 from pallas_kernels import window as kernels
 
 
-def reasons_against(q: jax.Array, k: jax.Array, v: jax.Array) -> dict[str, str | None]:
-  """The arguments of `choose_impl` that say where and when no kernel runs."""
+def reasons_against(q: jax.Array, k: jax.Array, v: jax.Array, *, is_static: bool = True) -> dict[str, str | None]:
+  """The arguments of `choose_impl` that say where and when no kernel runs. is_static: whether windows are numbers."""
+  if not is_static:
+    return {"pallas_reason": "its kernel takes windows as numbers, not as data that differ from layer to layer"}
   sizes = {"dtype": jnp.result_type(q, k, v), "key_dim": q.shape[-1], "value_dim": v.shape[-1]}
   backend = target_backend()
   return {

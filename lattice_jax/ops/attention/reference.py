@@ -17,7 +17,7 @@ def exp_masked(score: jax.Array, top: jax.Array) -> jax.Array:
 
 def attend_reference(
   q_BTHGK: jax.Array, k_BSHK: jax.Array, v_BSHV: jax.Array, query_order: Order, key_order: Order, *,
-  window: int, skip: int,
+  window: int | jax.Array, skip: int | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Output [B,T,H,G,V] and log-sum-exp [B,T,H,G]; a query that sees nothing gives 0 and MASKED."""
   q_BTHGK, k_BSHK, v_BSHV = (x.astype(jnp.float32) for x in (q_BTHGK, k_BSHK, v_BSHV))

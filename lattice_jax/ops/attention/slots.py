@@ -29,7 +29,8 @@ _QUERY_BLOCK = 256
 class StackedSlots:
   """Layer `layer` of key_LBHSK, value_LBHSV and position_LBHS; slots [0, length) of a row are in use.
 
-  position_LBHS: int32, which token of its document a slot holds; EMPTY for none.
+  position_LBHS: int32, which token of its document a slot holds; EMPTY for none. Its first axis may be 1, where all
+  layers hold the same.
   """
 
   key_LBHSK: jax.Array
@@ -99,12 +100,17 @@ def slots_seen(readers: Any, position_BHS: jax.Array, rule: Rule | None) -> jax.
   return holds_BHTS & rule(readers, position_BHS) if rule is not None else holds_BHTS
 
 
+def _layer_of(slots: StackedSlots, x_LBHS: jax.Array) -> jax.Array:
+  return slots.layer if x_LBHS.shape[0] > 1 else jnp.zeros_like(slots.layer)
+
+
 def _attend_at_once(rule, q_BTHGK, slots, readers):
   """The definition: every score at once, float32."""
   key_BHSK, value_BHSV = slots.key_LBHSK[slots.layer], slots.value_LBHSV[slots.layer]
   q_BTHGK, key_BHSK, value_BHSV = (x.astype(jnp.float32) for x in (q_BTHGK, key_BHSK, value_BHSV))
   score_BHGTS = jnp.einsum("BTHGK,BHSK->BHGTS", q_BTHGK, key_BHSK, precision="highest")
-  seen_BHTS = slots_seen(readers, slots.position_LBHS[slots.layer], rule)[:, :, None]
+  position_BHS = slots.position_LBHS[_layer_of(slots, slots.position_LBHS)]
+  seen_BHTS = slots_seen(readers, position_BHS, rule)[:, :, None]
   score_BHGTS = jnp.where(seen_BHTS, score_BHGTS, MASKED)
   top_BHGT = jax.lax.stop_gradient(score_BHGTS.max(-1))
   weight_BHGTS = jnp.where(seen_BHTS, jnp.exp(score_BHGTS - top_BHGT[..., None]), 0.0)
@@ -145,7 +151,8 @@ def _one_query_block(rule, block, q_BTHGK, slots, readers, before):
 
     def take(x_LBHS):
       sizes = (1, *x_LBHS.shape[1:3], block, *x_LBHS.shape[4:])
-      return jax.lax.dynamic_slice(x_LBHS, (slots.layer, 0, 0, start, *(0,) * (x_LBHS.ndim - 4)), sizes)[0]
+      first = _layer_of(slots, x_LBHS), 0, 0, start, *(0,) * (x_LBHS.ndim - 4)
+      return jax.lax.dynamic_slice(x_LBHS, first, sizes)[0]
 
     key_BHCK, value_BHCV, position_BHC = (take(x) for x in (slots.key_LBHSK, slots.value_LBHSV, slots.position_LBHS))
     # The last block is moved back into the array; what it shares with the one before was read there.

@@ -1,0 +1,80 @@
+"""Fields of local attention, `model.local`; its heads and rotary embedding are those of `model.attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lattice_jax.fields import at_least, check_fields, choice, numbers, place
+from lattice_jax.memories.section import Section
+
+FAR = ("none", "mean")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+  """Which tokens a head sees: the first of the document and the last, as many as its window says."""
+
+  sinks: int = at_least(0, 4, "first tokens of a document that every later token sees")
+  rungs: tuple[int, ...] = numbers(
+    (64, 128, 256, 512, 1024, 2048), "windows that heads may have, ascending; the whole document, 0, is one more",
+    low=1)
+  windows: tuple[int, ...] = numbers(
+    (256,), "tokens a query sees beside the sinks, itself included: one number for all heads, one for each key/value "
+    "head, or one for each of them in every layer, layer by layer; 0 = all", fewest=1)
+  far: str = choice(
+    "none", FAR, "what is left of tokens that leave a window; mean: their mean key and value, as of so many tokens")
+  profile: str = place("", "file of sinks, rungs and windows, found by calibration, that takes the place of these")
+
+
+def check(config: LocalConfig) -> None:
+  """Raises ValueError where fields are out of range or contradict one another."""
+  check_fields(config, "model.local.")
+  for lower, higher in zip(config.rungs, config.rungs[1:], strict=False):
+    if lower >= higher:
+      raise ValueError(
+        f"model.local.rungs={_listed(config.rungs)} must ascend, and {higher} follows {lower}; sort them and name each "
+        "once.")
+  for window in config.windows:
+    if window and window not in config.rungs:
+      raise ValueError(
+        f"model.local.windows holds {window}, which is none of model.local.rungs={_listed(config.rungs)}; use one of "
+        "them, or 0 for the whole document, or add it to the rungs.")
+  if config.profile:
+    raise ValueError(
+      f"model.local.profile={config.profile} is read where a config is read, with the model that it is for; here give "
+      "the windows themselves, as memories.local.profile.with_profile does.")
+
+
+def window_rows(config: LocalConfig, layers: int, kv_heads: int) -> tuple[tuple[int, ...], ...]:
+  """The window of each key/value head in each of so many layers.
+
+  Raises ValueError if there are neither one, nor as many as heads, nor as many as heads of all layers.
+  """
+  windows = config.windows
+  if len(windows) == 1:
+    windows = windows * kv_heads
+  if len(windows) == kv_heads:
+    windows = windows * layers
+  if len(windows) != layers * kv_heads:
+    raise ValueError(
+      f"model.local.windows holds {len(windows)} numbers, and the model has {layers} layers of {kv_heads} key/value "
+      f"heads; give 1 for all heads, {kv_heads} for the heads of every layer alike, or {layers * kv_heads}.")
+  return tuple(windows[n:n + kv_heads] for n in range(0, len(windows), kv_heads))
+
+
+def flat(rows: Iterable[Sequence[int]]) -> tuple[int, ...]:
+  """`LocalConfig.windows` for layers with these windows."""
+  return tuple(window for row in rows for window in row)
+
+
+def _listed(values: Sequence[int]) -> str:
+  return ",".join(map(str, values))
+
+
+def _smoke(config: Any) -> dict[str, Any]:
+  return {"sinks": min(2, config.sinks), "rungs": (8, 16), "windows": (16,), "profile": ""}
+
+
+SECTION = Section("local", LocalConfig, "the memory \"local\"; its heads are those of model.attention", _smoke)

@@ -1,0 +1,89 @@
+"""What the rest of the code knows of local attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lattice_jax.config import ModelConfig
+from lattice_jax.memories.attention_config import check as check_attention
+from lattice_jax.memories.local.cases import make_cases
+from lattice_jax.memories.local.config import check, flat, window_rows
+from lattice_jax.memories.local.layer import LocalAttention
+from lattice_jax.memories.local.profile import resolve
+from lattice_jax.memories.local.state import LocalCache, LocalView, clear
+from lattice_jax.memories.memory import Carried, Memory
+from lattice_jax.memories.multiply_adds import attention_projections
+from lattice_jax.ops.local import ALL
+
+
+def _make(model: ModelConfig, name: str | None = None) -> LocalAttention:
+  return LocalAttention(model.attention, model.local, dtype=model.dtype, impl=model.impl, name=name)
+
+
+def _rows(model: ModelConfig) -> tuple[tuple[int, ...], ...]:
+  return window_rows(model.local, model.layers, model.attention.kv_heads)
+
+
+def _check(model: ModelConfig) -> None:
+  check_attention(model.attention)
+  if model.origin != "config":
+    return  # the model's layers and heads are not known yet
+  check(model.local)
+  rows = _rows(model)
+  for layer, row in enumerate(rows):
+    memory = model.pattern[layer % len(model.pattern)]
+    if len(model.local.windows) == model.layers * len(row) and memory != "local" and any(row):
+      raise ValueError(
+        f"model.local.windows gives layer {layer} the windows {','.join(map(str, row))}, and model.pattern makes it "
+        f"{memory!r}; give 0 to the heads of layers that are not local.")
+
+
+def _at_block(model: ModelConfig, block: int) -> ModelConfig:
+  """The windows of the layers that are this block of the pattern."""
+  if len(model.local.windows) <= model.attention.kv_heads:
+    return model
+  return replace(model, local=replace(model.local, windows=flat(_rows(model)[block::len(model.pattern)])))
+
+
+def _multiply_adds(model: ModelConfig, length: int) -> float:
+  attention = model.attention
+  windows = flat(row for n, row in enumerate(_rows(model)) if model.pattern[n % len(model.pattern)] == "local")
+  seen = sum(_mean_seen(length, length if window == ALL else window + model.local.sinks) for window in windows)
+  seen = seen / len(windows) + (model.local.far != "none")
+  reads = attention.heads * seen * (attention.key_dim + attention.value_dim)
+  return attention_projections(model.dim, attention) + reads
+
+
+def _mean_seen(length: int, most: int) -> float:
+  """Tokens that a query sees, of which there are at most so many, mean over a document."""
+  most = min(most, length)
+  return most - most * (most - 1) / (2 * length)
+
+
+def _visible(model: ModelConfig, query: int, key: int) -> bool:
+  """Whether some head of some layer sees it, or a summary that it is in."""
+  windows = flat(_rows(model))
+  is_far = model.local.far != "none"
+  return key <= query and (is_far or key < model.local.sinks or ALL in windows or query - key < max(windows))
+
+
+MEMORIES = {
+  "local": Memory(
+    make=_make,
+    multiply_adds=_multiply_adds,
+    cases=make_cases,
+    check=_check,
+    visible=_visible,
+    needs_token_cache=True,
+    is_attention=True,
+    composes_kernels=True,
+    resolve=resolve,
+    at_block=_at_block,
+    init_stack=LocalAttention.init_stack,
+    # Also without room for tokens: a layer's windows are found by its place in the stack.
+    carried=Carried(
+      rides=lambda state: isinstance(state, LocalCache),
+      enter=LocalView,
+      leave=lambda view: view.stack,
+      finish=lambda model, stacks, length: clear(stacks))),
+}
