@@ -28,6 +28,7 @@ from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tok
 from lattice_jax.evaluation.baselines import compressor_bits_per_byte, image_bits_per_dim
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.origin import keyed_name, origin_key
+from lattice_jax.evaluation.pattern import check_variables_fit, restack, shortest_pattern
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
@@ -35,7 +36,6 @@ from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import content_digest, count_parameters
-from lattice_jax.models.pattern import check_variables_fit, restack, shortest_pattern
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit

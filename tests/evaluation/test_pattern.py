@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lattice_jax.config import MeshConfig, ModelConfig
+from lattice_jax.evaluation.pattern import restack, shortest_pattern
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.models.parameters import named_leaves
-from lattice_jax.models.pattern import restack, shortest_pattern
 from lattice_jax.sharding import make_mesh, unbox
 from lattice_jax.types import whole_segment
 from tests.contract.harness import quick_jit
