@@ -1,0 +1,183 @@
+"""Simulated rollouts: how often the decider is wrong, and how soon it notices a treatment that got worse.
+
+The traffic is invented; the decider is the one of production, with a row for each simulated rollout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lattice_jax.inference.rollout import decider as verdicts
+from lattice_jax.inference.rollout.config import RolloutConfig
+from lattice_jax.inference.rollout.decider import Decider
+from lattice_jax.inference.rollout.units import CONTROL_COLUMN, TREATMENT_COLUMN, Units
+
+# A busy service, so that a simulation is not mostly units on which nothing is measured.
+TRAFFIC = RolloutConfig(quality_rate=0.25, purpose="reported")
+
+
+@dataclass(frozen=True)
+class Scenario:
+  """What the treatment is like. From unit `start_unit` of the stage `start` on it is as described, before as the control.
+
+  delta: nats added to the loss difference of every unit, besides the noise: Student's t with 3 degrees of freedom,
+  scaled to the standard deviation `spread`. errors: rate of errors (the control: 0.5 %). times: factor of all times.
+  slow: share of units that take five times as long (the control: 2 %). disagree: top tokens that differ, on average.
+  """
+
+  name: str
+  delta: float = 0.0
+  start: str = "replay"
+  start_unit: int = 0
+  spread: float = 0.08
+  errors: float = 0.005
+  times: float = 1.0
+  slow: float = 0.02
+  disagree: float = 0.01
+  purpose: str = "reported"
+
+
+SCENARIOS = (
+  Scenario("A/A"),
+  Scenario("at the margin", delta=0.02),
+  *(Scenario(f"0.05 nats from {start}", delta=0.05, start=start) for start in ("replay", "shadow", "1", "5", "25")),
+  Scenario("0.05 nats amid 5", delta=0.05, start="5", start_unit=200),
+  Scenario("0.05 nats, noise of 0.2 nats", delta=0.05, spread=0.2),
+  Scenario("errors 5 % from 1", start="1", errors=0.05),
+  Scenario("one in ten slow from 1", start="1", slow=0.1),
+  Scenario("40 % faster", times=0.6, purpose="required"),
+  Scenario("10 % faster", times=0.9, purpose="required"),
+)
+
+
+@dataclass
+class Outcomes:
+  """How each of R rollouts ended. stage_R: where the last verdict fell. verdict_R: NOTHING if it still waits.
+
+  seen_R: units with a measured quality since the treatment was as the scenario says. units_R: all units.
+  """
+
+  scenario: Scenario
+  config: RolloutConfig
+  verdict_R: np.ndarray
+  cause_R: np.ndarray
+  stage_R: np.ndarray
+  seen_R: np.ndarray
+  units_R: np.ndarray
+  causes: tuple[str, ...]
+
+
+def simulate(
+  scenario: Scenario, *, runs: int, seed: int, config: RolloutConfig = TRAFFIC, max_units: int = 30_000) -> Outcomes:
+  """Rollouts up to their first step back or their end; one that waits after max_units units is left there."""
+  config = dataclasses.replace(config, purpose=scenario.purpose)
+  decider, random = Decider(config, runs, is_shown=False), np.random.default_rng([seed, *scenario.name.encode()])
+  result = Outcomes(
+    scenario, config, *np.full((2, runs), verdicts.NOTHING), *np.zeros((3, runs), np.int64), causes=decider.causes)
+  start = config.stages.index(scenario.start) if scenario.start in config.stages else len(config.stages)
+  rows_U = np.arange(runs)
+  for unit in range(1, max_units + 1):
+    stage_U = decider.stage_R[rows_U]
+    is_on_U = (stage_U > start) | ((stage_U == start) & (decider.units_R[rows_U] >= scenario.start_unit))
+    units = _draw(scenario, config, random, rows_U, decider.percent_S[stage_U], is_on_U)
+    result.seen_R[rows_U] += is_on_U & ~np.isnan(units.delta_U)
+    result.units_R[rows_U], result.stage_R[rows_U] = unit, stage_U
+    verdict_U, cause_U = decider.step(units, float(unit))
+    is_over_U = (verdict_U != verdicts.NOTHING) & (verdict_U != verdicts.ADVANCE)
+    result.verdict_R[rows_U[is_over_U]] = verdict_U[is_over_U]
+    result.cause_R[rows_U[is_over_U]] = cause_U[is_over_U]
+    rows_U = rows_U[~is_over_U]
+    if not len(rows_U):
+      break
+  return result
+
+
+def _draw(
+  scenario: Scenario, config: RolloutConfig, random: np.random.Generator, rows_U: np.ndarray, percent_U: np.ndarray,
+  is_on_U: np.ndarray,
+) -> Units:
+  """One unit of each rollout, as the stage has it measured, and with each measured quality a canary."""
+  size, is_paired_U = len(rows_U), (percent_U == 0) | (percent_U == 100)
+  is_compared_U = (percent_U == 0) | (random.random(size) < config.quality_rate)
+  is_served_U = random.random(size) < percent_U / 100
+  is_read_U2 = np.stack([~is_served_U, is_served_U], 1) | (is_paired_U & is_compared_U)[:, None]
+
+  def measured(value_U: np.ndarray) -> np.ndarray:
+    return np.where(is_compared_U, value_U, np.nan)
+
+  def times(base: float) -> np.ndarray:
+    time_U2 = base * np.exp(0.2 * random.standard_normal((size, 2)))
+    slow_U2 = np.where(_columns(is_on_U), scenario.slow, 0.02)
+    time_U2 *= np.where(random.random((size, 2)) < slow_U2, 5, 1) * np.where(_columns(is_on_U), scenario.times, 1)
+    return np.where(is_read_U2 & (error_U2 != 1), time_U2, np.nan)
+
+  error_U2 = np.where(
+    is_read_U2, random.random((size, 2)) < np.where(_columns(is_on_U), scenario.errors, 0.005), np.nan)
+  noise_U = random.standard_t(3, size) * scenario.spread / np.sqrt(3)
+  return Units(
+    rows_U=rows_U, is_counted_U=np.ones(size, bool), is_paired_U=is_paired_U,
+    share_U=np.where(is_paired_U, 0.5, percent_U / 100), delta_U=measured(noise_U + scenario.delta * is_on_U),
+    kl_U=measured(0.02 * random.random(size)),
+    agreement_U=measured(1 - 2 * np.where(is_on_U, scenario.disagree, 0.01) * random.random(size)),
+    canary_U=measured(random.choice([-1.0, 0.0, 1.0], size, p=[0.002, 0.996, 0.002])), error_U2=error_U2,
+    first_U2=times(200.0), next_U2=times(20.0), length_U=np.full(size, 1024), is_finite_U=np.ones(size, bool),
+    is_served_U=is_served_U)
+
+
+def _columns(is_on_U: np.ndarray) -> np.ndarray:
+  """Where the scenario holds: in the treatment's column."""
+  is_on_U2 = np.zeros((len(is_on_U), 2), bool)
+  is_on_U2[:, TREATMENT_COLUMN], is_on_U2[:, CONTROL_COLUMN] = is_on_U, False
+  return is_on_U2
+
+
+def summarize(outcomes: Outcomes) -> dict[str, Any]:
+  """Rates with 95 % intervals, where the steps back fell, and how many units they took."""
+  runs, stages = len(outcomes.verdict_R), outcomes.config.stages
+  is_back_R = np.isin(outcomes.verdict_R, (verdicts.ROLL_BACK, verdicts.HALT))
+  early_R = is_back_R & np.isin(outcomes.stage_R, [
+    place for place, stage in enumerate(outcomes.config.plan) if stage.percent < 25])
+  rates = {
+    name: {"runs": int(is_R.sum()), "share": float(is_R.mean()), "interval": wilson(int(is_R.sum()), runs)}
+    for name, is_R in (
+      ("rolled_back", is_back_R), ("rolled_back_before_25", early_R),
+      ("complete", outcomes.verdict_R == verdicts.FINISH), ("no_purpose", outcomes.verdict_R == verdicts.REFUSE),
+      ("waiting", outcomes.verdict_R == verdicts.NOTHING))}
+  stopped_R = is_back_R | (outcomes.verdict_R == verdicts.REFUSE)
+  return {
+    "scenario": dataclasses.asdict(outcomes.scenario), "runs": runs, **rates,
+    "stages": {stage: int((stopped_R & (outcomes.stage_R == place)).sum()) for place, stage in enumerate(stages)},
+    "causes": dict(Counter(outcomes.causes[cause] for cause in outcomes.cause_R[stopped_R].tolist())),
+    "measured_to_stop": _quantiles(outcomes.seen_R[stopped_R]), "units_to_stop": _quantiles(outcomes.units_R[stopped_R]),
+    "units_to_complete": _quantiles(outcomes.units_R[outcomes.verdict_R == verdicts.FINISH])}
+
+
+def run_scenarios(
+  scenarios: Sequence[Scenario], *, runs: int, seed: int, config: RolloutConfig = TRAFFIC,
+  report: Callable[[dict[str, Any]], None] = lambda summary: None,
+) -> list[dict[str, Any]]:
+  """The summary of each scenario; `report` gets them as they are finished."""
+  summaries = []
+  for scenario in scenarios:
+    summaries.append(summarize(simulate(scenario, runs=runs, seed=seed, config=config)))
+    report(summaries[-1])
+  return summaries
+
+
+def wilson(hits: int, runs: int) -> tuple[float, float]:
+  """Wilson's 95 % interval of a share."""
+  z, share = 1.959964, hits / runs
+  middle, spread = share + z * z / (2 * runs), z * np.sqrt(share * (1 - share) / runs + z * z / (4 * runs * runs))
+  low, high = ((middle + sign * spread) / (1 + z * z / runs) for sign in (-1, 1))
+  return max(0.0, float(low)), min(1.0, float(high))
+
+
+def _quantiles(values: np.ndarray) -> list[float] | None:
+  """The median and the 95 % quantile."""
+  return np.quantile(values, [0.5, 0.95]).tolist() if len(values) else None
