@@ -101,7 +101,7 @@ def check_stages(stages: Sequence[str]) -> None:
 
 
 def with_changes(config: RolloutConfig, changes: Sequence[str]) -> RolloutConfig:
-  """The config with `field=value` for each of the changes. Raises ValueError for an unknown field or a value outside."""
+  """The config after changes `field=value`. Raises ValueError for an unknown field, or a value outside its domain."""
   values = {}
   for change in changes:
     name, equals, value = change.partition("=")

@@ -14,7 +14,7 @@ from lattice_jax.inference.rollout.recent import Reference
 from lattice_jax.inference.rollout.units import CONTROL_COLUMN, TREATMENT_COLUMN, Units
 
 GO, STOP, WAIT = "go", "stop", "wait"
-_SIDE = 160  # candidates above the threshold, and below, among which the bounds are looked for
+_SIDE = 120  # candidates above the threshold, and below, among which the bounds are looked for
 _NEAREST, _FARTHEST = 1e-4, 8.0  # of these: distances from the threshold, as a part of the range or in nats of a ratio
 
 
@@ -143,8 +143,8 @@ class MeanGate(Gate):
 class _RatioGate(Gate):
   """How many times more of something the treatment has. Candidates s are factors.
 
-  Both arms have events, which `s` makes equally frequent if it is the ratio. Where each unit is read by one arm, an event
-  is then the treatment's with the known chance with which a unit is; where both arms read it, events of both tell
+  Both arms have events, which `s` makes equally frequent if it is the ratio. Where each unit is read by one arm, an
+  event is then the treatment's with the known chance with which a unit is; where both arms read it, events of both tell
   nothing, and one of either arm is the treatment's with a chance of a half.
   """
 

@@ -64,6 +64,7 @@ class Rollout:
     self._decider, self._history = Decider(config), History()
     self._seen: set[bytes] = set()
     self._units, self._at = 0, 0.0
+    self._unwritten: Record | None = None  # a decision that the system would not write; no later line may come before
     self._lock = threading.RLock()
     self._log = None if log is None else DecisionLog(log)
     if self._log is not None:
@@ -97,12 +98,12 @@ class Rollout:
         return self.state
       _check(assignment, observation)
       if self._log is not None:
+        self._write_decision()
         self._log.append({
           "kind": "unit", "n": self._units + 1, "at": at, **dataclasses.asdict(assignment),
           "observation": observation.to_record()})
-      decision = self._take_in(assignment, observation, at)
-      if decision is not None and self._log is not None:
-        self._log.append(decision, is_safe=True)
+      self._unwritten = self._take_in(assignment, observation, at)
+      self._write_decision()
       return self.state
 
   def has(self, unit: str) -> bool:
@@ -134,6 +135,11 @@ class Rollout:
     """Lets another process go on with the log."""
     if self._log is not None:
       self._log.close()
+
+  def _write_decision(self) -> None:
+    if self._unwritten is not None and self._log is not None:
+      self._log.append(self._unwritten, is_safe=True)
+    self._unwritten = None
 
   def _take_in(self, assignment: Assignment, observation: Observation, at: float) -> Record | None:
     """Decides on a unit, and returns the line of the decision if there is one."""
@@ -176,6 +182,7 @@ class Rollout:
         "facts": self.facts}, is_safe=True)
       return
     start, *lines = log.records
+    log.records = []
     self._check_start(start, log.path)
     decision: Record | None = None
     for line in lines:
@@ -193,8 +200,8 @@ class Rollout:
       else:
         raise ValueError(f"the log {log.path} lacks the decision after unit {decision['after']}; restore the file, or "
                          "start anew with another log.")
-    if decision is not None:  # the process was killed between a unit and its decision
-      log.append(decision, is_safe=True)
+    self._unwritten = decision  # the process was killed between a unit and its decision
+    self._write_decision()
 
   def _check_start(self, start: Record, path: Path) -> None:
     if start["kind"] != "start" or start["format"] != _FORMAT:
@@ -214,8 +221,8 @@ def _check(assignment: Assignment, observation: Observation) -> None:
   served = {CONTROL: observation.control, TREATMENT: observation.treatment}[assignment.arm]
   if observation.canary is None and served is None:
     raise ValueError(
-      f"unit {shown(assignment.unit)} was assigned to the {assignment.arm}, and its reading is missing; record what the "
-      "arm did, with is_error=True if it gave no answer.")
+      f"unit {shown(assignment.unit)} was assigned to the {assignment.arm}, and its reading is missing; record what "
+      "that arm did, with is_error=True if it gave no answer.")
 
 
 def _digest(unit: str) -> bytes:

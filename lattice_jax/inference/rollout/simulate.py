@@ -6,6 +6,7 @@ The traffic is invented; the decider is the one of production, with a row for ea
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 from lattice_jax.inference.rollout import decider as verdicts
 from lattice_jax.inference.rollout.config import RolloutConfig
 from lattice_jax.inference.rollout.decider import Decider
-from lattice_jax.inference.rollout.units import CONTROL_COLUMN, TREATMENT_COLUMN, Units
+from lattice_jax.inference.rollout.units import TREATMENT_COLUMN, Units
+from lattice_jax.markdown import markdown_table
 
 # A busy service, so that a simulation is not mostly units on which nothing is measured.
 TRAFFIC = RolloutConfig(quality_rate=0.25, purpose="reported")
@@ -24,7 +26,7 @@ TRAFFIC = RolloutConfig(quality_rate=0.25, purpose="reported")
 
 @dataclass(frozen=True)
 class Scenario:
-  """What the treatment is like. From unit `start_unit` of the stage `start` on it is as described, before as the control.
+  """What the treatment is like. Before unit `start_unit` of the stage `start` it is as the control.
 
   delta: nats added to the loss difference of every unit, besides the noise: Student's t with 3 degrees of freedom,
   scaled to the standard deviation `spread`. errors: rate of errors (the control: 0.5 %). times: factor of all times.
@@ -49,8 +51,8 @@ SCENARIOS = (
   *(Scenario(f"0.05 nats from {start}", delta=0.05, start=start) for start in ("replay", "shadow", "1", "5", "25")),
   Scenario("0.05 nats amid 5", delta=0.05, start="5", start_unit=200),
   Scenario("0.05 nats, noise of 0.2 nats", delta=0.05, spread=0.2),
-  Scenario("errors 5 % from 1", start="1", errors=0.05),
-  Scenario("one in ten slow from 1", start="1", slow=0.1),
+  Scenario("errors 20 % from 1", start="1", errors=0.2),
+  Scenario("a third slow from 1", start="1", slow=0.33),
   Scenario("40 % faster", times=0.6, purpose="required"),
   Scenario("10 % faster", times=0.9, purpose="required"),
 )
@@ -133,7 +135,7 @@ def _draw(
 def _columns(is_on_U: np.ndarray) -> np.ndarray:
   """Where the scenario holds: in the treatment's column."""
   is_on_U2 = np.zeros((len(is_on_U), 2), bool)
-  is_on_U2[:, TREATMENT_COLUMN], is_on_U2[:, CONTROL_COLUMN] = is_on_U, False
+  is_on_U2[:, TREATMENT_COLUMN] = is_on_U
   return is_on_U2
 
 
@@ -154,7 +156,8 @@ def summarize(outcomes: Outcomes) -> dict[str, Any]:
     "scenario": dataclasses.asdict(outcomes.scenario), "runs": runs, **rates,
     "stages": {stage: int((stopped_R & (outcomes.stage_R == place)).sum()) for place, stage in enumerate(stages)},
     "causes": dict(Counter(outcomes.causes[cause] for cause in outcomes.cause_R[stopped_R].tolist())),
-    "measured_to_stop": _quantiles(outcomes.seen_R[stopped_R]), "units_to_stop": _quantiles(outcomes.units_R[stopped_R]),
+    "measured_to_stop": _quantiles(outcomes.seen_R[stopped_R]),
+    "units_to_stop": _quantiles(outcomes.units_R[stopped_R]),
     "units_to_complete": _quantiles(outcomes.units_R[outcomes.verdict_R == verdicts.FINISH])}
 
 
@@ -165,9 +168,32 @@ def run_scenarios(
   """The summary of each scenario; `report` gets them as they are finished."""
   summaries = []
   for scenario in scenarios:
-    summaries.append(summarize(simulate(scenario, runs=runs, seed=seed, config=config)))
+    start = time.perf_counter()
+    summary = summarize(simulate(scenario, runs=runs, seed=seed, config=config))
+    summaries.append(summary | {"seed": seed, "seconds": time.perf_counter() - start})
     report(summaries[-1])
   return summaries
+
+
+def format_summaries(summaries: Sequence[dict[str, Any]]) -> str:
+  """A Markdown table with a row for each scenario."""
+  def share(rate: dict[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{rate['share']:.1%} ({low:.1%} to {high:.1%})"
+
+  def units(quantiles: list[float] | None) -> str:
+    return "" if quantiles is None else f"{quantiles[0]:,.0f}; {quantiles[1]:,.0f}"
+
+  rows = [("treatment", "rolled back", "before 25 %", "no purpose", "complete", "still waits", "ended in stage",
+           "because", "measured units to that: median; 95 %", "all units to complete: median; 95 %")]
+  for summary in summaries:
+    rows.append((
+      summary["scenario"]["name"], share(summary["rolled_back"]), f"{summary['rolled_back_before_25']['share']:.1%}",
+      *(f"{summary[name]['share']:.1%}" for name in ("no_purpose", "complete", "waiting")),
+      ", ".join(f"{stage}: {runs}" for stage, runs in summary["stages"].items() if runs),
+      ", ".join(f"{cause} {runs}" for cause, runs in summary["causes"].items()),
+      units(summary["measured_to_stop"]), units(summary["units_to_complete"])))
+  return markdown_table(rows)
 
 
 def wilson(hits: int, runs: int) -> tuple[float, float]:

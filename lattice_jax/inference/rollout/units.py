@@ -56,7 +56,7 @@ def unit_of(observation: Observation, assignment: Assignment, stage: Stage, *, i
     delta_U=_one(quality and quality.delta_nll), kl_U=_one(quality and quality.kl),
     agreement_U=_one(quality and quality.agreement),
     canary_U=_one(canary and float(canary.control) - float(canary.treatment)),
-    error_U2=np.array([[np.nan if arm is None else float(arm.is_error) for arm in arms]]),
+    error_U2=np.array([[np.nan if arm is None else float(arm.is_error or not arm.is_finite) for arm in arms]]),
     first_U2=_times(arms, "first_ms"), next_U2=_times(arms, "next_ms"), length_U=np.array([observation.length]),
     is_finite_U=np.array([finite]),
     is_served_U=np.array([assignment.arm == TREATMENT and observation.canary is None]))
