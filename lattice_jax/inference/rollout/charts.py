@@ -20,7 +20,7 @@ def shown_value(gate: str, value: float | None) -> str:
     return f"{value:+.4f} nats"
   if gate in ("agreement", "canary"):
     return f"{100 * value:+.2f} points" if gate == "canary" else f"{100 * value:.2f} %"
-  return f"{value:.3g} ×"
+  return f"{value:.3g} ×" if value < 1000 else f"{value:,.0f} ×"
 
 
 def gate_chart(gate: dict[str, Any]) -> str:
@@ -60,7 +60,7 @@ def gate_chart(gate: dict[str, Any]) -> str:
 def curve_chart(curve: Sequence[dict[str, Any]], margin: float) -> str:
   """The estimate with its bounds by measured unit; it begins anew in every stage."""
   if len(curve) < 2:
-    return '<p class="muted">No unit has been measured yet.</p>'
+    return '<p class="muted">It is drawn from the second measured unit on.</p>'
   first, last = curve[0]["unit"], curve[-1]["unit"]
   values = [point["estimate"] for point in curve] + [margin, 0.0]
   spread = max(max(values) - min(values), 2 * margin)

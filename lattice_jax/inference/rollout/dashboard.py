@@ -83,12 +83,11 @@ def _gates(snapshot: dict[str, Any]) -> str:
     answer = gate["answer"] if gate["answer"] != "wait" or gate["role"] in ("quality", "purpose") else "no stop"
     answer = "no stop" if gate["role"] in ("guard", "report") and answer == "go" else answer
     sign = "<" if gate["is_high_bad"] else ">"
-    bounds = " to ".join(
-      "?" if gate[side] is None else shown_value(gate["name"], gate[side]) for side in ("lower", "upper"))
     rows.append(
       f'<tr><td><b>{escape(gate["title"])}</b><br><span class="muted">{_ROLES[gate["role"]]}: {sign} '
       f'{shown_value(gate["name"], gate["threshold"])}</span></td><td class="bar">{gate_chart(gate)}</td>'
-      f'<td class="number">{shown_value(gate["name"], gate["estimate"])}<br><span class="muted">{bounds}</span></td>'
+      f'<td class="number">{shown_value(gate["name"], gate["estimate"])}<br>'
+      f'<span class="muted">{_bounds(gate)}</span></td>'
       f'<td class="number">{gate["units"]:,}</td>'
       f'<td><span class="chip {answer.replace(" ", "-")}">{_MARKS[answer]}</span></td></tr>')
   run, limit = snapshot["kl_run"], snapshot["config"]["kl_limit"]
@@ -101,6 +100,13 @@ def _gates(snapshot: dict[str, Any]) -> str:
     f'{"".join(rows)}</tbody></table></div><p class="muted">{escape(note)}</p>')
 
 
+def _bounds(gate: dict[str, Any]) -> str:
+  lower, upper = (None if gate[side] is None else shown_value(gate["name"], gate[side]) for side in ("lower", "upper"))
+  if lower and upper:
+    return f"{lower} to {upper}"
+  return f"above {lower}" if lower else f"below {upper}" if upper else "no bounds yet"
+
+
 def _arms(snapshot: dict[str, Any]) -> str:
   rows, arms = [], snapshot["arms"]
   for name, title in (("first_ms", "first token"), ("next_ms", "next token"), ("longest_ms", "longest gap")):
@@ -109,7 +115,8 @@ def _arms(snapshot: dict[str, Any]) -> str:
       cells = "".join(
         f'<td class="number">{_short(summary[column])}</td>' for column in ("p50", "p95", "p99", "largest")) if (
         summary) else '<td colspan="4" class="number muted">not measured</td>'
-      rows.append(f'<tr class="{arm}"><td>{title}</td><td><i class="dot {arm}"></i>{arm}</td>{cells}</tr>')
+      rows.append(
+        f'<tr><td>{title}</td><td class="whole"><i class="dot {arm}"></i>{arm}</td>{cells}</tr>')
   held = {arm: arms[arm]["cache_bytes"] for arm in ("control", "treatment")}
   if all(held.values()):
     control, treatment = (held[arm]["p50"] for arm in ("control", "treatment"))
@@ -129,10 +136,12 @@ def _decisions(decisions: Sequence[dict[str, Any]]) -> str:
   rows = []
   for decision in reversed(decisions):
     kind = "go" if decision["verdict"] in ("advance", "complete") else "stop"
+    stages = dict.fromkeys((decision["from"], decision["to"]))
     rows.append(
-      f'<tr><td class="number">{decision["after"]:,}</td><td>{escape(_time(decision["at"]))}</td>'
+      f'<tr><td class="number">{decision["after"]:,}</td><td class="whole">{escape(_time(decision["at"]))}</td>'
       f'<td><span class="chip {kind}">{escape(decision["verdict"])}</span></td>'
-      f'<td>{escape(decision["from"])} → {escape(decision["to"])}</td><td>{escape(_reason(decision))}</td></tr>')
+      f'<td class="whole">{escape(" → ".join(stages))}</td><td class="reason">{escape(_reason(decision))}'
+      "</td></tr>")
   return (
     '<div class="wide"><table><thead><tr><th class="number">after unit</th><th>time (UTC)</th><th>verdict</th>'
     f'<th>stage</th><th>because</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
@@ -154,9 +163,8 @@ def _reason(decision: dict[str, Any]) -> str:
 def _settings(snapshot: dict[str, Any]) -> str:
   rows: Iterable[tuple[str, Any]] = [("hash of config and facts", snapshot["key"]), *snapshot["facts"].items(),
                                      *snapshot["config"].items()]
-  items = "".join(
-    f"<div><dt>{escape(name)}</dt><dd>{escape(', '.join(value) if isinstance(value, (tuple, list)) else str(value))}</dd></div>"
-    for name, value in rows)
+  texts = [(name, ", ".join(value) if isinstance(value, (tuple, list)) else str(value)) for name, value in rows]
+  items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in texts)
   return f'<details><summary>Config and facts, which the log must match to go on</summary><dl>{items}</dl></details>'
 
 

@@ -44,8 +44,11 @@ table{border-collapse:collapse;width:100%}
 th{text-align:left;color:var(--muted);font-weight:500;font-size:12px}
 th,td{padding:5px 10px 5px 0;border-bottom:1px solid var(--line);vertical-align:middle}
 tbody tr:last-child td{border-bottom:0}
-.number{text-align:right;white-space:nowrap}
-.bar{width:36%;min-width:200px}
+.number{text-align:right}
+.number,.whole{white-space:nowrap}
+.gates td:first-child{min-width:130px}
+.reason{min-width:260px}
+.bar{width:36%;min-width:160px}
 .dot{display:inline-block;width:9px;height:9px;border-radius:50%;margin-right:6px}
 .dot.control{background:var(--control)}
 .dot.treatment{background:var(--treatment)}
