@@ -12,7 +12,8 @@ where the log ends, however it was ended. docs/serving.md explains stages, gates
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
 def simulate(arguments: argparse.Namespace) -> None:
   from lattice_jax.files import replace_json
   from lattice_jax.inference.rollout.simulate import SCENARIOS, TRAFFIC, format_summaries, run_scenarios
+  from lattice_jax.runtime import git_commit
 
   config = with_changes(TRAFFIC, arguments.set)
   summaries = run_scenarios(
@@ -98,7 +100,9 @@ def simulate(arguments: argparse.Namespace) -> None:
   print("\n" + format_summaries(summaries), flush=True)
   if arguments.out is not None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_json(arguments.out, json.loads(json.dumps(summaries)))
+    replace_json(arguments.out, {
+      "command": shlex.join(["python", "scripts/rollout.py", *sys.argv[1:]]), "git_commit": git_commit(),
+      "config": dataclasses.asdict(config), "scenarios": summaries})
     print(f"wrote {arguments.out}", flush=True)
 
 

@@ -39,7 +39,9 @@ class Reference:
     self._due_R[due_U] = np.maximum(seen_U + _FIRST, (_GROWTH * seen_U).astype(np.int64))
     held_U = np.minimum(seen_U, RECENT)
     sorted_UN = np.sort(self._recent_RN[due_U, :held_U.max()], axis=1)  # places not filled yet are infinite
-    self.value_R[due_U] = sorted_UN[np.arange(len(due_U)), quantile_places(held_U, self.quantile)]
+    # the first number that at least this share does not exceed
+    place_U = np.ceil(self.quantile * held_U).astype(np.int64) - 1
+    self.value_R[due_U] = sorted_UN[np.arange(len(due_U)), place_U]
 
 
 class Recent:
@@ -58,12 +60,5 @@ class Recent:
     """count: of all numbers; the rest is about the last 1,024. None without numbers."""
     if not self._numbers:
       return None
-    numbers = np.sort(np.array(self._numbers))
-    quantiles = {
-      f"p{round(100 * q)}": float(numbers[quantile_places(np.int64(len(numbers)), q)]) for q in (0.5, 0.95, 0.99)}
-    return {"count": self.count, **quantiles, "largest": float(numbers[-1])}
-
-
-def quantile_places(count: np.ndarray, quantile: float) -> np.ndarray:
-  """The place of the quantile in `count` sorted numbers: the first that at least this share does not exceed."""
-  return np.ceil(quantile * count).astype(np.int64) - 1
+    *quantiles, largest = np.quantile(self._numbers, [0.5, 0.95, 0.99, 1], method="inverted_cdf").tolist()
+    return {"count": self.count, **dict(zip(("p50", "p95", "p99"), quantiles, strict=True)), "largest": largest}

@@ -17,7 +17,7 @@ import numpy as np
 from lattice_jax.inference.rollout import decider as verdicts
 from lattice_jax.inference.rollout.config import RolloutConfig
 from lattice_jax.inference.rollout.decider import Decider
-from lattice_jax.inference.rollout.units import TREATMENT_COLUMN, Units
+from lattice_jax.inference.rollout.units import Units
 from lattice_jax.markdown import markdown_table
 
 # A busy service, so that a simulation is not mostly units on which nothing is measured.
@@ -30,7 +30,8 @@ class Scenario:
 
   delta: nats added to the loss difference of every unit, besides the noise: Student's t with 3 degrees of freedom,
   scaled to the standard deviation `spread`. errors: rate of errors (the control: 0.5 %). times: factor of all times.
-  slow: share of units that take five times as long (the control: 2 %). disagree: top tokens that differ, on average.
+  slow: share of units that take twenty times as long; of both arms 2 % take five times as long. disagree: share of top
+  tokens that differ, on average.
   """
 
   name: str
@@ -40,7 +41,7 @@ class Scenario:
   spread: float = 0.08
   errors: float = 0.005
   times: float = 1.0
-  slow: float = 0.02
+  slow: float = 0.0
   disagree: float = 0.01
   purpose: str = "reported"
 
@@ -52,7 +53,7 @@ SCENARIOS = (
   Scenario("0.05 nats amid 5", delta=0.05, start="5", start_unit=200),
   Scenario("0.05 nats, noise of 0.2 nats", delta=0.05, spread=0.2),
   Scenario("errors 20 % from 1", start="1", errors=0.2),
-  Scenario("a third slow from 1", start="1", slow=0.33),
+  Scenario("one in ten slow from 1", start="1", slow=0.1),
   Scenario("40 % faster", times=0.6, purpose="required"),
   Scenario("10 % faster", times=0.9, purpose="required"),
 )
@@ -110,33 +111,23 @@ def _draw(
   is_served_U = random.random(size) < percent_U / 100
   is_read_U2 = np.stack([~is_served_U, is_served_U], 1) | (is_paired_U & is_compared_U)[:, None]
 
-  def measured(value_U: np.ndarray) -> np.ndarray:
-    return np.where(is_compared_U, value_U, np.nan)
-
-  def times(base: float) -> np.ndarray:
-    time_U2 = base * np.exp(0.2 * random.standard_normal((size, 2)))
-    slow_U2 = np.where(_columns(is_on_U), scenario.slow, 0.02)
-    time_U2 *= np.where(random.random((size, 2)) < slow_U2, 5, 1) * np.where(_columns(is_on_U), scenario.times, 1)
-    return np.where(is_read_U2 & (error_U2 != 1), time_U2, np.nan)
-
-  error_U2 = np.where(
-    is_read_U2, random.random((size, 2)) < np.where(_columns(is_on_U), scenario.errors, 0.005), np.nan)
+  is_on_U2 = np.stack([np.zeros(size, bool), is_on_U], 1)  # the treatment's column
+  error_U2 = (random.random((size, 2)) < np.where(is_on_U2, scenario.errors, 0.005)).astype(np.float64)
+  time_U2 = np.exp(0.2 * random.standard_normal((2, size, 2))) * np.where(is_on_U2, scenario.times, 1)
+  time_U2[random.random((2, size, 2)) < 0.02] *= 5
+  time_U2[is_on_U2 & (random.random((2, size, 2)) < scenario.slow)] *= 20
+  time_U2[:, error_U2 == 1] = np.nan
+  error_U2[~is_read_U2] = time_U2[:, ~is_read_U2] = np.nan
   noise_U = random.standard_t(3, size) * scenario.spread / np.sqrt(3)
+  measured_U = np.where(is_compared_U, 1.0, np.nan)
   return Units(
     rows_U=rows_U, is_counted_U=np.ones(size, bool), is_paired_U=is_paired_U,
-    share_U=np.where(is_paired_U, 0.5, percent_U / 100), delta_U=measured(noise_U + scenario.delta * is_on_U),
-    kl_U=measured(0.02 * random.random(size)),
-    agreement_U=measured(1 - 2 * np.where(is_on_U, scenario.disagree, 0.01) * random.random(size)),
-    canary_U=measured(random.choice([-1.0, 0.0, 1.0], size, p=[0.002, 0.996, 0.002])), error_U2=error_U2,
-    first_U2=times(200.0), next_U2=times(20.0), length_U=np.full(size, 1024), is_finite_U=np.ones(size, bool),
+    share_U=np.where(is_paired_U, 0.5, percent_U / 100), delta_U=measured_U * (noise_U + scenario.delta * is_on_U),
+    kl_U=measured_U * 0.02 * random.random(size),
+    agreement_U=measured_U * (1 - 2 * np.where(is_on_U, scenario.disagree, 0.01) * random.random(size)),
+    canary_U=measured_U * random.choice([-1.0, 0.0, 1.0], size, p=[0.002, 0.996, 0.002]), error_U2=error_U2,
+    first_U2=200 * time_U2[0], next_U2=20 * time_U2[1], length_U=np.full(size, 1024), is_finite_U=np.ones(size, bool),
     is_served_U=is_served_U)
-
-
-def _columns(is_on_U: np.ndarray) -> np.ndarray:
-  """Where the scenario holds: in the treatment's column."""
-  is_on_U2 = np.zeros((len(is_on_U), 2), bool)
-  is_on_U2[:, TREATMENT_COLUMN] = is_on_U
-  return is_on_U2
 
 
 def summarize(outcomes: Outcomes) -> dict[str, Any]:

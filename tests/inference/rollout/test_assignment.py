@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,7 @@ def test_buckets_stay_what_they_are():
 
 def test_a_unit_that_is_treated_stays_so_at_every_higher_percentage():
   treated = [{name for name in NAMES if arm_of("salt", name, percent) == TREATMENT} for percent in (0, 1, 5, 25, 100)]
-  assert all(low < high for low, high in zip(treated, treated[1:], strict=False))
+  assert all(low < high for low, high in itertools.pairwise(treated))
   assert not treated[0] and len(treated[-1]) == len(NAMES)
   assert len(treated[2]) == pytest.approx(0.05 * len(NAMES), rel=0.2)
 
