@@ -52,7 +52,7 @@ class Arm:
 
   def log_probabilities(self, session: Session) -> jax.Array:
     """Of each token to be the next one: [1, vocab]."""
-    return _log_probabilities(session.state.logits_BA, self.inject)
+    return _log_probabilities(session.state.logits_BA, jnp.float32(self.inject))
 
 
 class _Reading:
@@ -146,7 +146,7 @@ def _guarded(
 
 
 @jax.jit
-def _log_probabilities(logits_BA: jax.Array, inject: float) -> jax.Array:
+def _log_probabilities(logits_BA: jax.Array, inject: jax.Array) -> jax.Array:
   log_BA, even = jax.nn.log_softmax(logits_BA.astype(jnp.float32)), 1 / logits_BA.shape[-1]
   mixed_BA = jnp.log(jnp.exp(-inject) * jnp.exp(log_BA) - jnp.expm1(-inject) * even)
   return jnp.where(inject > 0, mixed_BA, log_BA)

@@ -29,6 +29,17 @@ def test_capital_is_the_product_that_defines_it(numbers):
     assert bets.below_RG[0, place] == pytest.approx(defined_capital(numbers, mean, False), rel=1e-12)
 
 
+@pytest.mark.parametrize(("mean", "above", "below"), [
+  (0.3, 15.48027804069803, 1.0), (0.52, 1.464628405448718, 1.0), (0.9, 1.0, 59.947420341598104)])
+def test_capital_is_that_of_the_authors_package(mean, above, below):
+  """Printed by `betting_mart` of confseq 0.0.11, one call for each bet, weighted and added up."""
+  bets = Bets(1, 1)
+  for x in (0.9, 0.1, 1.0, 0.0, 0.6, 0.7, 0.95, 0.8, 0.85):
+    bets.add(np.array([0]), np.array([[x]]), np.array([[mean]]))
+  assert bets.above_RG[0, 0] == pytest.approx(above, rel=1e-12)
+  assert bets.below_RG[0, 0] == pytest.approx(below, rel=1e-12)
+
+
 def test_what_is_known_of_the_mean_is_an_interval():
   bets, candidates = Bets(1, 99), np.arange(1, 100) / 100
   for x in np.random.default_rng(0).random(500):

@@ -104,6 +104,12 @@ def test_divergence_must_be_high_several_times_in_a_row():
     assert decider.kl_run_R[0] == 0
 
 
+def test_a_missing_divergence_leaves_the_row_as_it_is():
+  decider = Decider(quick(min_units=1000), is_shown=False)
+  assert feed(decider, 2, kl_U=[9.0]) == feed(decider, 4, kl_U=[np.nan]) == (verdicts.NOTHING, "")
+  assert feed(decider, 1, kl_U=[9.0]) == (verdicts.HALT, "kl")
+
+
 def test_errors_and_slow_units_roll_back_too():
   decider = Decider(quick(), is_shown=False)
   assert feed(decider, 100, error_U2=[[0.0, 1.0]], delta_U=[np.nan]) == (verdicts.ROLL_BACK, "errors")

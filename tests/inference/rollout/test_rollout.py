@@ -208,6 +208,14 @@ def test_a_served_unit_counts_by_the_arm_that_served_it():
   assert gates["errors"].units_R2[0].tolist() == [1, 1] and gates["delta"].seen_R[0] == 2
 
 
+def test_logits_that_are_not_finite_are_an_error_of_either_arm():
+  rollout = Rollout(quick())
+  observation = Observation(control=Reading(is_finite=False), treatment=Reading())
+  state = rollout.record(rollout.assign("a"), observation, at=0.0)
+  errors, = (gate for gate in rollout._decider.gates if gate.rule.name == "errors")
+  assert errors.errors_R2.tolist() == [[1, 0]] and not state.is_ended
+
+
 def test_an_ended_rollout_serves_the_control_and_takes_nothing_in(tmp_path):
   path = tmp_path / "log.jsonl"
   rollout = Rollout(quick(), log=path)
