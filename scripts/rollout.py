@@ -52,6 +52,7 @@ def main() -> None:
   parser.add_argument("--out", type=path, help="JSON file for the figures of a simulation")
   parser.add_argument("--seed", type=seed, default=0, help="of the units, or of the simulation")
   arguments = parser.parse_args()
+  check_given(parser, arguments)
   if arguments.what == "simulate":
     simulate(arguments)
     return
@@ -60,6 +61,15 @@ def main() -> None:
   if arguments.treatment is None or arguments.log is None:
     parser.error("give a --treatment such as window:tokens=512, and a --log from which the rollout can go on.")
   run(arguments)
+
+
+def check_given(parser: Parser, arguments: argparse.Namespace) -> None:
+  """Raises ValueError for an argument that the other of run and simulate takes."""
+  simulates = arguments.what == "simulate"
+  for name, value in vars(arguments).items():
+    if name not in ("what", "set", "seed") and (name in ("runs", "out")) != simulates and (
+      value != parser.get_default(name)):
+      parser.error(f"--{name} has no effect on {arguments.what}; leave it out, or {'do not ' * simulates}simulate.")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -93,9 +103,17 @@ def simulate(arguments: argparse.Namespace) -> None:
   from lattice_jax.inference.rollout.simulate import SCENARIOS, TRAFFIC, format_summaries, run_scenarios
   from lattice_jax.runtime import git_commit
 
+  for change in arguments.set:
+    if change.startswith(("purpose=", "salt=")):
+      raise ValueError(
+        f"--set={change} has no effect on simulate: each kind of treatment says what its purpose is, and chance "
+        "assigns units; leave it out.")
   config = with_changes(TRAFFIC, arguments.set)
+  fitting = [scenario for scenario in SCENARIOS if scenario.start in config.stages]
+  if len(fitting) < len(SCENARIOS):
+    print(f"{len(fitting)} of {len(SCENARIOS)} kinds of treatment start in one of these stages", flush=True)
   summaries = run_scenarios(
-    SCENARIOS, runs=arguments.runs, seed=arguments.seed, config=config,
+    fitting, runs=arguments.runs, seed=arguments.seed, config=config,
     report=lambda summary: print(f"{summary['scenario']['name']}: {summary['seconds']:.1f} s", flush=True))
   print("\n" + format_summaries(summaries), flush=True)
   if arguments.out is not None:

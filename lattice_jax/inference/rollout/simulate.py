@@ -78,12 +78,20 @@ class Outcomes:
 
 def simulate(
   scenario: Scenario, *, runs: int, seed: int, config: RolloutConfig = TRAFFIC, max_units: int = 30_000) -> Outcomes:
-  """Rollouts up to their first step back or their end; one that waits after max_units units is left there."""
+  """Rollouts up to their first step back or their end; one that waits after max_units units is left there.
+
+  Raises:
+    ValueError: the scenario starts in a stage that the config does not have.
+  """
+  if scenario.start not in config.stages:
+    raise ValueError(
+      f"the scenario {scenario.name!r} starts in the stage {scenario.start}, which is none of "
+      f"{', '.join(config.stages)}; choose one of these.")
   config = dataclasses.replace(config, purpose=scenario.purpose)
   decider, random = Decider(config, runs, is_shown=False), np.random.default_rng([seed, *scenario.name.encode()])
   result = Outcomes(
     scenario, config, *np.full((2, runs), verdicts.NOTHING), *np.zeros((3, runs), np.int64), causes=decider.causes)
-  start = config.stages.index(scenario.start) if scenario.start in config.stages else len(config.stages)
+  start = config.stages.index(scenario.start)
   rows_U = np.arange(runs)
   for unit in range(1, max_units + 1):
     stage_U = decider.stage_R[rows_U]

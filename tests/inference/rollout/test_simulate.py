@@ -76,6 +76,11 @@ def test_wilson_intervals_are_those_of_the_formula():
   assert wilson(10, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
 
 
+def test_a_scenario_of_another_stage_is_refused():
+  with pytest.raises(ValueError, match=r"the scenario 'late' starts in the stage 50, which is none of replay, 5, 25;"):
+    simulate(Scenario("late", start="50"), runs=1, seed=0, config=SHORT)
+
+
 def test_scenarios_start_in_stages_that_there_are():
   assert all(scenario.start in RolloutConfig().stages for scenario in SCENARIOS)
   assert len({scenario.name for scenario in SCENARIOS}) == len(SCENARIOS)
