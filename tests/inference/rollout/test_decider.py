@@ -122,17 +122,22 @@ def test_errors_and_slow_units_roll_back_too():
   assert (verdict[0], decider.causes[cause[0]]) == (verdicts.ROLL_BACK, "slow_first")
 
 
-def test_a_treatment_without_purpose_ends_and_its_quality_is_blamed_first():
-  random = np.random.default_rng(0)
-  for delta, expected in ((0.0, (verdicts.REFUSE, "latency")), (0.5, (verdicts.ROLL_BACK, "delta"))):
-    decider = Decider(quick(purpose="required"), is_shown=False)
-    for _ in range(300):
-      time_U2 = np.exp(0.1 * random.standard_normal((1, 2)))
-      verdict, cause = decider.step(units(**GOOD | {"next_U2": time_U2, "delta_U": [delta]}), 0.0)
-      if verdict[0]:
-        break
-    assert (verdict[0], decider.causes[cause[0]]) == expected
-    assert decider.percent(0) == 0 and decider.is_ended(np.array([0]))[0]
+def test_a_treatment_without_purpose_ends():
+  decider, random = Decider(quick(purpose="required"), is_shown=False), np.random.default_rng(0)
+  for _ in range(300):
+    verdict, cause = decider.step(units(**GOOD | {"next_U2": np.exp(0.1 * random.standard_normal((1, 2)))}), 0.0)
+    if verdict[0]:
+      break
+  assert (verdict[0], decider.causes[cause[0]]) == (verdicts.REFUSE, "latency")
+  assert decider.percent(0) == 0 and decider.is_ended(np.array([0]))[0]
+
+
+def test_its_quality_is_blamed_before_its_purpose():
+  decider = Decider(quick(purpose="required"), is_shown=False)
+  for gate in decider.gates:
+    if gate.rule.name in ("latency", "errors", "delta"):
+      gate.bets.above_RG[:] = 1e9
+  assert feed(decider, 1) == (verdicts.ROLL_BACK, "delta")
 
 
 def test_a_stop_is_stronger_than_a_go():
