@@ -154,6 +154,7 @@ def summarize(outcomes: Outcomes) -> dict[str, Any]:
   return {
     "scenario": dataclasses.asdict(outcomes.scenario), "runs": runs, **rates,
     "stages": {stage: int((stopped_R & (outcomes.stage_R == place)).sum()) for place, stage in enumerate(stages)},
+    "reached": {stage: int((outcomes.stage_R >= place).sum()) for place, stage in enumerate(stages)},
     "causes": dict(Counter(outcomes.causes[cause] for cause in outcomes.cause_R[stopped_R].tolist())),
     "measured_to_stop": _quantiles(outcomes.seen_R[stopped_R]),
     "units_to_stop": _quantiles(outcomes.units_R[stopped_R]),
@@ -183,12 +184,13 @@ def format_summaries(summaries: Sequence[dict[str, Any]]) -> str:
   def units(quantiles: list[float] | None) -> str:
     return "" if quantiles is None else f"{quantiles[0]:,.0f}; {quantiles[1]:,.0f}"
 
-  rows = [("treatment", "rolled back", "before 25 %", "no purpose", "complete", "still waits", "ended in stage",
-           "because", "measured units to that: median; 95 %", "all units to complete: median; 95 %")]
+  rows = [("treatment", "rolled back", "before 25 %", "no purpose", "complete", "still waits", "passed the first stage",
+           "ended in stage", "because", "measured units to that: median; 95 %", "all units to complete: median; 95 %")]
   for summary in summaries:
     rows.append((
       summary["scenario"]["name"], share(summary["rolled_back"]), f"{summary['rolled_back_before_25']['share']:.1%}",
       *(f"{summary[name]['share']:.1%}" for name in ("no_purpose", "complete", "waiting")),
+      f"{[*summary['reached'].values(), 0][1] / summary['runs']:.1%}",
       ", ".join(f"{stage}: {runs}" for stage, runs in summary["stages"].items() if runs),
       ", ".join(f"{cause} {runs}" for cause, runs in summary["causes"].items()),
       units(summary["measured_to_stop"]), units(summary["units_to_complete"])))

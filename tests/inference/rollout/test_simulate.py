@@ -43,7 +43,8 @@ def test_a_treatment_at_the_edge_of_a_gate_neither_passes_nor_falls_more_often_t
 def test_a_loss_that_is_higher_by_a_twentieth_of_a_nat_is_rolled_back_before_a_quarter_is_served(start):
   summary = summarize(simulate(Scenario("worse", delta=0.05, start=start), runs=RUNS, seed=0, config=SHORT))
   assert summary["rolled_back_before_25"]["share"] >= 0.95 and summary["causes"] == {"delta": RUNS}
-  assert summary["stages"][start] == RUNS and 60 < summary["measured_to_stop"][0] < 150
+  assert summary["stages"][start] == summary["reached"][start] == RUNS and summary["reached"]["25"] == 0
+  assert 60 < summary["measured_to_stop"][0] < 150
 
 
 def test_guardrails_notice_errors_and_slow_units():
