@@ -21,22 +21,14 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.inference.compilation import TreeSpec
 from lattice_jax.inference.generate import reading_and_writing
 from lattice_jax.inference.prompts import prompt_chunk
-from lattice_jax.inference.serving.programs import (
-  NO_TOKEN,
-  STOPPED,
-  admission,
-  compile_admit,
-  compile_draw,
-  compile_start,
-)
+from lattice_jax.inference.serving.programs import admission, compile_admit, compile_draw, compile_start
 from lattice_jax.inference.serving.request import (
   ABORTED,
   CANCELLED,
-  CONTEXT,
   FAILED,
-  LENGTH,
   STOP,
   Closed,
+  EngineOptions,
   Listener,
   Meter,
   QueueFull,
@@ -50,27 +42,6 @@ from lattice_jax.models.decoder import needs_token_cache
 from lattice_jax.sharding import tree_bytes
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-  """rows: texts that are written at once. max_len: the most tokens of a prompt and its text together.
-
-  chunk_len: tokens of a prompt read between two blocks. block_len: tokens of each row drawn in one call. queue:
-  requests that may wait for a row.
-  """
-
-  rows: int = 16
-  max_len: int = 2048
-  chunk_len: int = 64
-  block_len: int = 1
-  queue: int = 256
-
-  def __post_init__(self) -> None:
-    """Raises ValueError where a number is below 1."""
-    for name, value in vars(self).items():
-      if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1.")
 
 
 @dataclass
@@ -88,6 +59,11 @@ class _Block:
 
   tokens_BN: jax.Array
   tickets: tuple[Ticket | None, ...]
+
+
+class _Nobody(Listener):
+  def on_tokens(self, ids: list[int]) -> bool:
+    return False
 
 
 class Engine:
@@ -140,6 +116,12 @@ class Engine:
     return self._thread.is_alive()
 
   def start(self) -> None:
+    """Runs every program once, so that no request waits for one to be loaded, and then takes requests."""
+    meter, self.meter = self.meter, Meter()
+    self._waiting.append(Ticket(Request(np.zeros(1, np.int32), 1), _Nobody(), allowed=1, wake=self._wake))
+    while self._waiting or self._reading or self._ahead or any(self._rows):
+      self._step()
+    self.meter = meter
     self._thread.start()
 
   def submit(self, request: Request, listener: Listener) -> Ticket:
@@ -156,8 +138,8 @@ class Engine:
     with self._changed:
       if self._is_closing or not self.is_alive:
         raise Closed("the server is stopping, and takes no more requests; try another one.")
-      if len(self._waiting) >= self.options.queue:
-        raise QueueFull(f"{len(self._waiting):,} requests wait already, as many as may; try again later.")
+      if len(self._waiting) >= self.options.queue + self.options.rows - self.rows_in_use:
+        raise QueueFull(f"{self.options.queue:,} requests wait for a row already, as many as may; try again later.")
       self._waiting.append(ticket)
       self._changed.notify_all()
     return ticket
@@ -264,25 +246,16 @@ class Engine:
         self._extend(ticket, drawn)
 
   def _extend(self, ticket: Ticket, drawn: list[int]) -> None:
-    new, finish = [], None
-    for id in drawn:
-      if id == STOPPED or id in ticket.request.stop_ids:
-        finish = STOP
-      if id == NO_TOKEN or finish:
-        break
-      new.append(id)
+    new, finish = ticket.take(drawn)
     if new:
-      ticket.count += len(new)
       now = time.perf_counter()
-      if ticket.latest:
-        self.meter.gap(now - ticket.latest)
-      else:
+      if ticket.latest is None:
         self.meter.first_token(now - ticket.submitted)
+      else:
+        self.meter.gap(now - ticket.latest)
       ticket.latest = now
       if self._tell(ticket, new):
         finish = STOP
-    if not finish and ticket.count == ticket.allowed:
-      finish = LENGTH if ticket.allowed == ticket.request.length else CONTEXT
     if finish:
       self._end(ticket, finish)
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lattice_jax.inference.sampling import Sampling
+from lattice_jax.inference.serving.programs import NO_TOKEN, STOPPED
 
 # Why a text ended, beside the three reasons of `generate.GeneratedRow`: its reader left, the server stopped, a fault.
 STOP, LENGTH, CONTEXT = "stop", "length", "context"
@@ -22,6 +23,27 @@ class QueueFull(Exception):
 
 class Closed(Exception):
   """The engine takes no more requests."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+  """rows: texts that are written at once. max_len: the most tokens of a prompt and its text together.
+
+  chunk_len: tokens of a prompt read between two blocks. block_len: tokens of each row drawn in one call. queue:
+  requests that may wait for a row.
+  """
+
+  rows: int = 16
+  max_len: int = 2048
+  chunk_len: int = 64
+  block_len: int = 1
+  queue: int = 256
+
+  def __post_init__(self) -> None:
+    """Raises ValueError where a number is below 1."""
+    for name, value in vars(self).items():
+      if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +111,7 @@ class Ticket:
   finish: str | None = None
   is_cancelled: bool = False
   submitted: float = field(default_factory=time.perf_counter)
-  latest: float = 0.0
+  latest: float | None = None
 
   @property
   def goes_on(self) -> bool:
@@ -100,6 +122,20 @@ class Ticket:
     """Frees its row at the next step, from whatever thread."""
     self.is_cancelled = True
     self.wake()
+
+  def take(self, drawn: list[int]) -> tuple[list[int], str | None]:
+    """(the ids of a block that are the text's, why it ends with them or None)."""
+    new: list[int] = []
+    for id in drawn:
+      if id == STOPPED or id in self.request.stop_ids:
+        return new, STOP
+      if id == NO_TOKEN:
+        break
+      new.append(id)
+      self.count += 1
+      if self.count == self.allowed:
+        return new, LENGTH if self.allowed == self.request.length else CONTEXT
+    return new, None
 
 
 def check_request(request: Request, *, vocab: int, max_len: int) -> None:
@@ -117,4 +153,3 @@ def check_request(request: Request, *, vocab: int, max_len: int) -> None:
       "prompt.")
   if request.length < 1:
     raise ValueError(f"a text of {request.length} tokens was asked for; ask for at least 1.")
-
