@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -90,12 +89,9 @@ async def _respond(front: Front, request: Request, parse: Callable[[bytes], Aske
     return Response(status_code=_CLIENT_LEFT)
   _check_model(front, asked.model)
   request_id = uuid.uuid4().hex
-  unit = _unit(request, asked, request_id)
-  # long prompts take their time, and a chat template runs in a process of its own
-  prepared = await run_in_threadpool(front.prepare, asked)
-  answer = front.ask(prepared, unit=unit, request_id=request_id)
-  reply = Reply(request_id, front.name, len(prepared.request.ids), is_chat=bool(asked.messages))
-  headers = {"X-Request-Id": request_id, "X-Arm": answer.arm}
+  answer = await front.ask(asked, unit=_unit(request, asked, request_id), request_id=request_id)
+  reply = Reply(request_id, front.name, len(answer.prepared.request.ids), is_chat=bool(asked.messages))
+  headers = {"X-Request-Id": request_id, "X-Arm": answer.route.arm}
   if asked.stream:
     return _Stream(_events(answer, reply, asked), headers | {"Cache-Control": "no-cache"}, answer)
   return await _whole(request, answer, reply, headers)

@@ -69,8 +69,9 @@ class _Nobody(Listener):
 class Engine:
   """Answers requests under one model with one cache policy. `start` it before the first request.
 
-  banned, stop_ids, marker: as in `generate.GenerateOptions`. Every text is what `generate` writes after its prompt
-  alone, with the same seed and `prefill_len` = chunk_len.
+  Every text is what `generate` writes after its prompt alone, with the same seed and `prefill_len` = chunk_len.
+  banned, stop_ids, marker: as in `generate.GenerateOptions`.
+  row_bytes, cache_bytes: of the memory of one row; of all rows, with the one in which prompts are read.
 
   Raises:
     ValueError: as `Session`.
@@ -88,6 +89,9 @@ class Engine:
     self._admit = compile_admit(reading, writing, *key)
     self._draw = compile_draw(writing, banned, options.block_len, options.rows, max_len, self._session)
     self._device_rows = compile_start(writing, *key)()
+    memory_bytes = tree_bytes(self._device_rows.session.memory)
+    self.row_bytes = memory_bytes // options.rows
+    self.cache_bytes = memory_bytes + tree_bytes(self._session.state.memory)
     self._stop_A = self._session.put(np.isin(np.arange(model.vocab), stop_ids))
     self._wanted, self._wanted_B = None, None
     self._rows: list[Ticket | None] = [None] * options.rows
@@ -97,11 +101,6 @@ class Engine:
     self._changed = threading.Condition()
     self._is_closing = self._is_aborting = False
     self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-
-  @property
-  def cache_bytes(self) -> int:
-    """Bytes of the memory of all rows, and of the one in which prompts are read."""
-    return tree_bytes((self._device_rows.session.memory, self._session.state.memory))
 
   @property
   def rows_in_use(self) -> int:
@@ -136,13 +135,17 @@ class Engine:
     allowed = min(request.length, self.options.max_len - len(request.ids))
     ticket = Ticket(request=request, listener=listener, allowed=allowed, wake=self._wake)
     with self._changed:
-      if self._is_closing or not self.is_alive:
-        raise Closed("the server is stopping, and takes no more requests; try another one.")
-      if len(self._waiting) >= self.options.queue + self.options.rows - self.rows_in_use:
-        raise QueueFull(f"{self.options.queue:,} requests wait for a row already, as many as may; try again later.")
+      self.check_room()
       self._waiting.append(ticket)
       self._changed.notify_all()
     return ticket
+
+  def check_room(self) -> None:
+    """Raises QueueFull or Closed, as `submit` would now."""
+    if self._is_closing or not self.is_alive:
+      raise Closed("the server is stopping, and takes no more requests; try another one.")
+    if len(self._waiting) >= self.options.queue + self.options.rows - self.rows_in_use:
+      raise QueueFull(f"{self.options.queue:,} requests wait for a row already, as many as may; try again later.")
 
   def close(self, *, abort: bool = False) -> None:
     """Takes no more requests, and ends once those it has are answered; with `abort` it ends these at once."""

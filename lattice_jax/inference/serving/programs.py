@@ -26,7 +26,8 @@ from lattice_jax.inference.session import Session, SessionState, abstract_state,
 from lattice_jax.marks import Marker
 from lattice_jax.sharding import replicated, shape_letters
 
-NO_TOKEN, STOPPED = -1, -2  # in a block: the row had ended before, or it ended here at a stop id
+# In a block, in the place of a token: the row had ended, it ends here at a stop id, or its logits are not finite.
+NO_TOKEN, STOPPED, BROKEN = -1, -2, -3
 
 
 @flax.struct.dataclass
@@ -95,8 +96,8 @@ def compile_draw(
   """(variables, marker, stop_A, wanted_B, rows) → (tokens [B, block_len], rows), which are donated.
 
   The program goes on under `model` with what `session` read. A row ends where `wanted_B` is false, at a token of
-  `stop_A`, and once it has all tokens that it is allowed; it stands still from there. NO_TOKEN and STOPPED stand in
-  the place of tokens that no row has.
+  `stop_A`, where its logits are not finite, and once it has all tokens that it is allowed; it stands still from there.
+  NO_TOKEN, STOPPED and BROKEN stand in the place of tokens that no row has.
   """
   return _compile_draw(
     model, tuple(banned), block_len, batch, max_len, session.mesh, TreeSpec.of(session.variables),
@@ -130,12 +131,14 @@ def _draw(
     place, tokens_NB, rows = carry
     keys_B = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(rows.key_data_BW), rows.index_B)
     token_B = sample_rows(rows.session.logits_BA, keys_B, rows.sampling, banned)
-    is_drawn_B = rows.open_B & ~stop_A[token_B]
+    is_finite_B = jnp.isfinite(rows.session.logits_BA).all(axis=1)
+    is_drawn_B = rows.open_B & is_finite_B & ~stop_A[token_B]
     index_B = rows.index_B + is_drawn_B
     # nothing follows the last token, so nobody need read it
     open_B = is_drawn_B & (index_B < rows.allowed_B)
     session = read_token(model, variables, marker, token_B, open_B, rows.session)
-    shown_B = jnp.where(is_drawn_B, token_B, jnp.where(rows.open_B, STOPPED, NO_TOKEN))
+    shown_B = jnp.where(is_drawn_B, token_B, jnp.where(is_finite_B, STOPPED, BROKEN))
+    shown_B = jnp.where(rows.open_B, shown_B, NO_TOKEN)
     return place + 1, tokens_NB.at[place].set(shown_B), rows.replace(session=session, open_B=open_B, index_B=index_B)
 
   rows = rows.replace(open_B=rows.open_B & wanted_B)

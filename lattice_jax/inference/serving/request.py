@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lattice_jax.inference.sampling import Sampling
-from lattice_jax.inference.serving.programs import NO_TOKEN, STOPPED
+from lattice_jax.inference.serving.programs import BROKEN, NO_TOKEN, STOPPED
 
 # Why a text ended, beside the three reasons of `generate.GeneratedRow`: its reader left, the server stopped, a fault.
 STOP, LENGTH, CONTEXT = "stop", "length", "context"
@@ -67,6 +67,7 @@ class Request:
     Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
 
+@runtime_checkable
 class Listener(Protocol):
   """Who hears of a request; called from the engine's thread, which waits for it."""
 
@@ -129,6 +130,8 @@ class Ticket:
     for id in drawn:
       if id == STOPPED or id in self.request.stop_ids:
         return new, STOP
+      if id == BROKEN:
+        return new, FAILED
       if id == NO_TOKEN:
         break
       new.append(id)

@@ -3,47 +3,65 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 CONTROL, TREATMENT = "control", "treatment"
 
 
 @dataclass(frozen=True)
 class Route:
-  """arm: whose answer the client gets. shadows: arms that compute the same beside it, for comparison only."""
+  """arm: whose answer the client gets. shadows: arms that write a text of their own beside it, for comparison only.
+
+  note: what the router wants to have back.
+  """
 
   arm: str
   shadows: tuple[str, ...] = ()
+  note: Any = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-  """What one arm made of one request; of a shadowed request there is one for each arm, with the same `request_id`.
+  """What one arm made of a request.
 
-  unit: by which the arm was chosen. ids: of the text. finish: as in `request`. first_token_seconds: None where no
-  token came. seconds: from the request to the end of its text.
+  ids: of its text. finish: why it ended, as in `request`. first_seconds: from the request to the first ids;
+  next_seconds, longest_seconds: between later ones and those before, the median and the longest; None where there were
+  none. cache_bytes: of the memory of its row.
+  """
+
+  ids: tuple[int, ...]
+  finish: str
+  first_seconds: float | None
+  next_seconds: float | None
+  longest_seconds: float | None
+  cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Answered:
+  """A request of which every arm has ended. unit: by which it was routed. outcomes: by arm.
+
+  An arm that should have shadowed it and had no room is missing.
   """
 
   request_id: str
   unit: str
-  arm: str
-  is_shadow: bool
-  prompt_len: int
-  ids: tuple[int, ...]
-  finish: str
-  first_token_seconds: float | None
-  seconds: float
+  route: Route
+  prompt_ids: tuple[int, ...]
+  outcomes: Mapping[str, Outcome]
 
 
+@runtime_checkable
 class Router(Protocol):
-  """Both are called on the event loop, which serves nobody until they return."""
+  """What a rollout has to offer."""
 
   def route(self, unit: str) -> Route:
-    """The arm for a unit, such as a user."""
+    """The arm for a unit, such as a user. Called on the event loop, which serves nobody until it returns."""
 
-  def record(self, outcome: Outcome) -> None:
-    """Called once for each arm of a request, when its text has ended, however that came."""
+  def record(self, answered: Answered) -> None:
+    """Called once for each request, in a thread of its own, which may take its time."""
 
 
 @dataclass(frozen=True)
@@ -62,5 +80,5 @@ class FixedRouter:
       return Route(CONTROL)
     return Route(CONTROL, (TREATMENT,)) if self.shadow else Route(TREATMENT)
 
-  def record(self, outcome: Outcome) -> None:
+  def record(self, answered: Answered) -> None:
     """Keeps nothing."""

@@ -37,6 +37,7 @@ class Server(uvicorn.Server):
     ending = asyncio.get_running_loop().call_later(self._grace, lambda: self._front.close(abort=True))
     await super().shutdown(sockets)
     ending.cancel()
+    await self._front.end(_LAST_WORDS)
 
 
 def serve(front: Front, *, host: str, port: int, grace: float, ready: Callable[[int], Any]) -> None:
@@ -50,9 +51,6 @@ def serve(front: Front, *, host: str, port: int, grace: float, ready: Callable[[
   try:
     Server(front, host=host, port=port, grace=grace, ready=ready).run([bind(host, port)])
   finally:
-    front.close(abort=True)
-    for engine in front.arms.values():
-      engine.join(_LAST_WORDS)
     for number, handler in before.items():
       signal.signal(number, handler)
 
