@@ -40,7 +40,8 @@ def main() -> int:
   parser.add_argument("--questions", type=positive, default=64, help="different requests")
   parser.add_argument("--rows", type=positive, default=64, help="of the server")
   parser.add_argument("--max_len", type=positive, default=288, help="tokens of a row")
-  parser.add_argument("--block_len", type=positive, default=4, help="tokens of a row drawn in one call")
+  parser.add_argument("--chunks", type=positive, default=4, help="chunks of prompts read between two decode calls")
+  parser.add_argument("--block_len", type=positive, default=4, help="tokens of a row drawn in one decode call")
   parser.add_argument("--out", type=path, required=True, help="folder of load.json")
   arguments = parser.parse_args()
   if (arguments.pretrained is None) == (arguments.workdir is None):
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
       serving.drive(url, questions, streams=arguments.streams, seconds=arguments.seconds))
   command = shlex.join(["python", "scripts/serve_load.py", *sys.argv[1:]])
   found = {"command": command, "model": model.describe()} | describe_machine() | {
-    name: getattr(arguments, name) for name in ("rows", "max_len", "block_len", "questions")}
+    name: getattr(arguments, name) for name in ("rows", "max_len", "chunks", "block_len", "questions")}
   found |= serving.record(seen, metrics, streams=arguments.streams, seconds=arguments.seconds)
   arguments.out.mkdir(parents=True, exist_ok=True)
   file = arguments.out / "load.json"
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 def server(arguments: argparse.Namespace) -> Iterator[str]:
   """The address of a server in a process of its own, which ends in order."""
   model = ["--workdir", str(arguments.workdir)] if arguments.workdir else ["--pretrained", arguments.pretrained]
-  options = {name: getattr(arguments, name) for name in ("rows", "max_len", "block_len")}
+  options = {name: getattr(arguments, name) for name in ("rows", "max_len", "chunks", "block_len")}
   options |= {"chunk_len": _CHUNK_LEN, "port": 0, "grace": 5}
   flags = [f"--{name}={value}" for name, value in options.items()]
   process = subprocess.Popen([sys.executable, str(_SERVER), *model, *flags], stdout=subprocess.PIPE, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lattice_jax.commands.run import print_now
@@ -36,8 +37,14 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace, ready: Callable[[int], Any] = lambda port: None) -> None:
-  """Serves until SIGTERM or Ctrl-C. ready: called with the port."""
-  serve = _import_server()
+  """Serves until SIGTERM or Ctrl-C. ready: called with the port.
+
+  Raises:
+    ValueError: as `make_front`, or a package is missing.
+    OSError: nothing can listen at that address.
+  """
+  server = _import_server()
+  listener = server.bind(arguments.host, arguments.port)  # before models are loaded, which would be in vain
   enable_compilation_cache()
   front = make_front(arguments)
 
@@ -45,18 +52,18 @@ def run(arguments: argparse.Namespace, ready: Callable[[int], Any] = lambda port
     print_now(f"listening on http://{arguments.host}:{port}; the model is called {front.name}")
     ready(port)
 
-  serve(front, host=arguments.host, port=arguments.port, grace=arguments.grace, ready=listening)
+  server.serve(front, listener, grace=arguments.grace, ready=listening)
   print_now("stopped.")
 
 
-def _import_server() -> Callable[..., None]:
+def _import_server() -> ModuleType:
   try:
-    from lattice_jax.inference.serving.server import serve
+    from lattice_jax.inference.serving import server
   except ModuleNotFoundError as error:
     raise ValueError(
       f"serving needs the package {error.name}; install what pyproject.toml lists under serve, as in pip install "
       "'.[serve]'.") from error
-  return serve
+  return server
 
 
 def make_front(arguments: argparse.Namespace) -> Front:
@@ -76,7 +83,7 @@ def make_front(arguments: argparse.Namespace) -> Front:
   arms = load_arms(arguments)
   control = next(iter(arms.values()))
   tokenizer, metrics = get_tokenizer(control.config.data), Metrics()
-  sizes = {name: getattr(arguments, name) for name in ("rows", "chunk_len", "block_len", "queue")}
+  sizes = {name: getattr(arguments, name) for name in ("rows", "chunk_len", "chunks", "block_len", "queue")}
   options = EngineOptions(max_len=_context(arguments.max_len, arms.values()), **sizes)
   engines = {}
   for arm, loaded in arms.items():

@@ -1,8 +1,8 @@
 """The engine: takes requests while others are being answered, and hands each of them its own tokens.
 
-A thread repeats one step: read one chunk of one prompt, if one waits and a row is free; order a block of tokens for all
-rows; hand out the block before. So a text waits between two tokens for one chunk of another's prompt at most, and the
-device has work while the host hands out.
+A thread repeats one step: read a chunk of a prompt (or a few, by the options), if one waits and a row is free; order a
+block of tokens for all rows; hand out the block before. So a text waits between two tokens for one chunk of another's
+prompt at most, and the device has work while the host hands out.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ class Engine:
     if self._is_aborting:
       self._end_all(ABORTED)
     self._end_cancelled()
-    self._read_chunk()
+    for _ in range(self.options.chunks):
+      self._read_chunk()
     before, self._ahead = self._ahead, self._order()
     if before is not None:
       self._hand_out(before)

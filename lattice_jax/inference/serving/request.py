@@ -29,13 +29,14 @@ class Closed(Exception):
 class EngineOptions:
   """rows: texts that are written at once. max_len: the most tokens of a prompt and its text together.
 
-  chunk_len: tokens of a prompt read between two blocks. block_len: tokens of each row drawn in one call. queue:
-  requests that may wait for a row.
+  chunk_len: tokens of a prompt read in one call. chunks: such calls between two blocks. block_len: tokens of each row
+  drawn in one call, a block. queue: requests that may wait for a row.
   """
 
   rows: int = 16
   max_len: int = 2048
   chunk_len: int = 64
+  chunks: int = 1
   block_len: int = 1
   queue: int = 256
 

@@ -22,10 +22,10 @@ class Server(uvicorn.Server):
   Such a text has the finish reason "abort". ready: called with the port, once requests are answered.
   """
 
-  def __init__(self, front: Front, *, host: str, port: int, grace: float, ready: Callable[[int], Any]):
+  def __init__(self, front: Front, *, grace: float, ready: Callable[[int], Any]):
     super().__init__(uvicorn.Config(
-      make_app(front), host=host, port=port, http="h11", ws="none", lifespan="off", log_level="error",
-      access_log=False, timeout_graceful_shutdown=int(grace) + _LAST_WORDS))
+      make_app(front), http="h11", ws="none", lifespan="off", log_config=None, log_level="error", access_log=False,
+      timeout_graceful_shutdown=int(grace) + _LAST_WORDS))
     self._front, self._grace, self._ready = front, grace, ready
 
   async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -40,16 +40,12 @@ class Server(uvicorn.Server):
     await self._front.end(_LAST_WORDS)
 
 
-def serve(front: Front, *, host: str, port: int, grace: float, ready: Callable[[int], Any]) -> None:
-  """Answers until a signal ends it; the engines of `front` run, and have ended afterwards.
-
-  Raises:
-    OSError: nothing can listen there.
-  """
+def serve(front: Front, listener: socket.socket, *, grace: float, ready: Callable[[int], Any]) -> None:
+  """Answers at a socket of `bind` until a signal ends it; the engines of `front` run, and have ended afterwards."""
   # uvicorn sends itself the signal again once all is done, which by default would end the process as if it were not
   before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
-    Server(front, host=host, port=port, grace=grace, ready=ready).run([bind(host, port)])
+    Server(front, grace=grace, ready=ready).run([listener])
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -132,29 +132,30 @@ def test_a_cancelled_text_frees_its_row_and_a_waiting_one_its_place(engine):
   assert (engine.rows_in_use, engine.queue_len) == (0, 0)
 
 
-def test_a_prompt_is_cancelled_while_it_is_read(engine):
-  listener, tickets = Listener(), []
-  read, engine._session.read_call = engine._session.read_call, lambda *given: (tickets[0].cancel(), read(*given))
+def test_a_prompt_is_cancelled_while_it_is_read(engine, monkeypatch):
+  listener, tickets, read = Listener(), [], engine._session.read_call
+  monkeypatch.setattr(engine._session, "read_call", lambda *given: (tickets[0].cancel(), read(*given)))
   with engine._changed:  # so that the engine begins once the ticket is known
     tickets.append(engine.submit(Request(ids_of(40), 5), listener))
   assert listener.result() == ([], "cancelled")
-  engine._session.read_call = read
+  monkeypatch.undo()
   request = Request(ids_of(7), 9, **SAMPLED)
   assert answers(engine, [request]) == [alone(request)]
 
 
-def test_between_two_chunks_of_a_prompt_every_text_gets_a_token(engine):
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_between_two_chunks_of_a_prompt_every_text_gets_a_token(engine, monkeypatch, chunks):
+  monkeypatch.setattr(engine, "options", dataclasses.replace(engine.options, chunks=chunks))
   calls, first, second = [], Listener(), Listener()
   read, draw = engine._session.read_call, engine._draw
-  engine.submit(Request(ids_of(3), 55, **SAMPLED), first)
-  assert first.has_begun.wait(SECONDS)
-  engine._session.read_call = lambda *given: (calls.append("chunk"), read(*given))
-  engine._draw = lambda *given: (calls.append("draw"), draw(*given))[1]
-  engine.submit(Request(ids_of(6 * CHUNK_LEN), 2), second)
+  monkeypatch.setattr(engine._session, "read_call", lambda *given: (calls.append("c"), read(*given)))
+  monkeypatch.setattr(engine, "_draw", lambda *given: (calls.append("d"), draw(*given))[1])
+  with engine._changed:  # so that the engine sees both at once
+    engine.submit(Request(ids_of(3), 55, **SAMPLED), first)
+    engine.submit(Request(ids_of(6 * CHUNK_LEN), 2), second)
   assert second.has_ended.wait(SECONDS) and first.has_ended.wait(SECONDS)
-  engine._session.read_call, engine._draw = read, draw
-  text = "".join(name[0] for name in calls)
-  assert text.count("c") == 6 and "cc" not in text and len(first.ids) == 55
+  runs = [len(run) for run in "".join(calls).split("d") if run]  # of chunks, one of the first prompt and six
+  assert runs == {1: [1] * 7, 2: [2, 2, 2, 1]}[chunks] and len(first.ids) == 55
 
 
 def test_a_full_queue_and_a_request_that_does_not_fit_are_refused():

@@ -67,8 +67,7 @@ def serving(*, grace=SECONDS, **options):
     engine.start()
   front = Front(arms, UnitsByName(), ChatTokenizer(), name="small", metrics=metrics)
   ports, is_ready = [], threading.Event()
-  server = Server(
-    front, host="127.0.0.1", port=0, grace=grace, ready=lambda port: (ports.append(port), is_ready.set()))
+  server = Server(front, grace=grace, ready=lambda port: (ports.append(port), is_ready.set()))
   thread = threading.Thread(target=lambda: server.run([bind("127.0.0.1", 0)]))
   thread.start()
   assert is_ready.wait(SECONDS)
