@@ -80,6 +80,12 @@ def test_every_pin_is_the_lower_end_of_its_range(file, which):
     assert version == low and high and allowed[package].contains(version), f"{package}=={version}: {allowed[package]}"
 
 
+def test_those_who_test_have_what_serving_needs():
+  serve, dev = ranges("serve"), ranges("dev")
+  assert set(serve) == {"starlette", "uvicorn", "prometheus-client"}
+  assert serve.items() <= dev.items()
+
+
 def test_accelerators_take_the_jax_that_the_core_allows():
   assert {which: set(ranges(which)) for which in ("gpu", "tpu")} == {"gpu": {"jax"}, "tpu": {"jax"}}
 

@@ -134,10 +134,7 @@ class TokenStream:
     chunk_len = min(options.prefill_len, model.cache.call_len or options.prefill_len, 1 << (longest - 1).bit_length())
     self._block_len = options.block_len
     self._max_len = _cache_len(model, longest + int(self._allowed_B.max()))
-    # the whole prompt is read before a cache drops tokens of it, unless `call_len` says that there is no room for that
-    reading, self._writing = model, model
-    if make_policy(model.cache).drops and not model.cache.call_len:
-      reading, self._writing = uncompressed(model), replace(model, cache=replace(model.cache, call_len=1))
+    reading, self._writing = reading_and_writing(model)
     start = time.perf_counter()
     self._session = Session(
       reading, variables, batch=len(self._rows), chunk_len=chunk_len,
@@ -212,6 +209,16 @@ class TokenStream:
     if not text.finish and len(text.ids) == allowed:
       text.finish = "length" if allowed == self._wanted_length else "context"
     return new
+
+
+def reading_and_writing(model: ModelConfig) -> tuple[ModelConfig, ModelConfig]:
+  """(the model as it reads prompts, as it goes on with the texts).
+
+  The whole prompt is read before a cache drops tokens of it, unless `call_len` says that there is no room for that.
+  """
+  if make_policy(model.cache).drops and not model.cache.call_len:
+    return uncompressed(model), replace(model, cache=replace(model.cache, call_len=1))
+  return model, model
 
 
 def _cache_len(model: ModelConfig, num_tokens: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -52,6 +53,48 @@ def sample_token(
   if sampling.temperature == 0:
     return jnp.argmax(filtered_BA, axis=-1).astype(jnp.int32)
   return jax.vmap(jax.random.categorical)(keys, filtered_BA).astype(jnp.int32)
+
+
+@flax.struct.dataclass
+class RowSampling:
+  """How the next token of each row is drawn; the fields mean what those of `Sampling` do, one number a row."""
+
+  temperature_B: jax.Array
+  top_k_B: jax.Array
+  top_p_B: jax.Array
+
+
+def sample_rows(
+  logits: Float[Array, "B A"], keys: jax.Array, rows: RowSampling, banned: tuple[int, ...]
+) -> Int[Array, "B"]:
+  """`sample_token` with each row's own sampling. What no row asks for is not computed."""
+  is_drawn_B = rows.temperature_B > 0
+  logits_BA = ban_tokens(logits.astype(jnp.float32), banned)
+  scaled_BA = logits_BA / jnp.where(is_drawn_B, rows.temperature_B, 1)[:, None]
+  is_filtered_B = is_drawn_B & ((rows.top_k_B > 0) | (rows.top_p_B < 1))
+
+  def draw() -> jax.Array:
+    filtered_BA = jax.lax.cond(
+      is_filtered_B.any(), lambda x_BA: _keep_rows(x_BA, rows), lambda x_BA: x_BA, scaled_BA)
+    return jax.vmap(jax.random.categorical)(keys, filtered_BA).astype(jnp.int32)
+
+  most_likely_B = jnp.argmax(logits_BA, axis=-1).astype(jnp.int32)
+  drawn_B = jax.lax.cond(is_drawn_B.any(), draw, lambda: most_likely_B)
+  return jnp.where(is_drawn_B, drawn_B, most_likely_B)
+
+
+def _keep_rows(logits_BA: jax.Array, rows: RowSampling) -> jax.Array:
+  """`keep_top_k`, then `keep_nucleus`, with one sort; the others become -inf."""
+  order_BA = jnp.argsort(logits_BA, axis=-1, descending=True, stable=True)
+  num_B = jnp.where(rows.top_k_B > 0, rows.top_k_B, logits_BA.shape[-1])
+  is_kept_BA = jnp.arange(logits_BA.shape[-1]) < num_B[:, None]
+  sorted_BA = jnp.where(is_kept_BA, jnp.take_along_axis(logits_BA, order_BA, axis=-1), -jnp.inf)
+  probability_BA = jax.nn.softmax(sorted_BA, axis=-1)
+  mass_before_BA = jnp.cumsum(probability_BA, axis=-1) - probability_BA
+  is_nucleus_BA = (mass_before_BA < rows.top_p_B[:, None]).at[:, 0].set(True)
+  is_kept_BA &= is_nucleus_BA | (rows.top_p_B >= 1)[:, None]
+  row_B1 = jnp.arange(order_BA.shape[0])[:, None]
+  return jnp.where(jnp.zeros_like(is_kept_BA).at[row_B1, order_BA].set(is_kept_BA), logits_BA, -jnp.inf)
 
 
 def ban_tokens(logits: Float[Array, "*b A"], banned: tuple[int, ...]) -> Float[Array, "*b A"]:

@@ -86,15 +86,22 @@ class Session:
     Raises:
       ValueError: as `prompts.protected_rows`.
     """
-    self._read_chunk = self._read_chunk or _compile_chunk(*self._key, self.chunk_len)
     protected_BT = protected_rows(rows, protected, protected_room(self.model))
     rows, protected_BT = (
       [*given, *[given[-1]] * (self.batch - len(given))] if given else [] for given in (list(rows), protected_BT))
     before_B = np.asarray(self.state.position_B)
     for start in range(0, max(map(len, rows)), self.chunk_len):
       tokens_BT, segment = prompt_chunk(rows, start, self.chunk_len, protected_BT)
-      segment = segment.replace(positions_BT=segment.positions_BT + before_B[:, None])
-      self.state = self._read_chunk(self.variables, self.marker, *self.put((tokens_BT, segment)), self.state)
+      self.read_call(tokens_BT, segment.replace(positions_BT=segment.positions_BT + before_B[:, None]))
+
+  def read_call(self, tokens_BT: np.ndarray, segment: Segment) -> None:
+    """Reads one chunk [batch, chunk_len] whose positions go on from what was read; it waits for no other call."""
+    self._read_chunk = self._read_chunk or _compile_chunk(*self._key, self.chunk_len)
+    self.state = self._read_chunk(self.variables, self.marker, *self.put((tokens_BT, segment)), self.state)
+
+  def restart(self) -> None:
+    """Forgets what was read."""
+    self.state = _compile_start(*self._start_key)()
 
   def step(self, token_B: jax.Array | np.ndarray) -> None:
     """Reads one more token of every row."""
@@ -189,13 +196,13 @@ def marked(
 def abstract_state(
   model: ModelConfig, batch: int, max_len: int, mesh: Mesh, marker: TreeSpec) -> tuple[SessionState, SessionState]:
   """(shapes that say where they lie, shardings)."""
-  shapes = jax.eval_shape(functools.partial(_start, model, batch, max_len, marker.tree()))
+  shapes = jax.eval_shape(functools.partial(start_state, model, batch, max_len, marker.tree()))
   shardings = jax.tree.map(lambda _: replicated(mesh), shapes).replace(memory=state_shardings(shapes.memory, mesh))
   return with_shardings(shapes, shardings), shardings
 
 
-def _start(model: ModelConfig, batch: int, max_len: int, marker: Marker | None) -> SessionState:
-  """marker: only its look-behind is read, so its table may be a shape."""
+def start_state(model: ModelConfig, batch: int, max_len: int, marker: Marker | None) -> SessionState:
+  """Rows that have read nothing. marker: only its look-behind is read, so its table may be a shape."""
   return SessionState(
     logits_BA=jnp.zeros((batch, model.vocab), jnp.float32), position_B=jnp.zeros((batch,), jnp.int32),
     memory=init_state(model, batch, max_len),
@@ -206,7 +213,7 @@ def _start(model: ModelConfig, batch: int, max_len: int, marker: Marker | None) 
 def _compile_start(
   model: ModelConfig, batch: int, max_len: int, mesh: Mesh, marker: TreeSpec) -> Callable[[], SessionState]:
   _, shardings = abstract_state(model, batch, max_len, mesh, marker)
-  start = functools.partial(_start, model, batch, max_len, marker.tree())
+  start = functools.partial(start_state, model, batch, max_len, marker.tree())
   return jax.jit(start, out_shardings=shardings).lower().compile()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from lattice_jax.inference.sampling import Sampling, filter_logits, sample_token
+from lattice_jax.inference.sampling import RowSampling, Sampling, filter_logits, sample_rows, sample_token
 
 VOCAB = 7
 LOGITS = hypothesis.extra.numpy.arrays(np.int64, VOCAB, elements=strategies.integers(-3, 3))
@@ -93,3 +93,23 @@ def test_options_out_of_range_are_refused_by_name(options, name):
 def test_an_option_outside_its_domain_is_refused_in_one_sentence(option, value):
   with pytest.raises(ValueError, match=rf"^{option}=.* must "):
     Sampling(**{option: value})
+
+
+ROWS = (
+  {"temperature": 0.0}, {}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.613737}, {"top_k": 4, "top_p": 0.813737},
+  {"temperature": 0.0, "top_k": 2}, {"temperature": 3.0, "top_k": 1}, {"top_k": VOCAB + 2, "top_p": 0.013737})
+
+
+@pytest.mark.parametrize("chosen", [ROWS, ROWS[:1] * 9, ROWS[:3] * 3], ids=["all", "greedy", "unfiltered"])
+def test_rows_are_drawn_each_by_its_own_sampling(chosen):
+  logits = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (len(ROWS), VOCAB)), jnp.float32)
+  options = [Sampling(banned=(0,), **row) for row in chosen]
+  rows = RowSampling(
+    temperature_B=jnp.asarray([row.temperature for row in options], jnp.float32),
+    top_k_B=jnp.asarray([row.top_k for row in options], jnp.int32),
+    top_p_B=jnp.asarray([row.top_p for row in options], jnp.float32))
+  draw = jax.jit(lambda keys: sample_rows(logits, keys, rows, (0,)))
+  for seed in range(20):
+    keys = jax.random.split(jax.random.key(seed), len(ROWS))
+    wanted = [int(sample_token(logits[n:n + 1], keys[n:n + 1], row)[0]) for n, row in enumerate(options)]
+    assert draw(keys).tolist() == wanted
