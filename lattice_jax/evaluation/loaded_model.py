@@ -31,6 +31,7 @@ from lattice_jax.evaluation.origin import keyed_name, origin_key
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
+from lattice_jax.inference.streaming import StreamedModel
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
@@ -40,6 +41,7 @@ from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
 from lattice_jax.sharding import make_mesh, param_shardings
+from lattice_jax.shown import shown_bytes
 
 _PRETRAINED_LEN = 1024  # tokens of a window on which a pretrained model is evaluated, unless an override says otherwise
 
@@ -49,7 +51,8 @@ class LoadedModel:
   """A run's config, with overrides, and the parameters of one of its checkpoints; or a pretrained model.
 
   A pretrained model has no `step`, and `workdir` is where its results go. context_len: tokens that it, or a run that
-  started from it, was made to read.
+  started from it, was made to read. streamed: what reads its weights through a budget; `params` are then only shapes,
+  and it can do no more than write texts.
   """
 
   workdir: Path
@@ -60,10 +63,12 @@ class LoadedModel:
   step: int | None
   mesh: Mesh
   context_len: int | None = None
+  streamed: StreamedModel | None = None
 
   @property
-  def variables(self) -> dict[str, Any]:
-    return {"params": self.params, "buffers": self.buffers}
+  def variables(self) -> Any:
+    """What `inference` takes: params and buffers, or what streams them."""
+    return self.streamed or {"params": self.params, "buffers": self.buffers}
 
   @property
   def marker(self) -> Marker | None:
@@ -79,7 +84,7 @@ class LoadedModel:
     """Everything that decides what the model says: config, and weights and vocabulary by content, not by name."""
     tokenizer, anchors = get_tokenizer(self.config.data), self.config.data.anchors
     return ({} if anchors.rule == "none" else {"anchors": dataclasses.asdict(anchors)}) | {
-      "weights": content_digest(self.variables), "step": self.step,
+      "weights": self.streamed.content_digest() if self.streamed else content_digest(self.variables), "step": self.step,
       "model": dataclasses.asdict(self.config.model), "overrides": list(self.overrides),
       "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
 
@@ -93,6 +98,8 @@ class LoadedModel:
     """One line: which run, which checkpoint, on which devices."""
     changes = "".join(f", {override}" for override in self.overrides)
     origin = "pretrained" if self.step is None else f"({self.workdir}) at step {self.step}"
+    if self.streamed:
+      origin += f" and streamed through {shown_bytes(self.streamed.budget)}"
     return (
       f"{self.config.name} {origin}{changes}: {count_parameters(self.params):,} parameters "
       f"on {self.mesh.size} {jax.default_backend()} device{'s' if self.mesh.size > 1 else ''}")
@@ -130,6 +137,8 @@ class LoadedModel:
         just one call.
     """
     config, eval = self.config, self.config.eval
+    if self.streamed:
+      raise ValueError("a model whose weights are streamed only writes texts; load it without a budget to evaluate it.")
     is_one_call = eval.protocol != "carried" and not 0 < eval.chunk_len < (eval.seq_len or config.data.seq_len)
     if make_policy(config.model.cache).lag and is_one_call:
       raise ValueError(
@@ -251,10 +260,11 @@ def for_reading(config: Config) -> Config:
 
 
 def load_pretrained_model(
-  name: str, *, workdir: Path | None, dtype: str, overrides: Sequence[str]) -> LoadedModel:
+  name: str, *, workdir: Path | None, dtype: str, overrides: Sequence[str], budget: int | None = None) -> LoadedModel:
   """A pretrained model, which reads books_sample unless an override names another `data.source`.
 
-  workdir: where its results go; runs/ and its name when None.
+  workdir: where its results go; runs/ and its name when None. budget: bytes through which its weights are streamed, on
+  one device; None reads them all.
 
   Raises:
     ValueError: the model does not exist or cannot be read, or an override does not fit it.
@@ -266,15 +276,19 @@ def load_pretrained_model(
   _check_anchors(config)
   if config.model.pattern != pretrained.model.pattern:
     pretrained = pretrained.with_memories(dataclasses.replace(pretrained.model, pattern=config.model.pattern))
+  check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
+  loaded = functools.partial(
+    LoadedModel, workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides),
+    buffers={}, step=None, context_len=pretrained.context_len)
+  if budget is not None:
+    streamed = StreamedModel(pretrained, budget)
+    return loaded(params=pretrained.shapes, mesh=streamed.mesh, streamed=streamed)
   mesh = make_mesh(config.mesh)
   boxed = abstract_variables(config.model)
-  check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
   # where one row of inputs has a fast product with it: XLA's CPU backend, in float32, on one device
   stored = mesh.size == 1 and jax.default_backend() == "cpu" and config.model.dtype == "float32"
   params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh), stored=stored)
-  return LoadedModel(
-    workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides), params=params,
-    buffers={}, step=None, mesh=mesh, context_len=pretrained.context_len)
+  return loaded(params=params, mesh=mesh)
 
 
 def _check_anchors(config: Config) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,9 @@ class MappedFile:
   def __init__(self, path: Path):
     """Raises OSError if the file cannot be opened, ValueError if it is empty."""
     self.path = path
-    self._file = path.open("rb")
-    self.raw = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+    self._descriptor = os.open(path, os.O_RDONLY)
+    weakref.finalize(self, os.close, self._descriptor)
+    self.raw = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
 
   def array(self, start: int, stop: int) -> np.ndarray:
     """Bytes [start, stop) as uint8, not copied. Raises ValueError if the file ends before."""
@@ -29,7 +32,7 @@ class MappedFile:
 
   def check_whole(self) -> None:
     """Raises ValueError if the file has become shorter: to read beyond its end would kill the process."""
-    size = os.fstat(self._file.fileno()).st_size
+    size = os.fstat(self._descriptor).st_size
     if size < len(self.raw):
       raise ValueError(
         f"{self.path} was cut to {size:,} of {len(self.raw):,} bytes while it was being read; get it again.")
@@ -49,8 +52,27 @@ class MappedFile:
     """
     self.release(start, stop)
     if _CAN_DROP:
-      os.posix_fadvise(self._file.fileno(), start, stop - start, os.POSIX_FADV_DONTNEED)
+      os.posix_fadvise(self._descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
     return _CAN_DROP
+
+  def read_into(self, start: int, out: np.ndarray) -> None:
+    """Copies the bytes from `start` on into `out` by a plain call of the system, past the mapping."""
+    view = memoryview(out)
+    while view:
+      count = os.preadv(self._descriptor, [view], start)
+      if not count:
+        raise ValueError(f"{self.path} ends at byte {start:,}; get it again.")
+      view, start = view[count:], start + count
+
+  def cached_share(self, start: int, stop: int) -> float | None:
+    """Which part of the pages of these bytes is in the page cache; None where the system does not tell."""
+    mincore = getattr(ctypes.CDLL(None), "mincore", None)
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    flags = np.zeros(-(-(stop - first) // mmap.PAGESIZE), np.uint8)
+    address = np.frombuffer(self.raw, np.uint8).ctypes.data + first
+    if mincore is None or mincore(*map(ctypes.c_void_p, (address, stop - first, flags.ctypes.data))):
+      return None
+    return float((flags & 1).mean())
 
   def _advise(self, advice: str, start: int, stop: int) -> None:
     if _CAN_ADVISE:

@@ -36,7 +36,7 @@ class PackedWeight:
     code_NSP = jnp.concatenate([pair_NSJ & 15, pair_NSJ >> 4], axis=-1).astype(jnp.int8)
     return (code_NSP - jnp.int8(self.zero)).reshape(num_rows, 2 * num_bytes)
 
-  def with_codes(self, code_NK: jax.Array) -> StoredWeight:
+  def with_codes(self, code_NK: jax.Array | jax.ShapeDtypeStruct) -> StoredWeight:
     """The matrix, given its codes."""
     return StoredWeight(code_NK=code_NK, scale_NS=self.scale_NS, offset_NS=self.offset_NS)
 

@@ -39,6 +39,11 @@ class Plan:
   streamed_bytes: int
   code_bytes: int
 
+  @property
+  def has_codes(self) -> bool:
+    """Whether some layers are taken apart when they are used."""
+    return self.code_bytes > 0
+
 
 def make_plan(budget: int, sizes: Sizes, *, depth: int) -> Plan:
   """Pins as many layers as fit beside what is needed and depth + 1 buffers, or all of them without buffers.
@@ -80,13 +85,21 @@ def _total(sizes: Sequence[int], layers: frozenset[int]) -> int:
 
 
 def _too_small(budget: int, sizes: Sizes, num_buffers: int) -> str:
-  buffers = min(num_buffers * max(sizes.layers), sum(sizes.layers))
-  least = sum(sizes.needs.values()) + min(buffers + sizes.codes, sum(sizes.apart))
+  least = least_budget(sizes, 0, depth=num_buffers - 1)
   needs = {**sizes.needs, "room for taking 4-bit codes apart": sizes.codes}
   parts = ", ".join(f"{shown_bytes(size)} of {what}" for what, size in needs.items() if size)
   return (
     f"a budget of {shown_bytes(budget)} is too small: {parts} and {num_buffers} layers of "
     f"{shown_bytes(max(sizes.layers))} need {shown_bytes(least)}; give at least {least:,} bytes.")
+
+
+def least_budget(sizes: Sizes, num_pinned: int, *, depth: int) -> int:
+  """The least budget in which so many layers stay."""
+  num_layers, everything = len(sizes.layers), sum(sizes.layers) + sizes.codes
+  buffers = min(depth + 1, num_layers) * max(sizes.layers)
+  some = _total(sizes.layers, spread(num_pinned, num_layers)) + buffers + sizes.codes
+  layers = min(everything, sum(sizes.apart)) if num_pinned == num_layers else min(some, everything, sum(sizes.apart))
+  return sum(sizes.needs.values()) + layers
 
 
 def spread(num: int, of: int) -> frozenset[int]:

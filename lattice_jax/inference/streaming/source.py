@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from lattice_jax.inference.streaming.budget import Plan, Pool, Sizes, make_plan
 from lattice_jax.inference.streaming.layers import LayerParts, read_parts
 from lattice_jax.inference.streaming.loader import OUTSIDE, Counters, Loader
+from lattice_jax.inference.streaming.process_memory import ProcessMemory
 from lattice_jax.inference.streaming.tiers import Tier, make_tier
 from lattice_jax.inference.streaming.unpack import code_bytes, make_unpacker, unpacked_shapes
 from lattice_jax.sharding import replicated
@@ -41,11 +42,17 @@ class ModelFiles:
 
 @dataclasses.dataclass
 class Usage:
-  """What a source has used, also when it is closed. pool: the count of all bytes. plan: None before the first pass."""
+  """What a source has used, also when it is closed. pool: the count of all bytes. plan: None before the first pass.
+
+  sizes: what the plan was made for, as far as it is known. memory: of the process after the pass after which most of
+  it was anonymous.
+  """
 
   pool: Pool
+  sizes: Sizes | None = None
   plan: Plan | None = None
   counters: Counters = dataclasses.field(default_factory=Counters)
+  memory: ProcessMemory = dataclasses.field(default_factory=ProcessMemory)
 
 
 class Source:
@@ -95,10 +102,10 @@ class Source:
   def check(self) -> Plan:
     """How the budget will be spent. Raises ValueError if it is too small for what has been reserved."""
     files = self._files
-    sizes = Sizes(
+    self.usage.sizes = Sizes(
       layers=[layer.nbytes for layer in files.layers], apart=[layer.nbytes for layer in files.apart],
-      codes=code_bytes(files.layers), needs=self._needs)
-    return self.usage.plan or make_plan(self.usage.pool.budget, sizes, depth=self._options.depth)
+      codes=code_bytes(files.layers), needs=dict(self._needs))
+    return self.usage.plan or make_plan(self.usage.pool.budget, self.usage.sizes, depth=self._options.depth)
 
   def outside(self) -> Any:
     """The parameters outside the blocks. Raises ValueError as `Loader.acquire`."""
@@ -120,6 +127,7 @@ class Source:
           done = compute(index, self._unpacker.unpack(loader.acquire(index)))
           self._unpacker.reads_until(done)
           loader.release(index, done)
+        self.usage.memory = self.usage.memory.most(ProcessMemory.now())
       except BaseException:
         self.close()
         raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ class Slot:
       self.until = None
 
 
+@runtime_checkable
 class Tier(Protocol):
   """fill: waits until the slot is free; then it holds the layer. again: whether it will be filled with it again."""
 

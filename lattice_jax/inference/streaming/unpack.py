@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ _AREAS = 2  # one is filled while the layer before is computed out of the other
 _SCRATCH = 1 << 18
 
 
+@runtime_checkable
 class Unpacker(Protocol):
   """Makes a slot's layer what programs read; `reads_until` says when they have read the last one."""
 
