@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from lattice_jax.config import CacheConfig, Config, DataConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.anchors import make_marker
-from lattice_jax.data.photos import SIZE
 from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
-from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
-from lattice_jax.evaluation.baselines import compressor_bits_per_byte, image_bits_per_dim
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, Tokenizer, get_tokenizer
+from lattice_jax.evaluation.baselines import compressor_bits_per_byte, image_bits_per_dim, images_of
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.origin import keyed_name, origin_key
 from lattice_jax.evaluation.result import EvalResult
@@ -171,7 +169,7 @@ class LoadedModel:
     """(bits per unit of methods without a model, the unit); those for texts are given the train split first."""
     source = load_source(self.config.data, split)
     if source.unit == "dim":
-      return image_bits_per_dim(_images(source)), source.unit
+      return image_bits_per_dim(images_of(source)), source.unit
     train, text = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
     return compressor_bits_per_byte(train, text), source.unit
 
@@ -299,9 +297,3 @@ def _check_anchors(config: Config) -> None:
     raise ValueError(
       f"data.anchors.insert={config.data.anchors.insert} adds the token <AC>, for which this model of "
       f"{config.model.vocab:,} tokens has no embedding; train it with --init_from, which adds one, or leave it out.")
-
-
-def _images(source: Source) -> Iterator[np.ndarray]:
-  tokenizer = ByteTokenizer()
-  for start, stop in itertools.pairwise(source.offsets.tolist()):
-    yield np.frombuffer(tokenizer.decode(source.tokens[start:stop]), np.uint8).reshape(SIZE, SIZE, 3)
