@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 from lattice_jax.inference.streaming.budget import Plan
 from lattice_jax.inference.streaming.layers import LayerParts, check_finite, read_parts
-from lattice_jax.inference.streaming.tiers import Slot, Tier
+from lattice_jax.inference.streaming.tiers import Computed, Slot, Tier
 from lattice_jax.shown import reason_of
 
 OUTSIDE = -1  # the number of what lies outside the layers, which is read before them and stays
@@ -87,7 +86,7 @@ class Loader:
     if index in self._plan.pinned:
       slot.is_old = True
 
-  def release(self, index: int, until: jax.Array) -> None:
+  def release(self, index: int, until: Computed) -> None:
     """Gives the layer's buffer back, to be filled once `until` has been computed."""
     if index in self._plan.pinned:
       return

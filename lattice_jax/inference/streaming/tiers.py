@@ -21,6 +21,13 @@ PINNED_HOST = "pinned_host"
 Read = Callable[[LayerParts, list[np.ndarray]], None]
 
 
+@runtime_checkable
+class Computed(Protocol):
+  """An array of JAX, as far as it matters here: what can be waited for."""
+
+  def block_until_ready(self) -> Any: ...
+
+
 @dataclass(eq=False)
 class Slot:
   """Room for one layer. held: its parameters. until: an array that is ready once no program reads them any more.
@@ -36,7 +43,7 @@ class Slot:
   form: Any = None
   held: Any = None
   packed: list[PackedWeight] = field(default_factory=list)
-  until: jax.Array | None = None
+  until: Computed | None = None
   is_old: bool = False
 
   def wait(self) -> None:

@@ -11,7 +11,7 @@ from jax.sharding import Sharding
 
 from lattice_jax.inference.streaming.budget import Pool
 from lattice_jax.inference.streaming.layers import LayerParts, aligned, fresh_memory, whole_pages
-from lattice_jax.inference.streaming.tiers import HostTier, Slot, Tier, adopt
+from lattice_jax.inference.streaming.tiers import Computed, HostTier, Slot, Tier, adopt
 from lattice_jax.ops.packed_weight import PackedWeight, packed_leaves, unpack_codes, with_codes
 
 _AREAS = 2  # one is filled while the layer before is computed out of the other
@@ -24,7 +24,7 @@ class Unpacker(Protocol):
 
   def unpack(self, slot: Slot) -> Any: ...
 
-  def reads_until(self, done: jax.Array) -> None: ...
+  def reads_until(self, done: Computed) -> None: ...
 
 
 def code_bytes(layers: Sequence[LayerParts]) -> int:
@@ -71,7 +71,7 @@ class HostUnpacker:
       place += aligned(out.size)
     return outs
 
-  def reads_until(self, done: jax.Array) -> None:
+  def reads_until(self, done: Computed) -> None:
     # a layer that was not taken apart only makes an area wait longer than it must
     if self._areas:
       self._areas[self._num % _AREAS].until = done
@@ -83,7 +83,7 @@ class DeviceUnpacker:
   def unpack(self, slot: Slot) -> Any:
     return with_codes(slot.held, _take_apart(slot.packed)) if slot.packed else slot.held
 
-  def reads_until(self, done: jax.Array) -> None:
+  def reads_until(self, done: Computed) -> None:
     """Nothing: the device frees codes once they have been read."""
 
 

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from lattice_jax.inference.streaming import StreamedModel
+from lattice_jax.inference.streaming import StreamedModel, unpack
 from lattice_jax.inference.streaming.layers import read_parts
 from lattice_jax.inference.streaming.source import Options
 from tests.inference.streaming import tiny
@@ -185,6 +185,53 @@ def test_reading_goes_on_while_a_layer_is_computed(tmp_path):
   with loader._condition:
     assert not loader._free and sorted(loader._ready) == [-1, 0, 1]
   assert read_names == ["what is outside the layers", "layer 0", "layer 1"]
+  session.close()
+
+
+class Unfinished:
+  """An array that is computed when its event is set. asked: that somebody waits for it."""
+
+  def __init__(self):
+    self.asked, self.is_computed = threading.Event(), threading.Event()
+
+  def block_until_ready(self):
+    self.asked.set()
+    assert self.is_computed.wait(PATIENCE)
+
+
+def test_a_buffer_is_filled_only_when_what_reads_it_has_been_computed(tmp_path):
+  pretrained = tiny.open_tiny(tmp_path)
+  read_names, filled = [], threading.Event()
+
+  def read(layer, outs, is_stopped):
+    read_names.append(layer.name)
+    read_parts(layer, outs, is_stopped)
+    if layer.name == "layer 2":
+      filled.set()
+
+  session = session_of(pretrained, read=read)
+  loader, reader = session.source._started(), Unfinished()
+  loader.acquire(0)
+  loader.release(0, reader)
+  assert reader.asked.wait(PATIENCE) and "layer 2" not in read_names
+  reader.is_computed.set()
+  assert filled.wait(PATIENCE)
+  session.close()
+
+
+def test_codes_are_taken_apart_only_where_nothing_reads_those_before(tmp_path, monkeypatch):
+  monkeypatch.setattr(unpack, "_SCRATCH", 1 << 12)
+  pretrained = tiny.open_tiny(tmp_path, "Q4_1")
+  session = session_of(pretrained)
+  loader, unpacker = session.source._started(), session.source._unpacker
+  readers = [Unfinished() for _ in range(3)]
+  for reader in readers:
+    reader.is_computed.set()
+  slot = loader.acquire(0)
+  for number, reader in enumerate(readers):
+    unpacker.unpack(slot)
+    unpacker.reads_until(reader)
+    assert [one.asked.is_set() for one in readers] == [number == 2, False, False]
   session.close()
 
 

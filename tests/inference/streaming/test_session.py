@@ -116,12 +116,17 @@ def test_a_text_is_what_generate_draws(tmp_path):
     generate(pretrained.model, {"params": pretrained.params(stored=True)}, tiny.PROMPTS, **drawn))
 
 
-def test_a_row_ends_at_a_stop_id_and_the_other_goes_on(tmp_path):
+def test_rows_that_have_ended_are_read_no_more(tmp_path):
+  """At a stop id, or where their length ends: the memory stays, so that what was read is counted right."""
   pretrained = tiny.open_tiny(tmp_path)
   texts, _ = tiny.draw(pretrained.model, tiny.streamed(pretrained, 1))
   stop = next(id for id in texts[0] if id not in texts[1])
-  stopped, _ = tiny.draw(pretrained.model, tiny.streamed(pretrained, 1), stop_ids=(stop,))
-  assert stopped == [texts[0][:texts[0].index(stop)], texts[1]]
+  stream = tiny.stream(pretrained.model, tiny.streamed(pretrained, 1), stop_ids=(stop,))
+  for _ in stream:
+    pass
+  assert [text.ids for text in stream.texts] == [texts[0][:texts[0].index(stop)], texts[1]]
+  read = [len(prompt) + len(text.ids) for prompt, text in zip(tiny.PROMPTS, stream.texts, strict=True)]
+  np.testing.assert_array_equal(stream.session.state.position_B, read)
 
 
 def test_a_fork_goes_its_own_way_and_is_counted(tmp_path):
