@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lattice_jax.config import MeshConfig, ModelConfig
+from lattice_jax.domains import ByteSize, checked
 from lattice_jax.inference.blocks import Draws
 from lattice_jax.inference.compilation import TreeSpec
 from lattice_jax.inference.sampling import Sampling, sample_token
@@ -41,11 +42,12 @@ class StreamedModel:
     """budget: bytes for weights, the memory's state and temporary arrays; on accelerators those of the device.
 
     Raises:
-      ValueError: a tensor is stored in a form that cannot be streamed, or the file holds a head that differs from the
-        embedding to which its config ties it.
+      ValueError: the budget is no number of bytes, a tensor is stored in a form that cannot be streamed, or the file
+        holds a head that differs from the embedding to which its config ties it.
     """
     pretrained.check_head()
-    self.pretrained, self.budget, self.options = pretrained, budget, options or Options()
+    self.pretrained, self.options = pretrained, options or Options()
+    self.budget: int = checked(ByteSize(), "budget", budget)
     self.mesh: Mesh = make_mesh(MeshConfig(), [device or jax.local_devices()[0]])
     layers, apart = ([
       layer_parts(f"layer {layer}", block_parts(pretrained, layer, packed=packed))

@@ -161,6 +161,8 @@ def test_what_does_not_fit_beside_the_layers_is_refused(tmp_path):
   session.read([np.array([3])])
   with pytest.raises(ValueError, match=r"of the memory's state do not fit: .* are in use; give at least"):
     session.fork()
+  with pytest.raises(ValueError, match=r"budget=0 must be a number of bytes from 1 to 2\^60"):
+    StreamedModel(pretrained, 0)
   with pytest.raises(ValueError, match="a budget is one session's at a time; close the session that is open"):
     model.open_session(pretrained.model, **room)
   session.close()
