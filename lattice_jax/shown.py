@@ -39,6 +39,16 @@ def reason_of(error: BaseException) -> str:
   return first_line(error).rstrip(".")
 
 
+def shown_bytes(number: float) -> str:
+  """As in 98.4 MB, where MB is a million bytes."""
+  if abs(number) < 1000:
+    return f"{number:.0f} bytes"
+  power = min(4, int(math.log10(abs(number))) // 3)
+  value = number / 1000**power
+  digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+  return f"{value:,.{digits}f} {('', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
 def shown_name(name: str) -> str:
   """The name itself, or `shown(name)` if it is empty, long or not printable on one line."""
   return name if name.isprintable() and 0 < len(name) <= _MAX_LEN else shown(name)

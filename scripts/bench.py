@@ -10,7 +10,8 @@ run with the same --out adds lengths to the same files; the plot shows what the 
 
 python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
 
-`python scripts/bench.py peers --help` is about whole pretrained models beside other programs (scripts/bench_peers.py).
+`python scripts/bench.py peers --help` is about whole pretrained models beside other programs (scripts/bench_peers.py),
+`python scripts/bench.py streaming --help` about weights that pass through a budget (scripts/bench_streaming.py).
 """
 
 from __future__ import annotations
@@ -101,4 +102,8 @@ if __name__ == "__main__":
     import bench_peers
 
     main = bench_peers.main
+  if sys.argv[1:2] == ["streaming"]:
+    import bench_streaming
+
+    main = bench_streaming.main
   run_script(main)

@@ -13,7 +13,19 @@ from lattice_jax import dispatch
 from lattice_jax.config import Config
 from lattice_jax.config_checks import check_config, default_config, largest_divisor, parse_config, to_dict
 from lattice_jax.data.source import SPLITS
-from lattice_jax.domains import LARGEST_WHOLE, SEED, Names, Number, Numbers, Pairs, Place, Switch, Text, checked
+from lattice_jax.domains import (
+  LARGEST_WHOLE,
+  SEED,
+  ByteSize,
+  Names,
+  Number,
+  Numbers,
+  Pairs,
+  Place,
+  Switch,
+  Text,
+  checked,
+)
 from lattice_jax.fields import leaves, positive
 from lattice_jax.memories.vq import config as vq_config
 from lattice_jax.memories.vq import op as vq
@@ -192,3 +204,20 @@ def test_a_stored_config_from_before_a_field_was_added_gets_its_default():
   raw = json.loads(json.dumps(to_dict(BASE)))
   del raw["optimizer"]["decay"], raw["model"]["cache"]
   assert parse_config(raw) == BASE
+
+
+@pytest.mark.parametrize(("text", "size"), [
+  ("200MB", 200_000_000), ("1.5GiB", 3 << 29), ("4096", 4096), ("7b", 7), ("64 kB", 64_000), ("0.3kb", 300),
+  ("2TiB", 2 << 40), ("1KiB", 1024), (str(2**60), 2**60)])
+def test_a_size_is_bytes_or_has_a_unit(text, size):
+  assert ByteSize().parse(text) == size
+
+
+@pytest.mark.parametrize(
+  "text", ["", "MB", "0", "0.4B", "-1MB", "1.5", "1e9", "nan", "1.MB", "9" * 5000, "3 PB", "1_0", "²"])
+def test_what_is_no_size_is_refused(text):
+  with pytest.raises(ValueError, match=r"must be a number of bytes (with or without a unit, as in|from 1 to 2\^60)"):
+    ByteSize().parse(text)
+  for value in (0, 2**60 + 1, True, 1.5, "1MB"):
+    with pytest.raises(ValueError, match="must be"):
+      ByteSize().convert(value)

@@ -11,7 +11,7 @@ from lattice_jax.commands.cache_flags import cache_overrides
 from lattice_jax.commands.domains import COUNT, POSITIVE
 from lattice_jax.commands.flags import define, define_set, given_flags
 from lattice_jax.commands.run import print_now
-from lattice_jax.domains import Place, Switch, Text
+from lattice_jax.domains import ByteSize, Place, Switch, Text
 from lattice_jax.runtime import enable_compilation_cache
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WORKDIR = define("workdir", Place(), None, "Folder of the run; for a pretrained model, where results go.")
 PRETRAINED = define("pretrained", Place(), None, "Instead of a run: smollm2, a folder of safetensors or a .gguf file.")
 DTYPE = define("dtype", Text(("float32", "bfloat16")), "float32", "In which a pretrained model computes.")
+WEIGHTS_BUDGET = define(
+  "weights_budget", ByteSize(), None,
+  "Memory through which a pretrained model's weights are streamed from their file, with what a text needs beside them.")
 ANCHORS = define(
   "anchors", Text(), None,
   "Which tokens are anchors for a pretrained model: punctuation, line, every:N, ids:N,N or token:TEXT.")
@@ -69,7 +72,8 @@ def load_model() -> LoadedModel:
     overrides.append(f"data.anchors.rule={ANCHORS.value}")
   if PRETRAINED.value is not None:
     model = loaded_model.load_pretrained_model(
-      PRETRAINED.value, workdir=workdir, dtype=DTYPE.value, overrides=overrides)
+      PRETRAINED.value, workdir=workdir, dtype=DTYPE.value, overrides=overrides,
+      budget=WEIGHTS_BUDGET.value)
     _check_anchors_are_read(model)
     return model
   if workdir is None:
@@ -117,3 +121,7 @@ def write_texts(model: LoadedModel) -> None:
     length=text_flags.text_length(), show=lambda piece: print_now(piece, end=""), **text_flags.text_options())
   texts = written.texts if len(written.texts) > 1 else ()
   print_now("\n\n".join(["", *texts, result_tables.format_written(written), f"wrote {path}"]))
+  if model.streamed:
+    from lattice_jax.inference.streaming.report import format_reports, make_report
+
+    print_now(f"\n{format_reports([make_report(model.streamed, written.timing.tokens_per_second)])}")

@@ -5,11 +5,16 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import lzma
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from PIL import Image
+
+from lattice_jax.data.photos import SIZE
+from lattice_jax.data.source import Source
+from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 
 _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
   "gzip -9": lambda raw: gzip.compress(raw, compresslevel=9, mtime=0),
@@ -61,6 +66,13 @@ def image_bits_per_dim(images: Iterable[np.ndarray]) -> dict[str, float]:
     raise ValueError("there are no images to compress: the split is empty.")
   sizes = {name: 8 * size / int(counts.sum()) for name, size in file_bytes.items()}
   return {"order-0": _entropy(counts), "left residual": _entropy(residual_counts), **sizes}
+
+
+def images_of(source: Source) -> Iterator[np.ndarray]:
+  """The photographs of a split, uint8 [SIZE, SIZE, 3] each."""
+  tokenizer = ByteTokenizer()
+  for start, stop in itertools.pairwise(source.offsets.tolist()):
+    yield np.frombuffer(tokenizer.decode(source.tokens[start:stop]), np.uint8).reshape(SIZE, SIZE, 3)
 
 
 def _histogram(values: np.ndarray) -> np.ndarray:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,18 @@ from lattice_jax.config import CacheConfig, Config, DataConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.data.anchors import make_marker
-from lattice_jax.data.photos import SIZE
 from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source, fingerprint
 from lattice_jax.data.sources import load_source, read_raw
-from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, ByteTokenizer, Tokenizer, get_tokenizer
-from lattice_jax.evaluation.baselines import compressor_bits_per_byte, image_bits_per_dim
+from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, Tokenizer, get_tokenizer
+from lattice_jax.evaluation.baselines import compressor_bits_per_byte, image_bits_per_dim, images_of
 from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.origin import keyed_name, origin_key
 from lattice_jax.evaluation.pattern import check_variables_fit, restack, shortest_pattern
 from lattice_jax.evaluation.result import EvalResult
 from lattice_jax.evaluation.result_tables import write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
+from lattice_jax.inference.streaming import StreamedModel
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
@@ -40,6 +39,7 @@ from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
 from lattice_jax.sharding import make_mesh, param_shardings
+from lattice_jax.shown import shown_bytes
 
 _PRETRAINED_LEN = 1024  # tokens of a window on which a pretrained model is evaluated, unless an override says otherwise
 
@@ -49,7 +49,8 @@ class LoadedModel:
   """A run's config, with overrides, and the parameters of one of its checkpoints; or a pretrained model.
 
   A pretrained model has no `step`, and `workdir` is where its results go. context_len: tokens that it, or a run that
-  started from it, was made to read.
+  started from it, was made to read. streamed: what reads its weights through a budget; `params` are then only shapes,
+  and it can do no more than write texts.
   """
 
   workdir: Path
@@ -60,10 +61,12 @@ class LoadedModel:
   step: int | None
   mesh: Mesh
   context_len: int | None = None
+  streamed: StreamedModel | None = None
 
   @property
-  def variables(self) -> dict[str, Any]:
-    return {"params": self.params, "buffers": self.buffers}
+  def variables(self) -> Any:
+    """What `inference` takes: params and buffers, or what streams them."""
+    return self.streamed or {"params": self.params, "buffers": self.buffers}
 
   @property
   def marker(self) -> Marker | None:
@@ -79,7 +82,7 @@ class LoadedModel:
     """Everything that decides what the model says: config, and weights and vocabulary by content, not by name."""
     tokenizer, anchors = get_tokenizer(self.config.data), self.config.data.anchors
     return ({} if anchors.rule == "none" else {"anchors": dataclasses.asdict(anchors)}) | {
-      "weights": content_digest(self.variables), "step": self.step,
+      "weights": self.streamed.content_digest() if self.streamed else content_digest(self.variables), "step": self.step,
       "model": dataclasses.asdict(self.config.model), "overrides": list(self.overrides),
       "tokenizer": [tokenizer.name, fingerprint(tokenizer.decode(np.arange(tokenizer.vocab_size)))]}
 
@@ -93,6 +96,8 @@ class LoadedModel:
     """One line: which run, which checkpoint, on which devices."""
     changes = "".join(f", {override}" for override in self.overrides)
     origin = "pretrained" if self.step is None else f"({self.workdir}) at step {self.step}"
+    if self.streamed:
+      origin += f" and streamed through {shown_bytes(self.streamed.budget)}"
     return (
       f"{self.config.name} {origin}{changes}: {count_parameters(self.params):,} parameters "
       f"on {self.mesh.size} {jax.default_backend()} device{'s' if self.mesh.size > 1 else ''}")
@@ -130,6 +135,8 @@ class LoadedModel:
         just one call.
     """
     config, eval = self.config, self.config.eval
+    if self.streamed:
+      raise ValueError("a model whose weights are streamed only writes texts; load it without a budget to evaluate it.")
     is_one_call = eval.protocol != "carried" and not 0 < eval.chunk_len < (eval.seq_len or config.data.seq_len)
     if make_policy(config.model.cache).lag and is_one_call:
       raise ValueError(
@@ -162,7 +169,7 @@ class LoadedModel:
     """(bits per unit of methods without a model, the unit); those for texts are given the train split first."""
     source = load_source(self.config.data, split)
     if source.unit == "dim":
-      return image_bits_per_dim(_images(source)), source.unit
+      return image_bits_per_dim(images_of(source)), source.unit
     train, text = (b"".join(read_raw(self.config.data, name)) for name in ("train", split))
     return compressor_bits_per_byte(train, text), source.unit
 
@@ -251,10 +258,11 @@ def for_reading(config: Config) -> Config:
 
 
 def load_pretrained_model(
-  name: str, *, workdir: Path | None, dtype: str, overrides: Sequence[str]) -> LoadedModel:
+  name: str, *, workdir: Path | None, dtype: str, overrides: Sequence[str], budget: int | None = None) -> LoadedModel:
   """A pretrained model, which reads books_sample unless an override names another `data.source`.
 
-  workdir: where its results go; runs/ and its name when None.
+  workdir: where its results go; runs/ and its name when None. budget: bytes through which its weights are streamed, on
+  one device; None reads them all.
 
   Raises:
     ValueError: the model does not exist or cannot be read, or an override does not fit it.
@@ -266,15 +274,19 @@ def load_pretrained_model(
   _check_anchors(config)
   if config.model.pattern != pretrained.model.pattern:
     pretrained = pretrained.with_memories(dataclasses.replace(pretrained.model, pattern=config.model.pattern))
+  check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
+  loaded = functools.partial(
+    LoadedModel, workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides),
+    buffers={}, step=None, context_len=pretrained.context_len)
+  if budget is not None:
+    streamed = StreamedModel(pretrained, budget)
+    return loaded(params=pretrained.shapes, mesh=streamed.mesh, streamed=streamed)
   mesh = make_mesh(config.mesh)
   boxed = abstract_variables(config.model)
-  check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
   # where one row of inputs has a fast product with it: XLA's CPU backend, in float32, on one device
   stored = mesh.size == 1 and jax.default_backend() == "cpu" and config.model.dtype == "float32"
   params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh), stored=stored)
-  return LoadedModel(
-    workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides), params=params,
-    buffers={}, step=None, mesh=mesh, context_len=pretrained.context_len)
+  return loaded(params=params, mesh=mesh)
 
 
 def _check_anchors(config: Config) -> None:
@@ -285,9 +297,3 @@ def _check_anchors(config: Config) -> None:
     raise ValueError(
       f"data.anchors.insert={config.data.anchors.insert} adds the token <AC>, for which this model of "
       f"{config.model.vocab:,} tokens has no embedding; train it with --init_from, which adds one, or leave it out.")
-
-
-def _images(source: Source) -> Iterator[np.ndarray]:
-  tokenizer = ByteTokenizer()
-  for start, stop in itertools.pairwise(source.offsets.tolist()):
-    yield np.frombuffer(tokenizer.decode(source.tokens[start:stop]), np.uint8).reshape(SIZE, SIZE, 3)

@@ -18,6 +18,8 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from lattice_jax.formats.mapped_file import MappedFile
+from lattice_jax.formats.stored_tensor import StoredTensor, stored_tensor
 from lattice_jax.shown import shown, shown_name
 
 MAGIC = b"GGUF"
@@ -53,10 +55,8 @@ class GGUFFile:
     """Raises ValueError if the file is not a complete GGUF file or has an unknown type."""
     self.path = path
     try:
-      with path.open("rb") as file:
-        # pages are read on demand and not copied
-        self._raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-      self.fields, self.tensors = _read_header(self._raw)
+      self._file = MappedFile(path)
+      self.fields, self.tensors = _read_header(self._file.raw)
     except _UnknownTypeError as error:
       raise ValueError(f"{path}: {error}, so it is newer than the gguf library or damaged; {_ADVICE}.") from error
     except OSError as error:
@@ -109,9 +109,14 @@ class GGUFFile:
     return codes.reshape(rows, columns), *(
       x.astype(np.float32).reshape(rows, columns // block_len) for x in (scale, offset))
 
+  def stored(self, name: str) -> StoredTensor:
+    """The tensor where it lies in the file."""
+    tensor = self.tensors[name]
+    stop = tensor.start + tensor.num_bytes
+    return stored_tensor(name, tensor.kind.name, self._file, tensor.start, stop, tensor.shape[0])
+
   def _rows(self, tensor: GGUFTensor) -> np.ndarray:
-    raw = np.frombuffer(self._raw, np.uint8, tensor.num_bytes, tensor.start)
-    return raw.reshape(-1, _row_bytes(tensor))
+    return self._file.array(tensor.start, tensor.start + tensor.num_bytes).reshape(-1, _row_bytes(tensor))
 
 
 def _halves(blocks: np.ndarray, start: int) -> np.ndarray:

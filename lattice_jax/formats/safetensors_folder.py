@@ -10,6 +10,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lattice_jax.formats.json_file import parse_object, read_json
+from lattice_jax.formats.mapped_file import MappedFile
+from lattice_jax.formats.stored_tensor import StoredTensor, stored_tensor
 from lattice_jax.shown import shown, shown_name
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -29,6 +31,7 @@ class SafetensorsFolder:
     place = _weight_map(path)
     files = sorted(set(place.values())) if place else [SINGLE]
     self._parts = {file: _open(path / file) for file in files}
+    self._maps: dict[str, tuple[MappedFile, dict[str, Any], int]] = {}
     _check_alone(path, files)
     self._file_of = {name: file for file, part in self._parts.items() for name in part.keys()}  # noqa: SIM118
     if sum(len(part.keys()) for part in self._parts.values()) != len(self._file_of):
@@ -42,6 +45,15 @@ class SafetensorsFolder:
 
   def read_codes(self, name: str) -> None:
     """No tensor here is stored as codes and scales."""
+
+  def stored(self, name: str) -> StoredTensor:
+    """The tensor where it lies in its file. Raises ValueError if the file cannot be read any more."""
+    place = self._file_of[name]
+    if place not in self._maps:
+      self._maps[place] = _map(self.path / place)
+    file, header, first = self._maps[place]
+    start, stop = (first + offset for offset in header[name]["data_offsets"])
+    return stored_tensor(name, header[name]["dtype"], file, start, stop, self.shapes[name][0])
 
   def _check(self, name: str) -> tuple[int, ...]:
     header = self._parts[self._file_of[name]].get_slice(name)
@@ -109,7 +121,20 @@ def _open(path: Path) -> Any:
     reason = str(error).splitlines()[0] if str(error) else "it cannot be opened"
     raise ValueError(
       f"{path} is missing or not a whole safetensors file ({reason[:200]}); get it again.") from error
-  with path.open("rb") as file:
-    # refuses a repeated tensor, of which the library would keep the last
-    parse_object(file.read(struct.unpack("<Q", file.read(8))[0]), f"the header of {path}")
+  _read_header(path)
   return part
+
+
+def _map(path: Path) -> tuple[MappedFile, dict[str, Any], int]:
+  """(the file, what its header says, where the bytes lie that it counts from)."""
+  try:
+    return MappedFile(path), *_read_header(path)
+  except OSError as error:
+    raise ValueError(f"{path} cannot be read ({error.strerror}); get it again.") from error
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+  """(the header, where it ends). It refuses a repeated tensor, of which the library would keep the last."""
+  with path.open("rb") as file:
+    (size,) = struct.unpack("<Q", file.read(8))
+    return parse_object(file.read(size), f"the header of {path}"), 8 + size

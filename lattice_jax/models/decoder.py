@@ -74,34 +74,45 @@ class Decoder(nn.Module):
       self.head_bias = offset(self, "head_bias", (config.vocab,), ("vocab",))
     if config.position_wavelength:
       self.position_scale = offset(self, "position_scale", (), ())
+    self.final_norm = RMSNorm(config.norm_gain, config.norm_bias, config.norm_eps)  # no parameters until it is called
 
   @nn.compact
   def __call__(self, tokens_BT: jax.Array, state: Any, segment: Segment, *, train: bool = False) -> DecoderOutput:
     """Features of every position, and the memory after the last; `score` and `logits` take them to the vocabulary."""
+    config, x_BTD = self.config, self.embed(tokens_BT, segment)
+    run_groups = self._scanned_groups(train) if config.scan_layers else self._unrolled_groups(train)
+    stacks, states = split_carried(config, state)
+    (x_BTD, stacks), outputs = run_groups((x_BTD, stacks), states, jnp.arange(num_groups(config)), segment)
+    stacks = finish_carried(config, stacks, tokens_BT.shape[1])
+    losses, metrics = _reduce_layers(outputs)
+    return DecoderOutput(
+      features_BTD=self.features(x_BTD),
+      state={name: stacks[name] if name in stacks else output.state for name, output in outputs.items()},
+      losses=losses, metrics=metrics,
+      statistics={name: output.statistics for name, output in outputs.items()})
+
+  def embed(self, tokens_BT: jax.Array, segment: Segment) -> jax.Array:
+    """The residual stream [B, T, D] before the first block."""
     config = self.config
     x_BTD = self.embedding.rows(tokens_BT).astype(config.dtype)
     if config.position_wavelength:
       sinusoids_BTD = sinusoids(segment.positions_BT, config.dim, max_wavelength=config.position_wavelength)
       x_BTD += (self.position_scale * sinusoids_BTD).astype(config.dtype)
-    run_groups = self._scanned_groups(train) if config.scan_layers else self._unrolled_groups(train)
-    stacks, states = _split_carried(config, state)
-    (x_BTD, stacks), outputs = run_groups((x_BTD, stacks), states, jnp.arange(num_groups(config)), segment)
-    stacks = _finish_carried(config, stacks, tokens_BT.shape[1])
+    return x_BTD
+
+  def features(self, x_BTD: jax.Array) -> jax.Array:
+    """What the head reads, from the residual stream after the last block."""
+    config = self.config
     if config.final_norm:
-      x_BTD = RMSNorm(config.norm_gain, config.norm_bias, config.norm_eps, name="final_norm")(x_BTD)
+      x_BTD = self.final_norm(x_BTD)
     if config.float32_head:
       x_BTD = x_BTD.astype(jnp.float32)
-    losses, metrics = _reduce_layers(outputs)
-    return DecoderOutput(
-      features_BTD=x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype),
-      state={name: stacks[name] if name in stacks else output.state for name, output in outputs.items()},
-      losses=losses, metrics=metrics,
-      statistics={name: output.statistics for name, output in outputs.items()})
+    return x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype)
 
   def logits(self, features_BTD: jax.Array) -> jax.Array:
     """fp32 logits [B, T, A], all at once: for few positions. `score` is for many."""
     stored = self.embedding if self.config.tied_embeddings else self.get_variable("params", "head")
-    if isinstance(stored, StoredWeight) and stored.is_coded:
+    if isinstance(stored, StoredWeight) and stored.code_NK.dtype != jnp.float32:
       return stored.products(features_BTD) + self._head_bias()
     head_DA, bias_A = self._head(features_BTD.dtype)
     return jnp.einsum("BTD,DA->BTA", features_BTD, head_DA, preferred_element_type=jnp.float32) + bias_A
@@ -225,7 +236,7 @@ def block_config(config: ModelConfig, block: int) -> ModelConfig:
   return find_memory(config.pattern[block]).at_block(config, block)
 
 
-def _split_carried(config: ModelConfig, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_carried(config: ModelConfig, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
   """(stacks that ride through the scan over layers as its carry, other states) by block."""
   stacks = {}
   for name, memory in pattern_blocks(config):
@@ -235,7 +246,7 @@ def _split_carried(config: ModelConfig, state: dict[str, Any]) -> tuple[dict[str
   return stacks, {name: memory for name, memory in state.items() if name not in stacks}
 
 
-def _finish_carried(config: ModelConfig, stacks: dict[str, Any], length: int) -> dict[str, Any]:
+def finish_carried(config: ModelConfig, stacks: dict[str, Any], length: int) -> dict[str, Any]:
   """What each kind of carried state asks for after the last layer, all its stacks in one go."""
   blocks: dict[Carried, list[str]] = {}
   for name, memory in pattern_blocks(config):

@@ -21,8 +21,8 @@ _PIECES = 16
 class StoredWeight:
   """N rows, one an output, of K inputs: code · scale + offset.
 
-  code_NK: float32 or int8. scale_NS, offset_NS: float32, for each of S equal parts of the inputs; None is one and zero.
-  A stack of matrices has its axis in front of all three.
+  code_NK: int8, or floats of any width. scale_NS, offset_NS: floats, for each of S equal parts of the inputs; None is
+  one and zero. A stack of matrices has its axis in front of all three.
   """
 
   code_NK: jax.Array | np.ndarray

@@ -38,7 +38,8 @@ FLAGS = {
     "temperature": (0, 3.4e38, not WHOLE), "top_k": (0, LARGEST, WHOLE), "top_p": (1e-38, 1, not WHOLE),
     "seed": (0, SEEDS, WHOLE), "context": (1, LARGEST, WHOLE), "lengths": (1, LARGEST, WHOLE),
     "answers": (1, LARGEST, WHOLE), "depths": (0, 1, not WHOLE), "trials": (1, LARGEST, WHOLE),
-    "examples": (0, LARGEST, WHOLE), "rows": (1, LARGEST, WHOLE), "task_seed": (0, SEEDS, WHOLE)},
+    "examples": (0, LARGEST, WHOLE), "rows": (1, LARGEST, WHOLE), "task_seed": (0, SEEDS, WHOLE),
+    "weights_budget": (1, 2**60, WHOLE)},
   "scripts.check_overhead": {
     "cpu_devices": (1, LARGEST, WHOLE), "updates": (1, LARGEST, WHOLE), "rounds": (1, LARGEST, WHOLE)},
 }

@@ -37,7 +37,10 @@ def check(asked, *arguments):
   (EVALUATION, "--lengths=1024"), (MODEL_TEXT, "--trials=3"), (EVALUATION, "--task_seed=1"), (COMPARING, "--answers=7"),
   (COMPARING, "--depths=0"), (COMPARING, "--examples=1"), (EVALUATION, "--rows=1"), (EVALUATION, "--chat"),
   (EVALUATION, "--prompt=a"), (EVALUATION, "--prompt_file=a"), (EVALUATION, "--stop=a"), (PASSKEY, "--context=9"),
-  (EVALUATION, "--temperature=0"), (EVALUATION, "--anchors=line"),
+  (EVALUATION, "--temperature=0"), (EVALUATION, "--anchors=line"), (EVALUATION, "--weights_budget=1MB"),
+  (dataclasses.replace(MODEL_TEXT, protocol="cold"), "--weights_budget=1MB"),
+  (dataclasses.replace(MODEL_TEXT, task="text"), "--weights_budget=1MB"),
+  (dataclasses.replace(MODEL_TEXT, pretrained=False), "--weights_budget=1MB"),
   (GREEDY, "--top_k=3"), (GREEDY, "--top_p=0.5"), (EVALUATION, "--seed=1"), (GREEDY, "--seed=1")],
   ids=lambda value: value if isinstance(value, str) else "")
 def test_a_flag_that_nothing_reads_is_refused(asked, argument):
@@ -57,7 +60,7 @@ def test_every_flag_of_the_command_has_a_rule_or_is_what_is_asked_for():
 @pytest.mark.parametrize(("asked", "arguments"), [
   (EVALUATION, ["--step=2", "--split=test", "--seq_len=8", "--chunk_len=4", "--batch=2", "--output=x"]),
   (MODEL_TEXT, ["--dtype=bfloat16", "--prompt=a", "--chat", "--stop=b", "--context=9", "--top_k=3", "--seed=1"]),
-  (MODEL_TEXT, ["--anchors=line"]),
+  (MODEL_TEXT, ["--anchors=line", "--weights_budget=200MB"]),
   (GREEDY, ["--temperature=0", "--stop=b"]),
   (PASSKEY, ["--split=test", "--peers=knorm", "--lengths=9", "--answers=7", "--depths=0", "--rows=1", "--task_seed=1"]),
   (COMPARING, ["--lengths=9", "--trials=2", "--peers=knorm"])],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lattice_jax.formats.gguf_file import GGUFFile
+from lattice_jax.formats.stored_tensor import StoredTensor
 from lattice_jax.models.pretrained.metadata import GGUF_BY_ARCHITECTURE, check_keys, positive_number, whole_number
 from lattice_jax.models.pretrained.tensors import EMBEDDING, HEAD
 from lattice_jax.ops.rotary import scaled_frequencies
@@ -48,18 +50,21 @@ class GGUFWeights:
     codes = self._file.read_codes(self._source[name])
     return codes and tuple(self._in_our_order(name, part) for part in codes)
 
+  def stored(self, name: str) -> StoredTensor:
+    """The tensor where it lies in the file, under the name in safetensors, its rows in our order."""
+    tensor = self._file.stored(self._source[name])
+    return replace(tensor, name=name, rows=self._heads_apart(name, tensor.rows))
+
   def _in_our_order(self, name: str, tensor: np.ndarray) -> np.ndarray:
-    if not self._is_interleaved:
+    return self._heads_apart(name, tensor).reshape(tensor.shape)
+
+  def _heads_apart(self, name: str, tensor: np.ndarray) -> np.ndarray:
+    """A view: of queries and keys that are interleaved [heads, 2, half a head, …], of all others as it is."""
+    heads = {".q_proj.": "num_attention_heads", ".k_proj.": "num_key_value_heads"}
+    found = next((self.config[key] for part, key in heads.items() if part in name), None)
+    if found is None or not self._is_interleaved:
       return tensor
-    if ".q_proj." in name:
-      return _halves_apart(tensor, self.config["num_attention_heads"])
-    if ".k_proj." in name:
-      return _halves_apart(tensor, self.config["num_key_value_heads"])
-    return tensor
-
-
-def _halves_apart(tensor: np.ndarray, heads: int) -> np.ndarray:
-  return tensor.reshape(heads, -1, 2, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
+    return tensor.reshape(found, -1, 2, *tensor.shape[1:]).swapaxes(1, 2)
 
 
 def _their_name(name: str) -> str:

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from lattice_jax.config import ModelConfig
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.formats.safetensors_folder import SafetensorsFolder
+from lattice_jax.formats.stored_tensor import StoredTensor
 from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.models.pretrained.config_json import read_model_config
 from lattice_jax.models.pretrained.gguf_weights import GGUFWeights
@@ -52,6 +53,9 @@ class Weights(Protocol):
 
   def read_codes(self, name: str) -> tuple[np.ndarray, ...] | None:
     """The codes, scales and offsets of a `StoredWeight`; None for a tensor that is not stored as such."""
+
+  def stored(self, name: str) -> StoredTensor:
+    """The tensor where it lies in its file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +99,7 @@ class Pretrained:
 
     Raises ValueError if a tensor holds NaN or infinity, or the head differs from the embedding that it is tied to.
     """
-    if self.model.tied_embeddings and HEAD in self.weights.shapes:
-      self._check_head()
+    self.check_head()
     shardings = shardings or jax.tree.map(lambda leaf: None, self.shapes)
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> Any:
@@ -108,7 +111,10 @@ class Pretrained:
 
     return jax.tree_util.tree_map_with_path(fill, self.shapes, shardings)
 
-  def _check_head(self) -> None:
+  def check_head(self) -> None:
+    """Raises ValueError if the file holds a head that differs from the embedding to which the config ties it."""
+    if not self.model.tied_embeddings or HEAD not in self.weights.shapes:
+      return
     # checksums, so that only one matrix is in memory at a time
     embedding, head = (hashlib.blake2b(self.weights.read(name)).digest() for name in (EMBEDDING, HEAD))
     if embedding != head:
