@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lattice_jax.ops.attention import MASKED
 from lattice_jax.ops.far_summary.blocks import Blocks
+from lattice_jax.ops.far_summary.compact import Slots, attend_slots
 
 
 def read_blocks(q_BTQK: jax.Array, summary: Blocks, *, most: float = 0.0) -> tuple[jax.Array, jax.Array]:
@@ -32,6 +33,16 @@ def read_blocks(q_BTQK: jax.Array, summary: Blocks, *, most: float = 0.0) -> tup
     tilt_BTHGJ = weight_BTHGJ * _shortened(curve_BTHGJ, most)
     out_BTHGV += _sum("BTHGJK,BHJKV->BTHGV", tilt_BTHGJ[..., None] * u_BTHGK[..., None, :], summary.cross_BHJKV)
   return where_held(has_BHJ.any(2), out_BTHGV, lse_BTHG)
+
+
+def read_slots(q_BTQK: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
+  """Output [B, T, Q, V] and log-sum-exp [B, T, Q] of attention to weighted slots."""
+  u_BHTGK = jnp.moveaxis(by_head(q_BTQK, slots.weight_BHM.shape[1]), 1, 2)
+  batch, heads, length, group, key_dim = u_BHTGK.shape
+  _, out_BHRV, lse_BHR = attend_slots(u_BHTGK.reshape(batch, heads, length * group, key_dim), slots)
+  out_BTHGV, lse_BTHG = (
+    jnp.moveaxis(x.reshape(batch, heads, length, group, *x.shape[3:]), 1, 2) for x in (out_BHRV, lse_BHR))
+  return where_held((slots.weight_BHM > 0).any(2), out_BTHGV, lse_BTHG)
 
 
 def by_head(q_BTQK: jax.Array, heads: int) -> jax.Array:
