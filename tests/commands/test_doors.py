@@ -206,6 +206,9 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("anchors", ("--out=a", "--workdir=b", "--parts=tex"), "anchors.py: --parts=tex "),
   ("anchors", ("--out=a", "--workdir=b", "--trials=0"), "anchors.py: --trials=0 must be positive."),
   ("anchors", ("--out=a", "--workdir=b", "--anchors=none"), "anchors.py: --anchors=none marks no token"),
+  ("local", ("--out=a",), "local.py: give either the --workdir of a run or a --pretrained model,"),
+  ("local", ("--out=a", "--pretrained=b", "--budgets=0"), "local.py: --budgets=0 "),
+  ("local", ("--out=a", "--pretrained=b", "--split=validation"), "local.py: --split=validation is not one of train"),
   ("bench_cache", ("--out=a", "--ratio=nan"), "bench_cache.py: --ratio=nan must lie in [0, 1]."),
   ("self_check", ("--ops=latice",), "self_check: --ops=latice is not one of anchor, attention, delta,"),
 ], ids=str)

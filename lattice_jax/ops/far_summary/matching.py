@@ -74,14 +74,13 @@ class Matching:
       seen_BH=jnp.zeros((batch, heads), jnp.int32))
 
   def add(self, summary: Matched, evicted: Evicted) -> Matched:
-    """The summary with the tokens that leave, in any order; what stands at others is replaced by zeros at the door.
+    """The summary with the tokens that leave, in any order; `_fill` takes nothing from others, whatever stands there.
 
     Raises:
       ValueError: the cache hands over no queries, or those of another number of heads.
     """
     self._check(evicted)
-    summary, evicted = jax.lax.stop_gradient((summary, evicted))
-    left = keep_only(evicted.leaves_BHS, evicted)
+    summary, left = jax.lax.stop_gradient((summary, evicted))
     seen_BH = jnp.maximum(summary.seen_BH, jnp.where(left.leaves_BHS, left.position_BHS + 1, 0).max(2, initial=0))
     last_BH = seen_BH // self.span
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lattice_jax.fields import at_least, check_fields, positive, switch
+from lattice_jax.fields import at_least, check_fields, positive, switch, within
 from lattice_jax.ops.attention.fold import Evicted
 from lattice_jax.ops.documents import keep_only
 from lattice_jax.ops.far_summary.blocks import Blocks, Tokens, regroup
@@ -86,7 +86,8 @@ class Moments(Mean):
   """
 
   cross: bool = switch(True, "whether a query moves the value along the covariance of keys with values")
-  most: float = at_least(0, 4.0, "to which half the variance of a block's scores is cut")
+  curvature: float = within(0, 1, 1.0, "share of half the variance of a block's scores that is added to them")
+  most: float = at_least(0, 4.0, "to which that is cut")
 
   def init_summary(self, batch: int, heads: int, key_dim: int, value_dim: int) -> Blocks:
     """The summary of no tokens."""
@@ -98,4 +99,4 @@ class Moments(Mean):
     self, q: Float[Array, "B T Q K"], summary: Blocks,
   ) -> tuple[Float[Array, "B T Q V"], Float[Array, "B T Q"]]:
     """As `Mean.read`."""
-    return read_blocks(q, summary, most=self.most)
+    return read_blocks(q, summary, curvature=self.curvature, most=self.most)

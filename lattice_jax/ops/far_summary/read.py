@@ -12,16 +12,18 @@ from lattice_jax.ops.far_summary.blocks import Blocks
 from lattice_jax.ops.far_summary.compact import Slots, attend_slots
 
 
-def read_blocks(q_BTQK: jax.Array, summary: Blocks, *, most: float = 0.0) -> tuple[jax.Array, jax.Array]:
+def read_blocks(
+  q_BTQK: jax.Array, summary: Blocks, *, curvature: float = 1.0, most: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
   """Output [B, T, Q, V] and log-sum-exp [B, T, Q] of attention to Gaussian blocks; to their means without a variance.
 
-  most: to which half the variance of a block's scores is cut.
+  curvature: share of half the variance of a block's scores that is added to them, cut to `most`.
   """
   u_BTHGK = by_head(q_BTQK, summary.count_BHJ.shape[1])
   score_BTHGJ = _sum("BTHGK,BHJK->BTHGJ", u_BTHGK, summary.key_BHJK)
   curve_BTHGJ = None
   if summary.variance_BHJK is not None:
-    curve_BTHGJ = 0.5 * _sum("BTHGK,BHJK->BTHGJ", u_BTHGK**2, summary.variance_BHJK)
+    curve_BTHGJ = 0.5 * curvature * _sum("BTHGK,BHJK->BTHGJ", u_BTHGK**2, summary.variance_BHJK)
     score_BTHGJ += jnp.minimum(curve_BTHGJ, most)
   has_BHJ = summary.count_BHJ > 0
   score_BTHGJ += jnp.log(jnp.where(has_BHJ, summary.count_BHJ, 1))[:, None, :, None]
@@ -64,7 +66,7 @@ def where_held(has_BH: jax.Array, out_BTHGV: jax.Array, lse_BTHG: jax.Array) -> 
 
 
 def _shortened(curve_BTHGJ: jax.Array, most: float) -> jax.Array:
-  """By how much a query is shortened so that half the variance of its scores is at most `most`; 1 for most queries."""
+  """By how much a query is shortened so that what is added to its scores is at most `most`; 1 for most queries."""
   is_cut = curve_BTHGJ > most
   return jnp.where(is_cut, math.sqrt(most) * jnp.where(is_cut, curve_BTHGJ, 1) ** -0.5, 1)
 

@@ -31,14 +31,14 @@ def stream(seed=0):
 
 
 def evicted(start, stop, leaves=LEAVES, poison=0.0, tokens=None):
-  """Tokens [start, stop) of the stream; `poison` is added to those that stay."""
+  """Tokens [start, stop) of the stream; `poison` is added to those that stay, which then stand at others' places."""
   key, value, query = tokens or stream()
   leaves = leaves[:, :, start:stop]
   bad = np.where(leaves, 0, poison)[..., None].astype(np.float32)
   position = np.broadcast_to(np.arange(start, stop, dtype=np.int32), leaves.shape)
   return Evicted(
     key_BHSK=jnp.asarray(key[:, :, start:stop] + bad), value_BHSV=jnp.asarray(value[:, :, start:stop] + bad),
-    position_BHS=jnp.asarray(np.where(leaves, position, position * (1 if poison == 0 else -7)).astype(np.int32)),
+    position_BHS=jnp.asarray(np.where(leaves | (poison == 0), position, start).astype(np.int32)),
     leaves_BHS=jnp.asarray(leaves), query_BHSGK=jnp.asarray(query[:, :, start:stop] + bad[..., None]))
 
 

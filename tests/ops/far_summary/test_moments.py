@@ -37,7 +37,7 @@ from tests.ops.far_summary.scene import (
 MOST = 1.5
 RULES = {
   "mean": Mean(blocks=3, span=4), "diagonal": Moments(blocks=3, span=4, cross=False, most=MOST),
-  "cross": Moments(blocks=3, span=4, most=MOST), "one block": Moments(most=MOST)}
+  "cross": Moments(blocks=3, span=4, most=MOST), "one block": Moments(curvature=0.7, most=MOST)}
 CUTS = {"whole": (0, LENGTH), "uneven": (0, 14, 15, 15, 29, *range(30, LENGTH + 1))}
 
 
@@ -123,6 +123,18 @@ def test_a_million_tokens_lose_nothing_of_the_next_one():
     np.testing.assert_allclose(grown, change / count, rtol=2e-3)
 
 
+def test_a_token_equal_to_the_mean_leaves_it_as_it_is():
+  rule, counts = Moments(), jnp.arange(1, 65, dtype=jnp.float32)
+  start = rule.init_summary(64, 1, 1, 1)
+  start = start.replace(
+    count_BHJ=start.count_BHJ + counts[:, None, None], key_BHJK=start.key_BHJK + 3.3, value_BHJV=start.value_BHJV - 0.7)
+  shape = 64, 1, 1
+  after = adder(rule)(start, Evicted(
+    start.key_BHJK, start.value_BHJV, jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool)))
+  np.testing.assert_array_equal(after.key_BHJK, start.key_BHJK)
+  np.testing.assert_array_equal(after.value_BHJV, start.value_BHJV)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_merging_is_exact_associative_and_zeros_change_nothing(name):
   rule = RULES[name]
@@ -160,7 +172,7 @@ def read_by_definition(rule, q_TK, row, head):
   for count, key, value, variance, cross in definition(rule, row, head):
     if not count:
       continue
-    curve = 0.5 * u**2 @ variance
+    curve = 0.5 * rule.curvature * u**2 @ variance if isinstance(rule, Moments) else 0
     score, out = np.log(count) + u @ key, np.tile(value, (len(u), 1))
     if isinstance(rule, Moments):
       score = score + np.minimum(curve, rule.most)
@@ -298,7 +310,7 @@ def test_the_far_part_has_at_most_the_share_that_it_is_given():
   assert_close(join(*near, *far), merge_attention(*near, *far), 1e-7)
   out, lse = join(*near, *far, most_share=0.9)
   np.testing.assert_allclose(out[:, 0], [1 / (1 + np.e), 0.9, 1.0], rtol=1e-6)
-  np.testing.assert_allclose(lse[1], np.log(10), rtol=1e-6)
+  np.testing.assert_allclose(lse[1:], [np.log(10), 9], rtol=1e-6)
   with pytest.raises(ValueError, match=r"most_share=1.5 must be above 0 and at most 1"):
     join(*near, *far, most_share=1.5)
 
