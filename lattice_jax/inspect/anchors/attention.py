@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -14,12 +13,11 @@ from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.inspect.anchors.losses import bucket
 from lattice_jax.inspect.anchors.readers import Reader
 from lattice_jax.inspect.anchors.texts import places_of
+from lattice_jax.inspect.op_inputs import op_inputs, read_op_inputs
 from lattice_jax.inspect.slot_audit import START
-from lattice_jax.inspect.slot_inputs import unstack
 from lattice_jax.memories.anchor.places import Places
 from lattice_jax.memories.anchor.reference import visible
-from lattice_jax.models.decoder import Decoder, init_state
-from lattice_jax.types import Batch, Segment
+from lattice_jax.types import Batch
 
 OWN, FIRST = "own segment", "first token"
 _NAME_LEN = 18  # characters of the text before an anchor, by which it is called
@@ -38,9 +36,10 @@ def measure_attention(reader: Reader, batch: Batch, tokenizer: Tokenizer) -> dic
   is_seen_BTS = visible(reader.model.anchor, places)
   groups = {name: np.asarray(is_here_BTS) for name, is_here_BTS in _groups(reader.model, places).items()}
   layers, total_TS, by_layer = anchor_layers(reader.model), 0.0, []
-  read = _read_inputs(reader, batch.tokens_BT, segment)
+  read = read_op_inputs(reader.model, reader.variables, batch.tokens_BT, segment)
   for layer in layers:
-    mass_BTS = np.asarray(_mass(*_inputs(read, reader.model, layer), is_seen_BTS))
+    inputs = op_inputs(read, reader.model, layer)
+    mass_BTS = np.asarray(_mass(inputs["q"], inputs["k"], is_seen_BTS))
     by_layer.append({name: _mean_mass(mass_BTS, is_here_BTS) for name, is_here_BTS in groups.items()})
     total_TS = total_TS + mass_BTS[0] / len(layers)
   return {
@@ -81,26 +80,6 @@ def _mass(q_BTQK: jax.Array, k_BTHK: jax.Array, is_seen_BTS: jax.Array) -> jax.A
   score_BQTS = jnp.einsum("BTQK,BSQK->BQTS", q_BTQK, k_BTQK, precision="highest") * q_BTQK.shape[-1] ** -0.5
   weight_BQTS = jax.nn.softmax(jnp.where(is_seen_BTS[:, None], score_BQTS, -1e30), axis=-1)
   return jnp.where(is_seen_BTS, weight_BQTS.mean(1), 0)
-
-
-def _read_inputs(reader: Reader, tokens_BT: np.ndarray, segment: Segment) -> Any:
-  """What every layer reports in Flax's collection "intermediates", which exists only when it is requested."""
-  plain = dataclasses.replace(reader.model, scan_layers=False, remat="none")
-  variables = {name: unstack(tree, reader.model) for name, tree in reader.variables.items()}
-  state = init_state(plain, len(tokens_BT))
-
-  @jax.jit
-  def read(variables: Any) -> Any:
-    _, sown = Decoder(plain).apply(variables, jnp.asarray(tokens_BT), state, segment, mutable=["intermediates"])
-    return sown["intermediates"]
-
-  return read(variables)
-
-
-def _inputs(sown: Any, model: ModelConfig, layer: int) -> tuple[jax.Array, jax.Array]:
-  group, block = divmod(layer, len(model.pattern))
-  (inputs,) = sown[f"group_{group}"][f"block_{block}"]["memory"]["op_inputs"]
-  return inputs["q"], inputs["k"]
 
 
 def _picture(mass_TS: np.ndarray, places: Places, ids_T: np.ndarray, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from lattice_jax.inspect.anchors.probes import measure_demonstrations, measure_r
 from lattice_jax.inspect.anchors.readers import Reader, is_trained, make_readers
 from lattice_jax.inspect.anchors.report import format_report
 from lattice_jax.inspect.anchors.texts import to_batch, window_rows, windows
+from lattice_jax.inspect.machine import describe_machine
 from lattice_jax.marks import Marker
 from lattice_jax.runtime import git_commit
 
@@ -63,7 +63,7 @@ def write_report(
     "model": config.name, "workdir": None if loaded.step is None else str(loaded.workdir), "step": loaded.step,
     "after": after.config.name if after else "", "is_trained": is_trained(loaded), "rule": config.data.anchors.rule,
     "max_segment": config.model.anchor.max_segment, "source": config.data.source, "split": split, "command": command,
-    "git_commit": commit, "sizes": vars(sizes), "machine": _machine(), "seconds": time.perf_counter() - start,
+    "git_commit": commit, "sizes": vars(sizes), "machine": describe_machine(), "seconds": time.perf_counter() - start,
     "versions": ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "numpy"))}} | measured
   paths = [out / "report.json", out / "README.md"]
   write_text(paths[0], json.dumps(report) + "\n")
@@ -114,11 +114,3 @@ def _check_lengths(loaded: LoadedModel, sizes: Sizes, parts: Sequence[str]) -> N
     raise ValueError(
       f"--steps={sizes.steps} are the last of --context={sizes.context} tokens, of which one must be left to read "
       "before; use from 2 steps up, and fewer than --context.")
-
-
-def _machine() -> str:
-  device, info = jax.devices()[0], Path("/proc/cpuinfo")
-  lines = info.read_text().splitlines() if info.exists() else []
-  models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-  name = f"{len(models)} × {models[0]}" if device.platform == "cpu" and models else device.device_kind
-  return f"{name}, Python {platform.python_version()}"

@@ -19,12 +19,15 @@ class Evicted:
   """Tokens that leave where `leaves_BHS`; the others are to be ignored, whatever they hold.
 
   key_BHSK, value_BHSV: as they were cached. position_BHS: which token of its document each is.
+  query_BHSGK: for folds that fit themselves to queries, those of the G heads that share the key: of the token that
+    arrived as this one left (or of this one itself, where a cache keeps these); None where the cache hands none over.
   """
 
   key_BHSK: jax.Array
   value_BHSV: jax.Array
   position_BHS: jax.Array
   leaves_BHS: jax.Array
+  query_BHSGK: jax.Array | None = None
 
 
 @runtime_checkable

@@ -1,0 +1,68 @@
+"""Reports what a model's attention loses when only a window and a summary of fixed size are left of a long text.
+
+python scripts/local.py --pretrained=smollm2 --out=local
+python scripts/local.py --pretrained=smollm2 --out=local --parts=errors --budgets=128,256,512
+
+Writes report.json (every number), README.md (tables), local.html (the same as one file with its pictures) and pictures.
+Parts: the error of attention's output on real queries, keys and values at equal bytes of {larger window, means,
+moments, attention matching, moments and LagKV's picks, LagKV}, and a needle that nothing looks for until the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lattice_jax.commands.arguments import Parser, of, one_of, path, place, positive, positives, seed, some_of
+from lattice_jax.commands.run import run_script
+from lattice_jax.domains import Text
+
+PARTS = ("errors", "needle")
+
+
+def main() -> None:
+  parser = Parser(__doc__)
+  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
+  parser.add_argument("--workdir", type=path, help="folder of a run")
+  parser.add_argument("--set", type=of(Text()), action="append", default=[],
+                      help="a change of the config, as in data.source=enwiki_sample")
+  parser.add_argument("--split", type=one_of("train", "test"), default="test",
+                      help="what to read; settings are chosen on the validation split")
+  parser.add_argument("--parts", type=some_of(*PARTS), default=PARTS, help="what to measure, commas between")
+  parser.add_argument("--texts", type=positive, default=6, help="texts to read")
+  parser.add_argument("--tuning_texts", type=positive, default=1, help="texts on which settings are chosen")
+  parser.add_argument("--needle_texts", type=positive, default=3, help="texts with a planted key")
+  parser.add_argument("--seq_len", type=positive, default=1536, help="tokens of a text")
+  parser.add_argument("--budgets", type=positives, default=(128, 256),
+                      help="bytes of one head of one layer, as the tokens that they would hold")
+  parser.add_argument("--seed", type=seed, default=0, help="of the needle's values")
+  parser.add_argument("--out", type=path, required=True, help="folder for the report")
+  arguments = parser.parse_args()
+  if (arguments.pretrained is None) == (arguments.workdir is None):
+    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+  from lattice_jax.inspect.local.context import Sizes  # --help need not wait for JAX
+  from lattice_jax.inspect.local.run import write_report
+  from lattice_jax.inspect.local.texts import load_model
+  from lattice_jax.runtime import enable_compilation_cache
+
+  enable_compilation_cache()
+  loaded = load_model(pretrained=arguments.pretrained, workdir=arguments.workdir, overrides=arguments.set)
+  print(loaded.describe(), flush=True)
+  sizes = Sizes(**{name: getattr(arguments, name) for name in Sizes.__dataclass_fields__})
+  command = shlex.join(["python", "scripts/local.py", *sys.argv[1:]])
+  for file in write_report(
+    loaded, arguments.out, sizes, split=arguments.split, parts=arguments.parts, command=command,
+    report=lambda line: print(line, flush=True)):
+    print(f"wrote {file}", flush=True)
+
+
+if __name__ == "__main__":
+  run_script(main)
