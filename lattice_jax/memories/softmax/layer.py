@@ -49,6 +49,11 @@ class SoftmaxAttention(nn.Module):
     marks_BT = None if segment is None else segment.marks_BT
     if not isinstance(state, CacheView):
       state, segment = enter_layer(self, x_BTD, state, segment)
-    return attention_layer(self, self.config, x_BTD, segment, lambda q, k, v: softmax_attention(
-      q, k, v, state, segment.ids_BT, segment.valid_BT, marks=marks_BT, window=self.window, cache=self.cache,
-      impl=self.impl))
+    def attend(q, k, v):
+      # Kept only where the collection is asked for, by reports on attention.
+      self.sow("intermediates", "op_inputs", {"q": q, "k": k, "v": v})
+      return softmax_attention(
+        q, k, v, state, segment.ids_BT, segment.valid_BT, marks=marks_BT, window=self.window, cache=self.cache,
+        impl=self.impl)
+
+    return attention_layer(self, self.config, x_BTD, segment, attend)
