@@ -21,7 +21,8 @@ def layer_weights(model: ModelConfig, variables: Any, tokens_BT: np.ndarray) -> 
   """[L]: nats that a token's loss rises, to second order, for each unit of squared length added to a layer's output.
 
   The curvature is that of the empirical Fisher information, half the squared gradient, taken as alike in all
-  directions: ½ · mean_t ‖∂ loss / ∂ y_t‖² / D, where the loss is the sum over the text. An estimate by which layers are
+  directions: ½ · mean_t ‖∂ loss / ∂ y_t‖² / D. The loss is the sum over the text, and the mean goes over its second half:
+  the first token has gradients of another size, and no window hides anything from it. An estimate by which layers are
   compared, not a forecast.
   """
   # unrolled, so that every layer's output can be reached by its name
@@ -44,7 +45,8 @@ def layer_weights(model: ModelConfig, variables: Any, tokens_BT: np.ndarray) -> 
     return nll_BT.sum()
 
   gradient_LBTD = jax.jit(jax.grad(loss))(zeros_LBTD, variables, jnp.asarray(tokens_BT))
-  return np.asarray((gradient_LBTD**2).sum(-1).mean((1, 2)) / 2 / model.dim, np.float64)
+  square_LBT = np.asarray((gradient_LBTD**2).sum(-1), np.float64)
+  return square_LBT[:, :, square_LBT.shape[2] // 2:].mean((1, 2)) / 2 / model.dim
 
 
 def _layer(path: tuple[str, ...], model: ModelConfig) -> int:

@@ -30,6 +30,13 @@ def test_the_head_that_gains_most_for_a_byte_grows_first():
     (0, 4, 8, 8.0, 40, 160)]
 
 
+def test_the_rate_decides_and_not_the_gain():
+  """The whole document gains most, and the next rung most for a byte, which leaves bytes for the other head."""
+  rows, steps = choose_windows(errors([10, 2, 1, 0], [9, 3, 3, 3]), LADDER, 60 + 400)
+  assert [(step.head, step.after, step.gain) for step in steps] == [(0, 8, 8.0), (1, 8, 6.0), (0, 16, 1.0)]
+  assert rows == ((16, 8),)
+
+
 def test_a_plateau_does_not_hide_what_lies_beyond_it():
   rows, steps = choose_windows(errors([9, 9, 9, 0], [9, 8.9, 8.9, 8.9]), LADDER, 60 + 400)
   assert rows == ((0, 4),)
