@@ -16,6 +16,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Text
 
 PARTS = ("loss", "latency")
-_TIMED = ("full", "uniform", "retrieval_heads", "chosen")
+_TIMED = ("full", "uniform", "chosen")
 
 
 def main() -> None:
@@ -71,35 +72,42 @@ def run(arguments: argparse.Namespace) -> None:
   file = arguments.out / "report.json"
   report = json.loads(file.read_text()) if file.is_file() else {}
   report["windows"] = {CHOSEN: profile.windows} | dict(profile.baselines)
+  report["facts"] = {
+    "model": loaded.config.name, "profile": str(arguments.profile), "context": arguments.seq_len,
+    "command": shlex.join(["python", "scripts/compare_windows.py", *sys.argv[1:]]), "git_commit": machine["commit"],
+    "machine": f"{machine['device']}, Python {platform.python_version()}",
+    "versions": ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "numpy"))}
+  arguments.out.mkdir(parents=True, exist_ok=True)
+
+  def save() -> None:  # after every part, so that an interrupted run leaves what it has measured
+    report["facts"]["seconds"] = time.perf_counter() - start
+    write_text(file, json.dumps(report) + "\n")
+    write_text(arguments.out / "README.md", format_report(report, draw_report(report, arguments.out)))
+
   if "loss" in arguments.parts:
     report["loss"] = measure_losses(
       loaded, arms, split=arguments.split, texts=arguments.texts, seq_len=arguments.seq_len, scored=arguments.scored,
       report=say)
+    save()
   if "latency" in arguments.parts:
-    report["latency"] = measure_latency(arguments, arms, loaded.variables)
-  report["facts"] = {
-    "model": loaded.config.name, "profile": str(arguments.profile), "context": arguments.seq_len,
-    "command": shlex.join(["python", "scripts/compare_windows.py", *sys.argv[1:]]), "git_commit": machine["commit"],
-    "machine": f"{machine['device']}, Python {platform.python_version()}", "seconds": time.perf_counter() - start,
-    "versions": ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "numpy"))}
-  arguments.out.mkdir(parents=True, exist_ok=True)
-  write_text(file, json.dumps(report) + "\n")
-  write_text(arguments.out / "README.md", format_report(report, draw_report(report, arguments.out)))
+    report["latency"] = []
+    for record in measure_latency(arguments, arms, loaded.variables):
+      report["latency"].append(record)
+      save()
   say(f"wrote {file} and README.md")
 
 
-def measure_latency(arguments: argparse.Namespace, arms: list, variables: dict) -> list[dict]:
+def measure_latency(arguments: argparse.Namespace, arms: list, variables: dict) -> Iterator[dict]:
   """Steps after each length with one row, then with the batch."""
   from lattice_jax.bench.local_decode import measure_decoding
 
-  models, records = {arm.name: arm.model for arm in arms if arm.name in _TIMED}, []
+  models = {arm.name: arm.model for arm in arms if arm.name in _TIMED}
   for length, batch in [*((length, 1) for length in arguments.lengths), (arguments.batch_length, arguments.batch)]:
     record = measure_decoding(models, variables, length=length, batch=batch, steps=arguments.steps)
-    records.append(record)
     say(f"{length} tokens, batch {batch}: " + ", ".join(
       f"{arm['name']} {arm['p50_ms']:.1f} ms ({arm['saved_p50']:.0%}, {arm['predicted']:.0%} by bytes)"
       for arm in record["arms"]))
-  return records
+    yield record
 
 
 def say(line: str) -> None:

@@ -43,7 +43,7 @@ def make_arms(loaded: LoadedModel, profile: LocalProfile) -> list[Arm]:
   base = under(loaded.config.model, "local")
   arms = [Arm(FULL, "none", under(base, "attention"))]
   for far in dict.fromkeys(("none", base.local.far)):
-    for name in (*profile.baselines, CHOSEN):
+    for name in (CHOSEN, *profile.baselines):
       model = with_profile(base, profile, "" if name == CHOSEN else name)
       arms.append(Arm(name, far, dataclasses.replace(model, local=dataclasses.replace(model.local, far=far))))
   return arms
@@ -76,7 +76,8 @@ def measure_losses(
   for arm in arms:
     nll_BT, _ = score(Reader(arm.name, arm.model, loaded.variables, loaded.mesh, is_masked=False), batch, rows=1)
     nats[arm.name] = nll_BT[:, -scored:].astype(np.float64).mean(1)
-    report(f"{arm.name}: {nats[arm.name].mean():.4f} nats a token")
+    by_text = ", ".join(f"{value:.4f}" for value in nats[arm.name])
+    report(f"{arm.name}: {nats[arm.name].mean():.4f} nats a token; by text {by_text}")
   return {
     "split": split, "source": source.name, "texts": len(batch.tokens_BT), "seq_len": seq_len, "scored": scored,
     "arms": [_record(arm, nats, seq_len) for arm in arms], "removal": removal(nats, arms)}

@@ -21,7 +21,7 @@ def layer_weights(model: ModelConfig, variables: Any, tokens_BT: np.ndarray) -> 
   """[L]: nats that a token's loss rises, to second order, for each unit of squared length added to a layer's output.
 
   The curvature is that of the empirical Fisher information, half the squared gradient, taken as alike in all
-  directions: ½ · mean_t ‖∂ loss / ∂ y_t‖² / D. The loss is the sum over the text, and the mean goes over its second half:
+  directions: ½ · mean_t ‖∂ loss / ∂ y_t‖² / D. The loss is the sum over the text, the mean one over its second half:
   the first token has gradients of another size, and no window hides anything from it. An estimate by which layers are
   compared, not a forecast.
   """

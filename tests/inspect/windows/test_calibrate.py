@@ -81,7 +81,7 @@ def test_the_profile_keeps_no_more_than_the_uniform_window(loaded, calibration, 
   profile, steps = make_profile(loaded, calibration, budget=8, context=64)
   arms = {arm.name: arm for arm in make_arms(loaded, profile)}
   assert list(arms) == [
-    "full", "uniform", "retrieval_heads", "chosen", "uniform + mean", "retrieval_heads + mean", "chosen + mean"]
+    "full", "chosen", "uniform", "retrieval_heads", "chosen + mean", "uniform + mean", "retrieval_heads + mean"]
   most = row_bytes(arms["uniform"], 64)
   assert row_bytes(arms["chosen"], 64) <= most
   assert row_bytes(arms["retrieval_heads"], 64) <= most
