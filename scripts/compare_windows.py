@@ -72,9 +72,11 @@ def run(arguments: argparse.Namespace) -> None:
   file = arguments.out / "report.json"
   report = json.loads(file.read_text()) if file.is_file() else {}
   report["windows"] = {CHOSEN: profile.windows} | dict(profile.baselines)
+  commands = report.get("facts", {}).get("commands", {}) | dict.fromkeys(
+    arguments.parts, shlex.join(["python", "scripts/compare_windows.py", *sys.argv[1:]]))
   report["facts"] = {
     "model": loaded.config.name, "profile": str(arguments.profile), "context": arguments.seq_len,
-    "command": shlex.join(["python", "scripts/compare_windows.py", *sys.argv[1:]]), "git_commit": machine["commit"],
+    "commands": commands, "git_commit": machine["commit"],
     "machine": f"{machine['device']}, Python {platform.python_version()}",
     "versions": ", ".join(f"{name} {version(name)}" for name in ("jax", "flax", "numpy"))}
   arguments.out.mkdir(parents=True, exist_ok=True)
