@@ -32,7 +32,8 @@ def format_report(report: dict[str, Any], pictures: dict[str, Path]) -> str:
   """Every part that the report has."""
   facts = report["facts"]
   parts = [
-    f"# Windows of single heads: {facts['model']}", "\n\n".join(f"{part}: `{command}`" for part, command in facts["commands"].items()),
+    f"# Windows of single heads: {facts['model']}",
+    *(f"{part}: `{command}`" for part, command in facts["commands"].items()),
     _FACTS.format(**facts | {"commit": (facts["git_commit"] or "unknown")[:7]})]
   if "loss" in report:
     parts += _loss(report["loss"])
