@@ -14,14 +14,12 @@ import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from lattice_jax.shown import shown
 
 # Arrays, counters and random keys have 32 bits: a larger number would be truncated, and a smaller one would become 0.
 LARGEST_WHOLE = 2**31 - 1
-LARGEST_SIZE = 2**60  # bytes
 LARGEST_SEED = 2**32 - 1  # jax.random.key uses the lower 32 bits of its seed
 _LARGEST_FLOAT, _SMALLEST_FLOAT = 3.4028234e38, 1.1754944e-38
 
@@ -108,33 +106,6 @@ class Number(Domain):
   def _interval(self) -> str:
     low, high = (f"{bound:d}" if isinstance(bound, int) else f"{bound:g}" for bound in (self.low, self.high))
     return f"{'(' if self.is_low_open else '['}{low}, {high}{')' if self.is_high_open else ']'}"
-
-
-@dataclass(frozen=True)
-class ByteSize(Domain):
-  """A positive number of bytes; on the command line also with a unit, as in 200MB (a million each) or 1.5GiB (2^30)."""
-
-  kind: type = int
-
-  def convert(self, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-      raise ValueError(f"must be of type int, not {type(value).__name__}.")
-    if not 0 < value <= LARGEST_SIZE:
-      raise ValueError("must be a number of bytes from 1 to 2^60.")
-    return value
-
-  def parse(self, text: str) -> int:
-    match = re.fullmatch(r"(\d{1,20}(?:\.\d{1,20})?) ?([A-Za-z]*)", text)
-    units = {"": 1, "B": 1} | {
-      f"{prefix}{end}": base**power for end, base in (("B", 1000), ("iB", 1024))
-      for power, prefix in enumerate("KMGT", start=1)}
-    unit = match and next((size for name, size in units.items() if name.lower() == match[2].lower()), None)
-    if not unit or (unit == 1 and "." in text):
-      raise ValueError("must be a number of bytes with or without a unit, as in 200MB or 1.5GiB.")
-    return self.convert(int(Fraction(match[1]) * unit))
-
-  def describe(self) -> str:
-    return "bytes, as in 200MB or 1.5GiB"
 
 
 class AnyText(Domain):

@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace) -> None:
   file = arguments.out / "report.json"
   report = json.loads(file.read_text()) if file.is_file() else {}
   report["windows"] = {CHOSEN: profile.windows} | dict(profile.baselines)
-  commands = report.get("facts", {}).get("commands", {}) | dict.fromkeys(
+  before = report["facts"]["commands"] if "facts" in report else {}
+  commands = before | dict.fromkeys(
     arguments.parts, shlex.join(["python", "scripts/compare_windows.py", *sys.argv[1:]]))
   report["facts"] = {
     "model": loaded.config.name, "profile": str(arguments.profile), "context": arguments.seq_len,

@@ -10,13 +10,13 @@ import typing
 import pytest
 
 from lattice_jax import dispatch
+from lattice_jax.byte_size import ByteSize
 from lattice_jax.config import Config
 from lattice_jax.config_checks import check_config, default_config, largest_divisor, parse_config, to_dict
 from lattice_jax.data.source import SPLITS
 from lattice_jax.domains import (
   LARGEST_WHOLE,
   SEED,
-  ByteSize,
   Names,
   Number,
   Numbers,

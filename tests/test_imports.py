@@ -18,7 +18,7 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 LAYERS = (
   ("pallas_kernels", "lattice_jax.markdown", "lattice_jax.shown", "lattice_jax.types"),
   ("lattice_jax.domains",),
-  ("lattice_jax.anchor_rule", "lattice_jax.fields", "lattice_jax.processes"),
+  ("lattice_jax.anchor_rule", "lattice_jax.byte_size", "lattice_jax.fields", "lattice_jax.processes"),
   ("lattice_jax.files",),
   ("lattice_jax.cache.policies",),
   ("lattice_jax.cache.config", "lattice_jax.memories.section", "lattice_jax.memories.recurrent_config",

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lattice_jax.anchor_rule import parse_rule
+from lattice_jax.byte_size import ByteSize
 from lattice_jax.commands import cache_flags, eval_rules, text_flags
 from lattice_jax.commands.cache_flags import cache_overrides
 from lattice_jax.commands.domains import COUNT, POSITIVE
 from lattice_jax.commands.flags import define, define_set, given_flags
 from lattice_jax.commands.run import print_now
-from lattice_jax.domains import ByteSize, Place, Switch, Text
+from lattice_jax.domains import Place, Switch, Text
 from lattice_jax.runtime import enable_compilation_cache
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lattice_jax.byte_size import ByteSize
 from lattice_jax.config import MeshConfig, ModelConfig
-from lattice_jax.domains import ByteSize, checked
+from lattice_jax.domains import checked
 from lattice_jax.inference.blocks import Draws
 from lattice_jax.inference.compilation import TreeSpec
 from lattice_jax.inference.sampling import Sampling, sample_token

@@ -17,7 +17,7 @@ def draw_report(report: dict[str, Any], out: Path) -> dict[str, Path]:
   drawn = {"windows of the heads": _plot_windows(report["windows"], report["facts"]["context"], out / "windows.png")}
   if "loss" in report:
     drawn["loss above full attention"] = _plot_losses(report["loss"], out / "loss.png")
-  if len(report.get("latency", ())) > 1:
+  if "latency" in report and len(report["latency"]) > 1:
     drawn["time saved by length"] = _plot_crossover(report["latency"], out / "crossover.png")
   return drawn
 
