@@ -51,7 +51,7 @@ def test_a_filled_state_is_as_after_reading(model, variables):
 
 def test_another_memory_is_refused():
   with pytest.raises(ValueError, match="cannot be filled with random tokens"):
-    filled(dataclasses.replace(FULL, pattern=("delta",)), 1, 4, 8)
+    filled(dataclasses.replace(FULL, pattern=("deltanet",)), 1, 4, 8)
 
 
 def test_every_arm_has_its_steps_and_the_first_saves_nothing(variables):
