@@ -1,4 +1,4 @@
-"""What the layers of a model hand to their attention while it reads a text."""
+"""What the layers of a model hand to their ops while it reads a text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.inspect.slot_inputs import unstack
-from lattice_jax.models.decoder import Decoder, init_state
+from lattice_jax.models.decoder import Decoder, init_state, num_groups
 from lattice_jax.types import Segment
 
 
@@ -29,8 +28,17 @@ def _read(model: ModelConfig, variables: Any, tokens_BT: jax.Array, segment: Seg
   return Decoder(model).apply(variables, tokens_BT, state, segment, mutable=["intermediates"])[1]["intermediates"]
 
 
-def op_inputs(sown: Any, model: ModelConfig, layer: int) -> dict[str, jax.Array]:
-  """Of one layer: queries and keys with their positions [B, T, …], and what else it reports."""
+def op_inputs(sown: Any, model: ModelConfig, layer: int) -> dict[str, jax.Array | None]:
+  """Of one layer: what it reports, such as queries and keys [B, T, …] with their positions."""
   group, block = divmod(layer, len(model.pattern))
   (inputs,) = sown[f"group_{group}"][f"block_{block}"]["memory"]["op_inputs"]
   return inputs
+
+
+def unstack(tree: Any, model: ModelConfig) -> Any:
+  """Turns the variables of stacked layers into those of unrolled layers."""
+  if "groups" not in tree:
+    return tree
+  rest = {name: part for name, part in tree.items() if name != "groups"}
+  return rest | {
+    f"group_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], tree["groups"]) for n in range(num_groups(model))}

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lattice_jax.config import ModelConfig
+from lattice_jax.inspect.op_inputs import op_inputs, read_op_inputs
 from lattice_jax.inspect.slot_trace import SlotInputs
 from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.lattice.op import Rule
-from lattice_jax.models.decoder import Decoder, init_state, num_groups
 from lattice_jax.types import whole_segment
 
 
@@ -33,37 +30,13 @@ def rule_of(config: LatticeConfig) -> Rule:
 
 
 def read_inputs(model: ModelConfig, params: Any, buffers: Any, tokens_T: np.ndarray) -> dict[int, SlotInputs]:
-  """Layer → its inputs while the model reads `tokens_T`, eos first, as one document from an empty memory.
-
-  The layers report them in Flax's collection "intermediates", which exists only when it is requested.
-  """
-  # A scan over layers would have to stack the collection in training too; unrolled layers need no such support.
-  plain = dataclasses.replace(model, scan_layers=False, remat="none")
-  variables = {"params": unstack(params, model), "buffers": unstack(buffers, model)}
-  state, segment = init_state(plain, 1), whole_segment(1, len(tokens_T))
-
-  @jax.jit
-  def read(variables: Any) -> Any:
-    _, sown = Decoder(plain).apply(
-      variables, jnp.asarray(tokens_T, jnp.int32)[None], state, segment, mutable=["intermediates"])
-    return sown["intermediates"]
-
-  sown = read(variables)
-  return {layer: _inputs(sown, model, layer) for layer in lattice_layers(model)}
+  """Layer → its inputs while the model reads `tokens_T`, eos first, as one document from an empty memory."""
+  tokens_BT = np.asarray(tokens_T, np.int32)[None]
+  sown = read_op_inputs(model, {"params": params, "buffers": buffers}, tokens_BT, whole_segment(*tokens_BT.shape))
+  return {layer: _inputs(op_inputs(sown, model, layer)) for layer in lattice_layers(model)}
 
 
-def _inputs(sown: Any, model: ModelConfig, layer: int) -> SlotInputs:
-  group, block = divmod(layer, len(model.pattern))
-  (inputs,) = sown[f"group_{group}"][f"block_{block}"]["memory"]["op_inputs"]
+def _inputs(inputs: dict[str, Any]) -> SlotInputs:
   k_THM, v_THV, step_TH, forget_TH = (
     None if inputs[name] is None else inputs[name][0] for name in ("k", "v", "step", "forget"))
   return SlotInputs(k_THM, v_THV, step_TH, forget_TH, inputs["start"])
-
-
-def unstack(tree: Any, model: ModelConfig) -> Any:
-  """Turns the variables of stacked layers into those of unrolled layers."""
-  if "groups" not in tree:
-    return tree
-  rest = {name: part for name, part in tree.items() if name != "groups"}
-  return rest | {
-    f"group_{n}": jax.tree.map(lambda leaf, n=n: leaf[n], tree["groups"]) for n in range(num_groups(model))}

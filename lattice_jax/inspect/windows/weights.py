@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.inspect.slot_inputs import unstack
+from lattice_jax.inspect.op_inputs import unstack
 from lattice_jax.memories.softmax.layer import SoftmaxAttention
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.types import whole_segment
