@@ -41,11 +41,12 @@ class Question:
 class Seen:
   """What the clients saw.
 
-  first, gaps, whole: seconds, of streams. wrong: answers that are not those of their questions. lost: those that did
-  not come. memory: (when, resident bytes of the server).
+  accepted, first, gaps, whole: seconds, of streams. wrong: answers that are not those of their questions. lost: those
+  that did not come. memory: (when, resident bytes of the server).
   """
 
   counts: collections.Counter[str] = field(default_factory=collections.Counter)
+  accepted: list[float] = field(default_factory=list)
   first: list[float] = field(default_factory=list)
   gaps: list[float] = field(default_factory=list)
   whole: list[float] = field(default_factory=list)
@@ -106,6 +107,7 @@ async def _stream(client: httpx.AsyncClient, question: Question, seen: Seen, *, 
   text, finish, pieces = "", None, 0
   body = question.body | {"stream": True}
   async with client.stream("POST", "/v1/completions", json=body) as response:
+    seen.accepted.append(time.perf_counter() - start)
     async for line in response.aiter_lines():
       if not line or line == "data: [DONE]":
         continue
@@ -132,12 +134,26 @@ async def _watch(client: httpx.AsyncClient, seen: Seen) -> None:
 
 
 async def _metrics(client: httpx.AsyncClient) -> dict[str, float]:
-  """The sums over labels."""
+  """The sums over labels, but for the bounds of buckets, which stand behind the name: NAME_bucket<0.5."""
   sums: dict[str, float] = collections.defaultdict(float)
   for family in text_string_to_metric_families((await client.get("/metrics")).text):
     for sample in family.samples:
-      sums[sample.name] += sample.value
+      bound = f"<{sample.labels['le']}" if "le" in sample.labels else ""
+      sums[sample.name + bound] += sample.value
   return sums
+
+
+def histogram_quantiles(metrics: dict[str, float], name: str) -> dict[str, float]:
+  """Milliseconds, between the bounds of a bucket by proportion; beyond the last bound the bound itself."""
+  start = f"{name}_bucket<"
+  buckets = sorted((float(key.removeprefix(start)), count) for key, count in metrics.items() if key.startswith(start))
+  bounds, counts = map(np.array, zip(*buckets, strict=True))
+  if not counts[-1]:
+    return {}
+  bounds[-1] = bounds[-2]
+  return {
+    f"p{percent}": 1e3 * float(np.interp(counts[-1] * percent / 100, [0, *counts], [0, *bounds]))
+    for percent in (50, 95, 99)}
 
 
 def record(seen: Seen, metrics: dict[str, float], *, streams: int, seconds: float) -> dict[str, Any]:
@@ -149,7 +165,9 @@ def record(seen: Seen, metrics: dict[str, float], *, streams: int, seconds: floa
     "lost": len(seen.lost), "tokens": int(metrics["lattice_completion_tokens_total"]),
     "tokens_per_second": metrics["lattice_completion_tokens_total"] / seconds,
     **{f"{name}_ms": _quantiles(values) for name, values in (
-      ("first_token", seen.first), ("gap", seen.gaps), ("whole_stream", seen.whole))},
+      ("accepted", seen.accepted), ("first_piece", seen.first), ("gap", seen.gaps), ("whole_stream", seen.whole))},
+    **{f"server_{name}_ms": histogram_quantiles(metrics, f"lattice_{name}_seconds") for name in (
+      "time_to_first_token", "inter_token")},
     "rows_in_use_after": metrics["lattice_rows_in_use"], "queue_after": metrics["lattice_queue_length"],
     "compilations": metrics["lattice_compilations_total"], "cache_bytes": metrics["lattice_cache_bytes"],
     "resident_bytes": sizes, "wrong_answers": seen.wrong[:5], "lost_answers": seen.lost[:5]}
@@ -181,6 +199,9 @@ def format_record(found: dict[str, Any]) -> str:
       f"{size / 1e6:,.1f}" for size in (sizes[0], settled, max(sizes), sizes[-1])))]
   times = [("milliseconds", "p50", "p95", "p99", "max")]
   for name, title in (
-    ("first_token", "to the first piece"), ("gap", "between two pieces"), ("whole_stream", "whole streams")):
-    times.append((title, *(f"{value:,.1f}" for value in found[f"{name}_ms"].values())))
+    ("server_time_to_first_token", "server: to the first token"), ("server_inter_token", "– between two deliveries"),
+    ("accepted", "clients: until a stream begins"), ("first_piece", "– to its first piece"),
+    ("gap", "– between two pieces"), ("whole_stream", "– whole streams")):
+    cells = [f"{value:,.1f}" for value in found[f"{name}_ms"].values()]
+    times.append((title, *cells, *[""] * (len(times[0]) - 1 - len(cells))))
   return f"{markdown_table(rows)}\n\n{markdown_table(times)}"

@@ -51,7 +51,7 @@ class Piece:
 class Front:
   """The arms behind one address; their engines have been started. name: by which clients call the model.
 
-  All arms read and write the ids of `tokenizer`, and have the same room. Methods run on the event loop.
+  All arms read and write the ids of `tokenizer`. Methods run on the event loop.
   """
 
   def __init__(
@@ -62,8 +62,8 @@ class Front:
     self._preparer = concurrent.futures.ThreadPoolExecutor(_PREPARED_AT_ONCE, "preparer")
     # one thread, so that requests are recorded in the order in which they end
     self._recorder = concurrent.futures.ThreadPoolExecutor(1, "recorder")
-    first = next(iter(self.arms.values()))
-    self._vocab, self._max_len = first.model.vocab, first.options.max_len
+    self._vocab = min(engine.model.vocab for engine in self.arms.values())
+    self._max_len = min(engine.options.max_len for engine in self.arms.values())
     for arm, engine in self.arms.items():
       metrics.watch(arm, engine)
     metrics.count_compilations()

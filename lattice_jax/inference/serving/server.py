@@ -15,6 +15,10 @@ from lattice_jax.inference.serving.front import Front
 
 _LAST_WORDS = 5  # seconds in which streams that were ended may still be written out
 
+# Seconds that an idle connection stays open: longer than clients keep theirs (httpx, on which OpenAI's is built, 5), so
+# that none sends a request into a connection that is being closed.
+_KEEP_ALIVE = 75
+
 
 class Server(uvicorn.Server):
   """At SIGTERM or Ctrl-C it accepts no more connections, and after `grace` seconds ends the texts that still go on.
@@ -25,7 +29,7 @@ class Server(uvicorn.Server):
   def __init__(self, front: Front, *, grace: float, ready: Callable[[int], Any]):
     super().__init__(uvicorn.Config(
       make_app(front), http="h11", ws="none", lifespan="off", log_config=None, log_level="error", access_log=False,
-      timeout_graceful_shutdown=int(grace) + _LAST_WORDS))
+      timeout_keep_alive=_KEEP_ALIVE, timeout_graceful_shutdown=int(grace) + _LAST_WORDS))
     self._front, self._grace, self._ready = front, grace, ready
 
   async def startup(self, sockets: list[socket.socket] | None = None) -> None:

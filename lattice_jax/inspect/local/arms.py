@@ -83,7 +83,7 @@ def _settings(name: str, budget: int, heads: Heads) -> Iterator[Arm]:
     yield from (Arm(name, Moments(blocks=blocks, curvature=curvature))
                 for blocks, curvature in ((1, 1.0), (1, 0.5), (2, 0.5)))
   if name == MATCHING:
-    for span, slots, blocks in ((32, 8, 4), (32, 8, 8), (32, 16, 8), (64, 16, 8)):
+    for span, slots, blocks in ((32, 8, 4), (32, 16, 4), (32, 16, 8), (64, 16, 8)):
       yield Arm(name, Matching(group=heads.group, blocks=blocks, slots=slots, span=span, stride=4))
   for share in (8, 4):
     if name == PICKS:

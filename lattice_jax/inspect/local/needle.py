@@ -1,4 +1,4 @@
-"""One far token that nothing looks for until the end, and then every head does: what is left of it."""
+"""One far token that no query was made to look for until the end, and then every head does: what is left of it."""
 
 from __future__ import annotations
 

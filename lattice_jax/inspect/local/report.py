@@ -14,8 +14,8 @@ _ERRORS = (
   "attention. Each arm keeps {sinks} sinks, a window, and what stands in its row; the output of attention is compared "
   "with that of full attention for every {every}th token. Error: √(Σ ‖o − ô‖² / Σ ‖o‖²) over the tokens of a text "
   "beyond the budget, for each of its query heads, then the mean over heads, layers and texts. Intervals: 95 %, from "
-  "resampling texts. Settings were chosen on {tuning_texts} other texts, of the validation split, in every third "
-  "layer.")
+  "resampling texts. Settings were chosen on text of the validation split ({tuning_texts} × {seq_len:,} tokens), in "
+  "every third layer.")
 _BYTES = (
   "**Equal bytes.** A budget of n tokens is n · {token_bytes} bytes for one head of one layer: a token is 4 · (K + V) "
   "bytes. (sinks + window) · {token_bytes} + picks · ({token_bytes} + 8) + the bytes of the summary ≤ the budget, and "
@@ -29,9 +29,9 @@ _OFF = (
 _ORDER = "Differences between arms, text by text. A claim holds if the whole interval is above 0."
 _NEEDLE = (
   "A key after a quarter of the text is moved, and so are the last {tail} queries of every head, along a direction "
-  "that the other keys hardly have: together they give it {mass:.0%} of the weight under full attention. Nothing "
-  "before looks for it, as when a question comes at the end. {texts} texts. *Kept*: heads in which the needle is still "
-  "there as it is.")
+  "that the other keys hardly have: together they give it {mass:.0%} of the weight under full attention. No query "
+  "before the last ones was moved, as when a question comes at the end. Texts: {texts}. *Kept*: heads in which the "
+  "needle is still there as it is.")
 
 
 def report_errors(errors: dict[str, Any], pictures: dict[str, Path]) -> list[str]:
