@@ -116,6 +116,8 @@ def _read_and_write(config, fold, groups, q, k, v, view, segment, impl):
 def _read(config, fold, group, rings, q_BTQK, k_BTHK, v_BTHV, view, arriving, read, impl):
   """(output, log-sum-exp) `read` of a group's heads merged with attention to what they keep, and what leaves them."""
   seen_B, place, has_room = view.read("seen_B"), group.place(view.layer), view.stack.num_slots > 0
+  if not has_room and fold is None:
+    return *read, None
   readers, is_token_BT = Readers(index_BT=arriving.index_BT, sees_BT=arriving.run_BT == 0), arriving.run_BT != EMPTY
 
   def reader(ring, window):
