@@ -13,7 +13,7 @@ from lattice_jax.config import CacheConfig, ModelConfig
 from lattice_jax.memories.anchor.config import AnchorConfig
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
-from lattice_jax.memories.local.config import LocalConfig
+from lattice_jax.memories.local.config import LocalConfig, SummaryConfig
 from lattice_jax.memories.memory import Memory
 from lattice_jax.memories.registry import find_memory
 from lattice_jax.memories.vq.config import VQConfig
@@ -176,10 +176,10 @@ ROWS = (
       ("whole-document", _local(5, 0)),
       ("one-token", _local(1, sinks=0)),
       ("wider-than-T", _local(LENGTH + 8, kv_heads=4)),
-      ("mean-of-one-head", _local(0, 4, far="mean")),
+      ("moments-of-one-head", _local(0, 4, far="moments", summary=SummaryConfig(blocks=2, span=3))),
     ),
   ),
-  Row("local-with-mean", find_memory("local"), _local(7, 3, far="mean"), accumulators=("summary.key_BHK",)),
+  Row("local-with-mean", find_memory("local"), _local(7, 3, far="mean"), accumulators=("summary.key_BHJK",)),
   Row(
     "vq", find_memory("vq"), _vq(),
     variants=(

@@ -12,7 +12,8 @@ import numpy as np
 from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.memories.local.far import find_fold
 from lattice_jax.ops.attention.fold import Evicted
-from lattice_jax.ops.local import ALL, FarSummary, merge_far
+from lattice_jax.ops.far_summary import FarSummary, join
+from lattice_jax.ops.local import ALL
 
 _MASKED = -1e30
 
@@ -47,7 +48,7 @@ def head_errors(
   q_BNHGK = q_BTQK[:, time_N].reshape(len(q_BTQK), len(time_N), heads, group, -1).astype(jnp.float32)
   score_BNHGT = jnp.einsum("BNHGK,BTHK->BNHGT", q_BNHGK, k_BTHK, precision="highest") * q_BTQK.shape[-1] ** -0.5
   back_NT = time_N[:, None] - jnp.arange(length)
-  fold = find_fold(config.far)
+  fold = find_fold(config, group)
 
   def attend(sees_NT: jax.Array) -> tuple[jax.Array, jax.Array]:
     masked_BNHGT = jnp.where(sees_NT[:, None, None], score_BNHGT, _MASKED)
@@ -63,7 +64,7 @@ def head_errors(
     out_BNHGV, lse_BNHG = near
     if fold is not None:
       far = _read_far(fold, config.sinks, window, q_BNHGK, k_BTHK, v_BTHV, first=first, stride=stride)
-      out_BNHGV, _ = merge_far(near, far)
+      out_BNHGV, _ = join(*near, *far, most_share=config.summary.most_share)
     off_BNHGV = full_BNHGV - out_BNHGV
     off_BNHD = jnp.einsum("BNHGV,HGVD->BNHD", off_BNHGV, out_HGVD, precision="highest")
     relative_BNHG = jnp.linalg.norm(off_BNHGV, axis=-1) / jnp.linalg.norm(full_BNHGV, axis=-1)

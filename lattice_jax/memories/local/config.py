@@ -6,10 +6,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lattice_jax.fields import at_least, check_fields, choice, numbers, place
+from lattice_jax.fields import at_least, check_fields, choice, numbers, place, positive, section, switch, within
 from lattice_jax.memories.section import Section
 
-FAR = ("none", "mean")
+FAR = ("none", "mean", "moments", "matching")
+
+
+@dataclass(frozen=True)
+class SummaryConfig:
+  """Of what has left the windows; the rules are those of lattice_jax/ops/far_summary."""
+
+  blocks: int = at_least(0, 0, "consecutive parts of what is far, each summarised by itself; 0 = 1, of matching 6")
+  span: int = positive(64, "tokens of the shortest part, which matching fits at a time")
+  cross: bool = switch(True, "moments: whether a query moves the value along the covariance of keys with values")
+  most: float = at_least(0, 4.0, "moments: to which half the variance of a part's scores is cut")
+  slots: int = positive(16, "matching: slots of a part")
+  stride: int = positive(4, "matching: tokens of which one leaves its queries on record; a divisor of span")
+  ridge: float = positive(0.1, "matching: how much fitted values are drawn towards those of their tokens")
+  most_share: float = within(
+    0, 1, 1.0, "of a query's attention that what is far may have; 1 = no bound", is_low_open=True)
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,9 @@ class LocalConfig:
     (256,), "tokens a query sees beside the sinks, itself included: one number for all heads, one for each key/value "
     "head, or one for each of them in every layer, layer by layer; 0 = all", fewest=1)
   far: str = choice(
-    "none", FAR, "what is left of tokens that leave a window; mean: their mean key and value, as of so many tokens")
+    "none", FAR, "what is left of tokens that leave a window; mean: their mean key and value, as of so many tokens; "
+    "moments: as if keys and values were Gaussian; matching: a few slots that answer the queries of their time alike")
+  summary: SummaryConfig = section(SummaryConfig, "how it is made")
   profile: str = place("", "file of sinks, rungs and windows, found by calibration, that takes the place of these")
 
 
@@ -74,7 +91,9 @@ def _listed(values: Sequence[int]) -> str:
 
 
 def _smoke(config: Any) -> dict[str, Any]:
-  return {"sinks": min(2, config.sinks), "rungs": (8, 16), "windows": (16,), "profile": ""}
+  return {
+    "sinks": min(2, config.sinks), "rungs": (8, 16), "windows": (16,), "profile": "",
+    "summary": {"span": 8, "slots": 4, "stride": 4}}
 
 
 SECTION = Section("local", LocalConfig, "the memory \"local\"; its heads are those of model.attention", _smoke)

@@ -43,7 +43,7 @@ class LocalAttention(nn.Module):
     groups = group_heads(window_rows(self.local, layers or 1, config.kv_heads))
     return empty_cache(
       self.local, groups, batch, max_len, key_dim=config.key_dim, value_dim=config.value_dim,
-      dtype=jnp.dtype(self.dtype), fold=find_fold(self.local.far), layers=layers)
+      dtype=jnp.dtype(self.dtype), fold=find_fold(self.local, config.heads // config.kv_heads), layers=layers)
 
   @nn.compact
   def __call__(

@@ -28,22 +28,27 @@ def narrow_state(before: ModelConfig, after: LocalConfig, state: dict[str, Any],
   max_len: tokens that the state has room for. Other memories stay as they are. Raises ValueError as `narrow`.
   """
   check(after)
-  here = {}
+  here, heads = {}, before.attention.kv_heads
   for block, memory in enumerate(before.pattern):
     if memory == "local":
       old, new = (
         MEMORIES["local"].at_block(replace(before, local=config), block).local for config in (before.local, after))
       name = f"block_{block}"
-      here[name] = narrow(old, new, state[name], kv_heads=before.attention.kv_heads, max_len=max_len)
+      here[name] = narrow(
+        old, new, state[name], kv_heads=heads, group=before.attention.heads // heads, max_len=max_len)
   return {**state, **here}
 
 
 def narrow(
-  before: LocalConfig, after: LocalConfig, stack: LocalCache, *, kv_heads: int, max_len: int) -> LocalCache:
+  before: LocalConfig, after: LocalConfig, stack: LocalCache, *, kv_heads: int, group: int, max_len: int,
+) -> LocalCache:
   """A stack of caches with the windows of `after`; what they have no room for goes to the summary, if there is one.
 
+  group: query heads that share a key.
+
   Raises:
-    ValueError: a window of `after` is wider than before, or its sinks or its summary are others.
+    ValueError: a window of `after` is wider than before, or its sinks or its summary are others, or the summary is one
+      that is fitted to queries, of which the cache has none.
   """
   layers, seen_B = len(stack.seen_B), stack.seen_B[0]
   old_LH, new_LH = (window_rows(config, layers, kv_heads) for config in (before, after))
@@ -66,7 +71,7 @@ def narrow(
     ring(group, kind, window) for group in group_heads(new_LH) for kind, window in enumerate(group.windows))
   summary = stack.summary
   if summary is not None:
-    fold = find_fold(before.far)
+    fold = find_fold(before, group)
     summary = _stack([
       fold.add(jax.tree.map(lambda leaf, n=n: leaf[n], summary), _leaving(
         [found[n, head] for head in range(kv_heads)], old_LH[n], new_LH[n], seen_B, before.sinks))
@@ -75,7 +80,7 @@ def narrow(
 
 
 def _check(before, after, old_LH, new_LH) -> None:
-  for name in ("sinks", "far"):
+  for name in ("sinks", "far", "summary"):
     if getattr(before, name) != getattr(after, name):
       raise ValueError(
         f"a text was read with model.local.{name}={getattr(before, name)} and cannot go on with "

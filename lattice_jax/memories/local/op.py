@@ -18,15 +18,14 @@ from lattice_jax.ops.attention.kernel import reasons_against
 from lattice_jax.ops.attention.slots import Readers, after_reading
 from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.documents import EMPTY, keep_only
+from lattice_jax.ops.far_summary import FarSummary, join
 from lattice_jax.ops.local import (
-  FarSummary,
   Ring,
   attend_band,
   attend_far,
   group_heads,
   join_heads,
   leaving,
-  merge_far,
   read_ring,
   take_heads,
   write_ring,
@@ -64,7 +63,7 @@ def local_attention(
   """
   config = config or LocalConfig()
   check(config)
-  fold = find_fold(config.far) if fold is None else fold
+  fold = find_fold(config, q.shape[2] // k.shape[2]) if fold is None else fold
   segment = whole_segment(*q.shape[:2])
   given = {"ids_BT": ids, "valid_BT": valid}
   segment = segment.replace(**{field: array for field, array in given.items() if array is not None})
@@ -109,7 +108,7 @@ def _read_and_write(config, fold, groups, q, k, v, view, segment, impl):
     far, summary = attend_far(
       fold, keep_only(segment.valid_BT, q), leaving_BTH, starts_BT, view.read("summary"),
       block_len=q.shape[1] if chosen == "reference" else 0)
-    read = merge_far(read, far)
+    read = join(*read, *far, most_share=config.summary.most_share)
   return read[0], _move_on(view, tuple(kept), summary, arriving) if view.stack.num_slots else view
 
 

@@ -8,6 +8,7 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.memories.attention_config import check as check_attention
 from lattice_jax.memories.local.cases import make_cases
 from lattice_jax.memories.local.config import check, flat, window_rows
+from lattice_jax.memories.local.far import far_multiply_adds, find_fold
 from lattice_jax.memories.local.layer import LocalAttention
 from lattice_jax.memories.local.profile import resolve
 from lattice_jax.memories.local.state import LocalCache, LocalView, clear
@@ -29,6 +30,7 @@ def _check(model: ModelConfig) -> None:
   if model.origin != "config":
     return  # the model's layers and heads are not known yet
   check(model.local)
+  find_fold(model.local, model.attention.heads // model.attention.kv_heads)
   rows = _rows(model)
   for layer, row in enumerate(rows):
     memory = model.pattern[layer % len(model.pattern)]
@@ -49,8 +51,8 @@ def _multiply_adds(model: ModelConfig, length: int) -> float:
   attention = model.attention
   windows = flat(row for n, row in enumerate(_rows(model)) if model.pattern[n % len(model.pattern)] == "local")
   seen = sum(_mean_seen(length, length if window == ALL else window + model.local.sinks) for window in windows)
-  seen = seen / len(windows) + (model.local.far != "none")
-  reads = attention.heads * seen * (attention.key_dim + attention.value_dim)
+  one = attention.key_dim, attention.value_dim
+  reads = attention.heads * (seen / len(windows) * sum(one) + far_multiply_adds(model.local, *one))
   return attention_projections(model.dim, attention) + reads
 
 
@@ -63,7 +65,7 @@ def _mean_seen(length: int, most: int) -> float:
 def _visible(model: ModelConfig, query: int, key: int) -> bool:
   """Whether some head of some layer sees it, or a summary that it is in."""
   windows = flat(_rows(model))
-  is_far = model.local.far != "none"
+  is_far = model.local.far in ("mean", "moments")  # what the others keep is not differentiated
   return key <= query and (is_far or key < model.local.sinks or ALL in windows or query - key < max(windows))
 
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from lattice_jax.cache.stack_view import StackView
 from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.ops.documents import EMPTY
-from lattice_jax.ops.local import FarSummary, HeadGroup, Ring, blank_unused, empty_ring, num_slots
+from lattice_jax.ops.far_summary import FarSummary
+from lattice_jax.ops.local import HeadGroup, Ring, blank_unused, empty_ring, num_slots
 
 
 @flax.struct.dataclass

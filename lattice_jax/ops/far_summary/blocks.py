@@ -45,7 +45,9 @@ def regroup(
   count_BHM = jnp.concatenate([parts.count_BHJ, tokens.is_added_BHS.astype(jnp.float32)], 2)
   weight_BHMJ = jax.nn.one_hot(target_BHM, num_blocks) * count_BHM[..., None]
   count_BHJ = weight_BHMJ.sum(2)
-  group = _Group(target_BHM, weight_BHMJ / jnp.maximum(count_BHJ, 1)[:, :, None], part_target_BHP.shape[2])
+  # not maximum(count, 1), which has half a gradient at 1
+  share_BHMJ = weight_BHMJ / jnp.where(count_BHJ > 0, count_BHJ, 1)[:, :, None]
+  group = _Group(target_BHM, share_BHMJ, part_target_BHP.shape[2])
   joined_BHMK = jnp.concatenate([parts.key_BHJK, tokens.key_BHSK], 2)
   joined_BHMV = jnp.concatenate([parts.value_BHJV, tokens.value_BHSV], 2)
   after = parts.replace(count_BHJ=count_BHJ, key_BHJK=group.mean(joined_BHMK), value_BHJV=group.mean(joined_BHMV))

@@ -7,7 +7,7 @@ a summary of what was not. All give (output, log-sum-exp), so that parts of disj
 from __future__ import annotations
 
 from lattice_jax.ops.local.band import attend_band
-from lattice_jax.ops.local.far import FarSummary, Leaving, attend_far, merge_far
+from lattice_jax.ops.local.far import Leaving, attend_far
 from lattice_jax.ops.local.heads import ALL, HeadGroup, group_heads, join_heads, take_heads
 from lattice_jax.ops.local.ring import (
   Ring,
@@ -22,6 +22,5 @@ from lattice_jax.ops.local.ring import (
 )
 
 __all__ = [
-  "ALL", "FarSummary", "HeadGroup", "Leaving", "Ring", "attend_band", "attend_far", "blank_unused", "empty_ring",
-  "group_heads", "held", "join_heads", "leaving", "merge_far", "num_slots", "read_ring", "slot_of", "take_heads",
-  "write_ring"]
+  "ALL", "HeadGroup", "Leaving", "Ring", "attend_band", "attend_far", "blank_unused", "empty_ring", "group_heads",
+  "held", "join_heads", "leaving", "num_slots", "read_ring", "slot_of", "take_heads", "write_ring"]

@@ -1,7 +1,7 @@
-"""Attention to what has left the windows, through a summary that is exact about nothing but who is in it.
+"""Attention to what has left the windows, through a summary (`lattice_jax/ops/far_summary`) that loses something.
 
-Each query reads the summary of exactly the tokens that are older than its own window. Such summaries lose something, so
-every query needs one of its own: blocks of tokens are first added whole, one block after another, which gives the
+Each query reads the summary of exactly the tokens that are older than its own window, so every query needs one of its
+own: blocks of tokens are first added whole, one block after another, which gives the
 summary before each block; then all blocks go on side by side, token by token. That takes about 2 √T steps for a call of
 T tokens, and never depends on where a text is cut into calls.
 """
@@ -9,26 +9,15 @@ T tokens, and never depends on where a text is cut into calls.
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.ops.attention import MASKED, merge
-from lattice_jax.ops.attention.fold import Evicted, Fold, fold_in
+from lattice_jax.ops.attention.fold import Evicted, fold_in
 from lattice_jax.ops.documents import from_chunks, keep_only, to_chunks
-
-
-@runtime_checkable
-class FarSummary(Fold, Protocol):
-  """A fold whose summary can be attended to; adding tokens in any number of calls gives the same summary."""
-
-  def read(self, q_BTQK: jax.Array, summary: Any) -> tuple[jax.Array, jax.Array]:
-    """Output [B, T, Q, V] and log-sum-exp [B, T, Q], float32, of queries as `ops.attention.attend` takes them.
-
-    Where a summary is of no tokens they are 0 and -inf.
-    """
+from lattice_jax.ops.far_summary import FarSummary
 
 
 @flax.struct.dataclass
@@ -43,17 +32,12 @@ class Leaving:
   position_BTH: jax.Array
   leaves_BTH: jax.Array
 
-  def evicted(self, is_counted_BT: jax.Array) -> Evicted:
-    """Those of the tokens that count, as a fold takes them."""
+  def evicted(self, q_BTQK: jax.Array, is_counted_BT: jax.Array) -> Evicted:
+    """Those of the tokens that count, as a fold takes them, with the queries of the tokens that arrive."""
     leaves_BTH = self.leaves_BTH & is_counted_BT[..., None]
-    return Evicted(*(jnp.swapaxes(x, 1, 2) for x in (self.key_BTHK, self.value_BTHV, self.position_BTH, leaves_BTH)))
-
-
-def merge_far(
-  near: tuple[jax.Array, jax.Array], far: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-  """Attention to both, as (output, log-sum-exp)."""
-  out_BTQV, lse_BTQ = far
-  return merge(*near, out_BTQV, jnp.maximum(lse_BTQ, MASKED))
+    q_BTHGK = q_BTQK.reshape(*leaves_BTH.shape, -1, q_BTQK.shape[-1])
+    return Evicted(*(
+      jnp.swapaxes(x, 1, 2) for x in (self.key_BTHK, self.value_BTHV, self.position_BTH, leaves_BTH, q_BTHGK)))
 
 
 def attend_far(
@@ -66,25 +50,25 @@ def attend_far(
   """
   length = q_BTQK.shape[1]
   if length == 1:
-    summary = fold_in(fold, summary, leaving.evicted(jnp.ones_like(starts_BT)), starts_BT[:, 0])
+    summary = fold_in(fold, summary, leaving.evicted(q_BTQK, jnp.ones_like(starts_BT)), starts_BT[:, 0])
     return fold.read(q_BTQK, summary), summary
   chunk = block_len or math.isqrt(length - 1) + 1
   q_NBC, leaving_NBC, starts_NBC = (to_chunks(x, chunk) for x in (q_BTQK, leaving, starts_BT))
 
   def add_block(summary, block):
-    leaving, starts_BC = block
+    q_BCQK, leaving, starts_BC = block
     # of a block in which documents begin, what left the last of them
     is_last_BC = jnp.cumsum(starts_BC, axis=1) == starts_BC.sum(1)[:, None]
-    return fold_in(fold, summary, leaving.evicted(is_last_BC), starts_BC.any(1)), summary
+    return fold_in(fold, summary, leaving.evicted(q_BCQK, is_last_BC), starts_BC.any(1)), summary
 
-  first = jax.tree.map(lambda x: x[:-1], (leaving_NBC, starts_NBC))
+  first = jax.tree.map(lambda x: x[:-1], (q_NBC, leaving_NBC, starts_NBC))
   last, before = jax.lax.scan(add_block, summary, first)
   before_NB = jax.tree.map(lambda before, last: jnp.concatenate([before, last[None]]), before, last)
 
   @jax.checkpoint
   def add_token(summary_M, token):
     q_MQK, leaving, starts_M = jax.tree.map(lambda x_M: x_M[:, None], token)
-    summary_M = fold_in(fold, summary_M, leaving.evicted(jnp.ones_like(starts_M)), starts_M[:, 0])
+    summary_M = fold_in(fold, summary_M, leaving.evicted(q_MQK, jnp.ones_like(starts_M)), starts_M[:, 0])
     return summary_M, fold.read(q_MQK, summary_M)
 
   num, batch = starts_NBC.shape[:2]

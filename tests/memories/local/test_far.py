@@ -8,15 +8,18 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from lattice_jax.memories.local.config import FAR, LocalConfig
-from lattice_jax.memories.local.far import RunningMean, find_fold
+from lattice_jax.config_checks import default_config, parse_config
+from lattice_jax.memories.local.config import FAR, LocalConfig, SummaryConfig
+from lattice_jax.memories.local.far import far_multiply_adds, find_fold
 from lattice_jax.memories.local.op import local_attention
-from lattice_jax.ops.attention.fold import Fold
-from lattice_jax.ops.local import FarSummary, held
+from lattice_jax.ops.attention import MASKED
+from lattice_jax.ops.far_summary import FarSummary
+from lattice_jax.ops.local import held
 from tests.contract.harness import quick_jit
 from tests.memories.local import float64
-from tests.memories.local.scene import CONFIG, HEADS, LENGTH, SINKS, WINDOWS, cut, tokens
+from tests.memories.local.scene import CONFIG, HEADS, KEY, LENGTH, SINKS, VALUE, WINDOWS, cut, tokens
 
 PIECES = (13, 13, 13, 1)
 step = quick_jit(local_attention, "config", "fold", "max_len", "impl")
@@ -40,13 +43,16 @@ class Everything:
             "value_BHSV": summary["value_BHSV"] + put(evicted.value_BHSV),
             "times_BHS": summary["times_BHS"] + here_BHSR.sum(2)}
 
+  def merge(self, earlier, later):
+    return jax.tree.map(jnp.add, earlier, later)
+
   def read(self, q_BTQK, summary):
     group = q_BTQK.shape[2] // HEADS
     key, value, times = (jnp.repeat(summary[name], group, 1) for name in ("key_BHSK", "value_BHSV", "times_BHS"))
     score = jnp.einsum("BTQK,BQSK->BTQS", q_BTQK, key, precision="highest") * q_BTQK.shape[-1] ** -0.5
-    score = jnp.where(times[:, None] > 0, score + jnp.log(jnp.maximum(times, 1))[:, None], -jnp.inf)
+    score = jnp.where(times[:, None] > 0, score + jnp.log(jnp.maximum(times, 1))[:, None], MASKED)
     lse = jax.nn.logsumexp(score, -1)
-    weight = jnp.exp(score - jnp.maximum(lse, -1e30)[..., None])
+    weight = jnp.where(times[:, None] > 0, jnp.exp(score - lse[..., None]), 0)
     return jnp.einsum("BTQS,BQSV->BTQV", weight, value, precision="highest"), lse
 
 
@@ -87,17 +93,46 @@ def test_the_mean_is_that_of_the_definition_in_float64():
   np.testing.assert_allclose(out[0], want_TQV, rtol=0, atol=1e-5)
 
 
+def test_attention_matching_in_calls_is_attention_matching_token_by_token():
+  """Its slots are fitted to the queries that arrive as their tokens leave, which a call hands over with them."""
+  summary = SummaryConfig(blocks=2, span=4, slots=2, stride=2, most_share=0.5)
+  config = LocalConfig(sinks=SINKS, rungs=(3, 7), windows=WINDOWS, far="matching", summary=summary)
+  got, state = run((LENGTH // 2,) * 2, config=config)
+  want, want_state = run((LENGTH,), config=config, impl="reference")
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(state.summary.slots.value_BHMV, want_state.summary.slots.value_BHMV, rtol=0, atol=1e-4)
+  assert np.asarray(state.summary.query_BHRGK).any()
+
+
 def test_nothing_is_far_in_a_text_that_fits():
   """Bit for bit what attention without a summary gives."""
   short, given = cut(tokens(), 0, 9), {"sinks": 2, "rungs": (7,), "windows": (7,)}
   out, state = step(*short, config=LocalConfig(**given, far="mean"), max_len=LENGTH)
   np.testing.assert_array_equal(out, step(*short, config=LocalConfig(**given), max_len=LENGTH)[0])
-  assert not np.asarray(state.summary.count_BH).any()
+  assert not np.asarray(state.summary.count_BHJ).any()
 
 
 def test_every_name_of_the_config_is_a_summary():
-  assert find_fold("none") is None
+  assert find_fold(LocalConfig(), 2) is None
   for name in FAR[1:]:
-    assert isinstance(find_fold(name), FarSummary) and isinstance(find_fold(name), Fold)
-    assert find_fold(name) == find_fold(name) and hash(find_fold(name)) == hash(find_fold(name))
-  assert RunningMean() == RunningMean()
+    fold = find_fold(LocalConfig(far=name), 2)
+    assert isinstance(fold, FarSummary) and hash(fold) == hash(find_fold(LocalConfig(far=name), 2))
+
+
+def test_what_reading_a_summary_costs():
+  def cost(**fields):
+    far = fields.pop("far")
+    return far_multiply_adds(LocalConfig(far=far, summary=SummaryConfig(**fields)), KEY, VALUE)
+
+  one = KEY + VALUE
+  assert [cost(far="none"), cost(far="mean"), cost(far="mean", blocks=3)] == [0, one, 3 * one]
+  assert cost(far="moments", blocks=2) == 2 * (one + KEY * VALUE) and cost(far="moments", cross=False) == one
+  assert cost(far="matching", blocks=2, span=8, slots=4) == (2 * 4 + 8) * one
+
+
+def test_fields_that_contradict_one_another_are_refused_by_their_names_in_the_config():
+  raw = default_config().to_dict()
+  raw["model"]["pattern"] = ("local",)
+  raw["model"]["local"].update({"far": "matching", "summary": {"span": 64, "stride": 5}})
+  with pytest.raises(ValueError, match=r"^model\.local\.summary\.stride=5 does not divide model\.local\.summary\.sp"):
+    parse_config(raw)

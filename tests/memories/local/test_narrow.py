@@ -30,7 +30,7 @@ def stack_under(config, length=30):
   """Two layers, each of which has read tokens."""
   groups = group_heads(window_rows(config, 2, HEADS))
   stack = empty_cache(
-    config, groups, 1, LENGTH, key_dim=KEY, value_dim=VALUE, dtype=jnp.dtype("float32"), fold=find_fold(config.far),
+    config, groups, 1, LENGTH, key_dim=KEY, value_dim=VALUE, dtype=jnp.dtype("float32"), fold=find_fold(config, 2),
     layers=2)
   for layer in range(2):
     stack = step(*cut(tokens(), layer, layer + length), LocalView(stack, jnp.int32(layer)), config=config)[1].stack
@@ -38,7 +38,8 @@ def stack_under(config, length=30):
 
 
 def test_what_is_kept_and_summarised_is_as_if_the_smaller_windows_had_always_been():
-  got = narrow(BEFORE, AFTER, stack_under(BEFORE), kv_heads=HEADS, max_len=LENGTH)
+  narrowed = quick_jit(narrow, "before", "after", "kv_heads", "group", "max_len")
+  got = narrowed(before=BEFORE, after=AFTER, stack=stack_under(BEFORE), kv_heads=HEADS, group=2, max_len=LENGTH)
   want = stack_under(AFTER)
   jax.tree.map(np.testing.assert_array_equal, got.rings, want.rings)
   jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=0, atol=1e-6), got.summary, want.summary)
