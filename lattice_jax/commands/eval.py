@@ -35,7 +35,8 @@ PROTOCOL = define(
   "When not given: cold, but none with a --task, or for a pretrained model with a --prompt.")
 SEQ_LEN = define("seq_len", POSITIVE, None, "Context: tokens of a window; the run's own when not given.")
 CHUNK_LEN = define("chunk_len", COUNT, None, "Tokens of one call, the memory carried between calls; 0 = the window.")
-BATCH = define("batch", POSITIVE, None, "Rows; the result does not depend on it.")
+BATCH = define(
+  "batch", POSITIVE, None, "Rows; the result does not depend on it. 1 with a --weights_budget, if not given.")
 SET = define_set()
 OUTPUT = define("output", Place(), None, "JSON file; by default eval_<split>_…_<key>.json in the workdir.")
 COMPRESSORS = define(
@@ -103,12 +104,17 @@ def evaluate(model: LoadedModel, asked: eval_rules.Asked) -> None:
   results = []
   if asked.evaluation:
     given = {"seq_len": SEQ_LEN.value, "chunk_len": CHUNK_LEN.value, "batch": BATCH.value}
+    if model.streamed and BATCH.value is None:
+      given["batch"] = 1  # temporary arrays of more rows would take the memory that layers could have
     given = {name: value for name, value in given.items() if value is not None}
     model = model.with_eval(split=SPLIT.value, protocol=asked.protocol, **given)
     for result in model.evaluate():
       path = model.save(result, Path(OUTPUT.value) if OUTPUT.value else None)
       print_now(f"\n{result_tables.format_result(result)}\n\nwrote {path}")
       results.append(result)
+    if model.streamed:
+      last = results[-1]
+      print_streaming(model, last.tokens_per_second, tokens_per_pass=model.config.eval.batch * last.chunk_len)
   if asked.comparison:
     print_now(f"\n{result_tables.format_comparison(results, *model.baselines(SPLIT.value))}")
 
@@ -123,6 +129,12 @@ def write_texts(model: LoadedModel) -> None:
   texts = written.texts if len(written.texts) > 1 else ()
   print_now("\n\n".join(["", *texts, result_tables.format_written(written), f"wrote {path}"]))
   if model.streamed:
-    from lattice_jax.inference.streaming.report import format_reports, make_report
+    print_streaming(model, written.timing.tokens_per_second, tokens_per_pass=len(written.texts))
 
-    print_now(f"\n{format_reports([make_report(model.streamed, written.timing.tokens_per_second)])}")
+
+def print_streaming(model: LoadedModel, tokens_per_second: float | None, *, tokens_per_pass: int) -> None:
+  """What it cost to read through --weights_budget."""
+  from lattice_jax.inference.streaming.report import format_reports, make_report
+
+  report = make_report(model.streamed, tokens_per_second, tokens_per_pass=tokens_per_pass)
+  print_now(f"\n{format_reports([report])}")

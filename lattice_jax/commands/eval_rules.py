@@ -29,8 +29,8 @@ class Asked:
 _RULES = (
   (("step",), lambda asked: not asked.pretrained, "a run; a pretrained model has no checkpoints"),
   (("dtype",), lambda asked: asked.pretrained, "a --pretrained model; of a run use --set=model.dtype"),
-  (("weights_budget",), lambda asked: asked.pretrained and asked.text and not (asked.evaluation or asked.task),
-   "a --pretrained model that only writes a text, with a --prompt and without --protocol and --task"),
+  (("weights_budget",), lambda asked: asked.pretrained and (asked.text or asked.evaluation) and not asked.task,
+   "a --pretrained model that is evaluated or writes a text, without a --task"),
   (("anchors",), lambda asked: asked.pretrained, "a --pretrained model; of a run use --set=data.anchors.rule"),
   (("seq_len", "chunk_len", "batch", "output"), lambda asked: asked.evaluation,
    "an evaluation, which --protocol=cold asks for"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.inference.compilation import TreeSpec, with_shardings
+from lattice_jax.inference.compilation import TreeSpec, place_variables, with_shardings
+from lattice_jax.inference.engine import JudgingEngine
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.sharding import batch_sharding, replicated, state_shardings
 from lattice_jax.types import Batch, abstract_segment
+
+_LOGITS_AT_ONCE = 64  # tokens whose logits exist at a time where weights are streamed
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,30 @@ def compile_evaluation(
   Programs are compiled ahead of time and cached: a run that evaluates often compiles once, and no call can retrace.
   """
   return _compile(model, shapes, mesh, TreeSpec.of(variables))
+
+
+@contextlib.contextmanager
+def open_evaluation(
+  model: ModelConfig, shapes: EvalShapes, mesh: Mesh, variables: Any,
+) -> Iterator[tuple[Callable[[Any, Batch], Any], Callable[[], Any]]]:
+  """As `compile_evaluation`, with the variables already given; params may be an engine, on whose mesh it is."""
+  if not isinstance(variables["params"], JudgingEngine):
+    variables = place_variables(variables, mesh)
+    step, make_state = compile_evaluation(model, shapes, mesh, variables)
+    yield functools.partial(step, variables), make_state
+    return
+  evaluation = variables["params"].open_evaluation(
+    model, batch=shapes.batch, length=shapes.chunk_len, max_len=shapes.max_len,
+    judge=_streamed_judge(shapes.has_answers))
+
+  def streamed_step(state: Any, batch: Batch) -> Any:
+    state, judged = evaluation.step(state, batch.tokens_BT, batch.targets_BT, batch.segment)
+    return state, (*judged, {})
+
+  try:
+    yield streamed_step, evaluation.start
+  finally:
+    evaluation.close()
 
 
 def _abstract_batch(shapes: EvalShapes, mesh: Mesh) -> Batch:
@@ -69,6 +97,27 @@ def _compile(
   step_jit = jax.jit(step, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
   compiled_step = step_jit.lower(variables.tree(), abstract_state, _abstract_batch(shapes, mesh)).compile()
   return compiled_step, jax.jit(make_state, out_shardings=shardings).lower().compile()
+
+
+@functools.cache
+def _streamed_judge(has_answers: bool) -> Callable[[ModelConfig, Any, jax.Array, jax.Array], Any]:
+  """(nll_BT, right_BT or None) of features and targets; the same function each time, by which programs are kept.
+
+  From the logits of few tokens at a time, so that codes of the head never become floats as a whole.
+  """
+  def judge(
+    model: ModelConfig, variables: Any, features_BTD: jax.Array, targets_BT: jax.Array,
+  ) -> tuple[jax.Array, jax.Array | None]:
+    def score(column: tuple[jax.Array, jax.Array]) -> jax.Array:
+      features_BD, targets_B = column
+      logits_B1A = Decoder(model).apply(variables, features_BD[:, None], method=Decoder.logits)
+      return -jnp.take_along_axis(jax.nn.log_softmax(logits_B1A[:, 0]), targets_B[:, None], axis=1)[:, 0]
+
+    rows = max(1, min(model.xent_chunk, _LOGITS_AT_ONCE) // targets_BT.shape[0])
+    nll_BT = jax.lax.map(score, (jnp.moveaxis(features_BTD, 1, 0), targets_BT.T), batch_size=rows).T
+    return nll_BT, _is_likeliest(model, variables, features_BTD, targets_BT) if has_answers else None
+
+  return judge
 
 
 def _is_likeliest(model: ModelConfig, variables: Any, features_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:

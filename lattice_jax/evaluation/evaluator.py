@@ -20,11 +20,10 @@ from lattice_jax.data.separators import marker_of
 from lattice_jax.data.source import Source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.evaluation.answers import AnswerTotals
-from lattice_jax.evaluation.compiled import EvalShapes, compile_evaluation
+from lattice_jax.evaluation.compiled import EvalShapes, open_evaluation
 from lattice_jax.evaluation.position_buckets import bucket_starts
 from lattice_jax.evaluation.result import EvalResult, make_result
 from lattice_jax.evaluation.totals import Totals
-from lattice_jax.inference.compilation import place_variables
 from lattice_jax.models.decoder import needs_token_cache
 from lattice_jax.sharding import make_mesh, put_batch
 
@@ -59,7 +58,8 @@ def evaluate(
   are read and the memory is carried from chunk to chunk, so that the result does not depend on `seq_len`.
 
   `source` is the loaded split; `eval.split` is not read. Parameters that lie on `mesh` keep their sharding; others are
-  copied to every device. Every process calls `should_stop` before every chunk; it must answer all of them the same.
+  copied to every device; a `StreamedModel` in their place, on whose mesh it must be, streams them. Every process calls
+  `should_stop` before every chunk; it must answer all of them the same.
 
   Raises:
     ValueError: the protocol does not fit the model, the windows do not fit the task, or a memory lacks room for the
@@ -99,10 +99,6 @@ def _run(
   answers: AnswerTotals | None,
 ) -> tuple[dict[str, float], float, float]:
   """Adds every batch to the totals. Returns (the model's metrics, seconds of running, seconds of compilation)."""
-  variables = place_variables(variables, mesh)
-  start = time.perf_counter()
-  step, make_state = compile_evaluation(model, shapes, mesh, variables)
-  compile_seconds = time.perf_counter() - start
   metric_sums: dict[str, np.ndarray] = {}
   state, in_flight = None, collections.deque()
 
@@ -115,19 +111,21 @@ def _run(
     for name, pair in chunk_metrics.items():
       metric_sums[name] = metric_sums.setdefault(name, np.zeros(2)) + np.asarray(pair, np.float64)
 
-  start = time.perf_counter()
-  for chunk in batches:
-    if chunk.fresh:
-      state = make_state()
-    state, result = step(variables, state, put_batch(chunk.batch, mesh, rows=shapes.batch))
-    in_flight.append((chunk, result))
-    if len(in_flight) > _CHUNKS_IN_FLIGHT:
+  opened = time.perf_counter()
+  with open_evaluation(model, shapes, mesh, variables) as (step, make_state):
+    start = time.perf_counter()
+    for chunk in batches:
+      if chunk.fresh:
+        state = make_state()
+      state, result = step(state, put_batch(chunk.batch, mesh, rows=shapes.batch))
+      in_flight.append((chunk, result))
+      if len(in_flight) > _CHUNKS_IN_FLIGHT:
+        collect()
+    while in_flight:
       collect()
-  while in_flight:
-    collect()
-  seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
   metrics = {name: float(total / count) for name, (total, count) in metric_sums.items() if count}
-  return metrics, seconds, compile_seconds
+  return metrics, seconds, start - opened
 
 
 def _first_batches(

@@ -49,8 +49,7 @@ class LoadedModel:
   """A run's config, with overrides, and the parameters of one of its checkpoints; or a pretrained model.
 
   A pretrained model has no `step`, and `workdir` is where its results go. context_len: tokens that it, or a run that
-  started from it, was made to read. streamed: what reads its weights through a budget; `params` are then only shapes,
-  and it can do no more than write texts.
+  started from it, was made to read. streamed: what reads its weights through a budget; `params` are then only shapes.
   """
 
   workdir: Path
@@ -135,8 +134,6 @@ class LoadedModel:
         just one call.
     """
     config, eval = self.config, self.config.eval
-    if self.streamed:
-      raise ValueError("a model whose weights are streamed only writes texts; load it without a budget to evaluate it.")
     is_one_call = eval.protocol != "carried" and not 0 < eval.chunk_len < (eval.seq_len or config.data.seq_len)
     if make_policy(config.model.cache).lag and is_one_call:
       raise ValueError(
@@ -144,7 +141,8 @@ class LoadedModel:
         "call, as if nothing were dropped; give a --chunk_len below the window's length, such as --chunk_len=128.")
     source, tokenizer = self.read_split(eval.split)
     return evaluate_protocols(
-      config.model, self.params, self.buffers, source, tokenizer, eval=eval, data=config.data, mesh=self.mesh)
+      config.model, self.streamed or self.params, self.buffers, source, tokenizer, eval=eval, data=config.data,
+      mesh=self.mesh)
 
   def save(self, result: EvalResult, path: Path | None) -> Path:
     """Writes the result as JSON to `path`, or to the workdir under its key; each of two protocols has its own file."""

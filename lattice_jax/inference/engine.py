@@ -25,6 +25,16 @@ class Engine(Protocol):
   ) -> Callable[..., Any]: ...
 
 
+@runtime_checkable
+class JudgingEngine(Protocol):
+  """An engine that also reads known tokens. open_evaluation: what makes an empty state, steps by calls of `length`
+  tokens, has `judge` judge what follows each, and is closed; see `streaming.evaluation.StreamedEvaluation`.
+  """
+
+  def open_evaluation(
+    self, model: ModelConfig, *, batch: int, length: int, max_len: int, judge: Callable[..., Any]) -> Any: ...
+
+
 @dataclass(frozen=True, eq=False)
 class ResidentWeights:
   """A decoder's variables, all of them in the memory of the devices."""

@@ -38,8 +38,8 @@ def check(asked, *arguments):
   (COMPARING, "--depths=0"), (COMPARING, "--examples=1"), (EVALUATION, "--rows=1"), (EVALUATION, "--chat"),
   (EVALUATION, "--prompt=a"), (EVALUATION, "--prompt_file=a"), (EVALUATION, "--stop=a"), (PASSKEY, "--context=9"),
   (EVALUATION, "--temperature=0"), (EVALUATION, "--anchors=line"), (EVALUATION, "--weights_budget=1MB"),
-  (dataclasses.replace(MODEL_TEXT, protocol="cold"), "--weights_budget=1MB"),
   (dataclasses.replace(MODEL_TEXT, task="text"), "--weights_budget=1MB"),
+  (dataclasses.replace(MODEL_TEXT, text=False, comparison=True), "--weights_budget=1MB"),
   (dataclasses.replace(MODEL_TEXT, pretrained=False), "--weights_budget=1MB"),
   (GREEDY, "--top_k=3"), (GREEDY, "--top_p=0.5"), (EVALUATION, "--seed=1"), (GREEDY, "--seed=1")],
   ids=lambda value: value if isinstance(value, str) else "")
@@ -61,10 +61,11 @@ def test_every_flag_of_the_command_has_a_rule_or_is_what_is_asked_for():
   (EVALUATION, ["--step=2", "--split=test", "--seq_len=8", "--chunk_len=4", "--batch=2", "--output=x"]),
   (MODEL_TEXT, ["--dtype=bfloat16", "--prompt=a", "--chat", "--stop=b", "--context=9", "--top_k=3", "--seed=1"]),
   (MODEL_TEXT, ["--anchors=line", "--weights_budget=200MB"]),
+  (dataclasses.replace(EVALUATION, pretrained=True), ["--weights_budget=200MB", "--batch=2"]),
   (GREEDY, ["--temperature=0", "--stop=b"]),
   (PASSKEY, ["--split=test", "--peers=knorm", "--lengths=9", "--answers=7", "--depths=0", "--rows=1", "--task_seed=1"]),
   (COMPARING, ["--lengths=9", "--trials=2", "--peers=knorm"])],
-  ids=["evaluation", "text", "anchors", "greedy", "task", "compare"])
+  ids=["evaluation", "text", "anchors", "streamed", "greedy", "task", "compare"])
 def test_flags_that_something_reads_pass(asked, arguments):
   check(asked, *arguments)
 

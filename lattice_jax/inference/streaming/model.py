@@ -20,8 +20,9 @@ from lattice_jax.inference.blocks import Draws
 from lattice_jax.inference.compilation import TreeSpec
 from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.inference.session import Session, SessionState
+from lattice_jax.inference.streaming.evaluation import StreamedEvaluation
 from lattice_jax.inference.streaming.layers import hash_layer, layer_parts
-from lattice_jax.inference.streaming.programs import compile_programs, work_bytes
+from lattice_jax.inference.streaming.programs import Judge, compile_programs, work_bytes
 from lattice_jax.inference.streaming.session import WORK, StreamedSession, reserve_compressed
 from lattice_jax.inference.streaming.source import ModelFiles, Options, Source, Usage
 from lattice_jax.marks import Marker
@@ -64,14 +65,28 @@ class StreamedModel:
     Raises:
       ValueError: as `StreamedSession`, another session is open, or the budget is too small.
     """
+    source = self._open_source()
+    session = StreamedSession(model, source, batch=batch, max_len=max_len, chunk_len=chunk_len, marker=marker)
+    source.check()
+    return session
+
+  def open_evaluation(
+    self, model: ModelConfig, *, batch: int, length: int, max_len: int, judge: Judge) -> StreamedEvaluation:
+    """What reads rows of known tokens, with a budget of its own as a session.
+
+    Raises:
+      ValueError: as `StreamedEvaluation`, or a session is open.
+    """
+    return StreamedEvaluation(
+      model, self._open_source(), batch=batch, length=length, max_len=max_len, judge=judge)
+
+  def _open_source(self) -> Source:
     source = self._source()
     if source is not None and not source.is_closed:
       raise ValueError("a budget is one session's at a time; close the session that is open.")
     source = Source(self.files, self.budget, self.mesh, self.options)
     self.usage, self._source = source.usage, weakref.ref(source)
-    session = StreamedSession(model, source, batch=batch, max_len=max_len, chunk_len=chunk_len, marker=marker)
-    source.check()
-    return session
+    return source
 
   def compile_block(
     self, model: ModelConfig, sampling: Sampling, block_len: int, max_len: int, session: Session) -> Callable[..., Any]:

@@ -30,11 +30,14 @@ from lattice_jax.models.decoder import (
 from lattice_jax.sharding import replicated
 from lattice_jax.types import Segment, abstract_segment
 
+Judge = Callable[[ModelConfig, Any, jax.Array, jax.Array], Any]
+
 
 @dataclass(frozen=True)
 class Programs:
   """embed: (outside, marker, tokens, segment, previous) → (x, segment, previous). layers: by number, (parameters, x,
-  stack, group, segment) → (x, stack), which takes the stack over. head: (outside, x, segment, state) → state.
+  stack, group, segment) → (x, stack), which takes the stack over. head: (outside, x, segment, state) → state, with the
+  logits that follow; or, for a judge, (outside, x, segment, state, targets) → (state, what the judge says).
 
   groups: the numbers of the groups, on the device. work_bytes: what the programs need at a time besides parameters and
   state.
@@ -42,15 +45,15 @@ class Programs:
 
   embed: Callable[..., Any]
   layers: tuple[Callable[..., Any], ...]
-  head: Callable[..., SessionState]
+  head: Callable[..., Any]
   groups: tuple[jax.Array, ...]
   work_bytes: int
 
   def read(
     self, model: ModelConfig, source: Source, marker: Marker | None, tokens_BT: jax.Array, segment: Segment,
-    state: SessionState,
-  ) -> SessionState:
-    """Reads the valid tokens of every row, which may be none; takes the state over."""
+    state: SessionState, *targets_BT: jax.Array,
+  ) -> Any:
+    """Reads the valid tokens of every row, which may be none, and takes the state over; returns what the head does."""
     outside, blocks = source.outside(), [name for name, _ in pattern_blocks(model)]
     x_BTD, segment, previous_BW = self.embed(outside, marker, tokens_BT, segment, state.previous_BW)
     memory = dict(state.memory)
@@ -63,20 +66,26 @@ class Programs:
       return x_BTD
 
     source.run(compute)
-    return self.head(outside, x_BTD, segment, state.replace(memory=memory, previous_BW=previous_BW))
+    return self.head(outside, x_BTD, segment, state.replace(memory=memory, previous_BW=previous_BW), *targets_BT)
 
 
 def compile_programs(
-  model: ModelConfig, source: Source, *, batch: int, max_len: int, length: int, marker: TreeSpec) -> Programs:
-  """The programs for calls of `length` tokens."""
+  model: ModelConfig, source: Source, *, batch: int, max_len: int, length: int, marker: TreeSpec,
+  judge: Judge | None = None,
+) -> Programs:
+  """The programs for calls of `length` tokens.
+
+  judge: what the head computes in the place of logits; (model, {"params": outside}, features, targets) → a tree of
+  arrays.
+  """
   specs = tuple(TreeSpec.of(source.layer_shapes(layer)) for layer in range(source.num_layers))
-  return _compile(model, batch, max_len, length, source.mesh, TreeSpec.of(source.outside_shapes), specs, marker)
+  return _compile(model, batch, max_len, length, source.mesh, TreeSpec.of(source.outside_shapes), specs, marker, judge)
 
 
 @functools.lru_cache(maxsize=16)
 def _compile(
   model: ModelConfig, batch: int, max_len: int, length: int, mesh: Mesh, outside: TreeSpec,
-  layers: tuple[TreeSpec, ...], marker: TreeSpec,
+  layers: tuple[TreeSpec, ...], marker: TreeSpec, judge: Judge | None,
 ) -> Programs:
   state, shardings = abstract_state(model, batch, max_len, mesh, marker)
   whole = replicated(mesh)
@@ -89,8 +98,12 @@ def _compile(
   number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
   embed = jax.jit(functools.partial(_embed, model), out_shardings=whole).lower(
     outside.tree(), marker.tree(), tokens_BT, segment, state.previous_BW).compile()
-  head = jax.jit(functools.partial(_head, model), donate_argnums=3, out_shardings=shardings).lower(
-    outside.tree(), x_BTD, segment, state).compile()
+  if judge is None:
+    head = jax.jit(functools.partial(_head, model), donate_argnums=3, out_shardings=shardings).lower(
+      outside.tree(), x_BTD, segment, state).compile()
+  else:
+    head = jax.jit(functools.partial(_judge, model, judge), donate_argnums=3, out_shardings=(shardings, whole)).lower(
+      outside.tree(), x_BTD, segment, state, tokens_BT).compile()
 
   @functools.cache
   def layer_step(place: int, params: TreeSpec) -> Callable[..., Any]:
@@ -142,6 +155,18 @@ def _head(model: ModelConfig, outside: Any, x_BTD: jax.Array, segment: Segment, 
     logits_BA=jnp.where(num_valid_B[:, None] > 0, logits_BA, state.logits_BA),
     position_B=state.position_B + num_valid_B,
     memory=state.memory | finish_carried(model, stacks, x_BTD.shape[1]))
+
+
+def _judge(
+  model: ModelConfig, judge: Judge, outside: Any, x_BTD: jax.Array, segment: Segment, state: SessionState,
+  targets_BT: jax.Array,
+) -> tuple[SessionState, Any]:
+  """What the judge says of every position; logits and positions of the state mean nothing."""
+  del segment
+  stacks, _ = split_carried(model, state.memory)
+  features_BTD = Decoder(model).apply({"params": outside}, x_BTD, method=Decoder.features)
+  judged = judge(model, {"params": outside}, features_BTD, targets_BT)
+  return state.replace(memory=state.memory | finish_carried(model, stacks, x_BTD.shape[1])), judged
 
 
 def work_bytes(program: Any) -> int:

@@ -20,12 +20,12 @@ _MOST = 1 << 28  # bytes of the file that are read to measure its bandwidth
 
 @dataclass(frozen=True)
 class Report:
-  """One text that was drawn. budget, peak: bytes that were allowed, and that were counted at most.
+  """What was read through one budget. budget, peak: bytes that were allowed, and that were counted at most.
 
-  pinned: of num_layers; apart: those of them with a byte for each 4-bit code. streamed_bytes: read for each token.
-  tokens_per_second: None for a text of one token. warm, cold: bytes a second that a plain read of the same layers gets
-  from the page cache, and from the disk; None where nothing is streamed, or the page cache could not be emptied.
-  memory: of the process when most of it was anonymous.
+  pinned: of num_layers; apart: those of them with a byte for each 4-bit code. streamed_bytes: read for each pass over
+  the layers, and tokens_per_pass, of all rows, that it serves. tokens_per_second: None for a text of one token. warm,
+  cold: bytes a second that a plain read of the same layers gets from the page cache, and from the disk; None where
+  nothing is streamed, or the page cache could not be emptied. memory: of the process when most of it was anonymous.
   """
 
   budget: int
@@ -34,6 +34,7 @@ class Report:
   pinned: int
   apart: int
   streamed_bytes: int
+  tokens_per_pass: int
   tokens_per_second: float | None
   warm: float | None
   cold: float | None
@@ -42,11 +43,11 @@ class Report:
 
   def ceiling(self, bandwidth: float | None) -> float | None:
     """Tokens a second that reading alone would take; None where nothing is read."""
-    return bandwidth / self.streamed_bytes if bandwidth and self.streamed_bytes else None
+    return self.tokens_per_pass * bandwidth / self.streamed_bytes if bandwidth and self.streamed_bytes else None
 
 
-def make_report(model: StreamedModel, tokens_per_second: float | None) -> Report:
-  """Of the text that was drawn last. It measures the bandwidth of the file, so it takes its time.
+def make_report(model: StreamedModel, tokens_per_second: float | None, *, tokens_per_pass: int = 1) -> Report:
+  """Of what was read last. It measures the bandwidth of the file, so it takes its time.
 
   Raises:
     ValueError: nothing was drawn yet.
@@ -59,7 +60,8 @@ def make_report(model: StreamedModel, tokens_per_second: float | None) -> Report
   return Report(
     budget=model.budget, peak=usage.pool.peak, num_layers=len(model.files.layers), pinned=len(plan.pinned),
     apart=len(plan.apart) if plan.has_codes else 0, streamed_bytes=plan.streamed_bytes,
-    tokens_per_second=tokens_per_second, warm=warm, cold=cold, counters=replace(usage.counters), memory=usage.memory)
+    tokens_per_pass=tokens_per_pass, tokens_per_second=tokens_per_second, warm=warm, cold=cold,
+    counters=replace(usage.counters), memory=usage.memory)
 
 
 def read_bandwidth(model: StreamedModel, *, cold: bool) -> float | None:
@@ -94,7 +96,7 @@ def read_bandwidth(model: StreamedModel, *, cold: bool) -> float | None:
 def format_reports(reports: Sequence[Report]) -> str:
   """A line of a Markdown table for each."""
   head = [
-    "budget", "counted", "layers that stay", "read a token", "tokens/s", "at most, page cache", "at most, disk", "hits",
+    "budget", "counted", "layers that stay", "read a pass", "tokens/s", "at most, page cache", "at most, disk", "hits",
     "misses", "read", "stalls", "RssAnon", "RssFile"]
   return markdown_table([head, *(_cells(report) for report in reports)])
 

@@ -46,13 +46,16 @@ class StreamedSession(Session):
       compile_programs, model, source, batch=batch, max_len=max_len, marker=TreeSpec.of(self.marker))
     self._programs: dict[int, Programs] = {}
     self._programs_for(1)
-    start_key = model, batch, max_len, self.mesh, TreeSpec.of(self.marker)
     if state is None:
       self._programs_for(chunk_len)
       self._count_state()
-      self.state = compile_start(*start_key)()
+      self.state = compile_start(*self._start_key)()
     else:
-      self.state = jax.device_put(state, abstract_state(*start_key)[1])
+      self.state = jax.device_put(state, abstract_state(*self._start_key)[1])
+
+  @property
+  def _start_key(self) -> tuple[ModelConfig, int, int, Mesh, TreeSpec]:
+    return self.model, self.batch, self.max_len, self.mesh, TreeSpec.of(self.marker)
 
   @property
   def variables(self) -> dict[str, Any]:

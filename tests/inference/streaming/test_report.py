@@ -15,7 +15,7 @@ from tests.inference.streaming import tiny
 
 ROOM = {"batch": 1, "max_len": 16, "chunk_len": 4}
 EXAMPLE = report.Report(
-  budget=100_000_000, peak=99_000_000, num_layers=30, pinned=12, apart=0, streamed_bytes=40_000_000,
+  budget=100_000_000, peak=99_000_000, num_layers=30, pinned=12, apart=0, streamed_bytes=40_000_000, tokens_per_pass=1,
   tokens_per_second=45.0, warm=2e9, cold=None, counters=Counters(3, 4, 160_000_000, 2, 0.25),
   memory=ProcessMemory(300_000_000, None))
 
@@ -23,6 +23,7 @@ EXAMPLE = report.Report(
 def test_a_ceiling_is_the_bandwidth_over_the_bytes_of_a_token():
   assert EXAMPLE.ceiling(EXAMPLE.warm) == 50 and EXAMPLE.ceiling(None) is None
   assert dataclasses.replace(EXAMPLE, streamed_bytes=0).ceiling(2e9) is None
+  assert dataclasses.replace(EXAMPLE, tokens_per_pass=6).ceiling(2e9) == 300
 
 
 def test_a_line_of_the_table_has_every_figure():
