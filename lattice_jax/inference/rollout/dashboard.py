@@ -13,7 +13,7 @@ from lattice_jax.inference.rollout.page_style import STYLE
 _ROLES = {
   "quality": "must go", "purpose": "must go", "guard": "guardrail", "report": "reported only"}
 _CAUSES = {"not_finite": "logits that are not finite", "kl": "divergence above the limit, several units in a row"}
-_MARKS = {"go": "✓ go", "stop": "✕ stop", "wait": "… wait", "no stop": "– no stop"}
+_MARKS = {"go": "✓ go", "stop": "✕ stop", "wait": "… wait", "no stop": "– no stop", "reported": "– reported"}
 
 
 def render_dashboard(snapshot: dict[str, Any], *, refresh: int = 2) -> str:
@@ -80,8 +80,11 @@ def _figures(snapshot: dict[str, Any]) -> str:
 def _gates(snapshot: dict[str, Any]) -> str:
   rows = []
   for gate in snapshot["gates"]:
-    answer = gate["answer"] if gate["answer"] != "wait" or gate["role"] in ("quality", "purpose") else "no stop"
-    answer = "no stop" if gate["role"] in ("guard", "report") and answer == "go" else answer
+    answer = gate["answer"]
+    if gate["role"] == "report":
+      answer = "reported"
+    elif gate["role"] == "guard" and answer != "stop":
+      answer = "no stop"
     sign = "<" if gate["is_high_bad"] else ">"
     rows.append(
       f'<tr><td><b>{escape(gate["title"])}</b><br><span class="muted">{_ROLES[gate["role"]]}: {sign} '
@@ -157,7 +160,7 @@ def _reason(decision: dict[str, Any]) -> str:
   if decision["cause"]:
     return _CAUSES[decision["cause"]]
   loss = gates["delta"]
-  return f"all gates went; loss difference below {shown_value('delta', loss['upper'])}"
+  return f"every gate said go; loss difference below {shown_value('delta', loss['upper'])}"
 
 
 def _settings(snapshot: dict[str, Any]) -> str:

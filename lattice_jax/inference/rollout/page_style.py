@@ -22,7 +22,7 @@ background:var(--waitback);color:var(--wait)}
 td .chip{margin-left:0}
 .chip.go{background:var(--goback);color:var(--go)}
 .chip.stop{background:var(--stopback);color:var(--stop)}
-.chip.no-stop{background:none;color:var(--muted);padding-left:0}
+.chip.no-stop,.chip.reported{background:none;color:var(--muted);padding-left:0}
 .stages{display:flex;flex-wrap:wrap;gap:6px;list-style:none;margin:16px 0;padding:0}
 .stages li{flex:1 1 100px;background:var(--card);border:1px solid var(--line);border-top:4px solid var(--line);
 border-radius:6px;padding:6px 10px}

@@ -66,7 +66,7 @@ def fallen(rollout):
   ({}, lambda rollout: None, ("running", "None yet", "no bounds yet")),
   ({}, lambda rollout: observe(rollout, "a"), ("running", "It is drawn from the second")),
   ({}, lambda rollout: drive(rollout, 5, error=True), ("5 : 0",)),
-  ({}, lambda rollout: drive(rollout, 60), ("advance", "replay → shadow", "all gates went; loss difference below")),
+  ({}, lambda rollout: drive(rollout, 60), ("advance", "replay → shadow", "every gate said go; loss difference below")),
   ({}, worse, ("rolled back", "roll back", "loss difference: lower bound +0.1")),
   ({}, lambda rollout: observe(rollout, "a", finite=False), ("halt", "logits that are not finite")),
   ({"purpose": "required"}, lambda rollout: drive(rollout, 500), ("no purpose", "median latency, next token: lower")),
