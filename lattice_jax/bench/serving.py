@@ -6,6 +6,7 @@ import asyncio
 import collections
 import json
 import random
+import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ _SAMPLINGS = ({"temperature": 0.0}, {"temperature": 0.9, "top_k": 100, "top_p": 
 _STREAM, _WHOLE, _LEAVE, _WRONG = "stream", "whole", "leave", "wrong"
 _MODES = {_STREAM: 78, _WHOLE: 10, _LEAVE: 8, _WRONG: 4}
 _WRONG_BODIES = (b"{", b'{"prompt": "a", "n": 2}', b'{"prompt": "a", "max_tokens": 100000}', b'{"promt": "a"}')
+_TIMEOUT = 600.0
 _SAMPLE_SECONDS = 5.0  # between two looks at the metrics
 
 
@@ -73,10 +75,17 @@ async def drive(
   url: str, questions: Sequence[Question], *, streams: int, seconds: float) -> tuple[Seen, dict[str, float]]:
   """Keeps so many clients busy for so long; returns what they saw, and the server's metrics when all have left."""
   seen, end = Seen(), time.perf_counter() + seconds
-  limits = httpx.Limits(max_connections=streams + 1, max_keepalive_connections=streams + 1)
-  async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(600), limits=limits) as client:
+  # One pool for all would look at each of its connections at each request, and the clients would be what is measured.
+  # http needs no certificates, which take a while to read.
+  options = {"base_url": url, "timeout": _TIMEOUT, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
+
+  async def one(number: int) -> None:
+    async with httpx.AsyncClient(**options) as client:
+      await _client(client, random.Random(number), questions, seen, end)
+
+  async with httpx.AsyncClient(**options) as client:
     watcher = asyncio.create_task(_watch(client, seen))
-    await asyncio.gather(*(_client(client, random.Random(n), questions, seen, end) for n in range(streams)))
+    await asyncio.gather(*map(one, range(streams)))
     watcher.cancel()
     metrics = await _metrics(client)
     seen.memory.append((time.perf_counter(), int(metrics["process_resident_memory_bytes"])))
