@@ -51,7 +51,7 @@ def measure(file: Path, share: float | None, page_cache: str, *, tokens: int, ro
     "bandwidth": bandwidth, "ceiling": report.ceiling(bandwidth), "hits": report.counters.hits,
     "misses": report.counters.misses, "bytes_read": report.counters.bytes_read, "stalls": report.counters.stalls,
     "stall_seconds": report.counters.stall_seconds, "anonymous_before": before.anonymous,
-    "anonymous": max((one.memory.anonymous or 0) for one in reports), "file": report.memory.file}
+    "anonymous": max((one.memory.anonymous or 0) for one in reports), "file_pages": report.memory.file}
 
 
 def _measure_ordinary(pretrained: Pretrained, tokens: int, rounds: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _measure_ordinary(pretrained: Pretrained, tokens: int, rounds: int) -> dict[
   return {
     "layers": pretrained.model.layers, "pinned": pretrained.model.layers, "streamed_bytes": 0,
     "tokens_per_second": statistics.median(speeds), "all": speeds, "anonymous_before": before.anonymous,
-    "anonymous": most.anonymous, "file": most.file}
+    "anonymous": most.anonymous, "file_pages": most.file}
 
 
 def _budget(pretrained: Pretrained, num_pinned: int, tokens: int) -> int:
@@ -128,7 +128,7 @@ def _row(
     "" if is_ordinary else shown_bytes(record["budget"]), shown_bytes(record["streamed_bytes"]), f"{speed:.1f}",
     ceiling, f"{100 * speed / limit:.0f} %" if limit else "",
     "" if is_ordinary else f"{record['hits']:,}, {record['misses']:,}", waited,
-    _size(record["anonymous"]), part_of(resident), part_of(ordinary), _size(record["file"])]
+    _size(record["anonymous"]), part_of(resident), part_of(ordinary), _size(record["file_pages"])]
 
 
 def _size(number: int | None) -> str:

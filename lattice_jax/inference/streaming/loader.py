@@ -111,24 +111,29 @@ class Loader:
     return self._is_closed
 
   def _run(self) -> None:
-    index = OUTSIDE
+    index, order = OUTSIDE, self._order()
+    following = next(order)
     try:
-      self._load(OUTSIDE, self._outside, self._tier.make_slot(self._outside.nbytes, self._outside.name), again=False)
+      self._load(OUTSIDE, self._tier.make_slot(self._outside.nbytes, self._outside.name), following)
       for _ in range(self._plan.num_buffers):
         self._free.append(self._tier.make_slot(self._plan.buffer_bytes, "a buffer"))
-      for index in self._order():
+      while following is not None:
+        index, following = following, next(order, None)
         slot = self._slot_for(index)
         if slot is None:
           return
-        self._load(index, self._layers[index], slot, again=index not in self._plan.pinned)
+        self._load(index, slot, following)
     except ValueError as error:
       self._fail(error)
     except BaseException as error:  # whatever it is, the caller waits for it
-      layer = self._outside if index == OUTSIDE else self._layers[index]
+      layer = self._layer(index)
       path = layer.parts[0].tensor.file.path
       failure = ValueError(f"{layer.name} of {path} could not be read ({reason_of(error)}); get the file again.")
       failure.__cause__ = error
       self._fail(failure)
+
+  def _layer(self, index: int) -> LayerParts:
+    return self._outside if index == OUTSIDE else self._layers[index]
 
   def _order(self) -> Iterator[int]:
     """Layers in the order in which they are read: all once, then those that do not stay, without end."""
@@ -146,7 +151,12 @@ class Loader:
       self._condition.wait_for(lambda: self._free or self._is_closed)
       return None if self._is_closed else self._free.popleft()
 
-  def _load(self, index: int, layer: LayerParts, slot: Slot, *, again: bool) -> None:
+  def _load(self, index: int, slot: Slot, following: int | None) -> None:
+    """Fills the slot with a layer, while the system begins to read the one that follows."""
+    layer, again = self._layer(index), index != OUTSIDE and index not in self._plan.pinned
+    for one in (layer, *([] if following is None else [self._layers[following]])):
+      for file, start, stop in one.spans:
+        file.will_need(start, stop)
     self._tier.fill(slot, layer, self._read_layer, again=again)
     self.counters.bytes_read += layer.file_bytes
     with self._condition:
@@ -155,8 +165,6 @@ class Loader:
         self._condition.notify_all()
 
   def _read_layer(self, layer: LayerParts, outs: list[np.ndarray]) -> None:
-    for file, start, stop in layer.spans:
-      file.will_need(start, stop)
     self._read(layer, outs, lambda: self._is_closed)
     if self._is_closed:
       return

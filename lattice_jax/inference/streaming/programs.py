@@ -166,7 +166,7 @@ def _judge(
   stacks, _ = split_carried(model, state.memory)
   features_BTD = Decoder(model).apply({"params": outside}, x_BTD, method=Decoder.features)
   judged = judge(model, {"params": outside}, features_BTD, targets_BT)
-  return state.replace(memory=state.memory | finish_carried(model, stacks, x_BTD.shape[1])), judged
+  return state.replace(memory=state.memory | finish_carried(model, stacks, targets_BT.shape[1])), judged
 
 
 def work_bytes(program: Any) -> int:
