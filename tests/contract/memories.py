@@ -171,15 +171,14 @@ ROWS = (
     ),
   ),
   Row(
-    "local", find_memory("local"), _local(7, 3),
+    "local", find_memory("local"), _local(7, 3, far="mean"), accumulators=("summary.key_BHJK",),
     variants=(
-      ("whole-document", _local(5, 0)),
+      ("windows-alone", _local(7, 3)),
       ("one-token", _local(1, sinks=0)),
       ("wider-than-T", _local(LENGTH + 8, kv_heads=4)),
       ("moments-of-one-head", _local(0, 4, far="moments", summary=SummaryConfig(blocks=2, span=3))),
     ),
   ),
-  Row("local-with-mean", find_memory("local"), _local(7, 3, far="mean"), accumulators=("summary.key_BHJK",)),
   Row(
     "vq", find_memory("vq"), _vq(),
     variants=(

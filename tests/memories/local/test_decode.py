@@ -79,10 +79,9 @@ def test_layers_with_windows_of_their_own_give_what_the_written_mask_gives():
 
 
 def test_a_session_gives_the_logits_of_the_masked_forward_pass():
-  """Read in chunks, ragged rows, and one by one, with a summary of what has left the windows."""
-  model = replace(MODEL, local=replace(LOCAL, far="mean"))
-  rows, whole_BTA = text(), whole_logits(replace(model, impl="reference"))
-  session = Session(model, variables(), batch=BATCH, max_len=LENGTH, chunk_len=9)
+  """Read in chunks, ragged rows, and one by one."""
+  rows, whole_BTA = text(), whole_logits(MODEL)
+  session = Session(MODEL, variables(), batch=BATCH, max_len=LENGTH, chunk_len=9)
   session.read([rows[0, :40], rows[1, :23]])
   assert_logits(session.state.logits_BA[0], whole_BTA[0, 39])
   assert_logits(session.state.logits_BA[1], whole_BTA[1, 22])
