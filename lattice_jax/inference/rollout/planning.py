@@ -9,8 +9,8 @@ from statistics import NormalDist
 def units_needed(spread: float, difference: float, *, alpha: float = 0.05, power: float = 0.95) -> int:
   """Units of each arm with which a one-sided test of fixed size finds a difference of means: 2 (z_α + z_β)² σ² / δ².
 
-  spread: σ, the standard deviation between units of an arm. Where both arms read the same units, so that spread is of
-  their differences, half as many do. A test that may be looked at after every unit needs more: `simulate` says how many.
+  spread: σ, the standard deviation between units of an arm. Where both arms read the same units, so that it is that of
+  their differences, half as many do. A test that may be looked at after every unit needs more; `simulate` counts them.
 
   Raises:
     ValueError: spread or difference is not positive, or alpha or power does not lie between 0 and 1.
