@@ -12,7 +12,7 @@ import pytest
 
 from lattice_jax.formats.gguf_file import GGUFFile
 from lattice_jax.inference.generate import generate
-from lattice_jax.inference.session import _start, read_token
+from lattice_jax.inference.session import read_token, start_state
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.models.pretrained import open_pretrained
@@ -96,7 +96,7 @@ def test_a_decode_step_makes_no_floats_of_codes(tmp_path, optimized, tied):
 
     return jax.lax.fori_loop(0, 2, step, state)
 
-  compiled = jax.jit(two_steps).lower(pretrained.params(stored=True), _start(model, 1, 64, None)).compile().as_text()
+  compiled = jax.jit(two_steps).lower(pretrained.params(stored=True), start_state(model, 1, 64, None)).compile().as_text()
   outside_fusions = "\n".join(
     part for part in compiled.split("\n\n") if not part.lstrip().startswith(("%fused_computation", "%wrapped_")))
   sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)\]", outside_fusions)]
