@@ -46,7 +46,7 @@ class MarkRecorder:
 
 @pytest.fixture(autouse=True)
 def recorder(monkeypatch):
-  compiled = (session._compile_start, session._compile_chunk, session._compile_token, blocks._compile)
+  compiled = (session.compile_start, session._compile_chunk, session._compile_token, blocks._compile)
   for module in (session, run):
     monkeypatch.setattr(module, "Decoder", MarkRecorder)
   monkeypatch.setattr(

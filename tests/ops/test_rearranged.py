@@ -14,7 +14,7 @@ from lattice_jax.cache.kv_cache import CacheView, empty_cache
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.cache.step import read_and_append
 from lattice_jax.config import CacheConfig
-from lattice_jax.inference.session import _start, read_chunk, read_token
+from lattice_jax.inference.session import read_chunk, read_token, start_state
 from lattice_jax.inspect.hlo import moved, rearranged
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.models.pretrained import open_pretrained
@@ -80,7 +80,7 @@ IN_ATTENTION, IN_COMPACTION = "Decoder/groups/block_0/memory (forward)", "Decode
 def decoder_moves(step, stored, at_least, *given):
   """Modules in which so many elements or more are moved, one after another."""
   model, variables = stored
-  state = jax.eval_shape(functools.partial(_start, model, 1, LENGTH, None))
+  state = jax.eval_shape(functools.partial(start_state, model, 1, LENGTH, None))
   program = jax.jit(functools.partial(step, model), donate_argnums=4).lower(variables, None, *given, state).compile()
   return sorted(module for _, module in moved(program.as_text(), at_least))
 
