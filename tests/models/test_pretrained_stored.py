@@ -96,7 +96,8 @@ def test_a_decode_step_makes_no_floats_of_codes(tmp_path, optimized, tied):
 
     return jax.lax.fori_loop(0, 2, step, state)
 
-  compiled = jax.jit(two_steps).lower(pretrained.params(stored=True), start_state(model, 1, 64, None)).compile().as_text()
+  start = start_state(model, 1, 64, None)
+  compiled = jax.jit(two_steps).lower(pretrained.params(stored=True), start).compile().as_text()
   outside_fusions = "\n".join(
     part for part in compiled.split("\n\n") if not part.lstrip().startswith(("%fused_computation", "%wrapped_")))
   sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)\]", outside_fusions)]
