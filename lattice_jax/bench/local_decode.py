@@ -62,7 +62,7 @@ def cache_bytes(model: ModelConfig, batch: int, length: int) -> int:
 
 
 def filled(model: ModelConfig, batch: int, length: int, room: int) -> Any:
-  """A decoder's state with room for `room` tokens as after `length`, of random keys and values.
+  """A decoder's state with room for `room` tokens as after `length`, of random keys and values, far summaries of ones.
 
   Raises:
     ValueError: a layer's memory is neither a token cache nor local attention.

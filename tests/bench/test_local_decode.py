@@ -41,11 +41,13 @@ def test_a_filled_state_is_as_after_reading(model, variables):
   read = Decoder(model).apply(variables, tokens_BT, init_state(model, 2, 16), whole_segment(2, 9)).state
   made = filled(model, 2, 9, 16)
   assert jax.tree.structure(read) == jax.tree.structure(made)
-  for old, new in zip(jax.tree.leaves(read), jax.tree.leaves(made), strict=True):
+  for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(read), jax.tree.leaves(made), strict=True):
     assert (old.shape, old.dtype) == (new.shape, new.dtype)
+    if ".summary" in jax.tree_util.keystr(path):  # holds made-up numbers
+      continue
     if old.dtype != jnp.float32:
       np.testing.assert_array_equal(old, new)
-    elif old.ndim == 5:  # keys and values: the same slots are in use
+    else:  # keys and values: the same slots are in use
       np.testing.assert_array_equal(jnp.any(old != 0, -1), jnp.any(new != 0, -1))
 
 

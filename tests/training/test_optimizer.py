@@ -91,6 +91,7 @@ DECAYS = {
   "attention": ATTENTION,
   "window": ATTENTION,
   "anchor": ATTENTION,
+  "local": ATTENTION,
   "vq": (PROJECTIONS | {"gate", "relative"}, {"content_bias", "position_bias", "near_bias"}),
   "lattice": (RECURRENT | {"step", "forget"}, {"step_bias", "forget_bias", "start", "gain"}),
   "linear": (RECURRENT, {"gain"}),
