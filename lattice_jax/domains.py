@@ -99,7 +99,7 @@ class Number(Domain):
       return f"lie in {self._interval()}{also}"
     if self.low is None:
       return "be finite"
-    if (self.low, self.is_low_open) in ((0, True), (1, False)):
+    if (self.low, self.is_low_open) == (0, True) or (self.kind is int and self.low == 1 and not self.is_low_open):
       return f"be positive{finite}{also}"
     return f"be {self.low:g} or more{finite}{also}"
 

@@ -180,6 +180,7 @@ def test_what_a_command_line_says(domain, text, value):
 
 @pytest.mark.parametrize(("domain", "text", "sentence"), [
   (Number(int, 1), "1.5", "must be a whole number"), (Number(int, 1), "0", "must be positive"),
+  (Number(float, 1), "0.75", "must be 1 or more and finite"),
   (Number(int, 1), "9" * 5000, "must be a whole number"), (Number(float, 0), "x", "must be a number"),
   (Number(float, 0), "nan", "must be 0 or more and finite"), (Number(float, 0, 1), "1e400", r"must lie in \[0, 1\]"),
   (Number(int, 1, also=(-1,)), "-2", "must be positive, or -1"), (SEED, str(2**64), r"must lie in \[0, 4294967295\]"),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from lattice_jax.cache.kv_cache import KVCache
+from lattice_jax.sharding import tree_bytes
 
 _MAP_WIDTH = 128  # at most so many stretches of the prompt in a map
 
@@ -20,11 +21,18 @@ def slots_in_use(caches: Sequence[KVCache]) -> int:
 
 
 def row_bytes(caches: Sequence[KVCache]) -> int:
-  """Bytes of the slots that a row uses: keys, values, positions and marks of all layers and heads, the mean of rows."""
+  """Bytes that a row uses of all layers, the mean of rows: of slots that hold a token, and of what has no slots.
+
+  The first are keys, values, positions, and marks and attention received where a policy records them; the second its
+  last queries and the summary of what left.
+  """
   total = 0
   for cache in caches:
-    held = sum(leaf.nbytes for leaf in (cache.key_BHSK, cache.value_BHSV, cache.position_BHS, cache.mark_BHS))
-    total += held * float(np.asarray(cache.length_B).mean()) / (cache.length_B.shape[1] * cache.num_slots)
+    slots = sum(leaf.nbytes for leaf in (
+      cache.key_BHSK, cache.value_BHSV, cache.position_BHS, cache.mark_BHS, cache.mass_BHS))
+    whole = cache.query_BWQK.nbytes + tree_bytes(cache.summary)
+    rows, in_use = cache.length_B.shape[1], float(np.asarray(cache.length_B).mean())
+    total += (slots * in_use / cache.num_slots + whole) / rows
   return round(total)
 
 
