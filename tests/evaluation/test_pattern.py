@@ -44,11 +44,10 @@ def test_the_shortest_pattern_repeats_to_the_same_layers(pattern, shortest):
 
 
 @pytest.mark.parametrize(("before", "after"), [
-  (("attention",) * 4, ("attention",)), (("attention",), ("attention",) * 4), (("attention",) * 4, ("attention",) * 2),
-  (("vq", "attention") * 2, ("vq", "attention")),
-  (("attention",) * 4, ("window", "attention"))], ids=str)
+  (("attention",) * 2, ("attention",)), (("vq", "attention") * 2, ("vq", "attention")),
+  (("attention",) * 2, ("window", "attention"))], ids=str)
 def test_another_stack_of_the_same_layers_computes_the_same(before, after):
-  before, after = make(*before), make(*after)
+  before, after = (dataclasses.replace(make(*pattern), layers=len(before)) for pattern in (before, after))
   variables = quick_jit(lambda: unbox(init_variables(before, jax.random.key(0))))()
   mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
   changed = restack(variables, before, after, mesh, MeshConfig())
