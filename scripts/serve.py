@@ -4,19 +4,23 @@ python scripts/serve.py --workdir=runs/quickstart --port=8000
 python scripts/serve.py --pretrained=smollm2 --cache=lagkv:ratio=0.25 --rows=8 --max_len=1024
 python scripts/serve.py --pretrained=smollm2 --treatment=lagkv:ratio=0.25 --shadow       # computed beside, not shown
 python scripts/serve.py --pretrained=smollm2 --treatment=lagkv:ratio=0.25 --share=0.05   # answers 5 % of the units
+python scripts/serve.py --pretrained=smollm2 --treatment=window:tokens=512 --rollout=runs/window   # more and more
 
-POST /v1/completions, POST /v1/chat/completions, GET /v1/models, GET /healthz, GET /metrics; docs/http.md says what each
-takes. SIGTERM or Ctrl-C lets running texts end. Needs starlette and uvicorn: pip install '.[serve]'.
+POST /v1/completions, POST /v1/chat/completions, GET /v1/models, GET /healthz, GET /metrics, GET /rollout; docs/http.md
+says what each takes, docs/serving.md how a rollout decides. SIGTERM or Ctrl-C lets running texts end. Needs starlette
+and uvicorn: pip install '.[serve]'.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands import serve
+from lattice_jax.commands import serve, serve_rollout
 from lattice_jax.commands.arguments import Parser, count, of, one_of, path, place, positive
 from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Number, Text
@@ -35,9 +39,12 @@ def main() -> None:
   parser.add_argument("--cache", type=text, help="what attention keeps, as in lagkv:lag=128,ratio=0.25")
   parser.add_argument("--treatment", type=text, help="the cache of a second arm beside control")
   parser.add_argument("--treatment_workdir", type=path, help="the run of a second arm, with the same tokenizer")
+  parser.add_argument("--treatment_set", type=text, action="append", default=[],
+                      help="a change of the second arm's model, as in model.pattern=local")
   parser.add_argument("--share", type=of(Number(float, 0, 1)), help="of units (users) that the treatment answers")
   parser.add_argument("--shadow", action="store_true",
                       help="control answers all; the treatment computes the same beside it, for --share (all) of them")
+  add_rollout(parser)
   parser.add_argument("--name", type=text, help="by which clients call the model; by default its own")
   parser.add_argument("--rows", type=positive, default=16, help="texts that are written at once, in each arm")
   parser.add_argument("--max_len", type=positive, help="most tokens of prompt and text; by default up to 2,048")
@@ -52,6 +59,26 @@ def main() -> None:
   arguments = parser.parse_args()
   serve.check_arguments(arguments)
   serve.run(arguments)
+
+
+def add_rollout(parser: Parser) -> None:
+  defaults = serve_rollout.FLAGS
+
+  def add(name: str, kind: Callable[[str], Any], meaning: str, **options: Any) -> None:
+    parser.add_argument(f"--{name}", type=kind, default=defaults[name], help=meaning, **options)
+
+  parser.add_argument("--rollout", type=path,
+                      help="folder of a staged rollout of the treatment, from whose log the command goes on")
+  add("rollout_set", text, "a change of the rollout's config, as in delta_margin=0.05", action="append")
+  add("prompts", place, "what the stage replay reads: a text as data.source names it, which canaries then hide in, or "
+      "a .jsonl file with prompt and answer in each line")
+  add("prompt_len", positive, "tokens of a prompt out of a text")
+  add("judged_len", positive, "tokens of an answer that both arms read again, at most")
+  add("judged_room", positive, "answers that may wait for that; others are not compared, and counted")
+  add("canary_len", positive, "tokens of a canary's prompt")
+  add("canary_every", positive, "compared units for each canary")
+  add("inject", of(Number(float, 0, 10)), "nats by which comparisons take the treatment to be worse than it is, as a "
+      "drill")
 
 
 if __name__ == "__main__":

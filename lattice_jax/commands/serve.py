@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lattice_jax.commands.run import print_now
+from lattice_jax.commands.serve_rollout import check_rollout, open_rollout
 from lattice_jax.runtime import enable_compilation_cache
 
 if TYPE_CHECKING:
@@ -28,12 +29,15 @@ def check_arguments(arguments: argparse.Namespace) -> None:
       needs = "a run; a pretrained model has no checkpoints" if arguments.pretrained else (
         "a --pretrained model; of a run use --set=model.dtype")
       raise ValueError(f"--{name} has no effect without {needs}; leave it out.")
-  has_treatment = arguments.treatment is not None or arguments.treatment_workdir is not None
-  if not has_treatment and (arguments.shadow or arguments.share is not None):
+  has_treatment = bool(arguments.treatment or arguments.treatment_workdir or arguments.treatment_set)
+  is_used = arguments.shadow or arguments.share is not None or arguments.rollout is not None
+  if is_used and not has_treatment:
     raise ValueError(
-      "--share and --shadow say what a treatment does; give one too, such as --treatment=lagkv:ratio=0.25.")
-  if has_treatment and not arguments.shadow and arguments.share is None:
-    raise ValueError("a treatment answers nobody without a --share of units, or --shadow; give one of them.")
+      "--share, --shadow and --rollout say what a treatment does; give one too, such as --treatment=lagkv:ratio=0.25.")
+  if has_treatment and not is_used:
+    raise ValueError(
+      "a treatment answers nobody without a --share of units, --shadow or a --rollout; give one of them.")
+  check_rollout(arguments)
 
 
 def run(arguments: argparse.Namespace, ready: Callable[[int], Any] = lambda port: None) -> None:
@@ -78,6 +82,7 @@ def make_front(arguments: argparse.Namespace) -> Front:
   from lattice_jax.inference.serving.front import Front
   from lattice_jax.inference.serving.metrics import Metrics
   from lattice_jax.inference.serving.request import EngineOptions
+  from lattice_jax.inference.serving.rollout_metrics import RolloutCollector
   from lattice_jax.inference.serving.routing import FixedRouter
 
   arms = load_arms(arguments)
@@ -85,6 +90,7 @@ def make_front(arguments: argparse.Namespace) -> Front:
   tokenizer, metrics = get_tokenizer(control.config.data), Metrics()
   sizes = {name: getattr(arguments, name) for name in ("rows", "chunk_len", "chunks", "block_len", "queue")}
   options = EngineOptions(max_len=_context(arguments.max_len, arms.values()), **sizes)
+  live = None if arguments.rollout is None else open_rollout(arguments, arms, options)
   engines = {}
   for arm, loaded in arms.items():
     print_now(f"{arm}: {loaded.describe()}")
@@ -93,10 +99,14 @@ def make_front(arguments: argparse.Namespace) -> Front:
       stop_ids=tuple(tokenizer.stop_ids), marker=loaded.marker, meter=metrics.meter(arm))
     engines[arm].start()
     print_now(f"  {options.rows} rows of {options.max_len:,} tokens, {engines[arm].cache_bytes:,} bytes of memory")
+  if live is not None:
+    live.start()
+    metrics.registry.register(RolloutCollector(live.snapshot))
   share = float(arguments.shadow) if arguments.share is None else arguments.share
   name = arguments.name or (model_name(arguments.pretrained) if arguments.pretrained else control.config.name)
   return Front(
-    engines, FixedRouter(share=share, shadow=arguments.shadow), tokenizer, name=name, metrics=metrics)
+    engines, live or FixedRouter(share=share, shadow=arguments.shadow), tokenizer, name=name, metrics=metrics,
+    page=None if live is None else live.page)
 
 
 def load_arms(arguments: argparse.Namespace) -> dict[str, LoadedModel]:
@@ -105,20 +115,23 @@ def load_arms(arguments: argparse.Namespace) -> dict[str, LoadedModel]:
   from lattice_jax.evaluation.loaded_model import load_pretrained_model, load_run
   from lattice_jax.inference.serving.routing import CONTROL, TREATMENT
 
-  def load(workdir: Any, pretrained: str | None, cache: str | None, step: int | None) -> LoadedModel:
-    overrides = [*arguments.set, *(cache_overrides(cache) if cache else [])]
+  def load(
+    workdir: Any, pretrained: str | None, cache: str | None, step: int | None, more: Sequence[str] = ()) -> LoadedModel:
+    overrides = [*arguments.set, *(cache_overrides(cache) if cache else []), *more]
     if pretrained is not None:
       return load_pretrained_model(
         pretrained, workdir=None, dtype=arguments.dtype or "float32", overrides=overrides)
     return load_run(workdir, step=step, overrides=overrides)
 
   control = load(arguments.workdir, arguments.pretrained, arguments.cache, arguments.step)
-  if arguments.treatment_workdir is not None:
-    treatment = load(arguments.treatment_workdir, None, arguments.treatment, None)
+  if arguments.treatment_workdir is not None or arguments.treatment_set:
+    own = (arguments.treatment_workdir, None, arguments.treatment, None) if arguments.treatment_workdir else (
+      arguments.workdir, arguments.pretrained, arguments.treatment or arguments.cache, arguments.step)
+    treatment = load(*own, more=arguments.treatment_set)
     if treatment.origin["tokenizer"] != control.origin["tokenizer"]:
+      where = f" in {arguments.treatment_workdir}" if arguments.treatment_workdir else ""
       raise ValueError(
-        f"the treatment in {arguments.treatment_workdir} has another tokenizer than control; both arms must read the "
-        "same ids.")
+        f"the treatment{where} has another tokenizer than control; both arms must read the same ids.")
     return {CONTROL: control, TREATMENT: treatment}
   if arguments.treatment is None:
     return {CONTROL: control}

@@ -226,8 +226,11 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
   ("serve", ("--workdir=a", "--port=70000"), "serve.py: --port=70000 must lie in [0, 65535]."),
   ("serve", ("--workdir=a", "--dtype=bfloat16"), "serve.py: --dtype has no effect without a --pretrained model;"),
   ("serve", ("--pretrained=a", "--step=3"), "serve.py: --step has no effect without a run; a pretrained model has no"),
-  ("serve", ("--workdir=a", "--share=0.5"), "serve.py: --share and --shadow say what a treatment does; give one too,"),
+  ("serve", ("--workdir=a", "--share=0.5"), "serve.py: --share, --shadow and --rollout say what a treatment does;"),
   ("serve", ("--workdir=a", "--treatment=knorm:keep=8"), "serve.py: a treatment answers nobody without a --share"),
+  ("serve", ("--workdir=a", "--inject=0.1"), "serve.py: --inject has no effect without a --rollout; leave it out, or"),
+  ("serve", ("--workdir=a", "--treatment=full", "--rollout=b", "--shadow"), "serve.py: --rollout decides itself whom"),
+  ("serve", ("--workdir=a", "--treatment=full", "--rollout=b", "--rollout_set=alpa=1"), "serve.py: unknown"),
   ("self_check", ("--ops=latice",), "self_check: --ops=latice is not one of anchor, attention, delta,"),
 ], ids=str)
 def test_a_mistake_in_a_script_is_one_sentence(run, capsys, name, words, sentence):

@@ -14,10 +14,12 @@ import jax
 import pytest
 
 from lattice_jax.commands import serve
+from lattice_jax.commands.serve_rollout import FLAGS
 from lattice_jax.config import Config, DataConfig, MeshConfig
 from lattice_jax.config_text import apply_overrides
 from lattice_jax.evaluation import loaded_model
 from lattice_jax.evaluation.loaded_model import LoadedModel
+from lattice_jax.evaluation.rollout.live import LiveRollout
 from lattice_jax.inference.serving import engine, server
 from lattice_jax.inference.serving.request import EngineOptions
 from lattice_jax.inference.serving.routing import CONTROL, TREATMENT, FixedRouter, Route
@@ -44,7 +46,7 @@ def given(**changes):
     "pretrained": None, "workdir": Path("run"), "step": None, "dtype": None, "set": [], "cache": None,
     "treatment": None, "treatment_workdir": None, "share": None, "shadow": False, "name": None, "rows": 3,
     "max_len": None, "chunk_len": 4, "chunks": 1, "block_len": 1, "queue": 8, "host": "127.0.0.1", "port": 0,
-    "grace": 0}
+    "grace": 0, "treatment_set": [], "rollout": None, **FLAGS}
   return argparse.Namespace(**arguments | changes)
 
 
@@ -125,6 +127,38 @@ def test_arms_must_read_the_same_ids(run):
   assert arms[CONTROL].config.model.cache.policy == "full"
   with pytest.raises(ValueError, match=r"the treatment in other has another tokenizer than control"):
     serve.load_arms(given(treatment_workdir=Path("other")))
+  changed = serve.load_arms(given(
+    set=["model.impl=xla"], treatment_set=["model.attention.window=8"], cache="knorm:keep=8"))
+  assert [arm.config.model.attention.window for arm in changed.values()] == [0, 8]
+  assert {(arm.config.model.impl, arm.config.model.cache.policy) for arm in changed.values()} == {("xla", "knorm")}
+
+
+ROLLOUT = {
+  "treatment": "window:tokens=8,sinks=1", "prompts": "synthetic", "prompt_len": 20, "judged_len": 6, "canary_len": 120,
+  "rollout_set": ["stages=shadow,5"], "max_len": 192}
+
+
+def test_a_rollout_stands_behind_the_front_and_goes_on_in_its_folder(run, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(engine, "Engine", Engine)
+  monkeypatch.setattr(LiveRollout, "start", lambda self: None)
+  asked = given(**ROLLOUT, rollout=tmp_path / "run", inject=0.05, judged_room=7, canary_every=2)
+  front = serve.make_front(asked)
+  live = front.router
+  assert live.route("a").shadows == (TREATMENT,) and (live._room, live._judged_len, live._canary_every) == (7, 6, 2)
+  arms = live._arms
+  assert [(arm.inject, arm.model.cache.policy) for arm in arms.values()] == [(0.0, "full"), (0.05, "window")]
+  assert {(arm.max_len, arm.chunk_len) for arm in arms.values()} == {(192, 4)}
+  assert all(arms[name].variables["params"] is front.arms[name].variables["params"] for name in arms)
+  assert "run → window:tokens=8,sinks=1" not in front.page() and "small → window:tokens=8,sinks=1" in front.page()
+  assert 'lattice_rollout_stage{stage="shadow"} 1.0' in front.metrics.text().decode()
+  front.metrics.close()
+  live.close()
+  assert (tmp_path / "run" / "dashboard.html").is_file()
+  assert f"rollout starts in {tmp_path / 'run'}: running, stage shadow," in capsys.readouterr().out
+  with pytest.raises(ValueError, match=r"is of a rollout with inject=0.05, not 0.1; give the same"):
+    serve.make_front(given(**ROLLOUT, rollout=tmp_path / "run", inject=0.1, canary_every=2))
+  with pytest.raises(ValueError, match=r"the longest recorded unit or canary has \d+ tokens, and a row 64; use a"):
+    serve.make_front(given(**ROLLOUT | {"max_len": 64}, rollout=tmp_path / "run"))
 
 
 def test_units_keep_their_arm_and_a_larger_share_takes_none_back():

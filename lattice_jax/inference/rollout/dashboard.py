@@ -17,7 +17,10 @@ _MARKS = {"go": "✓ go", "stop": "✕ stop", "wait": "… wait", "no stop": "�
 
 
 def render_dashboard(snapshot: dict[str, Any], *, refresh: int = 2) -> str:
-  """The page for `Rollout.snapshot()`. While the rollout runs, a browser loads it anew every `refresh` seconds."""
+  """The page for `Rollout.snapshot()`, or for that of live traffic.
+
+  While the rollout runs, a browser loads it anew every `refresh` seconds.
+  """
   head = "" if snapshot["is_ended"] else f'<meta http-equiv="refresh" content="{refresh}">'
   title = f"Rollout {snapshot['config']['salt']}: {snapshot['status']}"
   body = "".join([
@@ -28,7 +31,7 @@ def render_dashboard(snapshot: dict[str, Any], *, refresh: int = 2) -> str:
       "Treatment minus control in nats per token, with its one-sided bounds. Dashes: the margin; "
       "vertical lines: a new stage, which needs evidence of its own."),
     _section("Latency and bytes", _arms(snapshot), "The last 1,024 units of each arm. Milliseconds."),
-    "</div>",
+    "</div>", _traffic(snapshot["traffic"]) if "traffic" in snapshot else "",
     _section("Decisions", _decisions(snapshot["decisions"])), _section("Settings", _settings(snapshot))])
   return (
     f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
@@ -131,6 +134,13 @@ def _arms(snapshot: dict[str, Any]) -> str:
     f'{latency_chart(arms)}<div class="wide"><table><thead><tr><th></th><th></th><th class="number">p50</th>'
     '<th class="number">p95</th><th class="number">p99</th><th class="number">largest</th></tr></thead><tbody>'
     f"{''.join(rows)}</tbody></table></div><p>{escape(text)}</p>")
+
+
+def _traffic(traffic: dict[str, int]) -> str:
+  return _section(
+    "Requests", f"<p>{traffic['waiting']:,} wait for their comparison. Left out of comparisons, as nothing had room: "
+    f"{traffic['shadows_dropped']:,} before the other arm wrote its text, {traffic['comparisons_dropped']:,} after "
+    f"that. Not recorded: {traffic['not_recorded']:,}.</p>")
 
 
 def _decisions(decisions: Sequence[dict[str, Any]]) -> str:

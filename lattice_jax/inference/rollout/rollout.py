@@ -66,6 +66,7 @@ class Rollout:
     self._units, self._at = 0, 0.0
     self._unwritten: Record | None = None  # a decision that the system would not write; no later line may come before
     self._lock = threading.RLock()
+    self._state = self._current()
     self._log = None if log is None else DecisionLog(log)
     if self._log is not None:
       try:
@@ -75,13 +76,15 @@ class Rollout:
         raise
 
   def assign(self, unit: str) -> Assignment:
-    """Which arm serves the unit, and whether the other shall read it too; always the same within a stage."""
-    with self._lock:
-      state, config = self.state, self.config
-      arm = arm_of(config.salt, unit, state.percent)
-      is_compared = not state.is_ended and (
-        state.stage in (REPLAY, SHADOW) or is_sampled(config.salt, unit, config.quality_rate))
-      return Assignment(unit=unit, arm=arm, is_compared=is_compared, stage=state.stage, visit=state.visit)
+    """Which arm serves the unit, and whether the other shall read it too; always the same within a stage.
+
+    It waits for no other method, not even for one that writes.
+    """
+    state, config = self._state, self.config
+    arm = arm_of(config.salt, unit, state.percent)
+    is_compared = not state.is_ended and (
+      state.stage in (REPLAY, SHADOW) or is_sampled(config.salt, unit, config.quality_rate))
+    return Assignment(unit=unit, arm=arm, is_compared=is_compared, stage=state.stage, visit=state.visit)
 
   def record(self, assignment: Assignment, observation: Observation, *, at: float) -> RolloutState:
     """Takes in what was observed of a unit, and decides. `at`: seconds since 1970, from any clock.
@@ -107,18 +110,12 @@ class Rollout:
       return self.state
 
   def has(self, unit: str) -> bool:
-    """Whether something was recorded of the unit."""
-    with self._lock:
-      return _digest(unit) in self._seen
+    """Whether something was recorded of the unit; as quick as `assign`."""
+    return _digest(unit) in self._seen
 
   @property
   def state(self) -> RolloutState:
-    with self._lock:
-      decider = self._decider
-      stage = decider.plan[decider.stage_R[0]]
-      return RolloutState(
-        status=STATUSES[decider.status_R[0]], stage=stage.name, percent=decider.percent(0),
-        visit=int(decider.visit_R[0]), units=self._units)
+    return self._state
 
   def snapshot(self) -> dict[str, Any]:
     """All that a dashboard shows, as JSON: state, gates with their bounds, latencies, bytes, decisions."""
@@ -143,7 +140,7 @@ class Rollout:
 
   def _take_in(self, assignment: Assignment, observation: Observation, at: float) -> Record | None:
     """Decides on a unit, and returns the line of the decision if there is one."""
-    decider, state = self._decider, self.state
+    decider, state = self._decider, self._state
     stage = decider.plan[decider.stage_R[0]]
     digest = _digest(assignment.unit)
     is_counted = assignment.visit == state.visit and digest not in self._seen
@@ -152,19 +149,26 @@ class Rollout:
     verdict, cause = (int(code_U[0]) for code_U in decider.judge(
       unit_of(observation, assignment, stage, is_counted=is_counted), self._at))
     if verdict == verdicts.NOTHING:
+      self._state = self._current()
       self._history.see(observation, decider.gates[0], is_counted=is_counted)
       return None
     gates = [gate.state(0) for gate in decider.gates]
     needs = self._needs()
     self._history.see(observation, decider.gates[0], is_counted=is_counted)
     decider.move(np.zeros(1, np.int64), np.array([verdict]))
-    after = self.state
+    self._state = after = self._current()
     decision = {
       "kind": "decision", "after": self._units, "at": self._at, "verdict": VERDICTS[verdict],
       "cause": decider.causes[cause] if cause >= 0 else "", "from": stage.name, "to": after.stage,
       "percent": after.percent, "status": after.status, "config": self.key, "stood": needs, "gates": gates}
     self._history.decide(decision, is_new_stage=not after.is_ended)
     return decision
+
+  def _current(self) -> RolloutState:
+    decider = self._decider
+    return RolloutState(
+      status=STATUSES[decider.status_R[0]], stage=decider.plan[decider.stage_R[0]].name, percent=decider.percent(0),
+      visit=int(decider.visit_R[0]), units=self._units)
 
   def _needs(self) -> dict[str, Any]:
     """What the stage has, besides its gates, of what it needs."""

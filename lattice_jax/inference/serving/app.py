@@ -1,4 +1,4 @@
-"""The HTTP front: OpenAI's completions and chats, the model's name, health and metrics, as an ASGI application."""
+"""The HTTP front: OpenAI's completions and chats, the model's name, health, metrics, and the page of a rollout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from lattice_jax.domains import Text, checked, did_you_mean
@@ -56,7 +56,13 @@ def make_app(front: Front) -> Starlette:
 
   async def metrics(request: Request) -> Response:
     del request
-    return Response(front.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+    return Response(await asyncio.to_thread(front.metrics.text), headers={"Content-Type": CONTENT_TYPE})
+
+  async def rollout(request: Request) -> Response:
+    del request
+    if front.page is None:
+      raise Refusal("this server rolls nothing out; start it with a treatment and --rollout=FOLDER.", status=404)
+    return HTMLResponse(await asyncio.to_thread(front.page), headers={"Cache-Control": "no-store"})
 
   def refuse(request: Request, error: Exception) -> Response:
     refusal = _as_refusal(request, error)
@@ -68,7 +74,7 @@ def make_app(front: Front) -> Starlette:
     routes=[
       Route("/v1/completions", completions, methods=["POST"]), Route("/v1/chat/completions", chat, methods=["POST"]),
       Route("/v1/models", models), Route("/v1/models/{name:path}", model), Route("/healthz", health),
-      Route("/metrics", metrics)],
+      Route("/metrics", metrics), Route("/rollout", rollout)],
     exception_handlers={Refusal: refuse, HTTPException: refuse, Exception: refuse})
 
 

@@ -18,8 +18,18 @@ import numpy as np
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer
 from lattice_jax.inference.serving.engine import Engine
 from lattice_jax.inference.serving.metrics import Metrics
-from lattice_jax.inference.serving.request import CANCELLED, STOP, Closed, QueueFull, Request, Ticket, check_request
-from lattice_jax.inference.serving.routing import Answered, Outcome, Route, Router
+from lattice_jax.inference.serving.request import (
+  CANCELLED,
+  FAILED,
+  NOT_FINITE,
+  STOP,
+  Closed,
+  QueueFull,
+  Request,
+  Ticket,
+  check_request,
+)
+from lattice_jax.inference.serving.routing import REFUSED, Answered, Outcome, Route, Router
 from lattice_jax.inference.serving.wire import Asked, Refusal
 from lattice_jax.inference.text import TextPieces
 
@@ -51,12 +61,15 @@ class Piece:
 class Front:
   """The arms behind one address; their engines have been started. name: by which clients call the model.
 
-  All arms read and write the ids of `tokenizer`. Methods run on the event loop.
+  page: makes the HTML page that /rollout shows, in whatever thread; None if there is no rollout. All arms read and
+  write the ids of `tokenizer`. Methods run on the event loop.
   """
 
   def __init__(
-    self, arms: Mapping[str, Engine], router: Router, tokenizer: Tokenizer, *, name: str, metrics: Metrics):
+    self, arms: Mapping[str, Engine], router: Router, tokenizer: Tokenizer, *, name: str, metrics: Metrics,
+    page: Callable[[], str] | None = None):
     self.arms, self.router, self.tokenizer, self.name, self.metrics = dict(arms), router, tokenizer, name, metrics
+    self.page, self._is_closing = page, False
     self.created = int(time.time())
     # long prompts take their time, and a chat template runs in a process of its own, so only few at once
     self._preparer = concurrent.futures.ThreadPoolExecutor(_PREPARED_AT_ONCE, "preparer")
@@ -133,15 +146,29 @@ class Front:
       answer = Answer(route, request_id, unit, prepared, self._record)
       submit(route.arm, functools.partial(loop.call_soon_threadsafe, answer.put))
     except QueueFull as error:
+      self._record_refused(route, request_id, unit)
       raise Refusal(str(error), status=429, type="rate_limit_error", code="queue_full") from error
     except Closed as error:
+      if not self._is_closing:  # the engine has failed
+        self._record_refused(route, request_id, unit)
       raise Refusal(str(error), status=503, type="server_error", code="stopping") from error
     for arm in route.shadows:
       try:
         submit(arm, lambda piece: None)
-      except (QueueFull, Closed):
+      except (QueueFull, Closed) as error:
         self.metrics.dropped.labels(arm).inc()
+        if isinstance(error, Closed) and not self._is_closing:
+          answer.refuse(arm, self._refused(arm))
     return answer
+
+  def _record_refused(self, route: Route, request_id: str, unit: str) -> None:
+    """An arm that cannot answer is to blame for that, as one is that fails."""
+    self._record(Answered(request_id, unit, route, (), {route.arm: self._refused(route.arm)}))
+
+  def _refused(self, arm: str) -> Outcome:
+    return Outcome(
+      ids=(), finish=REFUSED, first_seconds=None, next_seconds=None, longest_seconds=None,
+      cache_bytes=self.arms[arm].row_bytes)
 
   def _record(self, answered: Answered) -> None:
     self._recorder.submit(self._record_in_order, answered)
@@ -154,6 +181,7 @@ class Front:
 
   def close(self, *, abort: bool = False) -> None:
     """As `Engine.close`, of all arms."""
+    self._is_closing = True
     for engine in self.arms.values():
       engine.close(abort=abort)
 
@@ -165,6 +193,7 @@ class Front:
     await asyncio.sleep(0)  # what the engines reported last stands before this in the loop
     for pool in (self._preparer, self._recorder):
       await asyncio.to_thread(pool.shutdown)
+    await asyncio.to_thread(self.router.close)
     self.metrics.close()
 
 
@@ -184,12 +213,18 @@ class Answer:
   def end(self, arm: str, outcome: Outcome) -> None:
     """Keeps what an arm made of it, and reports once all have ended."""
     self._outcomes[arm] = outcome
-    if self._outcomes.keys() == self.tickets.keys():
+    if self.tickets.keys() <= self._outcomes.keys():
       self._record(Answered(
         self.request_id, self.unit, self.route, tuple(self.prepared.request.ids.tolist()), self._outcomes))
 
+  def refuse(self, arm: str, outcome: Outcome) -> None:
+    """An arm that has failed wrote nothing; to be called before any arm has ended."""
+    self._outcomes[arm] = outcome
+
   def cancel(self) -> None:
-    """Frees the rows; without effect once they are free."""
+    """Frees the rows; without effect once the text has ended, so that those who shadow it end theirs too."""
+    if self.route.arm in self._outcomes and self._outcomes[self.route.arm].finish != CANCELLED:
+      return
     for ticket in self.tickets.values():
       ticket.cancel()
 
@@ -226,4 +261,4 @@ class _Reader:
     self._ended(Outcome(
       ids=tuple(self._ids), finish=finish, first_seconds=first, cache_bytes=self._cache_bytes,
       next_seconds=statistics.median(gaps) if gaps else None, longest_seconds=max(gaps, default=None)))
-    self._emit(Piece(text, len(self._ids), finish))
+    self._emit(Piece(text, len(self._ids), FAILED if finish == NOT_FINITE else finish))

@@ -12,9 +12,10 @@ import numpy as np
 from lattice_jax.inference.sampling import Sampling
 from lattice_jax.inference.serving.programs import BROKEN, NO_TOKEN, STOPPED
 
-# Why a text ended, beside the three reasons of `generate.GeneratedRow`: its reader left, the server stopped, a fault.
+# Why a text ended, beside the three reasons of `generate.GeneratedRow`: its reader left, the server stopped, a fault,
+# logits that are NaN or infinite.
 STOP, LENGTH, CONTEXT = "stop", "length", "context"
-CANCELLED, ABORTED, FAILED = "cancelled", "abort", "error"
+CANCELLED, ABORTED, FAILED, NOT_FINITE = "cancelled", "abort", "error", "not_finite"
 
 
 class QueueFull(Exception):
@@ -132,7 +133,7 @@ class Ticket:
       if id == STOPPED or id in self.request.stop_ids:
         return new, STOP
       if id == BROKEN:
-        return new, FAILED
+        return new, NOT_FINITE
       if id == NO_TOKEN:
         break
       new.append(id)

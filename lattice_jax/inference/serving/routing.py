@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 CONTROL, TREATMENT = "control", "treatment"
+REFUSED = "refused"  # why a text ended that was never begun, as the arm had no room or has failed
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Route:
 class Outcome:
   """What one arm made of a request.
 
-  ids: of its text. finish: why it ended, as in `request`. first_seconds: from the request to the first ids;
+  ids: of its text. finish: why it ended, as in `request`, or REFUSED. first_seconds: from the request to the first ids;
   next_seconds, longest_seconds: between later ones and those before, the median and the longest; None where there were
   none. cache_bytes: of the memory of its row.
   """
@@ -43,7 +44,8 @@ class Outcome:
 class Answered:
   """A request of which every arm has ended. unit: by which it was routed. outcomes: by arm.
 
-  An arm that should have shadowed it and had no room is missing.
+  An arm that should have shadowed it and had no room is missing; one that has failed has REFUSED. Of a request that
+  the arm refused prompt_ids are empty.
   """
 
   request_id: str
@@ -62,6 +64,9 @@ class Router(Protocol):
 
   def record(self, answered: Answered) -> None:
     """Called once for each request, in a thread of its own, which may take its time."""
+
+  def close(self) -> None:
+    """Called once, after the last request was recorded."""
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,6 @@ class FixedRouter:
 
   def record(self, answered: Answered) -> None:
     """Keeps nothing."""
+
+  def close(self) -> None:
+    """Has nothing to end."""

@@ -18,7 +18,7 @@ from lattice_jax.inference.serving.app import MOST_BYTES
 from lattice_jax.inference.serving.front import Front
 from lattice_jax.inference.serving.metrics import Metrics
 from lattice_jax.inference.serving.request import Request
-from lattice_jax.inference.serving.routing import CONTROL, TREATMENT, Route
+from lattice_jax.inference.serving.routing import CONTROL, REFUSED, TREATMENT, Route
 from lattice_jax.inference.serving.server import Server, bind
 from tests.inference.serving.small import MAX_LEN, MODEL, SECONDS, alone, make_engine, make_variables
 from tests.inference.test_generate import compilations
@@ -49,6 +49,9 @@ class UnitsByName:
     with self._changed:
       self.answered[answered.request_id] = answered
       self._changed.notify_all()
+
+  def close(self):
+    self.is_closed = True
 
   def wait_for(self, request_id):
     with self._changed:
@@ -195,6 +198,16 @@ def test_each_unit_has_its_arm_and_a_shadow_is_recorded_beside_it(served):
   assert response.headers["X-Arm"] == TREATMENT and response.json()["choices"][0]["text"] == texts["t"]
 
 
+def test_a_shadow_ends_its_text_though_the_client_has_its_own_already(served):
+  engine, held = served[0].arms[TREATMENT], threading.Event()
+  draw, engine._draw = engine._draw, lambda *given: held.wait(SECONDS) and draw(*given)
+  response = post(served, "/v1/completions", prompt="abc", max_tokens=12, seed=4, user="s", **SAMPLING)
+  engine._draw = draw
+  held.set()
+  shadow = served[0].router.wait_for(response.headers["X-Request-Id"]).outcomes[TREATMENT]
+  assert shadow.finish == "length" and len(shadow.ids) == 12
+
+
 def test_a_router_that_fails_harms_no_answer(served, caplog):
   fields = {"prompt": "abc", "max_tokens": 2, "user": "t-broken"}
   assert post(served, "/v1/completions", **fields).status_code == 200
@@ -328,10 +341,19 @@ def test_a_full_queue_is_429_and_a_shadow_without_room_is_dropped():
     assert refused.status_code == 429 and refused.json()["error"]["type"] == "rate_limit_error"
     assert refused.headers["Retry-After"] and "1 requests wait for a row already" in refused.json()["error"]["message"]
     served[0].arms[TREATMENT].close()
-    assert post(served, "/v1/completions", prompt="a", user="s").status_code == 200
+    answer = post(served, "/v1/completions", prompt="a", user="s")
+    assert answer.status_code == 200
+    outcomes = served[0].router.wait_for(answer.headers["X-Request-Id"]).outcomes
+    assert outcomes[TREATMENT].finish == REFUSED and outcomes[CONTROL].ids
     assert dict(post_metrics(served))["lattice_shadows_dropped_total", ("arm", TREATMENT)] == 1
     refused = post(served, "/v1/completions", prompt="a", user="t")
     assert refused.status_code == 503 and refused.json()["error"]["code"] == "stopping"
+    page = httpx.get(served[1] + "/rollout")
+    assert page.status_code == 404 and "start it with a treatment and --rollout" in page.json()["error"]["message"]
+  # each arm is told that it refused a request, and the router that nothing follows
+  router = served[0].router
+  refused = [answered.route.arm for answered in router.answered.values() if not answered.prompt_ids]
+  assert refused == [CONTROL, TREATMENT] and router.is_closed
 
 
 @pytest.mark.parametrize(("grace", "reason"), [(SECONDS, "length"), (0, "abort")], ids=["finished", "ended"])
