@@ -174,12 +174,12 @@ def answered_of(live, name, *, control=None, treatment=None):
   return Answered(name, name, route, (1, 2, 3), {arm: found for arm, found in outcomes.items() if found})
 
 
-def started(tmp_path, monkeypatch, **changes):
+def started(tmp_path, monkeypatch, stages=("shadow", "50")):
   """Without its thread; what would be read by both arms is looked up."""
   monkeypatch.setattr(live_module, "record_canary", lambda *given, **more: None)
   monkeypatch.setattr(live_module, "read_unit", lambda arms, prompt_T, answer_T, order: Observation(
     length=len(prompt_T), control=Reading(), treatment=Reading(), quality=Quality(0.01, 0.02, 1.0, len(answer_T))))
-  rollout = Rollout(quick(stages=("shadow", "50"), min_units=1000, **changes), log=tmp_path / "log.jsonl")
+  rollout = Rollout(quick(stages=stages, min_units=1000), log=tmp_path / "log.jsonl")
   live = LiveRollout(
     rollout, {}, NO_CANARY, judged_len=2, canary_every=1, room=1, dashboard=tmp_path / "page.html")
   monkeypatch.setattr(live_module, "_TICK", 0.0)
@@ -214,6 +214,19 @@ def test_what_finds_no_room_is_recorded_without_a_quality_and_counted(tmp_path, 
   assert live._counts["comparisons_dropped"] == 2 and "2 after that" in (tmp_path / "page.html").read_text()
   lines = (tmp_path / "log.jsonl").read_text()
   assert '"first_ms": 100.0' in lines and '"quality": {"delta_nll": 0.01' in lines and '"tokens": 2' in lines
+
+
+def test_the_quality_is_measured_on_the_text_of_the_control_whoever_answered(tmp_path, monkeypatch):
+  live = started(tmp_path, monkeypatch, stages=("50",))
+  routes = []
+  for name in "abcdef":
+    answered = answered_of(live, name, control=outcome(), treatment=outcome((9,)))
+    routes.append(answered.route.arm)
+    live.record(answered)
+    live._step()
+  live.close()
+  assert set(routes) == {CONTROL, TREATMENT}
+  assert [found["quality"]["tokens"] for found in observations(tmp_path).values()] == [2] * 6
 
 
 def reading():
