@@ -233,7 +233,8 @@ def reading():
   return {"first_ms": 200.0, "next_ms": 10.0, "longest_ms": 30.0, "cache_bytes": 640}
 
 
-@pytest.mark.parametrize(("finish", "status"), [(NOT_FINITE, "rolled back"), (FAILED, "running")], ids=["not_finite", "failed"])
+@pytest.mark.parametrize(
+  ("finish", "status"), [(NOT_FINITE, "rolled back"), (FAILED, "running")], ids=["not_finite", "failed"])
 def test_a_text_that_breaks_is_to_the_blame_of_its_arm(tmp_path, monkeypatch, finish, status):
   live = started(tmp_path, monkeypatch)
   live.record(answered_of(live, "a", control=outcome(), treatment=outcome(finish=finish)))
