@@ -5,6 +5,8 @@ Nothing is read before: caches are filled with random keys and values, as after 
 
 from __future__ import annotations
 
+import bisect
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +24,7 @@ from lattice_jax.memories.local.state import LocalCache
 from lattice_jax.models.decoder import init_state
 from lattice_jax.sharding import tree_bytes
 
+_GRAIN, _FARTHEST = 64, 2**17  # lengths between which the bound is looked for, in tokens
 _WARM_UP = 3  # first steps of every arm, which are not timed
 
 
@@ -31,8 +34,8 @@ def measure_decoding(
   """Times single steps of all models in turn, in one process, after `length` tokens; the first is the full cache.
 
   Returns:
-    Of each model its bytes, milliseconds of each step, their p50 and p95, what fewer bytes would save of the first
-    one's time if time were bytes, and what it did save.
+    Of each model its bytes, milliseconds of each step and their median, what fewer bytes would save of the first one's
+    time if time were bytes, and what it did save.
   """
   room = length + _WARM_UP + steps
   sessions = {name: _session(model, variables, batch, length, room) for name, model in models.items()}
@@ -52,6 +55,39 @@ def measure_decoding(
     "length": length, "batch": batch, "steps": steps, "weight_bytes": weights, "arms": [
       _record(name, seconds[name], read[name] - weights) | {
         "predicted": 1 - read[name] / read[first], **_saved(seconds[first], seconds[name])} for name in models]}
+
+
+def decode_bound(
+  models: Mapping[str, ModelConfig], weights: int, *, lengths: Sequence[int], batches: Sequence[int], goal: float,
+) -> dict[str, Any]:
+  """What fewer bytes can save of a step at best, and from which length on that is `goal`; nothing is measured.
+
+  The first model is the full cache. weights: their bytes, all of which a step reads. With w of these, c of the full
+  cache and r of another, no step can be faster by more than (c − r) / (w + c).
+
+  Returns:
+    Of each batch and model the shares by length, and the shortest length, in steps of 64 tokens up to 131,072, from
+    which on the share is at least `goal`; None if there is none.
+  """
+  full, *_ = models.values()
+
+  @functools.cache
+  def row_bytes(model: ModelConfig, length: int) -> int:
+    return cache_bytes(model, 1, length)
+
+  def saved(model: ModelConfig, batch: int, length: int) -> float:
+    whole, kept = (batch * row_bytes(each, length) for each in (full, model))
+    return (whole - kept) / (weights + whole)
+
+  def reaches(model: ModelConfig, batch: int) -> int | None:
+    place = bisect.bisect_left(
+      range(1, _FARTHEST // _GRAIN + 1), goal, key=lambda n: saved(model, batch, n * _GRAIN))
+    return None if place == _FARTHEST // _GRAIN else (place + 1) * _GRAIN
+
+  return {"weight_bytes": weights, "goal": goal, "lengths": list(lengths), "batches": [{
+    "batch": batch, "arms": [
+      {"name": name, "saved": [saved(model, batch, length) for length in lengths], "from": reaches(model, batch)}
+      for name, model in models.items()]} for batch in batches]}
 
 
 def cache_bytes(model: ModelConfig, batch: int, length: int) -> int:
@@ -97,9 +133,8 @@ def _session(model: ModelConfig, variables: Any, batch: int, length: int, room: 
 
 
 def _record(name: str, seconds: Sequence[float], cache: int) -> dict[str, Any]:
-  p50, p95 = np.quantile(seconds, [0.5, 0.95])
   return {
-    "name": name, "cache_bytes": cache, "p50_ms": 1e3 * float(p50), "p95_ms": 1e3 * float(p95),
+    "name": name, "cache_bytes": cache, "p50_ms": 1e3 * float(np.median(seconds)),
     "ms": [round(1e3 * second, 3) for second in seconds]}
 
 

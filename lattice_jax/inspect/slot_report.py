@@ -16,6 +16,7 @@ import numpy as np
 from lattice_jax.inspect.slot_plots import CAPTIONS, HEADINGS
 from lattice_jax.inspect.slot_trace import SlotTrace
 from lattice_jax.inspect.slot_writes import SlotSummary, Write, ages
+from lattice_jax.page_style import STYLE
 
 _DECIMALS = 5
 _INTRODUCTION = (
@@ -27,16 +28,12 @@ _INTRODUCTION = (
    "of a value that lies along the slots it is offered to was already known (redundant); the rest is novel. In heat "
    "maps a row is a slot, and a column is a token, or several if there is no room for all; heads stand below one "
    "another."))
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1120px; margin: 2em auto; padding: 0 1em; color: #222; }
-h1, h2, h3 { line-height: 1.2; } h3 { margin-top: 2em; } nav li { margin: .3em 0; }
-p { max-width: 60em; } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; }
-img { max-width: 100%; display: block; } figure { margin: 1.5em 0; } figcaption { color: #555; max-width: 60em; }
-table { border-collapse: collapse; margin: 1em 0; font-size: 13px; }
-th, td { padding: 2px 9px; text-align: right; vertical-align: top; border-bottom: 1px solid #e4e4e4; }
-th { position: sticky; top: 0; background: #fff; } td.text { text-align: left; font-family: monospace; }
-tr:hover td { background: #f6f6f6; } td.text div { white-space: pre-wrap; overflow-wrap: anywhere; }
-mark { background: #ffd54d; padding: 0 1px; } .faint { color: #888; } summary { cursor: pointer; font-weight: 600; }
+_STYLE = STYLE + """
+nav li{margin:4px 0}figure{margin:20px 0}figcaption{color:var(--muted);max-width:60em}
+.report th,.report td{text-align:right;vertical-align:top;padding:2px 9px}
+.report td.text{text-align:left;font-family:monospace}td.text div{white-space:pre-wrap;overflow-wrap:anywhere}
+tr:hover td{background:var(--page)}mark{background:#ffd54d;color:#222;padding:0 1px}.faint{color:var(--muted)}
+summary{cursor:pointer;font-weight:600}
 """
 
 
@@ -67,9 +64,9 @@ def write_html(path: Path, facts: Mapping[str, Any], layers: Sequence[LayerAudit
   introduction = "".join(f"<p>{_escape(text.format(threshold=facts['threshold']))}</p>" for text in _INTRODUCTION)
   path.write_text(
     "<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-    f"<title>Slots of {_escape(facts['run'])}</title><style>{_STYLE}</style></head><body>"
+    f"<title>Slots of {_escape(facts['run'])}</title><style>{_STYLE}</style></head><body><main class=report>"
     f"<h1>Slots of {_escape(facts['run'])}</h1>{introduction}<h2 id=run>The run and the text</h2>"
-    f"<table>{rows}</table>{_contents(layers)}{body}</body></html>\n", encoding="utf-8")
+    f"<table>{rows}</table>{_contents(layers)}{body}</main></body></html>\n", encoding="utf-8")
 
 
 def _numbers(trace: SlotTrace, threshold: float) -> dict[str, Any]:

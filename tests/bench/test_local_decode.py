@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattice_jax.bench.local_decode import cache_bytes, filled, measure_decoding
+from lattice_jax.bench.local_decode import cache_bytes, decode_bound, filled, measure_decoding
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
@@ -49,6 +49,21 @@ def test_a_filled_state_is_as_after_reading(model, variables):
       np.testing.assert_array_equal(old, new)
     else:  # keys and values: the same slots are in use
       np.testing.assert_array_equal(jnp.any(old != 0, -1), jnp.any(new != 0, -1))
+
+
+def test_the_bound_is_that_of_the_bytes_and_says_from_which_length_on_it_is_enough():
+  bound = decode_bound({"full": FULL, "windows": LOCAL}, 10**5, lengths=(64, 1024), batches=(1, 4), goal=0.3)
+  for batch, arms in ((each["batch"], each["arms"]) for each in bound["batches"]):
+    full, windows = arms
+    assert full["saved"] == [0, 0] and full["from"] is None
+
+    def saved(length, batch=batch):
+      whole, kept = cache_bytes(FULL, batch, length), cache_bytes(LOCAL, batch, length)
+      return (whole - kept) / (10**5 + whole)
+
+    assert windows["saved"] == pytest.approx([saved(64), saved(1024)])
+    assert windows["from"] % 64 == 0 and saved(windows["from"]) >= 0.3 > saved(windows["from"] - 64)
+  assert bound["batches"][1]["arms"][1]["from"] < bound["batches"][0]["arms"][1]["from"]
 
 
 def test_another_memory_is_refused():

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from lattice_jax.inference.rollout.charts import curve_chart, gate_chart, latency_chart, shown_value
-from lattice_jax.inference.rollout.page_style import STYLE
+from lattice_jax.page_style import STYLE
 
 _ROLES = {
   "quality": "must go", "purpose": "must go", "guard": "guardrail", "report": "reported only"}

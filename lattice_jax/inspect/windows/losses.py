@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +17,27 @@ from lattice_jax.inspect.anchors.readers import Reader, score
 from lattice_jax.inspect.anchors.texts import to_batch, window_rows, windows
 from lattice_jax.inspect.windows.calibrate import UNIFORM, under
 from lattice_jax.inspect.windows.choice import Ladder
+from lattice_jax.inspect.windows.prefill import prefill_pairs, score_continuation
 from lattice_jax.memories.local.config import window_rows as head_windows
 from lattice_jax.memories.local.profile import LocalProfile, with_profile
+from lattice_jax.types import Batch
 
 FULL, CHOSEN = "full", "chosen"
+PREFILL = "prefill_windows"  # windows while a prompt is read, full attention while decoding
+_FIRST_RANGE = 64  # tokens of the first range of positions; each next one ends at twice as many
 
 
 @dataclass(frozen=True)
 class Arm:
-  """windows: the choice, or a baseline of the profile, by name; "full" for full attention. far: `model.local.far`."""
+  """windows: the choice, or a baseline of the profile, by name; "full" for full attention. far: `model.local.far`.
+
+  reading: under which a prompt is read, where that is another model than the one that decodes.
+  """
 
   windows: str
   far: str
   model: ModelConfig
+  reading: ModelConfig | None = None
 
   @property
   def name(self) -> str:
@@ -38,6 +47,8 @@ class Arm:
 def make_arms(loaded: LoadedModel, profile: LocalProfile) -> list[Arm]:
   """Full attention first; then every choice of windows without a summary, and with `model.local.far` if it names one.
 
+  The last has the windows of the baseline "uniform", or of the choice if there is none, while a prompt is read alone.
+
   Raises ValueError as `with_profile`.
   """
   base = under(loaded.config.model, "local")
@@ -46,14 +57,16 @@ def make_arms(loaded: LoadedModel, profile: LocalProfile) -> list[Arm]:
     for name in (CHOSEN, *profile.baselines):
       model = with_profile(base, profile, "" if name == CHOSEN else name)
       arms.append(Arm(name, far, dataclasses.replace(model, local=dataclasses.replace(model.local, far=far))))
-  return arms
+  name = UNIFORM if UNIFORM in profile.baselines else CHOSEN
+  reading = next(arm.model for arm in arms if (arm.windows, arm.far) == (name, "none"))
+  return [*arms, Arm(PREFILL, "none", arms[0].model, reading)]
 
 
 def row_bytes(arm: Arm, length: int) -> int:
   """Of the keys and values that are kept of a row of so many tokens; without the summary."""
   model = arm.model
   token = np.dtype(model.dtype).itemsize * (model.attention.key_dim + model.attention.value_dim)
-  if arm.windows == FULL:
+  if "local" not in model.pattern:
     return model.layers * model.attention.kv_heads * length * token
   rows = head_windows(model.local, model.layers, model.attention.kv_heads)
   return Ladder(model.local.rungs, model.local.sinks, length, token).total(rows)
@@ -73,14 +86,53 @@ def measure_losses(
   source, tokenizer = loaded.read_split(split)
   batch = to_batch(window_rows(windows(source, seq_len, texts)), tokenizer, None)
   nats: dict[str, np.ndarray] = {}
+  at_places: dict[str, np.ndarray] = {}
   for arm in arms:
-    nll_BT, _ = score(Reader(arm.name, arm.model, loaded.variables, loaded.mesh, is_masked=False), batch, rows=1)
-    nats[arm.name] = nll_BT[:, -scored:].astype(np.float64).mean(1)
+    nll_BT = _score(arm, loaded, batch, seq_len - scored)
+    at_places[arm.name] = nll_BT.astype(np.float64)
+    nats[arm.name] = at_places[arm.name][:, -scored:].mean(1)
     by_text = ", ".join(f"{value:.4f}" for value in nats[arm.name])
     report(f"{arm.name}: {nats[arm.name].mean():.4f} nats a token; by text {by_text}")
+  ranges = position_ranges(seq_len)
   return {
     "split": split, "source": source.name, "texts": len(batch.tokens_BT), "seq_len": seq_len, "scored": scored,
-    "arms": [_record(arm, nats, seq_len) for arm in arms], "removal": removal(nats, arms)}
+    "ranges": ranges, "removal": removal(nats, arms), "arms": [
+      _record(arm, nats, seq_len) | {
+        "prefill_pairs": prefill_pairs(arm.reading or arm.model, seq_len),
+        "by_position": _by_position(at_places, arm.name, ranges)} for arm in arms]}
+
+
+def position_ranges(length: int) -> list[tuple[int, int]]:
+  """[low, high) of places in a text, each range as long as all before it."""
+  edges = [0, _FIRST_RANGE]
+  while edges[-1] < length:
+    edges.append(2 * edges[-1])
+  edges[-1] = length
+  return [(low, high) for low, high in itertools.pairwise(edges) if low < high]
+
+
+def _score(arm: Arm, loaded: LoadedModel, batch: Batch, start: int) -> np.ndarray:
+  """[B, T]: nats of every target; of an arm with a model for reading, those before `start` are a prompt."""
+  def read(model: ModelConfig) -> np.ndarray:
+    return score(Reader(arm.name, model, loaded.variables, loaded.mesh, is_masked=False), batch, rows=1)[0]
+
+  if arm.reading is None or not start:
+    return read(arm.model)
+  rest_BT = score_continuation(arm.reading, arm.model, loaded.variables, loaded.mesh, batch, start)
+  return np.concatenate([read(arm.reading)[:, :start], rest_BT], axis=1)
+
+
+def _by_position(
+  at_places: Mapping[str, np.ndarray], name: str, ranges: list[tuple[int, int]]) -> list[list[float]] | None:
+  """Of each range: nats above full attention and the interval; None where full attention was not measured."""
+  if FULL not in at_places:
+    return None
+  more_BT = at_places[name] - at_places[FULL]
+  found = []
+  for low, high in ranges:
+    more_B = more_BT[:, low:high].mean(1)
+    found.append([float(more_B.mean()), *interval_of_mean(more_B)])
+  return found
 
 
 def removal(nats: Mapping[str, np.ndarray], arms: list[Arm]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lattice_jax.inspect.local.plots import draw_errors
 from lattice_jax.inspect.plots import line_style, new_figure, save_figure
 
 _DPI = 72
@@ -17,8 +18,13 @@ def draw_report(report: dict[str, Any], out: Path) -> dict[str, Path]:
   drawn = {"windows of the heads": _plot_windows(report["windows"], report["facts"]["context"], out / "windows.png")}
   if "loss" in report:
     drawn["loss above full attention"] = _plot_losses(report["loss"], out / "loss.png")
-  if "latency" in report and len(report["latency"]) > 1:
-    drawn["time saved by length"] = _plot_crossover(report["latency"], out / "crossover.png")
+  if "bound" in report:
+    drawn["time saved by length"] = _plot_crossover(
+      report["bound"], report.get("latency", []), out / "crossover.png")
+  if "ranges" in report.get("loss", {}):
+    drawn["loss by position"] = _plot_positions(report["loss"], out / "loss_position.png")
+  if "errors" in report:
+    drawn |= draw_errors(report["errors"], out)
   return drawn
 
 
@@ -49,20 +55,37 @@ def _plot_losses(loss: dict[str, Any], out: Path) -> Path:
   return save_figure(figure, out, dpi=_DPI)
 
 
-def _plot_crossover(latency: list[dict[str, Any]], out: Path) -> Path:
-  """Time saved by length for one row, as fewer bytes predict (dashed) and as measured."""
-  figure, (axes,) = new_figure("Time saved of a decode step, batch 1", size=(8, 4))
-  records = [record for record in latency if record["batch"] == 1]
-  for index, name in enumerate(arm["name"] for arm in records[0]["arms"][1:]):
-    arms = [next(arm for arm in record["arms"] if arm["name"] == name) for record in records]
-    color = line_style(index)[0]
-    lengths = [record["length"] for record in records]
-    axes.plot(lengths, [100 * arm["saved_p50"] for arm in arms], color=color, marker="o", label=name)
-    axes.plot(lengths, [100 * arm["predicted"] for arm in arms], color=color, linestyle="--")
-  axes.axhline(30, color="black", linewidth=0.8)
-  axes.set_xscale("log", base=2)
-  axes.set_xlabel("tokens before the step")
-  axes.set_ylabel("% saved (dashed: predicted)")
+def _plot_crossover(bound: dict[str, Any], latency: list[dict[str, Any]], out: Path) -> Path:
+  """The bound by length as lines, a panel for each batch, and what was measured as points."""
+  count = len(bound["batches"])
+  figure, panels = new_figure("Time saved of a decode step", size=(5.5 * count + 1, 4), widths=(1,) * count)
+  for axes, batch in zip(panels, bound["batches"], strict=True):
+    for index, arm in enumerate(batch["arms"][1:]):
+      color, line = line_style(index)
+      axes.plot(bound["lengths"], [100 * share for share in arm["saved"]], color=color, linestyle=line,
+                label=arm["name"])
+      points = [(record["length"], 100 * other["saved_p50"]) for record in latency if record["batch"] == batch["batch"]
+                for other in record["arms"] if other["name"] == arm["name"]]
+      if points:
+        axes.plot(*zip(*points, strict=True), color=color, marker="o", linestyle="none")
+    axes.axhline(100 * bound["goal"], color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(f"tokens before the step, batch {batch['batch']}")
+    axes.grid(True, alpha=0.25)
+  panels[0].set_ylabel("% saved (lines: at most, by bytes; points: measured)")
+  panels[0].legend(frameon=False, fontsize="small")
+  return save_figure(figure, out, dpi=_DPI)
+
+
+def _plot_positions(loss: dict[str, Any], out: Path) -> Path:
+  figure, (axes,) = new_figure("Loss above full attention by position", size=(8, 4))
+  for index, arm in enumerate(loss["arms"][1:]):
+    color, line = line_style(index)
+    axes.plot([mean for mean, _, _ in arm["by_position"]], color=color, linestyle=line, marker="o", label=arm["name"])
+  axes.set_xticks(range(len(loss["ranges"])), [f"{low:,}–{high - 1:,}" for low, high in loss["ranges"]])
+  axes.axhline(0, color="black", linewidth=0.8)
+  axes.set_xlabel("position (tokens)")
+  axes.set_ylabel("nats per token")
   axes.legend(frameon=False, fontsize="small")
   axes.grid(True, alpha=0.25)
   return save_figure(figure, out, dpi=_DPI)

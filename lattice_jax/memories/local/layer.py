@@ -58,5 +58,11 @@ class LocalAttention(nn.Module):
     check(self.local)
     if not isinstance(state, LocalView):
       state, segment = enter_layer(self, x_BTD, state, segment)
-    return attention_layer(self, self.config, x_BTD, segment, lambda q, k, v: local_attention(
-      q, k, v, state, segment.ids_BT, segment.valid_BT, config=self.local, impl=self.impl))
+
+    def attend(q, k, v):
+      # kept only where the collection is asked for, by reports
+      self.sow("intermediates", "op_inputs", {"q": q, "k": k, "v": v})
+      return local_attention(
+        q, k, v, state, segment.ids_BT, segment.valid_BT, config=self.local, impl=self.impl)
+
+    return attention_layer(self, self.config, x_BTD, segment, attend)

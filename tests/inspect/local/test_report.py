@@ -69,7 +69,7 @@ def test_the_report_has_every_part_and_its_pictures(loaded, tmp_path, monkeypatc
   tables = re.findall(r"(?m)(?:^\|.*\n)+", text)
   assert all(len({line.count("|") for line in table.splitlines()}) == 1 for table in tables)
   assert shown.count("<img src=\"data:image/png;base64,") == 4 and shown.count("<table>") == len(tables) == 6
-  assert not re.search(r"(src|href)=.?(http|//)", shown) and "prefers-color-scheme: dark" in shown
+  assert not re.search(r"(src|href)=.?(http|//)", shown) and "prefers-color-scheme:dark" in shown
 
 
 def test_a_part_alone_needs_no_other(loaded, tmp_path, monkeypatch):

@@ -12,12 +12,16 @@ import pytest
 
 from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.evaluation.loaded_model import LoadedModel
-from lattice_jax.inspect.windows.calibrate import Sizes, make_profile, measure_heads
+from lattice_jax.inspect.anchors.texts import to_batch, window_rows, windows
+from lattice_jax.inspect.op_inputs import unstack
+from lattice_jax.inspect.windows.calibrate import Sizes, make_profile, measure_heads, under
 from lattice_jax.inspect.windows.losses import make_arms, measure_losses, removal, row_bytes
+from lattice_jax.inspect.windows.prefill import prefill_pairs, score_continuation
 from lattice_jax.inspect.windows.profile_files import write_all
 from lattice_jax.inspect.windows.weights import layer_weights
-from lattice_jax.memories.local.config import LocalConfig
+from lattice_jax.memories.local.config import LocalConfig, flat
 from lattice_jax.memories.local.profile import read_profile
+from lattice_jax.memories.softmax import layer as softmax_layer
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import make_mesh, tree_bytes, unbox
 from lattice_jax.types import whole_segment
@@ -81,8 +85,11 @@ def test_the_profile_keeps_no_more_than_the_uniform_window(loaded, calibration, 
   profile, steps = make_profile(loaded, calibration, budget=8, context=64)
   arms = {arm.name: arm for arm in make_arms(loaded, profile)}
   assert list(arms) == [
-    "full", "chosen", "uniform", "retrieval_heads", "chosen + mean", "uniform + mean", "retrieval_heads + mean"]
+    "full", "chosen", "uniform", "retrieval_heads", "chosen + mean", "uniform + mean", "retrieval_heads + mean",
+    "prefill_windows"]
   most = row_bytes(arms["uniform"], 64)
+  assert arms["prefill_windows"].reading == arms["uniform"].model
+  assert row_bytes(arms["prefill_windows"], 64) == row_bytes(arms["full"], 64)
   assert row_bytes(arms["chosen"], 64) <= most
   assert row_bytes(arms["retrieval_heads"], 64) <= most
   assert steps[-1].spent == row_bytes(arms["chosen"], 64)
@@ -113,6 +120,7 @@ def test_losses_are_of_the_last_tokens_and_differ_by_windows(loaded, calibration
   found = measure_losses(
     loaded, arms, split="test", texts=3, seq_len=32, scored=8, report=lambda line: None)
   full, uniform, far = found["arms"]
+  assert found["ranges"] == [(0, 32)] and uniform["by_position"][0][0] != 0
   assert full["above_full"] == [0, 0, 0] and uniform["above_uniform"] == [0, 0, 0]
   assert uniform["above_full"][0] == pytest.approx(uniform["nats"] - full["nats"], abs=1e-9)
   assert uniform["above_full"][0] != 0 and far["nats"] != uniform["nats"]
@@ -122,6 +130,51 @@ def test_losses_are_of_the_last_tokens_and_differ_by_windows(loaded, calibration
   assert short["arms"][0]["nats"] != full["nats"]
   with pytest.raises(ValueError, match="--scored=33 must be between 1 and the 32"):
     measure_losses(loaded, arms, split="test", texts=1, seq_len=32, scored=33, report=lambda line: None)
+
+
+def test_a_continuation_sees_all_keys_of_a_prompt_that_was_read_under_windows(loaded, monkeypatch):
+  start, windows_LH = 20, ((4, 8), (8, 16))
+  attention = under(MODEL, "attention")
+  local = dataclasses.replace(MODEL.local, windows=flat(windows_LH), far="none")
+  source, tokenizer = loaded.read_split("test")
+  batch = to_batch(window_rows(windows(source, 32, 2)), tokenizer, None)
+  found_BT = score_continuation(
+    dataclasses.replace(under(MODEL, "local"), local=local), attention, loaded.variables, loaded.mesh, batch, start)
+  layers, time_T = iter(windows_LH), np.arange(32)
+
+  def masked(q, k, v, state, *given, **options):
+    """Every query under its own mask, written out; one head for each key."""
+    window_H11 = np.array(next(layers))[:, None, None]
+    back_TS = time_T[:, None] - time_T
+    sees_HTS = (back_TS >= 0) & ((time_T >= start)[:, None] | (time_T < local.sinks) | (back_TS < window_H11))
+    score_BHTS = jnp.where(sees_HTS, jnp.einsum("BTHK,BSHK->BHTS", q, k) * 8**-0.5, -jnp.inf)
+    return jnp.einsum("BHTS,BSHV->BTHV", jax.nn.softmax(score_BHTS), v), state
+
+  monkeypatch.setattr(softmax_layer, "softmax_attention", masked)
+  plain = dataclasses.replace(attention, scan_layers=False, remat="none")
+  variables = {name: unstack(tree, attention) for name, tree in loaded.variables.items()}
+  expected_BT, _ = jax.jit(lambda *tokens: Decoder(plain).apply(
+    variables, *tokens, init_state(plain, 2), whole_segment(2, 32), method=Decoder.score))(
+      batch.tokens_BT, batch.targets_BT)
+  np.testing.assert_allclose(found_BT, expected_BT[:, start:], atol=2e-5)
+
+
+@pytest.mark.parametrize(("start", "is_equal"), [(4, True), (20, False)])
+def test_a_prompt_that_no_window_cuts_is_read_as_under_full_attention(loaded, calibration, start, is_equal):
+  profile, _ = make_profile(loaded, calibration, budget=4, context=64)
+  arms = [arm for arm in make_arms(loaded, profile) if arm.windows in ("full", "prefill_windows")]
+  found = measure_losses(
+    loaded, arms, split="test", texts=1, seq_len=32, scored=32 - start, report=lambda line: None)
+  assert (abs(found["arms"][1]["above_full"][0]) < 1e-6) == is_equal
+  assert found["arms"][0]["prefill_pairs"] == 1 > found["arms"][1]["prefill_pairs"]
+
+
+def test_pairs_of_a_prompt_are_counted_one_by_one():
+  local = dataclasses.replace(MODEL.local, windows=(4, 0, 8, 16))
+  model = dataclasses.replace(under(MODEL, "local"), local=local)
+  seen = sum(min(t + 1, 2 + window) if window else t + 1 for window in (4, 0, 8, 16) for t in range(30))
+  assert prefill_pairs(model, 30) == pytest.approx(seen / (4 * 30 * 31 / 2))
+  assert prefill_pairs(under(MODEL, "attention"), 30) == 1
 
 
 @pytest.mark.parametrize(("rise", "verdict"), [

@@ -1,4 +1,4 @@
-"""The style sheet of the dashboard, for light and dark screens, wide and narrow ones."""
+"""The style sheet of dashboards and reports, for light and dark screens, wide and narrow ones."""
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#1b1f24;--muted:#5c6670;--line:#d9dee4;--go:#1a7f37;
@@ -55,6 +55,12 @@ tbody tr:last-child td{border-bottom:0}
 svg{display:block;width:100%;height:auto}
 svg text{fill:var(--muted);font-size:12px;font-family:inherit}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(260px,100%),1fr));gap:6px 16px;margin:8px 0 0}
+h3{margin:18px 0 4px;font-size:14px}
+code{background:var(--page);padding:0 3px;overflow-wrap:anywhere}
+.report p,.report li{max-width:70em}
+.report section{margin-top:12px}
+.report table{display:block;overflow-x:auto;width:auto;margin:8px 0;font-size:13px}
+.report img{display:block;max-width:100%;margin:8px 0;background:#fff;border-radius:4px}
 dt{color:var(--muted);font-size:12px}
 dd{margin:0;overflow-wrap:anywhere}
 """
