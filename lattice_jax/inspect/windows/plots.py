@@ -20,8 +20,8 @@ def draw_report(report: dict[str, Any], out: Path) -> dict[str, Path]:
     drawn["loss above full attention"] = _plot_losses(report["loss"], out / "loss.png")
   if "bound" in report:
     drawn["time saved by length"] = _plot_crossover(
-      report["bound"], report.get("latency", []), out / "crossover.png")
-  if "ranges" in report.get("loss", {}):
+      report["bound"], report["latency"] if "latency" in report else [], out / "crossover.png")
+  if "loss" in report and "ranges" in report["loss"]:
     drawn["loss by position"] = _plot_positions(report["loss"], out / "loss_position.png")
   if "errors" in report:
     drawn |= draw_errors(report["errors"], out)
