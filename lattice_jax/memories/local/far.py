@@ -19,7 +19,7 @@ def find_fold(config: LocalConfig, group: int) -> FarSummary | None:
       case "mean":
         return Mean(**given)
       case "moments":
-        return Moments(**given, cross=summary.cross, most=summary.most)
+        return Moments(**given, cross=summary.cross, curvature=summary.curvature, most=summary.most)
       case "matching":
         return Matching(**given, group=group, slots=summary.slots, stride=summary.stride, ridge=summary.ridge)
   except ValueError as error:

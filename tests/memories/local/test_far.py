@@ -17,6 +17,7 @@ from lattice_jax.memories.local.op import local_attention
 from lattice_jax.ops.attention import MASKED
 from lattice_jax.ops.far_summary import FarSummary
 from lattice_jax.ops.local import held
+from lattice_jax.stored_config import upgrade
 from tests.contract.harness import quick_jit
 from tests.memories.local import float64
 from tests.memories.local.scene import CONFIG, HEADS, KEY, LENGTH, SINKS, VALUE, WINDOWS, cut, tokens
@@ -117,6 +118,17 @@ def test_every_name_of_the_config_is_a_summary():
   for name in FAR[1:]:
     fold = find_fold(LocalConfig(far=name), 2)
     assert isinstance(fold, FarSummary) and hash(fold) == hash(find_fold(LocalConfig(far=name), 2))
+
+
+def test_moments_are_read_with_the_curvature_of_the_config_and_older_runs_with_all_of_it():
+  fold = find_fold(LocalConfig(far="moments", summary=SummaryConfig(curvature=0.25, most=2.0, cross=False)), 2)
+  assert (fold.curvature, fold.most, fold.cross) == (0.25, 2.0, False)
+  assert find_fold(LocalConfig(far="moments"), 2).curvature == 0.5
+  for far, then in (("moments", 1.0), ("mean", 0.5)):
+    stored = default_config().to_dict()
+    stored["model"]["local"]["far"] = far
+    del stored["model"]["local"]["summary"]["curvature"]
+    assert parse_config(upgrade(stored)).model.local.summary.curvature == then
 
 
 def test_what_reading_a_summary_costs():
