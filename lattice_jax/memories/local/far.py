@@ -27,6 +27,14 @@ def find_fold(config: LocalConfig, group: int) -> FarSummary | None:
   return None
 
 
+def far_block_len(fold: FarSummary, config: LocalConfig, length: int) -> int:
+  """`attend_far`'s block: 0, its own choice, but the whole call where the order of tokens matters.
+
+  Picks leave late, and into spans that were fitted already attention matching fits what comes together at once.
+  """
+  return length if config.picks and isinstance(fold, Matching) else 0
+
+
 def far_multiply_adds(config: LocalConfig, key_dim: int, value_dim: int) -> int:
   """Of one query head that reads the summary."""
   rule = find_fold(config, 1)

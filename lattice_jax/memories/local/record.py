@@ -50,7 +50,8 @@ def _at_block(model: ModelConfig, block: int) -> ModelConfig:
 def _multiply_adds(model: ModelConfig, length: int) -> float:
   attention = model.attention
   windows = flat(row for n, row in enumerate(_rows(model)) if model.pattern[n % len(model.pattern)] == "local")
-  seen = sum(_mean_seen(length, length if window == ALL else window + model.local.sinks) for window in windows)
+  beside = model.local.sinks + model.local.picks
+  seen = sum(_mean_seen(length, length if window == ALL else window + beside) for window in windows)
   one = attention.key_dim, attention.value_dim
   reads = attention.heads * (seen / len(windows) * sum(one) + far_multiply_adds(model.local, *one))
   return attention_projections(model.dim, attention) + reads
@@ -63,9 +64,10 @@ def _mean_seen(length: int, most: int) -> float:
 
 
 def _visible(model: ModelConfig, query: int, key: int) -> bool:
-  """Whether some head of some layer sees it, or a summary that it is in."""
+  """Whether some head of some layer may see it, or a summary that it is in."""
   windows = flat(_rows(model))
-  is_far = model.local.far in ("mean", "moments")  # what the others keep is not differentiated
+  # any token may be a pick; what other summaries keep is not differentiated
+  is_far = model.local.far in ("mean", "moments") or model.local.picks > 0
   return key <= query and (is_far or key < model.local.sinks or ALL in windows or query - key < max(windows))
 
 
