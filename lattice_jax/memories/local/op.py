@@ -25,7 +25,6 @@ from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.documents import EMPTY, keep_only
 from lattice_jax.ops.far_summary import FarSummary, join
 from lattice_jax.ops.local import (
-  Picks,
   Ring,
   attend_band,
   attend_far,
@@ -112,7 +111,7 @@ def _read_and_write(config, fold, groups, q, k, v, view, segment, impl):
     layer = functools.reduce(after_reading, found, view.layer)
     kept += _write(config, group, its_rings, k_BTHK, v_BTHV, layer, arriving)
   read = tuple(join_heads(list(parts), groups) for parts in zip(*reads, strict=True))
-  summary = None
+  summary, share_B = None, None
   if gone[0] is not None:
     q, starts_BT = keep_only(segment.valid_BT, q), segment.valid_BT & (arriving.index_BT == 0)
     left, scores = jax.tree.map(lambda *parts: join_heads(list(parts), groups), *gone)
@@ -124,8 +123,13 @@ def _read_and_write(config, fold, groups, q, k, v, view, segment, impl):
     far, summary = attend_far(
       fold, q, left, starts_BT, view.read("summary"),
       block_len=q.shape[1] if chosen == "reference" else far_block_len(fold, config, q.shape[1]))
+    near_BTQ = read[1]
     read = join(*read, *far, most_share=config.summary.most_share)
-  return read[0], _move_on(view, tuple(kept), summary, picks, arriving) if view.stack.num_slots else view
+    share_BT = jax.lax.stop_gradient(1 - jnp.exp(near_BTQ - read[1])).mean(-1)
+    share_B = keep_only(arriving.is_last_BT, share_BT).sum(1)
+  if not view.stack.num_slots:
+    return read[0], view
+  return read[0], _move_on(view, tuple(kept), arriving, share_B, summary=summary, picks=picks)
 
 
 def _read(config, fold, group, rings, q_BTQK, k_BTHK, v_BTHV, partition_BCH, view, arriving, read, impl):
@@ -169,9 +173,12 @@ def _write(config, group, rings, k_BTHK, v_BTHV, layer, arriving):
 
 
 def _move_on(
-  view: LocalView, rings: tuple[Ring, ...], summary: Any, picks: Picks | None, arriving: Arrivals) -> LocalView:
+  view: LocalView, rings: tuple[Ring, ...], arriving: Arrivals, share_B: jax.Array | None, **written: Any) -> LocalView:
   """The view after the call; in slots that a new document has not reached, tokens of the last one may still lie."""
   stale_B = view.read("stale_B") | arriving.is_new_B & (view.read("seen_B") > 0)
-  view = view.write(seen_B=arriving.seen_B, document_B=arriving.document_B, stale_B=stale_B, summary=summary,
-                    picks=picks)
+  if share_B is not None:
+    before_B = jax.lax.stop_gradient(view.read("far_share_B"))
+    share_B += jnp.where(arriving.is_new_B, 0, before_B)
+  view = view.write(
+    seen_B=arriving.seen_B, document_B=arriving.document_B, stale_B=stale_B, far_share_B=share_B, **written)
   return view.replace(stack=view.stack.replace(rings=rings))

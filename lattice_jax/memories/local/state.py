@@ -27,7 +27,8 @@ class LocalCache:
 
   seen_B, document_B: as in `cache.kv_cache.KVCache`. stale_B: whether slots without a token may hold numbers still,
   until `clear`. summary: of what left the windows, as the layer's fold has it; None without one. picks: tokens that
-  left them and stay as they are; None where none do.
+  left them and stay as they are; None where none do. far_share_B: the share of attention that went to the summary,
+  mean over heads, summed over the document's tokens; float32, without a gradient, None without a summary.
   """
 
   rings: tuple[Ring, ...]
@@ -36,6 +37,7 @@ class LocalCache:
   stale_B: jax.Array
   summary: Any = None
   picks: Picks | None = None
+  far_share_B: jax.Array | None = None
 
   @property
   def num_slots(self) -> int:
@@ -84,7 +86,8 @@ def empty_cache(
     summary, picks = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), (summary, picks))
   return LocalCache(
     rings=rings, summary=summary, picks=picks, seen_B=jnp.zeros(rows, jnp.int32),
-    document_B=jnp.full(rows, EMPTY, jnp.int32), stale_B=jnp.zeros(rows, bool))
+    document_B=jnp.full(rows, EMPTY, jnp.int32), stale_B=jnp.zeros(rows, bool),
+    far_share_B=None if fold is None else jnp.zeros(rows, jnp.float32))
 
 
 def clear(stacks: dict[str, LocalCache]) -> dict[str, LocalCache]:

@@ -168,7 +168,7 @@ def test_a_decode_step_writes_in_place_and_copies_no_ring():
   one_layer = min(ring.size // len(ring) for ring in rings)
   is_whole = {f"f32[{','.join(map(str, ring.shape))}]" for ring in rings}
   assert not [shape for shape, _ in moved(text, one_layer) if shape in is_whole]
-  assert text.count(" conditional(") == 2, "one head whose windows differ, and the clearing"
+  assert text.count(" conditional(") == 4, "one head whose windows differ, the scores of two windows, and the clearing"
 
 
 @pytest.mark.usefixtures("optimized")

@@ -81,17 +81,19 @@ def test_a_summary_that_loses_nothing_gives_full_attention():
 
 def test_the_mean_is_that_of_the_definition_in_float64():
   q_TQK, k_THK, v_THV = (np.float64(x[0]) for x in tokens())
-  out, _ = run(PIECES, config=LocalConfig(sinks=SINKS, rungs=(3, 7), windows=WINDOWS, far="mean"))
+  out, state = run(PIECES, config=LocalConfig(sinks=SINKS, rungs=(3, 7), windows=WINDOWS, far="mean"))
   near_TQV, near_TQ = float64.attend(q_TQK, k_THK, v_THV, WINDOWS, SINKS)
-  want_TQV = near_TQV.copy()
+  want_TQV, shares = near_TQV.copy(), 0
   for t, query in np.ndindex(near_TQ.shape):
     head = query // 2
     far = [j for j in range(SINKS, t + 1) if j not in float64.seen(t, WINDOWS[head], SINKS)]
     if far:
       lse = np.log(len(far)) + q_TQK[t, query] @ k_THK[far, head].mean(0) / np.sqrt(q_TQK.shape[-1])
       share = 1 / (1 + np.exp(near_TQ[t, query] - lse))
+      shares += share
       want_TQV[t, query] += share * (v_THV[far, head].mean(0) - near_TQV[t, query])
   np.testing.assert_allclose(out[0], want_TQV, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(state.far_share_B, [shares / near_TQ.shape[1]], rtol=1e-5)
 
 
 def test_attention_matching_in_calls_is_attention_matching_token_by_token():
