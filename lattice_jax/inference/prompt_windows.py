@@ -23,8 +23,8 @@ from lattice_jax.cache.policies.full import FullConfig
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.session import Session
 from lattice_jax.inference.window_choice import LOWER, Thresholds, Watch, choose_for_prompt, observe
-from lattice_jax.memories.local.config import flat
-from lattice_jax.memories.local.convert import as_local, lower
+from lattice_jax.memories.memory import Windowed
+from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.ops.local import ALL
 
 PER_PROMPT = "per_prompt"
@@ -57,16 +57,9 @@ def reading_model(model: ModelConfig, options: PromptWindows) -> ModelConfig:
   """The model as it reads prompts: full attention, with the last queries on record.
 
   Raises:
-    ValueError: a memory of the model is not "local", or its summary is fitted to queries.
+    ValueError: the model is not of one memory whose heads have windows, or these cannot be chosen after a prompt.
   """
-  if set(model.pattern) != {"local"}:
-    raise ValueError(
-      f"windows are chosen per prompt for the memory local, and model.pattern is {','.join(model.pattern)}; add "
-      "--set=model.pattern=local.")
-  if model.local.far == "matching":
-    raise ValueError(
-      "model.local.far=matching is fitted to queries, which are gone when windows are chosen after a prompt; use mean, "
-      "moments or none.")
+  _windowed(model).check(model)
   cache = CacheConfig(policy="full", full=FullConfig(records=("queries",), observe=options.probes))
   return replace(model, pattern=("attention",) * len(model.pattern), cache=cache)
 
@@ -77,11 +70,9 @@ class TextWindows:
   def __init__(self, model: ModelConfig, options: PromptWindows, max_len: int):
     """model: under which texts go on, but for its windows. max_len: tokens that their state has room for."""
     self.log: list[dict[str, Any]] = []
-    self._base, self._options, self._max_len = model, options, max_len
-    local = model.local
+    self._base, self._options, self._max_len, self._memory = model, options, max_len, _windowed(model)
     # what hides nothing of the longest text saves nothing
-    self._rungs = tuple(
-      rung for rung in local.rungs if local.sinks + rung < max_len and (not local.picks or rung >= 2 * local.pick_lag))
+    self._sinks, self._rungs = self._memory.rungs(model, max_len)
 
   @property
   def model(self) -> ModelConfig:
@@ -94,24 +85,22 @@ class TextWindows:
     rows_B = self._of_prompts(caches)
     rows = _widest(rows_B)
     ladder = _ladder(rows, self._rungs)
-    self._models = [
-      replace(self._base, local=replace(self._base.local, windows=flat(windows), profile="")) for windows in ladder]
-    self._watch = Watch(rung=len(ladder) - 1)
-    self.log.append({
-      "what": "choose", "windows": rows, "rungs_below": len(ladder) - 1, "is_watched": self._base.local.far != "none"})
-    memory = as_local(self.model, session.state.memory, self._max_len)
+    self._models = [self._memory.with_windows(self._base, windows) for windows in ladder]
+    self._ladder, self._watch = ladder, Watch(rung=len(ladder) - 1)
+    memory = self._memory.from_full(self.model, session.state.memory, self._max_len)
     self._seen = self.note(memory)
+    self.log.append({
+      "what": "choose", "windows": rows, "rungs_below": len(ladder) - 1, "is_watched": self._seen[0][1] is not None})
     return session.go_on(self.model, memory, self._max_len)
 
   def note(self, memory: Any) -> Any:
     """What `observe` needs of a state that is given away: (tokens so far, far shares so far), [L, B] of each block."""
-    return [(jnp.copy(cache.seen_B), None if cache.far_share_B is None else jnp.copy(cache.far_share_B))
-            for cache in memory.values()]
+    return [jax.tree.map(jnp.copy, self._memory.far_share(block)) for block in memory.values()]
 
   def observe(self, noted: Any, session: Session) -> Session:
     """Takes in what was far in the tokens up to a note; the session, which may have read on, under its windows now."""
     before, self._seen = self._seen, noted
-    if self._base.local.far == "none":
+    if before[0][1] is None:
       return session
     tokens, share = (sum(
       float(np.sum(np.asarray(new[n], np.float64) - np.asarray(old[n], np.float64)))
@@ -124,16 +113,16 @@ class TextWindows:
         thresholds=self._options.thresholds)
       if change is not None:
         self.log.append(dataclasses.asdict(change) | {
-          "windows": self.model.local.windows if change.what == LOWER else None})
+          "windows": self._ladder[change.after] if change.what == LOWER else None})
     if self._watch.rung == was:
       return session
-    memory = lower(self._models[was], self.model.local, session.state.memory, self._max_len)
+    memory = self._memory.lower(self._models[was], self.model, session.state.memory, self._max_len)
     return session.go_on(self.model, memory, self._max_len)
 
   def _of_prompts(self, caches: list[KVCache]) -> list[Rows]:
     """The windows that each row asks for; every row is logged."""
     layers, found = self._base.layers, []
-    chosen = [jax.device_get(_choose(self._rungs, self._base.local.sinks, self._options.coverage, cache))
+    chosen = [jax.device_get(_choose(self._rungs, self._sinks, self._options.coverage, cache))
               for cache in caches]
     for row, num_tokens in enumerate(np.asarray(caches[0].seen_B)[0].tolist()):
       windows_LH, shares_LRQ = (
@@ -144,6 +133,15 @@ class TextWindows:
         "coverage": self._options.coverage, "rungs": self._rungs, "windows": windows_LH,
         "shares": [[[round(share, 4) for share in row] for row in layer] for layer in shares_LRQ]})
     return found
+
+
+def _windowed(model: ModelConfig) -> Windowed:
+  (name, *others), known = set(model.pattern), [name for name in FOLDERS if find_memory(name).windowed]
+  if others or name not in known:
+    raise ValueError(
+      f"windows are chosen per prompt in models of one memory whose heads have windows, {' or '.join(known)}, and "
+      f"model.pattern is {','.join(model.pattern)}; add --set=model.pattern={known[0]}.")
+  return find_memory(name).windowed
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -69,8 +69,8 @@ def test_a_full_cache_goes_on_as_the_rings_that_full_windows_make():
 
   whole = replace(MODEL, local=replace(LOCAL, windows=(0,)))
   got = as_local(MODEL, read(reading_model(MODEL, PromptWindows(probes=3))), ROOM)
-  want = lower(whole, LOCAL, read(whole), ROOM)
-  smaller = replace(LOCAL, windows=(4,))
+  want = lower(whole, MODEL, read(whole), ROOM)
+  smaller = replace(MODEL, local=replace(LOCAL, windows=(4,)))
   for pair in ((got, want), (lower(MODEL, smaller, got, ROOM), lower(whole, smaller, read(whole), ROOM))):
     one, other = (tree["block_0"].replace(far_share_B=None) for tree in pair)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), one, other)
@@ -95,7 +95,7 @@ def test_windows_fall_rung_by_rung_while_little_is_far_and_each_set_is_one_progr
   changes = lines[3:]
   assert [line["what"] for line in changes] == ["lower"] * lines[2]["rungs_below"]
   assert [line["before"] - line["after"] for line in changes] == [1] * len(changes) and changes[-1]["after"] == 0
-  assert changes[-1]["windows"] == [4] * 4 == list(own.session.model.local.windows)
+  assert changes[-1]["windows"] == [[4, 4], [4, 4]] and own.session.model.local.windows == (4,) * 4
   assert blocks._compile.cache_info().misses == 1 + len(changes)
   assert written(stream(PromptWindows(coverage=1.0, probes=4, thresholds=AT_ONCE))) == texts
   assert blocks._compile.cache_info().misses == 1 + len(changes), "nothing is compiled twice"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.local.config import LocalConfig, check, window_rows
 from lattice_jax.memories.local.far import find_fold
-from lattice_jax.memories.local.record import MEMORIES
+from lattice_jax.memories.local.layers import at_block
 from lattice_jax.memories.local.state import LocalCache
 from lattice_jax.ops.attention.fold import Evicted
 from lattice_jax.ops.documents import EMPTY, keep_only
@@ -45,8 +45,7 @@ def narrow_state(before: ModelConfig, after: LocalConfig, state: dict[str, Any],
   here, heads = {}, before.attention.kv_heads
   for block, memory in enumerate(before.pattern):
     if memory == "local":
-      old, new = (
-        MEMORIES["local"].at_block(replace(before, local=config), block).local for config in (before.local, after))
+      old, new = (at_block(replace(before, local=config), block).local for config in (before.local, after))
       name = f"block_{block}"
       here[name] = narrow(
         old, new, state[name], kv_heads=heads, group=before.attention.heads // heads, max_len=max_len)

@@ -140,8 +140,8 @@ def score_leaving_ring(
     return found(ring.key_BHSK, k_BTHK), found(ring.value_BHSV, v_BTHV)
 
   position_BT = index_BT - window
-  return score_leaving(
-    fetch, position_BT, is_token_BT & (position_BT >= sinks), is_token_BT, partition_BCH, sinks=sinks)
+  leaves_BT = (position_BT >= sinks) & is_token_BT
+  return score_leaving(fetch, position_BT, leaves_BT, is_token_BT, partition_BCH, sinks=sinks)
 
 
 def blank_unused(ring: Ring, seen_B: jax.Array) -> Ring:
