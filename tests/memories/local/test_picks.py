@@ -95,6 +95,11 @@ def test_outputs_and_picks_are_those_of_the_definition_in_float64(impl, pieces):
       np.testing.assert_array_equal(kept_P[0, head, :len(want)], all_TH[0, want, head])
 
 
+def test_a_call_without_room_reads_the_same():
+  """As in training, where nothing is carried to the next one."""
+  np.testing.assert_allclose(step(*tokens(), config=CONFIG)[0][0], wanted(), rtol=0, atol=1e-5)
+
+
 def test_a_token_is_in_exactly_one_of_sinks_window_picks_and_far():
   """After calls of any length; and a summary that loses nothing gives full attention, so the parts merge exactly."""
   out, states = run(PIECES, fold=Everything())
