@@ -1,4 +1,4 @@
-"""Configs as older versions stored them, in runs, checkpoints and saved states: where their fields are now."""
+"""Configs as older versions stored them, in runs, checkpoints and saved states: their fields as they are now."""
 
 from __future__ import annotations
 
@@ -39,6 +39,10 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     for section in sections:
       place = place.setdefault(section, {})
     place[name] = value
+  local = _find(new, ["model", "local"]) or {}
+  if local.get("far") == "moments" and "summary" in local:
+    # moments added the whole quadratic term before its share could be chosen
+    local["summary"].setdefault("curvature", 1.0)
   return new
 
 

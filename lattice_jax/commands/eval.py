@@ -128,6 +128,8 @@ def write_texts(model: LoadedModel) -> None:
     length=text_flags.text_length(), show=lambda piece: print_now(piece, end=""), **text_flags.text_options())
   texts = written.texts if len(written.texts) > 1 else ()
   print_now("\n\n".join(["", *texts, result_tables.format_written(written), f"wrote {path}"]))
+  if written.window_log:
+    print_now(f"wrote {path.with_suffix('.windows.jsonl')}")
   if model.streamed:
     print_streaming(model, written.timing.tokens_per_second, tokens_per_pass=len(written.texts))
 

@@ -40,7 +40,7 @@ _RULES = (
   (("answers", "depths", "examples", "rows"), lambda asked: asked.task not in ("", "text"),
    "a --task that asks for something, such as --task=passkey"),
   (("chat",), lambda asked: asked.prompt, "a --prompt"),
-  (("prompt", "prompt_file", "stop", "context", "temperature"), lambda asked: asked.text,
+  (("prompt", "prompt_file", "stop", "context", "temperature", "windows"), lambda asked: asked.text,
    "a text to write, of --generate tokens above 0 or after a --prompt"),
   (("top_k", "top_p", "seed"), lambda asked: asked.draws,
    "tokens that are drawn: a text to write, and a --temperature above 0"),
@@ -72,6 +72,8 @@ def check_flags(asked: Asked, given: Collection[str], overrides: Sequence[str]) 
     field, _, value = override.partition("=")
     if field in _FLAG_OF:
       raise ValueError(f"--set={override} would be overruled by --{_FLAG_OF[field]}; use --{_FLAG_OF[field]}={value}.")
+    if field in ("model.local.windows", "model.local.profile") and "windows" in given:
+      raise ValueError(f"--set={override} would be overruled by --windows, which chooses them; leave out one of them.")
     section = field.partition(".")[0]
     if section in _OF_TRAINING or (section == "eval" and not asked.evaluation):
       what = "an evaluation, which --protocol=cold asks for" if section == "eval" else "a training"

@@ -6,7 +6,7 @@ from typing import Any
 
 from lattice_jax.commands.domains import COUNT, POSITIVE, EscapedText, PromptFile, PromptText
 from lattice_jax.commands.flags import define, define_several
-from lattice_jax.domains import SEED, TEMPERATURE, TOP_K, TOP_P, Switch
+from lattice_jax.domains import SEED, TEMPERATURE, TOP_K, TOP_P, Switch, Text
 
 _DEFAULT_LENGTH = 200
 
@@ -30,6 +30,10 @@ _CONTEXT = define(
   "context", POSITIVE, None,
   "Most tokens that prompt and text may have together; by default what a pretrained model was made for.")
 
+_WINDOWS = define(
+  "windows", Text(("per_prompt",)), None,
+  "Choose the windows of the memory local after each prompt, by what its last queries see, and log every choice.")
+
 
 def has_prompt() -> bool:
   return bool(_prompts())
@@ -51,7 +55,8 @@ def text_options() -> dict[str, Any]:
   """The arguments of `LoadedModel.write_texts`, except the length."""
   return {
     "prompts": _prompts() or [""], "is_chat": _CHAT.value, "stop_strings": _STOP.value, "limit": _CONTEXT.value,
-    "temperature": _TEMPERATURE.value, "top_k": _TOP_K.value, "top_p": _TOP_P.value, "seed": _SEED.value}
+    "temperature": _TEMPERATURE.value, "top_k": _TOP_K.value, "top_p": _TOP_P.value, "seed": _SEED.value,
+    **({"windows": _WINDOWS.value} if _WINDOWS.value else {})}
 
 
 def _prompts() -> list[str]:

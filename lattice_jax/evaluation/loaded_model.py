@@ -28,7 +28,7 @@ from lattice_jax.evaluation.evaluator import evaluate_protocols
 from lattice_jax.evaluation.origin import keyed_name, origin_key
 from lattice_jax.evaluation.pattern import check_variables_fit, restack, shortest_pattern
 from lattice_jax.evaluation.result import EvalResult
-from lattice_jax.evaluation.result_tables import write_result, write_text
+from lattice_jax.evaluation.result_tables import write_json_lines, write_result, write_text
 from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.streaming import StreamedModel
 from lattice_jax.inference.text import Written, write_texts
@@ -212,6 +212,8 @@ class LoadedModel:
       limit=limit or self.context_len, sampling=sampling)
     path = self.workdir / f"{name}.txt"
     write_text(path, f"\n{'-' * 20}\n".join(texts) + "\n")
+    if written.window_log:
+      write_json_lines(path.with_suffix(".windows.jsonl"), written.window_log)
     return dataclasses.replace(written, texts=tuple(texts)), path
 
   def _asked(self, prompts: Sequence[str], is_chat: bool) -> list[str]:

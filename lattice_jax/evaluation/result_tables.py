@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def write_text(path: Path, text: str, *, instead: str = "") -> None:
   except OSError as error:
     raise ValueError(
       f"{path} cannot be written: {error.strerror}; free space or grant write permission there{instead}.") from error
+
+
+def write_json_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+  """A file with a line of JSON for each of them, written as `write_text` does."""
+  write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,8 @@ from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
 from lattice_jax.domains import SEED, checked
 from lattice_jax.inference.blocks import start_draws
-from lattice_jax.inference.engine import engine_of
+from lattice_jax.inference.engine import ResidentWeights, engine_of
+from lattice_jax.inference.prompt_windows import PromptWindows, TextWindows, reading_model, windows_of
 from lattice_jax.inference.prompts import Spans, check_room, prompt_rows, protected_rows
 from lattice_jax.inference.sampling import Sampling
 from lattice_jax.inference.session import Session
@@ -41,6 +42,8 @@ class GenerateOptions:
     which waits for no other. Both change only speed and memory.
   marker: says which tokens are anchors, of prompt and text. protected: of each prompt the (start, stop) of its tokens
     that no memory shall drop, counted without `start_ids`.
+  windows: "per_prompt" to read prompts with full attention and go on with windows of the memory `local` that each
+    prompt chooses, or how it does; see `prompt_windows`.
   """
 
   temperature: float = 1.0
@@ -55,6 +58,7 @@ class GenerateOptions:
   block_len: int = 16
   marker: Marker | None = field(default=None, compare=False)
   protected: Sequence[Spans] = ()
+  windows: PromptWindows | str = ""
 
 
 @dataclass
@@ -136,13 +140,19 @@ class TokenStream:
     self._block_len = options.block_len
     self._max_len = _cache_len(model, longest + int(self._allowed_B.max()))
     reading, self._writing = reading_and_writing(model)
+    self._engine, self._sampling, self._windows = engine_of(variables), sampling, None
+    if (windows := windows_of(options.windows)) is not None:
+      if not isinstance(self._engine, ResidentWeights):
+        raise ValueError(
+          "windows are chosen per prompt only for weights that are in memory; leave out the weights budget.")
+      reading, self._windows = reading_model(model, windows), TextWindows(model, windows, self._max_len)
     start = time.perf_counter()
-    engine = engine_of(variables)
-    self._session = engine.open_session(
+    self._session = self._engine.open_session(
       reading, batch=len(self._rows), chunk_len=chunk_len,
       max_len=self._max_len if reading is self._writing else _cache_len(model, longest), marker=options.marker)
-    self._draw_block = engine.compile_block(self._writing, sampling, options.block_len, self._max_len, self._session)
     self.timing = Timing(compile_seconds=time.perf_counter() - start)
+    if self._windows is None:
+      self._compile_block(self._writing)
     self._key_data_BW = np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds])
 
   @property
@@ -151,8 +161,16 @@ class TokenStream:
     return self._session
 
   @property
+  def window_log(self) -> list[dict[str, Any]]:
+    """What was decided about windows so far; empty without `windows`."""
+    return [] if self._windows is None else self._windows.log
+
+  @property
   def hlo(self) -> tuple[str, str]:
-    """Text of the compiled programs that read a chunk of the prompts, and draw a block."""
+    """Text of the compiled programs that read a chunk of the prompts, and draw a block.
+
+    With `windows` the second is known once the prompts have been read.
+    """
     return self._session.chunk_hlo, self._draw_block.as_text()
 
   def end(self, row: int) -> None:
@@ -166,7 +184,7 @@ class TokenStream:
       self._session.close()
 
   def _blocks(self) -> Iterator[list[list[int]]]:
-    begun = time.perf_counter()
+    begun = self._clock()
     session = self._session = self._read_prompts()
     self.timing.cache_bytes = tree_bytes(session.state.memory)
     is_stop_A = np.isin(np.arange(self._writing.vocab), self._stop_ids)
@@ -181,13 +199,16 @@ class TokenStream:
         given = session.put((np.int32(num), np.array([text.finish is None for text in self.texts])))
         drawn, draws, session.state = self._draw_block(
           session.variables, session.marker, *fixed, *given, draws, session.state)
-        ahead, left = (drawn, num), left - num
+        noted = None if self._windows is None else self._windows.note(session.state.memory)
+        ahead, left = (drawn, num, noted), left - num
       if block is None:
         if index:
           return
         continue
       new = [self._extend(row, ids[:block[1]]) for row, ids in enumerate(np.asarray(block[0]).tolist())]
-      now = time.perf_counter()
+      if self._windows is not None and ahead is not None:
+        session = self._session = self._lowered(self._windows.observe(block[2], session))
+      now = self._clock()
       if index == 1:
         self.timing.first_token_seconds, first = now - begun, now
       else:
@@ -199,9 +220,29 @@ class TokenStream:
   def _read_prompts(self) -> Session:
     """The session that has read the prompts and goes on with the texts."""
     self._session.read(self._rows, self._protected)
+    if self._windows is not None:
+      session = self._windows.choose(self._session)
+      self._compile_block(session.model)
+      return session
     if self._session.model is self._writing:
       return self._session
     return self._session.compress(self._writing.cache, self._max_len)
+
+  def _lowered(self, session: Session) -> Session:
+    """The same, with the program of its windows if these are new."""
+    if session is not self._session:
+      self._compile_block(session.model)
+    return session
+
+  def _compile_block(self, model: ModelConfig) -> None:
+    start = time.perf_counter()
+    self._draw_block = self._engine.compile_block(
+      model, self._sampling, self._block_len, self._max_len, self._session)
+    self.timing.compile_seconds += time.perf_counter() - start
+
+  def _clock(self) -> float:
+    """Seconds in which nothing was compiled."""
+    return time.perf_counter() - self.timing.compile_seconds
 
   def _extend(self, row: int, ids: list[int]) -> list[int]:
     """Adds a block to a row's text, and returns the ids that were added."""

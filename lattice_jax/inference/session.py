@@ -121,10 +121,13 @@ class Session:
       ValueError: as `cache.convert.compress`, which this session's model must have made the records for.
     """
     model, max_len = replace(self.model, cache=cache), self.max_len if max_len is None else max_len
-    memory = compress(model, self.state.memory, max_len)
-    # arrays that the policy leaves as they were are this session's own, which it will give away
+    return self.go_on(model, compress(model, self.state.memory, max_len), max_len)
+
+  def go_on(self, model: ModelConfig, memory: Any, max_len: int) -> Session:
+    """A session of another model that has read the same, as `memory`, with room for `max_len` tokens."""
+    # arrays that are in both are this session's own, which it will give away
     state = jax.tree.map(jnp.copy, self.state.replace(memory=memory))
-    chunk_len = min(self.chunk_len, cache.call_len or self.chunk_len)
+    chunk_len = min(self.chunk_len, model.cache.call_len or self.chunk_len)
     return Session(
       model, self.variables, batch=self.batch, max_len=max_len, chunk_len=chunk_len, state=state, marker=self.marker)
 

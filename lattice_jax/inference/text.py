@@ -67,12 +67,16 @@ def _overlap(text: str, stop: str) -> int:
 
 @dataclass(frozen=True)
 class Written:
-  """texts: without the prompts. finishes: why each ended, as in `GeneratedRow`. num_tokens: the length of each text."""
+  """texts: without the prompts. finishes: why each ended, as in `GeneratedRow`. num_tokens: the length of each text.
+
+  window_log: of windows that the prompts chose, as JSON can hold it; see `prompt_windows`.
+  """
 
   texts: tuple[str, ...]
   finishes: tuple[str, ...]
   num_tokens: tuple[int, ...]
   timing: Timing
+  window_log: tuple[dict[str, Any], ...] = ()
 
 
 def write_texts(
@@ -108,4 +112,5 @@ def write_texts(
     add(row, rest.finish())
   return Written(
     texts=tuple(texts), finishes=tuple(str(text.finish) for text in stream.texts),
-    num_tokens=tuple(len(text.ids) for text in stream.texts), timing=stream.timing)
+    num_tokens=tuple(len(text.ids) for text in stream.texts), timing=stream.timing,
+    window_log=tuple(stream.window_log))

@@ -1,7 +1,7 @@
 """Windows chosen while a model reads and writes: per prompt by what its last queries see, later by what is lost.
 
-Both are decisions alone. A rung is a shape of a compiled program and of a cache, so whoever serves the model keeps a
-program for each rung, and moves a row to another one between two calls.
+Both are decisions alone. A rung is a shape of a compiled program and of a cache, so whoever runs the model keeps a
+program for each rung, and moves texts to another one between two calls, as `prompt_windows` does.
 """
 
 from __future__ import annotations
@@ -21,38 +21,44 @@ _MASKED = -1e30
 
 def choose_for_prompt(
   q_probe: Float[Array, "B M Q K"], k: Float[Array, "B T H K"], *, rungs: Sequence[int], sinks: int,
-  coverage: float = 0.95,
+  coverage: float = 0.95, num_tokens: Int[Array, "B"] | None = None,
 ) -> tuple[Int[Array, "B H"], Float[Array, "R B Q"]]:
   """The smallest window of each key/value head in which all query heads that read it find enough of their attention.
 
   Args:
     q_probe: the last M queries of a prompt, positions included, as many as are looked at; Q = H·G.
-    k: keys of the whole prompt, positions included.
+    k: keys of the whole prompt, positions included; what stands behind its end is not seen.
     rungs: windows, ascending.
     sinks: first tokens that every query sees.
     coverage: share of the attention weight, mean over the probes, that must lie in the sinks and the window.
+    num_tokens: of each prompt, where they differ; one of fewer than M has as many probes. None: T.
 
   Returns:
     The window of each key/value head, 0 where no rung is enough, and the share for every rung. O(M·T·K) per head.
 
   Raises:
-    ValueError: the rungs do not ascend, coverage is not within (0, 1], or there are more probes than tokens.
+    ValueError: the rungs do not ascend, coverage is not within (0, 1], or there are more probes than tokens where
+      num_tokens is not given.
   """
   if not rungs or any(low >= high for low, high in zip((0, *rungs), rungs, strict=False)):
     raise ValueError(f"rungs={tuple(rungs)} must be positive and ascend; sort them and name each once.")
   if not 0 < coverage <= 1:
     raise ValueError(f"coverage={coverage} must be above 0 and at most 1, such as 0.95.")
   probes, length = q_probe.shape[1], k.shape[1]
-  if probes > length:
+  if probes > length and num_tokens is None:
     raise ValueError(f"{probes} probes are more than the {length} tokens of the prompt; probe its last tokens.")
   heads = k.shape[2]
   q_BMHGK = q_probe.reshape(len(k), probes, heads, -1, q_probe.shape[-1]).astype(jnp.float32)
   score_BHGMT = jnp.einsum("BMHGK,BTHK->BHGMT", q_BMHGK, k, precision="highest") * k.shape[-1] ** -0.5
-  back_MT = jnp.arange(length - probes, length)[:, None] - jnp.arange(length)
-  weight_BHGMT = jax.nn.softmax(jnp.where(back_MT >= 0, score_BHGMT, _MASKED), axis=-1)
+  last_B = jnp.full(len(k), length) if num_tokens is None else num_tokens
+  time_BM = last_B[:, None] + jnp.arange(-probes, 0)
+  back_BMT = time_BM[..., None] - jnp.arange(length)
+  weight_BHGMT = jax.nn.softmax(jnp.where(back_BMT[:, None, None] >= 0, score_BHGMT, _MASKED), axis=-1)
   is_sink_T = jnp.arange(length) < sinks
+  is_probe_BM = time_BM >= 0
+  weight_BHGMT *= (is_probe_BM / jnp.maximum(is_probe_BM.sum(1, keepdims=True), 1))[:, None, None, :, None]
   share_RBHG = jnp.stack([
-    jnp.where((back_MT < rung) | is_sink_T, weight_BHGMT, 0).sum(-1).mean(-1) for rung in rungs])
+    jnp.where(((back_BMT < rung) | is_sink_T)[:, None, None], weight_BHGMT, 0).sum((-1, -2)) for rung in rungs])
   is_enough_RBH = (share_RBHG >= coverage).all(-1)
   rung_R = jnp.asarray(rungs, jnp.int32)
   window_BH = jnp.where(is_enough_RBH.any(0), rung_R[is_enough_RBH.argmax(0)], ALL)

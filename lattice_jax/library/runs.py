@@ -92,7 +92,8 @@ def generate(
     length: tokens that each may have.
     options: temperature (0 takes the most likely token), top_k, top_p and seed; is_chat=True puts prompts as questions
       by the model's chat template; stop_strings end a text; limit: tokens of prompt and text together; protected: of
-      each prompt the (start, stop) of the tokens that memories with anchors never drop.
+      each prompt the (start, stop) of the tokens that memories with anchors never drop; windows="per_prompt" chooses
+      the windows of the memory local after each prompt.
 
   Raises:
     ValueError: a prompt is empty or too long, or an option is out of range.

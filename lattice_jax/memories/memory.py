@@ -42,6 +42,27 @@ class Carried:
   finish: Callable[[ModelConfig, dict[str, Any], int], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Windowed:
+  """How windows of a memory's heads are changed once a prompt has been read, in a model of that memory alone.
+
+  check: raises ValueError where they cannot be.
+  rungs: (model, max_len) → (sinks, windows that hide something of a text of so many tokens, ascending).
+  with_windows: (model, the window of every key/value head, layer by layer; 0 = all) → the model with these.
+  from_full: (model, state, max_len) → its state, from one in which softmax attention has kept all tokens.
+  lower: (model before, model after, state, max_len) → the state under smaller windows.
+  far_share: state of a block → (tokens of the documents so far, their shares of attention that was far, summed; None
+    where nothing stands for what is far), [L, B].
+  """
+
+  check: Callable[[ModelConfig], None]
+  rungs: Callable[[ModelConfig, int], tuple[int, tuple[int, ...]]]
+  with_windows: Callable[[ModelConfig, tuple[tuple[int, ...], ...]], ModelConfig]
+  from_full: Callable[[ModelConfig, Any, int], Any]
+  lower: Callable[[ModelConfig, ModelConfig, Any, int], Any]
+  far_share: Callable[[Any], tuple[jax.Array, jax.Array | None]]
+
+
 def stack_alike(layer: nn.Module, batch: int, max_len: int, layers: int) -> Any:
   """The states of so many layers, which are the same."""
   state = layer.init_state(batch, max_len)
@@ -72,6 +93,7 @@ class Memory:
     ValueError where there is no such file, or it does not fit.
   at_block: (model, block of the pattern) → the model as the layers of that block take it.
   init_stack: (layer, batch, max_len, layers) → the states of a stack of layers that have read nothing.
+  windowed: see `Windowed`; None of a memory whose heads have no windows of their own.
   carried: see `Carried`; None where the scan over layers takes states in and gives them out.
   """
 
@@ -92,6 +114,7 @@ class Memory:
   resolve: Callable[[ModelConfig], ModelConfig] = lambda model: model
   at_block: Callable[[ModelConfig, int], ModelConfig] = lambda model, block: model
   init_stack: Callable[[nn.Module, int, int, int], Any] = stack_alike
+  windowed: Windowed | None = None
   carried: Carried | None = None
 
 

@@ -41,7 +41,8 @@ def check(asked, *arguments):
   (dataclasses.replace(MODEL_TEXT, task="text"), "--weights_budget=1MB"),
   (dataclasses.replace(MODEL_TEXT, text=False, comparison=True), "--weights_budget=1MB"),
   (dataclasses.replace(MODEL_TEXT, pretrained=False), "--weights_budget=1MB"),
-  (GREEDY, "--top_k=3"), (GREEDY, "--top_p=0.5"), (EVALUATION, "--seed=1"), (GREEDY, "--seed=1")],
+  (GREEDY, "--top_k=3"), (GREEDY, "--top_p=0.5"), (EVALUATION, "--seed=1"), (GREEDY, "--seed=1"),
+  (EVALUATION, "--windows=per_prompt")],
   ids=lambda value: value if isinstance(value, str) else "")
 def test_a_flag_that_nothing_reads_is_refused(asked, argument):
   name = argument.partition("=")[0]
@@ -62,7 +63,7 @@ def test_every_flag_of_the_command_has_a_rule_or_is_what_is_asked_for():
   (MODEL_TEXT, ["--dtype=bfloat16", "--prompt=a", "--chat", "--stop=b", "--context=9", "--top_k=3", "--seed=1"]),
   (MODEL_TEXT, ["--anchors=line", "--weights_budget=200MB"]),
   (dataclasses.replace(EVALUATION, pretrained=True), ["--weights_budget=200MB", "--batch=2"]),
-  (GREEDY, ["--temperature=0", "--stop=b"]),
+  (GREEDY, ["--temperature=0", "--stop=b", "--windows=per_prompt"]),
   (PASSKEY, ["--split=test", "--peers=knorm", "--lengths=9", "--answers=7", "--depths=0", "--rows=1", "--task_seed=1"]),
   (COMPARING, ["--lengths=9", "--trials=2", "--peers=knorm"])],
   ids=["evaluation", "text", "anchors", "streamed", "greedy", "task", "compare"])
@@ -80,6 +81,14 @@ def test_a_change_of_the_config_that_nothing_reads_is_refused(asked, override, m
   with pytest.raises(ValueError, match=message):
     check_flags(asked, [], [override])
   check_flags(EVALUATION, [], ["eval.max_batches=4", "model.vq.cache=False"])
+
+
+@pytest.mark.parametrize("field", ["windows", "profile"])
+def test_windows_that_the_prompt_would_overrule_are_refused(field):
+  override = f"model.local.{field}=64"
+  with pytest.raises(ValueError, match=f"--set={override} would be overruled by --windows, which chooses them; leave"):
+    check_flags(MODEL_TEXT, ["windows"], [override])
+  check_flags(MODEL_TEXT, [], [override])
 
 
 def test_a_command_that_asks_for_nothing_is_refused():

@@ -86,3 +86,8 @@ def test_a_folder_and_an_empty_standard_input_are_no_prompts(tmp_path, monkeypat
 
 def test_help_says_so():
   assert r"\n, \t, \r, \\" in flags.FLAGS["stop"].help
+
+
+def test_windows_are_an_option_only_where_they_are_asked_for():
+  assert "windows" not in parse("--prompt=a")
+  assert parse("--windows=per_prompt", "--prompt=a")["windows"] == "per_prompt"

@@ -176,6 +176,7 @@ ROWS = (
       ("windows-alone", _local(7, 3)),
       ("one-token", _local(1, sinks=0)),
       ("wider-than-T", _local(LENGTH + 8, kv_heads=4)),
+      ("picks", _local(7, 4, far="mean", picks=3, pick_lag=2)),
       ("moments-of-one-head", _local(0, 4, far="moments", summary=SummaryConfig(blocks=2, span=3))),
     ),
   ),

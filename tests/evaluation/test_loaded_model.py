@@ -107,7 +107,7 @@ def test_a_context_beyond_what_the_model_was_made_for_is_refused(workdir):
     loaded.with_eval(seq_len=11)
 
 
-def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
+def test_a_chat_starts_as_its_template_says_and_a_log_of_windows_lies_beside_the_text(workdir, monkeypatch):
   class Chatting(ByteTokenizer):
     def chat(self, messages):
       return f"<s>{messages[0]['content']}"
@@ -116,7 +116,8 @@ def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
 
   def write_texts(model, variables, tokenizer, prompts, *, options, **others):
     asked.append((prompts, options.start_ids))
-    return Written(texts=("",), finishes=("stop",), num_tokens=(0,), timing=Timing())
+    log = ({"what": "prompt"}, {"what": "choose"}) if options.windows else ()
+    return Written(texts=("",), finishes=("stop",), num_tokens=(0,), timing=Timing(), window_log=log)
 
   monkeypatch.setattr(loaded_model, "get_tokenizer", lambda data: Chatting())
   monkeypatch.setattr(loaded_model, "write_texts", write_texts)
@@ -124,6 +125,8 @@ def test_a_chat_starts_as_its_template_says(workdir, monkeypatch):
   for is_chat in (True, False):
     loaded.write_texts(["hi"], length=8, is_chat=is_chat)
   assert asked == [(["<s>hi"], ()), (["hi"], Chatting.start_ids)]
+  _, path = loaded.write_texts(["hi"], length=8, windows="per_prompt")
+  assert path.with_suffix(".windows.jsonl").read_text() == '{"what": "prompt"}\n{"what": "choose"}\n'
 
 
 def test_a_model_marks_what_it_reads_and_writes_by_its_rule(workdir, monkeypatch):

@@ -65,6 +65,20 @@ def test_settings_that_make_no_choice_are_refused(change, message):
     choose_for_prompt(q, k, **{"rungs": RUNGS, "sinks": 1, "coverage": 0.9} | change)
 
 
+def test_prompts_of_one_batch_choose_as_each_does_alone():
+  """A short one has fewer probes, and what stands behind its end is not seen."""
+  keys = jax.random.split(jax.random.key(1))
+  q, k = jax.random.normal(keys[0], (3, 6, 4, 8)), 2 * jax.random.normal(keys[1], (3, 12, 2, 8))
+  lengths = (12, 7, 5)
+  window_BH, share_RBQ = choose_for_prompt(
+    q, k, rungs=RUNGS, sinks=1, coverage=0.7, num_tokens=jnp.array(lengths, jnp.int32))
+  for row, length in enumerate(lengths):
+    own = q[row:row + 1, -min(6, length):], k[row:row + 1, :length]
+    alone_BH, alone_RBQ = choose_for_prompt(*own, rungs=RUNGS, sinks=1, coverage=0.7)
+    assert window_BH[row].tolist() == alone_BH[0].tolist()
+    np.testing.assert_allclose(share_RBQ[:, row], alone_RBQ[:, 0], atol=1e-6)
+
+
 def test_more_probes_than_tokens_are_refused():
   q, k = make_prompt(3)
   with pytest.raises(ValueError, match="2 probes are more than the 1 tokens"):

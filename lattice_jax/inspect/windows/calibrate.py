@@ -92,9 +92,13 @@ def measure_heads(
   """What each head loses by each rung of `model.local`, mean over texts of a split that are spread evenly.
 
   Raises:
-    ValueError: the split has no text of that length, or no rung hides anything of one.
+    ValueError: the split has no text of that length, no rung hides anything of one, or the config has picks.
   """
   model, local = under(loaded.config.model, "attention"), loaded.config.model.local
+  if local.picks:
+    raise ValueError(
+      f"model.local.picks={local.picks} is not known to the choice of windows; choose them with picks=0, and give "
+      "picks to the model that uses the profile.")
   rungs = rungs_of(local, sizes.seq_len)[:-1]
   if not rungs:
     raise ValueError(

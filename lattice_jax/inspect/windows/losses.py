@@ -69,7 +69,8 @@ def row_bytes(arm: Arm, length: int) -> int:
   if "local" not in model.pattern:
     return model.layers * model.attention.kv_heads * length * token
   rows = head_windows(model.local, model.layers, model.attention.kv_heads)
-  return Ladder(model.local.rungs, model.local.sinks, length, token).total(rows)
+  picks = model.layers * model.attention.kv_heads * model.local.picks * token
+  return Ladder(model.local.rungs, model.local.sinks, length, token).total(rows) + picks
 
 
 def measure_losses(

@@ -19,7 +19,8 @@ class SummaryConfig:
   blocks: int = at_least(0, 0, "consecutive parts of what is far, each summarised by itself; 0 = 1, of matching 6")
   span: int = positive(64, "tokens of the shortest part, which matching fits at a time")
   cross: bool = switch(True, "moments: whether a query moves the value along the covariance of keys with values")
-  most: float = at_least(0, 4.0, "moments: to which half the variance of a part's scores is cut")
+  curvature: float = within(0, 1, 0.5, "moments: share of half the variance of a part's scores that is added to them")
+  most: float = at_least(0, 4.0, "moments: to which that is cut")
   slots: int = positive(16, "matching: slots of a part")
   stride: int = positive(4, "matching: tokens of which one leaves its queries on record; a divisor of span")
   ridge: float = positive(0.1, "matching: how much fitted values are drawn towards those of their tokens")
@@ -42,6 +43,10 @@ class LocalConfig:
     "none", FAR, "what is left of tokens that leave a window; mean: their mean key and value, as of so many tokens; "
     "moments: as if keys and values were Gaussian; matching: a few slots that answer the queries of their time alike")
   summary: SummaryConfig = section(SummaryConfig, "how it is made")
+  picks: int = at_least(
+    0, 0, "tokens that each head keeps as they are of those that left its window, the best by LagKV's score")
+  pick_lag: int = positive(
+    32, "tokens of a partition, which picks are scored among and by the next one; windows have twice as many or more")
   profile: str = place("", "file of sinks, rungs and windows, found by calibration, that takes the place of these")
 
 
@@ -58,6 +63,11 @@ def check(config: LocalConfig) -> None:
       raise ValueError(
         f"model.local.windows holds {window}, which is none of model.local.rungs={_listed(config.rungs)}; use one of "
         "them, or 0 for the whole document, or add it to the rungs.")
+    if config.picks and window and window < 2 * config.pick_lag:
+      raise ValueError(
+        f"model.local.picks={config.picks} with model.local.pick_lag={config.pick_lag} needs windows of at least "
+        f"{2 * config.pick_lag} tokens, for a token is scored by the partition after its own, and model.local.windows "
+        f"holds {window}; use pick_lag={max(window // 2, 1)} or less, wider windows, or picks=0.")
   if config.profile:
     raise ValueError(
       f"model.local.profile={config.profile} is read where a config is read, with the model that it is for; here give "
@@ -92,7 +102,8 @@ def _listed(values: Sequence[int]) -> str:
 
 def _smoke(config: Any) -> dict[str, Any]:
   return {
-    "sinks": min(2, config.sinks), "rungs": (8, 16), "windows": (16,), "profile": "",
+    "sinks": min(2, config.sinks), "rungs": (8, 16), "windows": (16,), "profile": "", "picks": min(4, config.picks),
+    "pick_lag": 8,
     "summary": {"span": 8, "slots": 4, "stride": 4}}
 
 

@@ -19,12 +19,20 @@ def find_fold(config: LocalConfig, group: int) -> FarSummary | None:
       case "mean":
         return Mean(**given)
       case "moments":
-        return Moments(**given, cross=summary.cross, most=summary.most)
+        return Moments(**given, cross=summary.cross, curvature=summary.curvature, most=summary.most)
       case "matching":
         return Matching(**given, group=group, slots=summary.slots, stride=summary.stride, ridge=summary.ridge)
   except ValueError as error:
     raise ValueError(str(error).replace("Matching.", "model.local.summary.")) from error
   return None
+
+
+def far_block_len(fold: FarSummary, config: LocalConfig, length: int) -> int:
+  """`attend_far`'s block: 0, its own choice, but the whole call where the order of tokens matters.
+
+  Picks leave late, and into spans that were fitted already attention matching fits what comes together at once.
+  """
+  return length if config.picks and isinstance(fold, Matching) else 0
 
 
 def far_multiply_adds(config: LocalConfig, key_dim: int, value_dim: int) -> int:

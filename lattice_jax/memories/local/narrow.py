@@ -15,11 +15,25 @@ import jax.numpy as jnp
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.local.config import LocalConfig, check, window_rows
 from lattice_jax.memories.local.far import find_fold
-from lattice_jax.memories.local.record import MEMORIES
+from lattice_jax.memories.local.layers import at_block
 from lattice_jax.memories.local.state import LocalCache
 from lattice_jax.ops.attention.fold import Evicted
 from lattice_jax.ops.documents import EMPTY, keep_only
-from lattice_jax.ops.local import ALL, HeadGroup, Ring, group_heads, held, num_slots, slot_of
+from lattice_jax.ops.local import (
+  HeadGroup,
+  Leaving,
+  Picks,
+  Ring,
+  Scores,
+  choose,
+  group_heads,
+  held,
+  num_slots,
+  score_leaving,
+  slot_of,
+)
+
+_EVERYTHING = 2**30  # a window that no document fills
 
 
 def narrow_state(before: ModelConfig, after: LocalConfig, state: dict[str, Any], max_len: int) -> dict[str, Any]:
@@ -31,8 +45,7 @@ def narrow_state(before: ModelConfig, after: LocalConfig, state: dict[str, Any],
   here, heads = {}, before.attention.kv_heads
   for block, memory in enumerate(before.pattern):
     if memory == "local":
-      old, new = (
-        MEMORIES["local"].at_block(replace(before, local=config), block).local for config in (before.local, after))
+      old, new = (at_block(replace(before, local=config), block).local for config in (before.local, after))
       name = f"block_{block}"
       here[name] = narrow(
         old, new, state[name], kv_heads=heads, group=before.attention.heads // heads, max_len=max_len)
@@ -42,13 +55,13 @@ def narrow_state(before: ModelConfig, after: LocalConfig, state: dict[str, Any],
 def narrow(
   before: LocalConfig, after: LocalConfig, stack: LocalCache, *, kv_heads: int, group: int, max_len: int,
 ) -> LocalCache:
-  """A stack of caches with the windows of `after`; what they have no room for goes to the summary, if there is one.
+  """A stack of caches with the windows of `after`; what they have no room for is picked or goes to the summary, if any.
 
   group: query heads that share a key.
 
   Raises:
-    ValueError: a window of `after` is wider than before, or its sinks or its summary are others, or the summary is one
-      that is fitted to queries, of which the cache has none.
+    ValueError: a window of `after` is wider than before, or its sinks, picks or summary are others, or the summary is
+      one that is fitted to queries, of which the cache has none.
   """
   layers, seen_B = len(stack.seen_B), stack.seen_B[0]
   old_LH, new_LH = (window_rows(config, layers, kv_heads) for config in (before, after))
@@ -69,18 +82,22 @@ def narrow(
 
   rings = tuple(
     ring(group, kind, window) for group in group_heads(new_LH) for kind, window in enumerate(group.windows))
-  summary = stack.summary
+  summary, picks = stack.summary, stack.picks
+  if summary is None and picks is None:
+    return stack.replace(rings=rings)
+  left, scores = _leaving(found, old_LH, new_LH, seen_B, before.sinks, picks)
+  if picks is not None:
+    chosen = choose(_as_rows(picks), left, scores, jnp.zeros(left.leaves_BTH.shape[:2], bool))
+    picks, left = _as_layers(chosen.picks, layers), chosen.gone
   if summary is not None:
-    fold = find_fold(before, group)
-    summary = _stack([
-      fold.add(jax.tree.map(lambda leaf, n=n: leaf[n], summary), _leaving(
-        [found[n, head] for head in range(kv_heads)], old_LH[n], new_LH[n], seen_B, before.sinks))
-      for n in range(layers)], 0)
-  return stack.replace(rings=rings, summary=summary)
+    gone = Evicted(*(
+      jnp.swapaxes(x, 1, 2) for x in (left.key_BTHK, left.value_BTHV, left.position_BTH, left.leaves_BTH)))
+    summary = _as_layers(find_fold(before, group).add(_as_rows(summary), gone), layers)
+  return stack.replace(rings=rings, summary=summary, picks=picks)
 
 
 def _check(before, after, old_LH, new_LH) -> None:
-  for name in ("sinks", "far", "summary"):
+  for name in ("sinks", "far", "summary", "picks", "pick_lag"):
     if getattr(before, name) != getattr(after, name):
       raise ValueError(
         f"a text was read with model.local.{name}={getattr(before, name)} and cannot go on with "
@@ -104,16 +121,53 @@ def _by_head(groups: tuple[HeadGroup, ...], stack: LocalCache) -> dict[tuple[int
   return found
 
 
-def _leaving(found: list[Ring], old_H, new_H, seen_B: jax.Array, sinks: int) -> Evicted:
-  """What the heads of a layer keep in their old windows and not in their new ones."""
-  most, parts = max(ring.key_BHSK.shape[1] for ring in found), []
-  for ring, old, new in zip(found, old_H, new_H, strict=True):
-    slots = ring.key_BHSK.shape[1]
-    index_BS = held(seen_B, slots, sinks=sinks, window=old)
-    leaves_BS = (index_BS >= sinks) & (index_BS < seen_B[:, None] - new) & (new != ALL)
-    part = ring.key_BHSK, ring.value_BHSV, index_BS, leaves_BS
-    parts.append(tuple(jnp.pad(x, ((0, 0), (0, most - slots), *((0, 0),) * (x.ndim - 2))) for x in part))
-  return Evicted(*(jnp.stack(columns, 1) for columns in zip(*parts, strict=True)))
+def _leaving(
+  found: dict[tuple[int, int], Ring], old_LH, new_LH, seen_B: jax.Array, sinks: int, picks: Picks | None,
+) -> tuple[Leaving, Scores | None]:
+  """What the old windows keep and the new ones do not, the oldest first, rows of all layers together; and its scores.
+
+  A head of a row of a layer is a row R of its own here.
+  """
+  layers, heads, batch = len(old_LH), len(old_LH[0]), len(seen_B)
+  most = max(ring.num_slots for ring in found.values())
+  ring = _stack([
+    jax.tree.map(lambda x_BS: jnp.pad(x_BS, ((0, 0), (0, most - x_BS.shape[1]), (0, 0))), found[layer, head])
+    for layer in range(layers) for head in range(heads)], 0)
+  key_RSK, value_RSV = (x.reshape(-1, *x.shape[2:]) for x in (ring.key_BHSK, ring.value_BHSV))
+  old_R1, new_R1 = (
+    jnp.repeat(jnp.asarray([window or _EVERYTHING for row in rows for window in row], jnp.int32), batch)[:, None]
+    for rows in (old_LH, new_LH))
+  seen_R1 = jnp.tile(seen_B, layers * heads)[:, None]
+  position_RS = jnp.maximum(seen_R1 - old_R1, sinks) + jnp.arange(most)
+  leaves_RS = position_RS < seen_R1 - new_R1
+
+  def at(position_RM: jax.Array) -> tuple[jax.Array, jax.Array]:
+    slot_RM = sinks + (position_RM - sinks) % old_R1
+    return tuple(jnp.take_along_axis(x, slot_RM[..., None], 1, mode="clip") for x in (key_RSK, value_RSV))
+
+  def fetch(_, index_RNM: jax.Array) -> tuple[jax.Array, jax.Array]:
+    shape = index_RNM.shape
+    return tuple(x.reshape(*shape, 1, -1) for x in at(index_RNM.reshape(len(index_RNM), -1)))
+
+  def by_row(x_R: jax.Array) -> jax.Array:
+    x_LHB = x_R.reshape(layers, heads, batch, *x_R.shape[1:])
+    return jnp.moveaxis(x_LHB, 1, 3).reshape(layers * batch, x_R.shape[1], heads, *x_R.shape[2:])
+
+  left = Leaving(*map(by_row, (*keep_only(leaves_RS, at(position_RS)), position_RS, leaves_RS)))
+  if picks is None:
+    return left, None
+  before_RC1 = jnp.moveaxis(picks.partition_BCH, 3, 1).reshape(len(old_R1), -1, 1)
+  scores = score_leaving(fetch, position_RS, leaves_RS, leaves_RS, before_RC1, sinks=sinks)
+  return left, jax.tree.map(lambda x_RC1: by_row(x_RC1[..., 0]), scores)
+
+
+def _as_rows(tree):
+  """Arrays [L, B, …] → [L·B, …]."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def _as_layers(tree, layers: int):
+  return jax.tree.map(lambda x: x.reshape(layers, -1, *x.shape[1:]), tree)
 
 
 def _stack(trees: list, axis: int):

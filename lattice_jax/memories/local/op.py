@@ -1,4 +1,7 @@
-"""Local self-attention: each head sees the first tokens of the document and as many of the last as its window says."""
+"""Local self-attention: each head sees the first tokens of the document and as many of the last as its window says.
+
+Between them and what is far may be tokens that stay for their score. The three are disjoint and merged exactly.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.cache.append import Arrivals, arrivals
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.local.config import LocalConfig, check, window_rows
-from lattice_jax.memories.local.far import find_fold
-from lattice_jax.memories.local.reference import attend_reference
+from lattice_jax.memories.local.far import far_block_len, find_fold
+from lattice_jax.memories.local.reference import attend_reference, read_picks
 from lattice_jax.memories.local.state import LocalCache, LocalView, clear, empty_cache
+from lattice_jax.ops.attention import merge
 from lattice_jax.ops.attention.kernel import reasons_against
 from lattice_jax.ops.attention.slots import Readers, after_reading
 from lattice_jax.ops.calls import complete_call
@@ -23,10 +28,12 @@ from lattice_jax.ops.local import (
   Ring,
   attend_band,
   attend_far,
+  attend_picks,
   group_heads,
   join_heads,
   leaving,
   read_ring,
+  score_leaving_ring,
   take_heads,
   write_ring,
 )
@@ -41,7 +48,7 @@ def local_attention(
   valid: Bool[Array, "B T"] | None = None, *, config: LocalConfig | None = None, fold: FarSummary | None = None,
   max_len: int = 0, impl: str = "auto",
 ) -> tuple[Float[Array, "B T Q V"], LocalCache | LocalView]:
-  """Attends every query to the sinks and the window of its head, up to itself, and moves the state on.
+  """Attends every query to the sinks, picks and window of its head, up to itself, and moves the state on.
 
   Args:
     q: queries, positions included; Q = H·G, query head h·G + g reads key/value head h.
@@ -88,34 +95,50 @@ def _read_and_write(config, fold, groups, q, k, v, view, segment, impl):
   own = attend(q, k, v, arriving.run_BT, arriving.index_BT, groups, view.layer, sinks=config.sinks)
   past = "reference" if chosen == "reference" else "xla"  # there is no kernel for slots yet
   rings, kept, reads, gone = list(view.stack.rings), [], [], []
+  picks = view.read("picks")
   for group, read in zip(groups, own, strict=True):
     its_rings, rings = rings[:len(group.windows)], rings[len(group.windows):]
     q_BTQK, k_BTHK, v_BTHV = (take_heads(x, group, k.shape[2]) for x in (q, k, v))
-    *read, left = _read(config, fold, group, its_rings, q_BTQK, k_BTHK, v_BTHV, view, arriving, read, past)
+    partition_BCH = None if picks is None else take_heads(picks.partition_BCH, group, k.shape[2])
+    *read, left = _read(
+      config, fold, group, its_rings, q_BTQK, k_BTHK, v_BTHV, partition_BCH, view, arriving, read, past)
     reads.append(read)
     gone.append(left)
     if not view.stack.num_slots:
       continue
     # what is written must wait for all that is read
-    found = (read[1],) if left is None else (read[1], left.key_BTHK, left.value_BTHV)
+    found = [leaf for leaf in jax.tree.leaves((read[1], left)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     layer = functools.reduce(after_reading, found, view.layer)
     kept += _write(config, group, its_rings, k_BTHK, v_BTHV, layer, arriving)
   read = tuple(join_heads(list(parts), groups) for parts in zip(*reads, strict=True))
-  summary = None
+  summary, share_B = None, None
+  if gone[0] is not None:
+    q, starts_BT = keep_only(segment.valid_BT, q), segment.valid_BT & (arriving.index_BT == 0)
+    left, scores = jax.tree.map(lambda *parts: join_heads(list(parts), groups), *gone)
+    if picks is not None:
+      attend = read_picks if chosen == "reference" else attend_picks
+      stays, picks, left = attend(q, picks, left, scores, starts_BT, segment.valid_BT)
+      read = merge(*read, *stays)
   if fold is not None:
-    leaving_BTH = jax.tree.map(lambda *parts: join_heads(list(parts), groups), *gone)
-    starts_BT = segment.valid_BT & (arriving.index_BT == 0)
     far, summary = attend_far(
-      fold, keep_only(segment.valid_BT, q), leaving_BTH, starts_BT, view.read("summary"),
-      block_len=q.shape[1] if chosen == "reference" else 0)
+      fold, q, left, starts_BT, view.read("summary"),
+      block_len=q.shape[1] if chosen == "reference" else far_block_len(fold, config, q.shape[1]))
+    near_BTQ = read[1]
     read = join(*read, *far, most_share=config.summary.most_share)
-  return read[0], _move_on(view, tuple(kept), summary, arriving) if view.stack.num_slots else view
+    share_BT = jax.lax.stop_gradient(1 - jnp.exp(near_BTQ - read[1])).mean(-1)
+    share_B = keep_only(arriving.is_last_BT, share_BT).sum(1)
+  if not view.stack.num_slots:
+    return read[0], view
+  return read[0], _move_on(view, tuple(kept), arriving, share_B, summary=summary, picks=picks)
 
 
-def _read(config, fold, group, rings, q_BTQK, k_BTHK, v_BTHV, view, arriving, read, impl):
-  """(output, log-sum-exp) `read` of a group's heads merged with attention to what they keep, and what leaves them."""
+def _read(config, fold, group, rings, q_BTQK, k_BTHK, v_BTHV, partition_BCH, view, arriving, read, impl):
+  """(output, log-sum-exp) `read` of a group's heads merged with attention to what they keep, and what leaves them.
+
+  The last is (`Leaving`, `Scores`); the scores are None without picks, and both where nothing takes what leaves.
+  """
   seen_B, place, has_room = view.read("seen_B"), group.place(view.layer), view.stack.num_slots > 0
-  if not has_room and fold is None:
+  if not has_room and fold is None and partition_BCH is None:
     return *read, None
   readers, is_token_BT = Readers(index_BT=arriving.index_BT, sees_BT=arriving.run_BT == 0), arriving.run_BT != EMPTY
 
@@ -125,10 +148,11 @@ def _read(config, fold, group, rings, q_BTQK, k_BTHK, v_BTHV, view, arriving, re
     def read_one(q_BTQK, k_BTHK, v_BTHV, *read):
       if has_room:
         read = read_ring(ring, place, q_BTQK, read, seen_B, readers, impl=impl, **limits)
-      left = None
-      if fold is not None:
-        left = leaving(ring, place, k_BTHK, v_BTHV, arriving.index_BT, is_token_BT, **limits)
-      return *read, left
+      if fold is None and partition_BCH is None:
+        return *read, None
+      came = ring, place, k_BTHK, v_BTHV, arriving.index_BT, is_token_BT
+      scores = None if partition_BCH is None else score_leaving_ring(*came, partition_BCH, **limits)
+      return *read, (leaving(*came, **limits), scores)
 
     return read_one
 
@@ -148,8 +172,13 @@ def _write(config, group, rings, k_BTHK, v_BTHV, layer, arriving):
     for n, (ring, window) in enumerate(zip(rings, group.windows, strict=True))]
 
 
-def _move_on(view: LocalView, rings: tuple[Ring, ...], summary: Any, arriving: Arrivals) -> LocalView:
+def _move_on(
+  view: LocalView, rings: tuple[Ring, ...], arriving: Arrivals, share_B: jax.Array | None, **written: Any) -> LocalView:
   """The view after the call; in slots that a new document has not reached, tokens of the last one may still lie."""
   stale_B = view.read("stale_B") | arriving.is_new_B & (view.read("seen_B") > 0)
-  view = view.write(seen_B=arriving.seen_B, document_B=arriving.document_B, stale_B=stale_B, summary=summary)
+  if share_B is not None:
+    before_B = jax.lax.stop_gradient(view.read("far_share_B"))
+    share_B += jnp.where(arriving.is_new_B, 0, before_B)
+  view = view.write(
+    seen_B=arriving.seen_B, document_B=arriving.document_B, stale_B=stale_B, far_share_B=share_B, **written)
   return view.replace(stack=view.stack.replace(rings=rings))

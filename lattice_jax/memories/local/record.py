@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.attention_config import check as check_attention
 from lattice_jax.memories.local.cases import make_cases
-from lattice_jax.memories.local.config import check, flat, window_rows
+from lattice_jax.memories.local.config import check, flat
+from lattice_jax.memories.local.convert import as_local, check_choice, lower, rungs_for, with_windows
 from lattice_jax.memories.local.far import far_multiply_adds, find_fold
 from lattice_jax.memories.local.layer import LocalAttention
+from lattice_jax.memories.local.layers import at_block, rows
 from lattice_jax.memories.local.profile import resolve
 from lattice_jax.memories.local.state import LocalCache, LocalView, clear
-from lattice_jax.memories.memory import Carried, Memory
+from lattice_jax.memories.memory import Carried, Memory, Windowed
 from lattice_jax.memories.multiply_adds import attention_projections
 from lattice_jax.ops.local import ALL
 
@@ -21,18 +21,13 @@ def _make(model: ModelConfig, name: str | None = None) -> LocalAttention:
   return LocalAttention(model.attention, model.local, dtype=model.dtype, impl=model.impl, name=name)
 
 
-def _rows(model: ModelConfig) -> tuple[tuple[int, ...], ...]:
-  return window_rows(model.local, model.layers, model.attention.kv_heads)
-
-
 def _check(model: ModelConfig) -> None:
   check_attention(model.attention)
   if model.origin != "config":
     return  # the model's layers and heads are not known yet
   check(model.local)
   find_fold(model.local, model.attention.heads // model.attention.kv_heads)
-  rows = _rows(model)
-  for layer, row in enumerate(rows):
+  for layer, row in enumerate(rows(model)):
     memory = model.pattern[layer % len(model.pattern)]
     if len(model.local.windows) == model.layers * len(row) and memory != "local" and any(row):
       raise ValueError(
@@ -40,17 +35,11 @@ def _check(model: ModelConfig) -> None:
         f"{memory!r}; give 0 to the heads of layers that are not local.")
 
 
-def _at_block(model: ModelConfig, block: int) -> ModelConfig:
-  """The windows of the layers that are this block of the pattern."""
-  if len(model.local.windows) <= model.attention.kv_heads:
-    return model
-  return replace(model, local=replace(model.local, windows=flat(_rows(model)[block::len(model.pattern)])))
-
-
 def _multiply_adds(model: ModelConfig, length: int) -> float:
   attention = model.attention
-  windows = flat(row for n, row in enumerate(_rows(model)) if model.pattern[n % len(model.pattern)] == "local")
-  seen = sum(_mean_seen(length, length if window == ALL else window + model.local.sinks) for window in windows)
+  windows = flat(row for n, row in enumerate(rows(model)) if model.pattern[n % len(model.pattern)] == "local")
+  beside = model.local.sinks + model.local.picks
+  seen = sum(_mean_seen(length, length if window == ALL else window + beside) for window in windows)
   one = attention.key_dim, attention.value_dim
   reads = attention.heads * (seen / len(windows) * sum(one) + far_multiply_adds(model.local, *one))
   return attention_projections(model.dim, attention) + reads
@@ -63,9 +52,10 @@ def _mean_seen(length: int, most: int) -> float:
 
 
 def _visible(model: ModelConfig, query: int, key: int) -> bool:
-  """Whether some head of some layer sees it, or a summary that it is in."""
-  windows = flat(_rows(model))
-  is_far = model.local.far in ("mean", "moments")  # what the others keep is not differentiated
+  """Whether some head of some layer may see it, or a summary that it is in."""
+  windows = flat(rows(model))
+  # any token may be a pick; what other summaries keep is not differentiated
+  is_far = model.local.far in ("mean", "moments") or model.local.picks > 0
   return key <= query and (is_far or key < model.local.sinks or ALL in windows or query - key < max(windows))
 
 
@@ -80,7 +70,10 @@ MEMORIES = {
     is_attention=True,
     composes_kernels=True,
     resolve=resolve,
-    at_block=_at_block,
+    at_block=at_block,
+    windowed=Windowed(
+      check=check_choice, rungs=rungs_for, with_windows=with_windows, from_full=as_local, lower=lower,
+      far_share=lambda cache: (cache.seen_B, cache.far_share_B)),
     init_stack=LocalAttention.init_stack,
     # Also without room for tokens: a layer's windows are found by its place in the stack.
     carried=Carried(

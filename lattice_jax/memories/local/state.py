@@ -16,7 +16,7 @@ from lattice_jax.cache.stack_view import StackView
 from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.ops.documents import EMPTY
 from lattice_jax.ops.far_summary import FarSummary
-from lattice_jax.ops.local import HeadGroup, Ring, blank_unused, empty_ring, num_slots
+from lattice_jax.ops.local import HeadGroup, Picks, Ring, blank_unused, empty_picks, empty_ring, num_slots
 
 
 @flax.struct.dataclass
@@ -26,7 +26,9 @@ class LocalCache:
   rings: of each group of heads one for each of its windows, in their order.
 
   seen_B, document_B: as in `cache.kv_cache.KVCache`. stale_B: whether slots without a token may hold numbers still,
-  until `clear`. summary: of what left the windows, as the layer's fold has it; None without one.
+  until `clear`. summary: of what left the windows, as the layer's fold has it; None without one. picks: tokens that
+  left them and stay as they are; None where none do. far_share_B: the share of attention that went to the summary,
+  mean over heads, summed over the document's tokens; float32, without a gradient, None without a summary.
   """
 
   rings: tuple[Ring, ...]
@@ -34,6 +36,8 @@ class LocalCache:
   document_B: jax.Array
   stale_B: jax.Array
   summary: Any = None
+  picks: Picks | None = None
+  far_share_B: jax.Array | None = None
 
   @property
   def num_slots(self) -> int:
@@ -73,14 +77,17 @@ def empty_cache(
       layers=None if layers is None else group.layers_of(kind))
     for group in groups for kind, window in enumerate(group.windows))
   rows = (batch,) if layers is None else (layers, batch)
-  summary = None
+  heads, summary, picks = sum(len(group.heads) for group in groups), None, None
   if fold is not None:
-    summary = fold.init_summary(batch, sum(len(group.heads) for group in groups), key_dim, value_dim)
-    if layers is not None:
-      summary = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), summary)
+    summary = fold.init_summary(batch, heads, key_dim, value_dim)
+  if config.picks:
+    picks = empty_picks(batch, heads, config.picks, config.pick_lag, key_dim, value_dim, dtype)
+  if layers is not None:
+    summary, picks = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (layers, *leaf.shape)), (summary, picks))
   return LocalCache(
-    rings=rings, summary=summary, seen_B=jnp.zeros(rows, jnp.int32), document_B=jnp.full(rows, EMPTY, jnp.int32),
-    stale_B=jnp.zeros(rows, bool))
+    rings=rings, summary=summary, picks=picks, seen_B=jnp.zeros(rows, jnp.int32),
+    document_B=jnp.full(rows, EMPTY, jnp.int32), stale_B=jnp.zeros(rows, bool),
+    far_share_B=None if fold is None else jnp.zeros(rows, jnp.float32))
 
 
 def clear(stacks: dict[str, LocalCache]) -> dict[str, LocalCache]:

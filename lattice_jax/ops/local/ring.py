@@ -14,6 +14,7 @@ from lattice_jax.ops.attention.slots import Readers, SinksAndWindow, StackedSlot
 from lattice_jax.ops.documents import EMPTY
 from lattice_jax.ops.local.far import Leaving, leaving_of, no_one_leaves
 from lattice_jax.ops.local.heads import ALL
+from lattice_jax.ops.local.scores import Scores, score_leaving
 
 
 @flax.struct.dataclass
@@ -113,6 +114,34 @@ def leaving(
 
   return leaving_of(
     found(ring.key_BHSK, k_BTHK), found(ring.value_BHSV, v_BTHV), position_BT, is_token_BT & (position_BT >= sinks))
+
+
+def score_leaving_ring(
+  ring: Ring, place: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, index_BT: jax.Array, is_token_BT: jax.Array,
+  partition_BCH: jax.Array, *, sinks: int, window: int,
+) -> Scores:
+  """Scores of the tokens that `leaving` finds; the partitions that are scored are in the ring or in the call."""
+  if window == ALL:
+    return Scores(jnp.zeros(k_BTHK.shape[:3], partition_BCH.dtype), partition_BCH)
+
+  def fetch(time_BN: jax.Array, index_BNM: jax.Array) -> tuple[jax.Array, jax.Array]:
+    row_B11 = jnp.arange(len(index_BNM))[:, None, None]
+    # counted from the call's first token; those before it are in the ring
+    time_BNM = time_BN[..., None] - window + jnp.arange(index_BNM.shape[2])
+    slot_BNM = slot_of(index_BNM, sinks=sinks, window=window)
+
+    def found(x_LBHS: jax.Array, new_BTH: jax.Array) -> jax.Array:
+      new_BNMH = new_BTH.astype(x_LBHS.dtype).at[row_B11, time_BNM].get(mode="clip")
+      if not ring.num_slots:
+        return new_BNMH
+      old_BNMH = x_LBHS.at[place, row_B11, :, slot_BNM].get(mode="clip")
+      return jnp.where((time_BNM < 0)[..., None, None], old_BNMH, new_BNMH)
+
+    return found(ring.key_BHSK, k_BTHK), found(ring.value_BHSV, v_BTHV)
+
+  position_BT = index_BT - window
+  leaves_BT = (position_BT >= sinks) & is_token_BT
+  return score_leaving(fetch, position_BT, leaves_BT, is_token_BT, partition_BCH, sinks=sinks)
 
 
 def blank_unused(ring: Ring, seen_B: jax.Array) -> Ring:

@@ -114,6 +114,22 @@ def test_texts_in_which_no_window_hides_anything_are_refused(loaded):
     measure_heads(loaded, dataclasses.replace(SIZES, seq_len=6))
 
 
+def with_picks(model):
+  return dataclasses.replace(model, local=dataclasses.replace(model.local, picks=3, pick_lag=2))
+
+
+def test_picks_are_not_calibrated_but_count_as_bytes(loaded, calibration):
+  picked = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, model=with_picks(MODEL)))
+  with pytest.raises(ValueError, match=r"model\.local\.picks=3 is not known to the choice of windows; choose them"):
+    measure_heads(picked, SIZES)
+  profile, _ = make_profile(loaded, calibration, budget=8, context=64)
+  arm = next(arm for arm in make_arms(loaded, profile) if arm.name == "chosen")
+  own = dataclasses.replace(arm, model=with_picks(arm.model))
+  state = jax.eval_shape(lambda: init_state(own.model, 1, 64))["block_0"]
+  kept = tree_bytes((state.rings, state.picks.key_BHPK, state.picks.value_BHPV))
+  assert row_bytes(own, 64) == kept == row_bytes(arm, 64) + 2 * 2 * 3 * 4 * (8 + 8)
+
+
 def test_losses_are_of_the_last_tokens_and_differ_by_windows(loaded, calibration):
   profile, _ = make_profile(loaded, calibration, budget=8, context=64)
   arms = [arm for arm in make_arms(loaded, profile) if arm.windows in ("full", "uniform")]

@@ -158,7 +158,7 @@ def lowered(model, max_len):
 @pytest.mark.usefixtures("optimized")
 def test_a_decode_step_writes_in_place_and_copies_no_ring():
   rows = ((256, 1024, 256), (256, 0, 256)) * 4
-  local = LocalConfig(sinks=4, rungs=(256, 1024), windows=sum(rows, ()), far="mean")
+  local = LocalConfig(sinks=4, rungs=(256, 1024), windows=sum(rows, ()), far="mean", picks=16, pick_lag=32)
   program, state = lowered(replace(MODEL, layers=8, local=local), 2048)
   memory, text = program.memory_analysis(), program.as_text()
   rings = [ring for ring in jax.tree.leaves(state) if ring.ndim == 5]
@@ -168,7 +168,7 @@ def test_a_decode_step_writes_in_place_and_copies_no_ring():
   one_layer = min(ring.size // len(ring) for ring in rings)
   is_whole = {f"f32[{','.join(map(str, ring.shape))}]" for ring in rings}
   assert not [shape for shape, _ in moved(text, one_layer) if shape in is_whole]
-  assert text.count(" conditional(") == 2, "one head whose windows differ, and the clearing"
+  assert text.count(" conditional(") == 4, "one head whose windows differ, the scores of two windows, and the clearing"
 
 
 @pytest.mark.usefixtures("optimized")
@@ -188,6 +188,11 @@ def test_bytes_are_the_formula():
   (parts,) = state_numbers(MODEL, max_len).values()
   assert parts == {"key": slots * ATTENTION.key_dim // LAYERS, "value": slots * ATTENTION.value_dim // LAYERS}
   assert sum(leaf.nbytes for leaf in jax.tree.leaves(init_state(MODEL, BATCH))) == BATCH * LAYERS * 9
+  picks, lag = 3, 2
+  local = replace(LOCAL, picks=picks, pick_lag=lag)
+  state = jax.eval_shape(lambda: init_state(replace(MODEL, local=local), BATCH, max_len))
+  more = LAYERS * HEADS * (picks * (4 * (ATTENTION.key_dim + ATTENTION.value_dim) + 8) + 4 * lag)
+  assert tree_bytes(state) == BATCH * (row + more)
 
 
 def test_rows_of_rings_are_spread_over_devices():

@@ -17,6 +17,7 @@ from lattice_jax.memories.local.op import local_attention
 from lattice_jax.ops.attention import MASKED
 from lattice_jax.ops.far_summary import FarSummary
 from lattice_jax.ops.local import held
+from lattice_jax.stored_config import upgrade
 from tests.contract.harness import quick_jit
 from tests.memories.local import float64
 from tests.memories.local.scene import CONFIG, HEADS, KEY, LENGTH, SINKS, VALUE, WINDOWS, cut, tokens
@@ -80,17 +81,19 @@ def test_a_summary_that_loses_nothing_gives_full_attention():
 
 def test_the_mean_is_that_of_the_definition_in_float64():
   q_TQK, k_THK, v_THV = (np.float64(x[0]) for x in tokens())
-  out, _ = run(PIECES, config=LocalConfig(sinks=SINKS, rungs=(3, 7), windows=WINDOWS, far="mean"))
+  out, state = run(PIECES, config=LocalConfig(sinks=SINKS, rungs=(3, 7), windows=WINDOWS, far="mean"))
   near_TQV, near_TQ = float64.attend(q_TQK, k_THK, v_THV, WINDOWS, SINKS)
-  want_TQV = near_TQV.copy()
+  want_TQV, shares = near_TQV.copy(), 0
   for t, query in np.ndindex(near_TQ.shape):
     head = query // 2
     far = [j for j in range(SINKS, t + 1) if j not in float64.seen(t, WINDOWS[head], SINKS)]
     if far:
       lse = np.log(len(far)) + q_TQK[t, query] @ k_THK[far, head].mean(0) / np.sqrt(q_TQK.shape[-1])
       share = 1 / (1 + np.exp(near_TQ[t, query] - lse))
+      shares += share
       want_TQV[t, query] += share * (v_THV[far, head].mean(0) - near_TQV[t, query])
   np.testing.assert_allclose(out[0], want_TQV, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(state.far_share_B, [shares / near_TQ.shape[1]], rtol=1e-5)
 
 
 def test_attention_matching_in_calls_is_attention_matching_token_by_token():
@@ -117,6 +120,17 @@ def test_every_name_of_the_config_is_a_summary():
   for name in FAR[1:]:
     fold = find_fold(LocalConfig(far=name), 2)
     assert isinstance(fold, FarSummary) and hash(fold) == hash(find_fold(LocalConfig(far=name), 2))
+
+
+def test_moments_are_read_with_the_curvature_of_the_config_and_older_runs_with_all_of_it():
+  fold = find_fold(LocalConfig(far="moments", summary=SummaryConfig(curvature=0.25, most=2.0, cross=False)), 2)
+  assert (fold.curvature, fold.most, fold.cross) == (0.25, 2.0, False)
+  assert find_fold(LocalConfig(far="moments"), 2).curvature == 0.5
+  for far, then in (("moments", 1.0), ("mean", 0.5)):
+    stored = default_config().to_dict()
+    stored["model"]["local"]["far"] = far
+    del stored["model"]["local"]["summary"]["curvature"]
+    assert parse_config(upgrade(stored)).model.local.summary.curvature == then
 
 
 def test_what_reading_a_summary_costs():

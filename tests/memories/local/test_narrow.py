@@ -22,7 +22,8 @@ from tests.contract.harness import quick_jit
 from tests.memories.local.scene import HEADS, KEY, LENGTH, VALUE, cut, tokens
 
 BEFORE = LocalConfig(sinks=2, rungs=(3, 7, 20), windows=(7, 0, 3, 20, 0, 0, 20, 7), far="mean")
-AFTER = replace(BEFORE, windows=(3, 7, 3, 20, 7, 0, 3, 7))
+PICKED = replace(
+  BEFORE, rungs=(5, 7, 20), windows=(7, 0, 5, 20, 0, 0, 20, 7), picks=3, pick_lag=2, far="moments")
 step = quick_jit(local_attention, "config")
 
 
@@ -37,11 +38,15 @@ def stack_under(config, length=30):
   return stack
 
 
-def test_what_is_kept_and_summarised_is_as_if_the_smaller_windows_had_always_been():
+@pytest.mark.parametrize(("before", "windows"), [
+  (BEFORE, (3, 7, 3, 20, 7, 0, 3, 7)), (PICKED, (5, 7, 5, 20, 7, 0, 5, 7))], ids=["mean", "moments-picks"])
+def test_what_is_kept_and_summarised_is_as_if_the_smaller_windows_had_always_been(before, windows):
+  after = replace(before, windows=windows)
   narrowed = quick_jit(narrow, "before", "after", "kv_heads", "group", "max_len")
-  got = narrowed(before=BEFORE, after=AFTER, stack=stack_under(BEFORE), kv_heads=HEADS, group=2, max_len=LENGTH)
-  want = stack_under(AFTER)
+  got = narrowed(before=before, after=after, stack=stack_under(before), kv_heads=HEADS, group=2, max_len=LENGTH)
+  want = stack_under(after)
   jax.tree.map(np.testing.assert_array_equal, got.rings, want.rings)
+  jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=0, atol=1e-6), got.picks, want.picks)
   jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=0, atol=1e-6), got.summary, want.summary)
   assert jax.tree.structure(got) == jax.tree.structure(want)
 
@@ -51,6 +56,7 @@ def test_what_is_kept_and_summarised_is_as_if_the_smaller_windows_had_always_bee
   ({"windows": (0,)}, r"a head of layer 0 has kept a window of 7 tokens and cannot go on with all, for the others"),
   ({"windows": (3,), "sinks": 1}, r"read with model\.local\.sinks=2 and cannot go on with 1; keep it"),
   ({"windows": (3,), "far": "none"}, r"read with model\.local\.far=mean and cannot go on with none; keep it"),
+  ({"windows": (3,), "picks": 2, "pick_lag": 1}, r"read with model\.local\.picks=0 and cannot go on with 2; keep it"),
 ], ids=str)
 def test_what_is_gone_does_not_come_back(changes, sentence):
   model = ModelConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -128,8 +129,9 @@ def test_a_query_block_visits_the_keys_of_its_window_and_no_others():
       assert int((stop_N - first_N).max()) == most
 
 
-def test_padding_and_the_document_before_leave_no_trace():
-  config = LocalConfig(sinks=1, rungs=(4, 6), windows=(4, 0, 6, 0))
+@pytest.mark.parametrize("picks", [0, 2])
+def test_padding_and_the_document_before_leave_no_trace(picks):
+  config = LocalConfig(sinks=1, rungs=(4, 6), windows=(4, 0, 6, 0), picks=picks, pick_lag=2)
   ids, valid = jnp.array([[3] * 9 + [5] * 31]), jnp.arange(LENGTH)[None] < 33
   whole = tuple(jnp.where(valid[..., None, None], x, jnp.nan) for x in tokens())
   out, state = step(*whole, None, ids, valid, config=config, max_len=LENGTH)
@@ -184,11 +186,14 @@ def test_a_state_or_windows_that_do_not_fit_are_refused():
            window=jnp.int32(3), impl="pallas")
 
 
-def test_multiply_adds_count_what_is_seen():
+@pytest.mark.parametrize("picks", [0, 5])
+def test_multiply_adds_count_what_is_seen(picks):
   model = ModelConfig(
-    dim=16, layers=1, pattern=("local",), local=CONFIG,
+    dim=16, layers=1, pattern=("local",), local=dataclasses.replace(CONFIG, picks=picks),
     attention=AttentionConfig(heads=4, kv_heads=4, key_dim=6, value_dim=5))
   memory = find_memory("local")
-  seen = np.mean([len(float64.seen(t, window, SINKS)) for t in range(LENGTH) for window in WINDOWS])
+  # picks are tokens that have left a window, as many as have
+  seen = np.mean([
+    len(float64.seen(t, window + picks * (window > 0), SINKS)) for t in range(LENGTH) for window in WINDOWS])
   nothing = memory.multiply_adds(model, 1) - 4 * 11
   assert memory.multiply_adds(model, LENGTH) - nothing == pytest.approx(4 * seen * 11)
