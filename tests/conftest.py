@@ -55,19 +55,13 @@ def _seed():
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _collected_between_modules():
-  """Python's collector takes a sixth of the time where JAX traces, so it runs here alone, over what a module made.
-
-  Each compiled program holds memory maps. Linux gives a process 65,530, and without one XLA's compiler crashes.
-  """
-  gc.disable()
+def _few_memory_maps():
+  """Each compiled program holds memory maps. Linux gives a process 65,530, and without one XLA's compiler crashes."""
   yield
   maps = pathlib.Path("/proc/self/maps")
   if maps.exists() and maps.read_bytes().count(b"\n") > 25_000:
     jax.clear_caches()
-    gc.unfreeze()
-  gc.collect()
-  gc.freeze()
+    gc.collect()
 
 
 @pytest.fixture
