@@ -59,6 +59,7 @@ def make_arms(loaded: LoadedModel, profile: LocalProfile) -> list[Arm]:
       arms.append(Arm(name, far, dataclasses.replace(model, local=dataclasses.replace(model.local, far=far))))
   name = UNIFORM if UNIFORM in profile.baselines else CHOSEN
   reading = next(arm.model for arm in arms if (arm.windows, arm.far) == (name, "none"))
+  reading = dataclasses.replace(reading, local=dataclasses.replace(reading.local, picks=0))  # all are kept anyway
   return [*arms, Arm(PREFILL, "none", arms[0].model, reading)]
 
 
