@@ -236,7 +236,7 @@ def test_a_row_whose_logits_are_not_finite_ends_with_an_error_and_the_others_go_
     engine._session.read_call = spoil
     engine.submit(Request(ids_of(3), 20, **SAMPLED), broken)
   assert answers(engine, requests) == [alone(request) for request in requests]
-  assert broken.result() == ([], "error")
+  assert broken.result() == ([], "not_finite")
 
 
 def test_a_listener_that_fails_loses_its_own_text_only(engine, caplog):
