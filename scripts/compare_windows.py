@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
   report["windows"] = {CHOSEN: profile.windows} | dict(profile.baselines)
   report["bound"] = decode_bound(
     {arm.name: arm.model for arm in arms}, tree_bytes(loaded.variables), lengths=_BOUND_LENGTHS,
-    batches=(1, arguments.batch), goal=LEAST_SAVED)
+    batches=tuple(sorted({1, arguments.batch})), goal=LEAST_SAVED)
   before = report["facts"]["commands"] if "facts" in report else {}
   commands = before | dict.fromkeys(
     arguments.parts, shlex.join(["python", "scripts/compare_windows.py", *sys.argv[1:]]))
@@ -142,7 +142,8 @@ def measure_latency(arguments: argparse.Namespace, arms: list, variables: dict) 
   from lattice_jax.bench.local_decode import measure_decoding
 
   models = {arm.name: arm.model for arm in arms if arm.name in _TIMED}
-  for length, batch in [*((length, 1) for length in arguments.lengths), (arguments.batch_length, arguments.batch)]:
+  timed = dict.fromkeys([*((length, 1) for length in arguments.lengths), (arguments.batch_length, arguments.batch)])
+  for length, batch in timed:
     record = measure_decoding(models, variables, length=length, batch=batch, steps=arguments.steps)
     say(f"{length} tokens, batch {batch}: " + ", ".join(
       f"{arm['name']} {arm['p50_ms']:.1f} ms ({arm['saved_p50']:.0%}, {arm['predicted']:.0%} by bytes)"

@@ -35,9 +35,8 @@ def _plot_windows(windows: dict[str, Any], context: int, out: Path) -> Path:
   for axes, (name, rows) in zip(panels, windows.items(), strict=True):
     shown = np.log2(np.where(np.array(rows) == 0, context, rows))
     image = axes.imshow(shown, aspect="auto", cmap="viridis", vmin=5, vmax=np.log2(context))
-    axes.set_title(name, fontsize="small")
     axes.set_xticks(range(len(rows[0])))
-    axes.set_xlabel("head")
+    axes.set_xlabel(f"{name}, head")
   panels[0].set_ylabel("layer")
   figure.colorbar(image, ax=list(panels), label="log₂ tokens")
   return save_figure(figure, out, dpi=_DPI)
