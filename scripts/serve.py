@@ -14,9 +14,7 @@ and uvicorn: pip install '.[serve]'.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -62,23 +60,22 @@ def main() -> None:
 
 
 def add_rollout(parser: Parser) -> None:
-  defaults = serve_rollout.FLAGS
-
-  def add(name: str, kind: Callable[[str], Any], meaning: str, **options: Any) -> None:
-    parser.add_argument(f"--{name}", type=kind, default=defaults[name], help=meaning, **options)
-
   parser.add_argument("--rollout", type=path,
                       help="folder of a staged rollout of the treatment, from whose log the command goes on")
-  add("rollout_set", text, "a change of the rollout's config, as in delta_margin=0.05", action="append")
-  add("prompts", place, "what the stage replay reads: a text as data.source names it, which canaries then hide in, or "
-      "a .jsonl file with prompt and answer in each line")
-  add("prompt_len", positive, "tokens of a prompt out of a text")
-  add("judged_len", positive, "tokens of an answer that both arms read again, at most")
-  add("judged_room", positive, "answers that may wait for that; others are not compared, and counted")
-  add("canary_len", positive, "tokens of a canary's prompt")
-  add("canary_every", positive, "compared units for each canary")
-  add("inject", of(Number(float, 0, 10)), "nats by which comparisons take the treatment to be worse than it is, as a "
-      "drill")
+  parser.add_argument("--rollout_set", type=text, action="append",
+                      help="a change of the rollout's config, as in delta_margin=0.05")
+  parser.add_argument("--prompts", type=place,
+                      help="what the stage replay reads: a text as data.source names it, which canaries then hide in, "
+                           "or a .jsonl file with prompt and answer in each line")
+  parser.add_argument("--prompt_len", type=positive, help="tokens of a prompt out of a text")
+  parser.add_argument("--judged_len", type=positive, help="tokens of an answer that both arms read again, at most")
+  parser.add_argument("--judged_room", type=positive,
+                      help="answers that may wait for that; others are not compared, and counted")
+  parser.add_argument("--canary_len", type=positive, help="tokens of a canary's prompt")
+  parser.add_argument("--canary_every", type=positive, help="compared units for each canary")
+  parser.add_argument("--inject", type=of(Number(float, 0, 10)),
+                      help="nats by which comparisons take the treatment to be worse than it is, as a drill")
+  parser.set_defaults(**serve_rollout.FLAGS)
 
 
 if __name__ == "__main__":
