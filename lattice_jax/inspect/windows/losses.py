@@ -100,8 +100,15 @@ def measure_losses(
     "split": split, "source": source.name, "texts": len(batch.tokens_BT), "seq_len": seq_len, "scored": scored,
     "ranges": ranges, "removal": removal(nats, arms), "arms": [
       _record(arm, nats, seq_len) | {
-        "prefill_pairs": prefill_pairs(arm.reading or arm.model, seq_len),
+        "prefill_pairs": _pairs(arm, seq_len, seq_len - scored),
         "by_position": _by_position(at_places, arm.name, ranges)} for arm in arms]}
+
+
+def _pairs(arm: Arm, seq_len: int, start: int) -> float | None:
+  """`prefill_pairs` of what one call reads: a whole text, or its first `start` tokens; None where these are none."""
+  if arm.reading is None:
+    return prefill_pairs(arm.model, seq_len)
+  return prefill_pairs(arm.reading, start) if start else None
 
 
 def position_ranges(length: int) -> list[tuple[int, int]]:

@@ -39,8 +39,11 @@ _PREFILL = (
   "tokens before those that count are a prompt, read under the windows of «uniform», or of the choice if there is no "
   "such baseline; the keys and values of all of them are kept, and the rest sees them all. It is **not at equal "
   "bytes**: it keeps what full attention keeps, and so saves nothing of a decode step. What it saves is a part of "
-  "prefill alone: *pairs*, of a query and a key that attention computes for a prompt of the text's length, as a share "
-  "of full attention's; projections and MLPs are the same.")
+  "prefill alone: *pairs*, of a query and a key that attention computes, as a share of full attention's, here for its "
+  "prompt of {prompt:,} tokens and in the other lines for a text; projections and MLPs are the same.")
+_UNCUT = (
+  "**Its windows hide nothing of a prompt of {prompt:,} tokens, so that here it is full attention, and its loss says "
+  "nothing.** Score fewer tokens, or give a smaller budget.")
 _GAPS = (0.5, 0.95, 0.99, 1)
 
 
@@ -92,16 +95,24 @@ def _loss(loss: dict[str, Any]) -> list[str]:
   for arm in loss["arms"]:
     rows.append([
       arm["name"], f"{arm['bytes']:,}", f"{arm['bytes'] / full['bytes']:.1%}",
-      f"{arm['prefill_pairs']:.1%}" if "prefill_pairs" in arm else "", f"{arm['nats']:.4f}",
+      f"{arm['prefill_pairs']:.1%}" if "prefill_pairs" in arm and arm["prefill_pairs"] is not None else "",
+      f"{arm['nats']:.4f}",
       _interval(arm["above_full"]), _interval(arm["above_uniform"]) if "above_uniform" in arm else ""])
-  has_prefill = any(arm["windows"] == PREFILL for arm in loss["arms"])
-  parts = [_LOSS.format(**loss), markdown_table(rows), _PREFILL if has_prefill else _missing("loss", PREFILL)]
+  parts = [_LOSS.format(**loss), markdown_table(rows), *_prefill(loss)]
   if not loss["removal"]:
     return [*parts, _NO_SUMMARY]
   lines = [
     f"- {record['windows']} + {record['far']}: the loss rises by {_interval([record['rise'], *record['interval']])}; "
     f"{record['verdict']}." for record in loss["removal"]]
   return [*parts, _REMOVAL, "\n".join(lines)]
+
+
+def _prefill(loss: dict[str, Any]) -> list[str]:
+  arm, prompt = next((arm for arm in loss["arms"] if arm["windows"] == PREFILL), None), loss["seq_len"] - loss["scored"]
+  if arm is None:
+    return [_missing("loss", PREFILL)]
+  is_cut = arm["prefill_pairs"] is not None and arm["prefill_pairs"] < 1
+  return [_PREFILL.format(prompt=prompt), *([] if is_cut else [_UNCUT.format(prompt=prompt)])]
 
 
 def _latency(latency: Sequence[dict[str, Any]]) -> list[str]:

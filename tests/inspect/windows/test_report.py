@@ -68,7 +68,8 @@ def test_every_part_has_its_place_with_its_numbers_and_the_page_fetches_nothing(
   row, = cells(chapters["Time of a decode step"], "chosen")
   assert row[3:] == ["51.0", "96.0", "100.0", "777.0", "50.0%", "25.0%", "20.0%"]
   row, = cells(chapters["Loss at equal bytes"], "| prefill_windows")
-  assert row[1:4] == ["100", "100.0%", "25.0%"] and "not at equal bytes" in chapters["Loss at equal bytes"]
+  assert row[1:4] == ["100", "100.0%", "25.0%"] and "prompt of 32 tokens and" in chapters["Loss at equal bytes"]
+  assert "its loss says nothing" not in chapters["Loss at equal bytes"]
   assert cells(chapters["Loss by position"], "chosen")[0][2] == "+0.0625 (+0.0500 … +0.0750)"
   assert cells(chapters["Loss by position"], "windows")[0] == ["windows", "0–31", "32–63"]
   pictures = re.findall(r"!\[.*\]\((.*)\)", "".join(chapters.values()))
@@ -92,3 +93,10 @@ def test_what_was_not_measured_is_named_and_not_made_up(tmp_path, parts):
   assert missing == set(PLACES) - there
   if "loss" in parts:
     assert "prefill_windows was not measured yet; `--parts=loss` does that." in chapters["Loss at equal bytes"]
+
+
+@pytest.mark.parametrize("pairs", [1.0, None])
+def test_windows_that_hide_nothing_of_a_prompt_are_named(tmp_path, pairs):
+  arms = [*LOSS["arms"][:2], way("prefill_windows", prefill_pairs=pairs)]
+  chapters, _ = written(tmp_path, loss=LOSS | {"arms": arms})
+  assert "hide nothing of a prompt of 32 tokens" in chapters["Loss at equal bytes"]
