@@ -201,12 +201,13 @@ class LoadedModel:
     limit: int | None = None, show: Callable[[str], None] = lambda piece: None, **sampling: Any,
   ) -> tuple[Written, Path]:
     """As `draw_texts`, with the prompts in front; and the file in the workdir that now holds them too."""
-    between = "\n\n" if is_chat else ""
-    if len(prompts) == 1:
-      show(prompts[0] + between)
+    heads = [prompt + "\n\n" if is_chat else prompt for prompt in prompts]
+    unshown = heads[:] if len(heads) == 1 else []  # until the first piece, so that no refusal ends the prompt's line
     written = self.draw_texts(
-      prompts, length=length, is_chat=is_chat, stop_strings=stop_strings, limit=limit, show=show, **sampling)
-    texts = [prompt + between + text for prompt, text in zip(prompts, written.texts, strict=True)]
+      prompts, length=length, is_chat=is_chat, stop_strings=stop_strings, limit=limit,
+      show=lambda piece: show(unshown.pop() + piece if unshown else piece), **sampling)
+    show(unshown.pop() if unshown else "")
+    texts = [head + text for head, text in zip(heads, written.texts, strict=True)]
     name, _ = self.name_of(
       "sample", prompts=self._asked(prompts, is_chat), length=length, stop_strings=list(stop_strings),
       limit=limit or self.context_len, sampling=sampling)

@@ -140,7 +140,8 @@ def _windowed(model: ModelConfig) -> Windowed:
   if others or name not in known:
     raise ValueError(
       f"windows are chosen per prompt in models of one memory whose heads have windows, {' or '.join(known)}, and "
-      f"model.pattern is {','.join(model.pattern)}; add --set=model.pattern={known[0]}.")
+      f"model.pattern is {','.join(model.pattern)}; a model of softmax attention can have them with "
+      f"--set=model.pattern={known[0]}, others cannot.")
   return find_memory(name).windowed
 
 

@@ -91,6 +91,10 @@ def test_a_text_starts_with_its_prompt_and_is_kept(workdir):
   (text,) = written.texts
   assert text.startswith("abc") and len(text) > 3
   assert "".join(shown) == text
+  shown.clear()
+  with pytest.raises(ValueError, match="chosen per prompt"):
+    loaded.write_texts(["abc"], length=8, windows="per_prompt", show=shown.append)
+  assert not shown  # a refusal stands on a line of its own
   assert path.parent == workdir and path.read_text() == text + "\n"
   lines = result_tables.format_written(written).splitlines()
   assert lines[0].endswith("8 tokens: as long as asked")
