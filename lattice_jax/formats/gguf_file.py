@@ -88,11 +88,12 @@ class GGUFFile:
     """The tensor in float32. Raises ValueError for a type that cannot be read."""
     tensor = self.tensors[name]
     try:
-      return dequantize(self._rows(tensor), tensor.kind).reshape(tensor.shape)
+      values = dequantize(self._rows(tensor), tensor.kind).reshape(tensor.shape)
     except RuntimeError as error:
       raise ValueError(
         f"{self.path}: tensor {shown_name(name)} has type {tensor.kind.name}, which holds no weights that can be read; "
         f"{_ADVICE}.") from error
+    return self._apart(tensor, values)
 
   def read_codes(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """(int8 codes, float32 scales, float32 offsets) of a matrix in blocks of 32, which is codes · scales + offsets.
@@ -106,14 +107,20 @@ class GGUFFile:
     blocks = self._rows(tensor).reshape(-1, block_bytes)
     codes, scale, offset = _BLOCKS[tensor.kind](blocks)
     rows, columns = tensor.shape
-    return codes.reshape(rows, columns), *(
-      x.astype(np.float32).reshape(rows, columns // block_len) for x in (scale, offset))
+    codes = self._apart(tensor, codes.reshape(rows, columns))
+    return codes, *(x.astype(np.float32).reshape(rows, columns // block_len) for x in (scale, offset))
 
   def stored(self, name: str) -> StoredTensor:
     """The tensor where it lies in the file."""
     tensor = self.tensors[name]
     stop = tensor.start + tensor.num_bytes
     return stored_tensor(name, tensor.kind.name, self._file, tensor.start, stop, tensor.shape[0])
+
+  def _apart(self, tensor: GGUFTensor, values: np.ndarray) -> np.ndarray:
+    """The values in memory of their own, so that the process need not keep the file's pages beside them."""
+    values = values.copy() if np.may_share_memory(values, self._rows(tensor)) else values
+    self._file.release(tensor.start, tensor.start + tensor.num_bytes)
+    return values
 
   def _rows(self, tensor: GGUFTensor) -> np.ndarray:
     return self._file.array(tensor.start, tensor.start + tensor.num_bytes).reshape(-1, _row_bytes(tensor))

@@ -30,18 +30,20 @@ class SafetensorsFolder:
     self.config = read_json(path / "config.json")
     place = _weight_map(path)
     files = sorted(set(place.values())) if place else [SINGLE]
-    self._parts = {file: _open(path / file) for file in files}
+    parts = {file: _open(path / file) for file in files}
     self._maps: dict[str, tuple[MappedFile, dict[str, Any], int]] = {}
     _check_alone(path, files)
-    self._file_of = {name: file for file, part in self._parts.items() for name in part.keys()}  # noqa: SIM118
-    if sum(len(part.keys()) for part in self._parts.values()) != len(self._file_of):
+    self._file_of = {name: file for file, part in parts.items() for name in part.keys()}  # noqa: SIM118
+    if sum(len(part.keys()) for part in parts.values()) != len(self._file_of):
       raise ValueError(f"{path} holds a tensor in several of its files; get the folder again.")
     _check_index(path, place, self._file_of)
-    self.shapes = {name: self._check(name) for name in self._file_of}
+    self.shapes = {name: self._check(name, parts[file]) for name, file in self._file_of.items()}
 
   def read(self, name: str) -> np.ndarray:
-    """The tensor in float32."""
-    return self._parts[self._file_of[name]].get_tensor(name).astype(np.float32, copy=False)
+    """The tensor in float32. Raises ValueError if the file cannot be read any more."""
+    # Opened for each: closing a file takes the pages that were read out of the process.
+    with _open(self.path / self._file_of[name]) as part:
+      return part.get_tensor(name).astype(np.float32, copy=False)
 
   def read_codes(self, name: str) -> None:
     """No tensor here is stored as codes and scales."""
@@ -55,8 +57,8 @@ class SafetensorsFolder:
     start, stop = (first + offset for offset in header[name]["data_offsets"])
     return stored_tensor(name, header[name]["dtype"], file, start, stop, self.shapes[name][0])
 
-  def _check(self, name: str) -> tuple[int, ...]:
-    header = self._parts[self._file_of[name]].get_slice(name)
+  def _check(self, name: str, part: Any) -> tuple[int, ...]:
+    header = part.get_slice(name)
     shape = tuple(header.get_shape())
     if header.get_dtype() not in _DTYPES:
       raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,29 @@ def test_the_model_says_the_same(tmp_path, config, kind):
   assert len(leaves) == 8 + (config is LLAMA) and count_parameters(stored) == count_parameters(arrays)
   assert {leaf.is_coded for leaf in leaves} == {kind in ("Q4_0", "Q4_1", "Q8_0")}
   np.testing.assert_allclose(logits(pretrained.model, stored), logits(pretrained.model, arrays), rtol=1e-4, atol=1e-4)
+
+
+def resident_bytes(path):
+  """Bytes of the file that lie in this process."""
+  resident, is_of_file = 0, False
+  for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+    if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+      is_of_file = line.endswith(str(path))
+    elif is_of_file and line.startswith("Rss:"):
+      resident += 1024 * int(line.split()[1])
+  return resident
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell which pages are resident")
+@pytest.mark.parametrize("is_stored", [False, True], ids=["floats", "stored"])
+@pytest.mark.parametrize("kind", ["safetensors", "F32", "F16", "Q4_1", "Q8_0"])
+def test_pages_of_the_file_do_not_stay_in_memory(tmp_path, kind, is_stored):
+  path = write(tmp_path, LLAMA | {"vocab_size": 20_000}, kind)
+  pretrained = open_pretrained(path)
+  params = pretrained.params(stored=is_stored)  # read, and held while pages are counted
+  file = path / "model.safetensors" if path.is_dir() else path
+  assert resident_bytes(file) < 0.3 * file.stat().st_size, "pages that were read stay beside the weights made of them"
+  assert count_parameters(params) == count_parameters(pretrained.shapes)
 
 
 def test_it_writes_the_same(tmp_path):
