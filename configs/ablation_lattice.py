@@ -26,6 +26,8 @@ frozen4, 16, 64             frozen residual too, which is how we read the paper'
 additive4, 16, 64           whole steps taken at the chunk's start
 rounds0, 1, 2, 4            the parallel form in chunks of 16 with exactly this many rounds
 parallel                    the parallel form until it is exact: the same results at another cost
+carry2048, 8192, 32768      sequences of so many bytes in updates of 512, the memory carried from one to the next
+long2048                    sequences of 2,048 bytes, each one update of one row, with full backpropagation
 hybrid                      a window of 64 in the first layer
 softmax                     full softmax attention with rotary positions instead
 linear, scalar_decay, gla, deltanet, gated_deltanet, gated_slots, ttt_linear
@@ -58,11 +60,12 @@ _FIELDS = {
   "noconv": {"conv_width": 0},
   "parallel": {"form": "parallel"},
 }
+_CARRIES = {f"carry{length}": length for length in (2048, 8192, 32_768)}
 _MEMORIES = ("nonorm", "hybrid", "softmax")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  names = (*_SLOTS, *_STEPS, *_FIELDS, *_CHUNKS, *_ROUNDS, *_MEMORIES, *delta_enwik8.RECURRENCES)
+  names = (*_SLOTS, *_STEPS, *_FIELDS, *_CHUNKS, *_ROUNDS, *_CARRIES, "long2048", *_MEMORIES, *delta_enwik8.RECURRENCES)
   variants = {name: functools.partial(use_variant, name=name) for name in names}
   arg = common.with_one_of(arg, ("nonorm", "softmax", *delta_enwik8.RECURRENCES), "base")
   return common.make_config(arg, base, {"base": common.is_sample_size, **variants, "sample": common.is_sample_size})
@@ -95,6 +98,11 @@ def use_variant(config: ml_collections.ConfigDict, name: str) -> None:
     lattice.form, lattice.chunk_len = _CHUNKS[name]
   elif name in _ROUNDS:
     lattice.update({"form": "parallel", "chunk_len": 16, "rounds": _ROUNDS[name], "tolerance": 0.0})
+  elif name in _CARRIES:
+    config.data.seq_len, config.eval.seq_len = _CARRIES[name], config.data.update_len
+  elif name == "long2048":
+    config.data.update({"seq_len": 2048, "update_len": 2048, "batch": 1})
+    config.eval.seq_len = 512
   elif name == "nonorm":
     # The projection is the derivative of the norm; without both, a step on ½‖v − kS‖² is DeltaNet's.
     delta_enwik8.use_recurrence(model, "deltanet")
