@@ -1,4 +1,4 @@
-"""Judges a trained model: bits per byte of a split, loss by position, compressors beside it, a text it writes.
+"""Evaluates a trained model: bits per byte of a split, loss by position, compressors beside it, a text it writes.
 
 python eval.py --workdir=runs/quickstart --split=test [--protocol=both] [--compressors] [--generate=500 --prompt="The "]
 python eval.py --pretrained=smollm2 --prompt="Who wrote Faust?" --chat [--cache=lagkv:ratio=0.25]

@@ -68,8 +68,8 @@ def add_rollout(parser: Parser) -> None:
                       help="what the stage replay reads: a text as data.source names it, which canaries then hide in, "
                            "or a .jsonl file with prompt and answer in each line")
   parser.add_argument("--prompt_len", type=positive, help="tokens of a prompt out of a text")
-  parser.add_argument("--judged_len", type=positive, help="tokens of an answer that both arms read again, at most")
-  parser.add_argument("--judged_room", type=positive,
+  parser.add_argument("--scored_len", type=positive, help="tokens of an answer that both arms read again, at most")
+  parser.add_argument("--score_queue", type=positive,
                       help="answers that may wait for that; others are not compared, and counted")
   parser.add_argument("--canary_len", type=positive, help="tokens of a canary's prompt")
   parser.add_argument("--canary_every", type=positive, help="compared units for each canary")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LOG, DASHBOARD = "decisions.jsonl", "dashboard.html"  # in the folder of a rollout
 # Flags that say more of a rollout, with their defaults.
 FLAGS: dict[str, Any] = {
-  "rollout_set": [], "prompts": "books_sample", "prompt_len": 512, "judged_len": 32, "judged_room": 64,
+  "rollout_set": [], "prompts": "books_sample", "prompt_len": 512, "scored_len": 32, "score_queue": 64,
   "canary_len": 512, "canary_every": 1, "inject": 0.0}
 
 
@@ -52,7 +52,7 @@ def open_rollout(
   text = [] if arguments.prompts.endswith(".jsonl") else [f"data.source={arguments.prompts}"]
   reader = dataclasses.replace(control, config=apply_overrides(control.config, text))
   recording = open_recording(
-    reader, arguments.prompts, split="test", prompt_len=arguments.prompt_len, answer_len=arguments.judged_len,
+    reader, arguments.prompts, split="test", prompt_len=arguments.prompt_len, answer_len=arguments.scored_len,
     canary_len=arguments.canary_len, seed=0)
   if recording.longest > options.max_len:
     raise ValueError(
@@ -64,7 +64,7 @@ def open_rollout(
     "weights": control.origin["weights"], "treatment_weights": treatment.origin["weights"],
     "overrides": list(control.overrides), "treatment_overrides": list(treatment.overrides),
     "recording": recording.fingerprint, **{
-      name: getattr(arguments, name) for name in FLAGS if name not in ("rollout_set", "judged_room")}}
+      name: getattr(arguments, name) for name in FLAGS if name not in ("rollout_set", "score_queue")}}
   config = with_changes(RolloutConfig(), arguments.rollout_set)
   folder = arguments.rollout
   rollout = Rollout(config, log=folder / LOG, facts=facts)
@@ -74,8 +74,8 @@ def open_rollout(
   arms = {
     CONTROL: _arm(control, options), TREATMENT: dataclasses.replace(_arm(treatment, options), inject=arguments.inject)}
   return LiveRollout(
-    rollout, arms, recording, judged_len=arguments.judged_len, canary_every=arguments.canary_every,
-    room=arguments.judged_room, dashboard=folder / DASHBOARD, report=print_now)
+    rollout, arms, recording, scored_len=arguments.scored_len, canary_every=arguments.canary_every,
+    room=arguments.score_queue, dashboard=folder / DASHBOARD, report=print_now)
 
 
 def _arm(loaded: LoadedModel, options: EngineOptions) -> Arm:

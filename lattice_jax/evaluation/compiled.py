@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.inference.compilation import TreeSpec, place_variables, with_shardings
-from lattice_jax.inference.engine import JudgingEngine
+from lattice_jax.inference.engine import ScoringEngine
 from lattice_jax.models.decoder import Decoder, init_state
 from lattice_jax.sharding import batch_sharding, replicated, state_shardings
 from lattice_jax.types import Batch, abstract_segment
@@ -49,18 +49,18 @@ def open_evaluation(
   model: ModelConfig, shapes: EvalShapes, mesh: Mesh, variables: Any,
 ) -> Iterator[tuple[Callable[[Any, Batch], Any], Callable[[], Any]]]:
   """As `compile_evaluation`, with the variables already given; params may be an engine, on whose mesh it is."""
-  if not isinstance(variables["params"], JudgingEngine):
+  if not isinstance(variables["params"], ScoringEngine):
     variables = place_variables(variables, mesh)
     step, make_state = compile_evaluation(model, shapes, mesh, variables)
     yield functools.partial(step, variables), make_state
     return
   evaluation = variables["params"].open_evaluation(
     model, batch=shapes.batch, length=shapes.chunk_len, max_len=shapes.max_len,
-    judge=_streamed_judge(shapes.has_answers))
+    score=_streamed_score(shapes.has_answers))
 
   def streamed_step(state: Any, batch: Batch) -> Any:
-    state, judged = evaluation.step(state, batch.tokens_BT, batch.targets_BT, batch.segment)
-    return state, (*judged, {})
+    state, scored = evaluation.step(state, batch.tokens_BT, batch.targets_BT, batch.segment)
+    return state, (*scored, {})
 
   try:
     yield streamed_step, evaluation.start
@@ -100,12 +100,12 @@ def _compile(
 
 
 @functools.cache
-def _streamed_judge(has_answers: bool) -> Callable[[ModelConfig, Any, jax.Array, jax.Array], Any]:
+def _streamed_score(has_answers: bool) -> Callable[[ModelConfig, Any, jax.Array, jax.Array], Any]:
   """(nll_BT, right_BT or None) of features and targets; the same function each time, by which programs are kept.
 
   From the logits of few tokens at a time, so that codes of the head never become floats as a whole.
   """
-  def judge(
+  def score(
     model: ModelConfig, variables: Any, features_BTD: jax.Array, targets_BT: jax.Array,
   ) -> tuple[jax.Array, jax.Array | None]:
     def score(column: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -117,7 +117,7 @@ def _streamed_judge(has_answers: bool) -> Callable[[ModelConfig, Any, jax.Array,
     nll_BT = jax.lax.map(score, (jnp.moveaxis(features_BTD, 1, 0), targets_BT.T), batch_size=rows).T
     return nll_BT, _is_likeliest(model, variables, features_BTD, targets_BT) if has_answers else None
 
-  return judge
+  return score
 
 
 def _is_likeliest(model: ModelConfig, variables: Any, features_BTD: jax.Array, targets_BT: jax.Array) -> jax.Array:

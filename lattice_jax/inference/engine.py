@@ -26,13 +26,13 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class JudgingEngine(Protocol):
+class ScoringEngine(Protocol):
   """An engine that also reads known tokens. open_evaluation: what makes an empty state, steps by calls of `length`
-  tokens, has `judge` judge what follows each, and is closed; see `streaming.evaluation.StreamedEvaluation`.
+  tokens, has `score` score what follows each, and is closed; see `streaming.evaluation.StreamedEvaluation`.
   """
 
   def open_evaluation(
-    self, model: ModelConfig, *, batch: int, length: int, max_len: int, judge: Callable[..., Any]) -> Any: ...
+    self, model: ModelConfig, *, batch: int, length: int, max_len: int, score: Callable[..., Any]) -> Any: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,17 +134,17 @@ def test_arms_must_read_the_same_ids(run):
 
 
 ROLLOUT = {
-  "treatment": "window:tokens=8,sinks=1", "prompts": "synthetic", "prompt_len": 20, "judged_len": 6, "canary_len": 120,
+  "treatment": "window:tokens=8,sinks=1", "prompts": "synthetic", "prompt_len": 20, "scored_len": 6, "canary_len": 120,
   "rollout_set": ["stages=shadow,5"], "max_len": 192}
 
 
 def test_a_rollout_stands_behind_the_front_and_goes_on_in_its_folder(run, monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(engine, "Engine", Engine)
   monkeypatch.setattr(LiveRollout, "start", lambda self: None)
-  asked = given(**ROLLOUT, rollout=tmp_path / "run", inject=0.05, judged_room=7, canary_every=2)
+  asked = given(**ROLLOUT, rollout=tmp_path / "run", inject=0.05, score_queue=7, canary_every=2)
   front = serve.make_front(asked)
   live = front.router
-  assert live.route("a").shadows == (TREATMENT,) and (live._room, live._judged_len, live._canary_every) == (7, 6, 2)
+  assert live.route("a").shadows == (TREATMENT,) and (live._room, live._scored_len, live._canary_every) == (7, 6, 2)
   arms = live._arms
   assert [(arm.inject, arm.model.cache.policy) for arm in arms.values()] == [(0.0, "full"), (0.05, "window")]
   assert {(arm.max_len, arm.chunk_len) for arm in arms.values()} == {(192, 4)}

@@ -83,7 +83,7 @@ def test_merged_stops_and_abbreviations_of_one_token_are_known_by_their_text():
   assert shown("byte_level", "so Mr. and www.a.org etc. (so.) he? on") == "so Mr. and www.a.org etc. (so.)| he?| on"
 
 
-def test_words_with_their_stop_in_one_token_are_judged_by_the_word():
+def test_words_with_their_stop_in_one_token_are_scored_by_the_word():
   class Words(SymbolTokenizer):
     texts = (b"0", b" end.", b" Mr.", b" it.\n", b"a.b", b"3.", b" s.")
 

@@ -126,10 +126,10 @@ def test_training_and_evaluation_read_it(tmp_path, rows):
   halves = [next(train_batches(config, source, start_step=3, host=host, num_hosts=2)) for host in range(2)]
   assert np.array_equal(np.concatenate([half.targets_BT for half in halves]), batch.targets_BT)
   held = load_source(config.data, "test")
-  judged = sum(
+  scored = sum(
     float(chunk.batch.weights_BT.sum())
     for chunk in eval_batches(held, get_tokenizer(config.data), protocol="carried", seq_len=32, chunk_len=16, batch=2))
-  assert judged == len(held.tokens)
+  assert scored == len(held.tokens)
 
 
 def write(path, raw):

@@ -54,10 +54,10 @@ def test_a_document_depends_on_its_number_and_split_alone():
 
 
 def test_numbers_of_pairs_take_turns_and_weigh_the_same_in_training_alone():
-  made, judged = documents(), documents(split="validation")
+  made, held = documents(), documents(split="validation")
   assert made.pairs(np.arange(4))[:, 0].tolist() == [12, 6, 3, 12]
-  counted = (judged.distances(np.arange(5)) > 0).sum()
-  assert counted == judged.count_answers(5) == judged.weights(np.arange(5)).sum() == 12 + 6 + 3 + 12 + 6
+  counted = (held.distances(np.arange(5)) > 0).sum()
+  assert counted == held.count_answers(5) == held.weights(np.arange(5)).sum() == 12 + 6 + 3 + 12 + 6
   np.testing.assert_allclose(made.weights(np.arange(5)).sum(1), [(12 + 6 + 3) / 3] * 5)
 
 

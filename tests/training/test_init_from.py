@@ -97,7 +97,7 @@ def test_parameters_are_those_of_the_file_placed_as_training_needs_them(tmp_path
   assert_same_bits(state.opt_state, fresh.opt_state)
 
 
-def test_a_finetuned_model_learns_is_judged_writes_and_is_exported(tmp_path, folder, monkeypatch, capsys):
+def test_a_finetuned_model_learns_is_scored_writes_and_is_exported(tmp_path, folder, monkeypatch, capsys):
   workdir = tmp_path / "run"
   config = finetuning(tmp_path)
   state = loop.train(config, workdir, init_from=str(folder))

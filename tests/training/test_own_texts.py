@@ -1,4 +1,4 @@
-"""Runs on one's own text: they go on while it stays the same, and are judged by the tokenizer that they learned."""
+"""Runs on one's own text: they go on while it stays the same, and are scored by the tokenizer that they learned."""
 
 from __future__ import annotations
 

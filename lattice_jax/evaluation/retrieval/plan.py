@@ -61,7 +61,7 @@ class AnswerRecord:
   key: of the origin (`evaluation/origin.py`).
   right, nll: for each trial and token of the answer, whether it was the most likely one and its nats, given the correct
     tokens before it.
-  judged: which tokens of the answer count; the space before it does not. kept: slots in use after the prompt.
+  scored: which tokens of the answer count; the space before it does not. kept: slots in use after the prompt.
   needle_kept: share of the answer's tokens still in the cache, averaged over layers and heads. cache_bytes: of a row.
   per_partition: tokens that a head keeps of every partition; 0 if the policy has no such number. written: answers that
     the model wrote itself.
@@ -77,7 +77,7 @@ class AnswerRecord:
   trials: tuple[int, ...]
   right: list[list[bool]]
   nll: list[list[float]]
-  judged: list[list[bool]]
+  scored: list[list[bool]]
   kept: int
   per_partition: int
   needle_kept: list[float]
@@ -95,7 +95,7 @@ class AnswerRecord:
       return [values[place] for place in places if place < len(values)]
 
     return dataclasses.replace(
-      self, trials=tuple(some(self.trials)), right=some(self.right), nll=some(self.nll), judged=some(self.judged),
+      self, trials=tuple(some(self.trials)), right=some(self.right), nll=some(self.nll), scored=some(self.scored),
       needle_kept=some(self.needle_kept), written=some(self.written))
 
 

@@ -131,7 +131,7 @@ def _ask(
   asked = {
     "right": [right_BG[index, :len(row.answer)].tolist() for index, row in enumerate(rows)],
     "nll": [nll_BG[index, :len(row.answer)].astype(float).round(4).tolist() for index, row in enumerate(rows)],
-    "judged": [[bool(tokenizer.decode(row.answer[n:n + 1]).strip()) for n in range(len(row.answer))] for row in rows],
+    "scored": [[bool(tokenizer.decode(row.answer[n:n + 1]).strip()) for n in range(len(row.answer))] for row in rows],
     "kept": slots_in_use(session.caches), "per_partition": 0 if policy.is_online else policy.keep,
     "needle_kept": np.round(needle_kept(session.caches, [row.needle for row in rows]), 4).tolist(),
     "cache_bytes": row_bytes(session.caches), "written": []}

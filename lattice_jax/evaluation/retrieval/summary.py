@@ -138,8 +138,8 @@ def _summary(
 def _accuracies(group: Sequence[AnswerRecord]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """For every trial: (share of counted tokens that are right, whether all are, nats per token)."""
   trials = [
-    (np.array(right)[judged], np.array(nll)[judged]) for line in group
-    for right, nll, judged in zip(line.right, line.nll, line.judged, strict=True)]
+    (np.array(right)[scored], np.array(nll)[scored]) for line in group
+    for right, nll, scored in zip(line.right, line.nll, line.scored, strict=True)]
   return (
     np.array([right.mean() for right, _ in trials]), np.array([right.all() for right, _ in trials]),
     np.array([nll.mean() for _, nll in trials]))

@@ -106,8 +106,8 @@ def read_unit(
 
 
 def ask_canary(
-  arms: dict[str, Arm], prompt_T: np.ndarray, answer_T: np.ndarray, judged_T: np.ndarray) -> Observation:
-  """Whether each arm finds what the prompt hides: every judged token of the answer is its most likely one.
+  arms: dict[str, Arm], prompt_T: np.ndarray, answer_T: np.ndarray, scored_T: np.ndarray) -> Observation:
+  """Whether each arm finds what the prompt hides: every scored token of the answer is its most likely one.
 
   Given the right tokens before it; an arm is right in this sense exactly if it would write the answer greedily.
   """
@@ -118,7 +118,7 @@ def ask_canary(
     for token in answer_T.tolist():
       is_right_T.append(int(reading.log_probabilities().argmax()) == token)
       reading.step(token)
-    right[name] = bool(np.array(is_right_T)[judged_T].all()) and reading.is_finite
+    right[name] = bool(np.array(is_right_T)[scored_T].all()) and reading.is_finite
   return Observation(canary=Canary(control=right[CONTROL], treatment=right[TREATMENT]))
 
 

@@ -42,7 +42,7 @@ class LiveRollout:
   """A `Router` by whose answers a rollout goes on, or falls back, by itself.
 
   Where the rollout compares a unit, the arm that does not answer writes a text of its own in the background. Then both
-  arms read the prompt and the first `judged_len` tokens of the control's text, whichever was served, and the
+  arms read the prompt and the first `scored_len` tokens of the control's text, whichever was served, and the
   differences of their predictions are the unit's quality: tokens that the treatment drew itself would flatter it.
   This is done by one thread, one unit after another; `room` units may wait, and further ones are recorded without a
   quality and counted. Before every `canary_every`th of them a canary is asked. In the stage `replay` the thread reads
@@ -53,11 +53,11 @@ class LiveRollout:
   """
 
   def __init__(
-    self, rollout: Rollout, arms: dict[str, Arm], recording: Recording, *, judged_len: int, canary_every: int,
+    self, rollout: Rollout, arms: dict[str, Arm], recording: Recording, *, scored_len: int, canary_every: int,
     room: int, dashboard: Path, report: Callable[[str], Any] = lambda line: None,
     clock: Callable[[], float] = time.time):
     self.rollout, self._arms, self._recording = rollout, arms, recording
-    self._judged_len, self._canary_every, self._room = judged_len, canary_every, room
+    self._scored_len, self._canary_every, self._room = scored_len, canary_every, room
     self._dashboard, self._report, self._clock = dashboard, report, clock
     self._waiting: collections.deque[Answered] = collections.deque()
     self._changed, self._is_closing = threading.Condition(), False
@@ -72,7 +72,7 @@ class LiveRollout:
     """Runs every program once, so that none is compiled between requests, and then compares what comes."""
     unit, canary = self._recording.unit_at(0), self._recording.canary_at(0)
     read_unit(self._arms, unit.prompt_T, unit.answer_T)
-    ask_canary(self._arms, canary.prompt_T, canary.answer_T, canary.judged_T)
+    ask_canary(self._arms, canary.prompt_T, canary.answer_T, canary.scored_T)
     self._thread.start()
 
   def route(self, unit: str) -> Route:
@@ -170,7 +170,7 @@ class LiveRollout:
       self._compared += 1
       seen = read_unit(
         self._arms, np.array(answered.prompt_ids, np.int32),
-        np.array(answered.outcomes[CONTROL].ids[:self._judged_len], np.int32),
+        np.array(answered.outcomes[CONTROL].ids[:self._scored_len], np.int32),
         order=reading_order(self.rollout.config.salt, assignment.unit))
       quality = seen.quality
       readings = {

@@ -32,12 +32,12 @@ class RecordedUnit:
 
 @dataclass(frozen=True, eq=False)
 class RecordedCanary:
-  """As a unit. judged_T: which tokens of the answer count; the space before it does not."""
+  """As a unit. scored_T: which tokens of the answer count; the space before it does not."""
 
   name: str
   prompt_T: np.ndarray
   answer_T: np.ndarray
-  judged_T: np.ndarray
+  scored_T: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +79,8 @@ def open_recording(
     share = int(hashed_integers(1, _OWN_KEY, seed, index, 1)[0]) / 2**64
     sizes = PromptSizes(canary_len, _CANARY_DIGITS, _NEAREST + (_FARTHEST - _NEAREST) * share)
     prompt = passkey(Haystack(tokenizer, text_ids, trial=index, seed=seed), sizes)
-    judged_T = np.array([bool(tokenizer.decode(prompt.answer[n:n + 1]).strip()) for n in range(len(prompt.answer))])
-    return RecordedCanary(f"canary/{index:06d}", prompt.tokens, prompt.answer, judged_T)
+    scored_T = np.array([bool(tokenizer.decode(prompt.answer[n:n + 1]).strip()) for n in range(len(prompt.answer))])
+    return RecordedCanary(f"canary/{index:06d}", prompt.tokens, prompt.answer, scored_T)
 
   longest = max(longest, canary_len + len(canary_at(0).answer_T) + _CANARY_DIGITS)
   if loaded.context_len is not None and longest > loaded.context_len:

@@ -57,7 +57,7 @@ def record_canary(
   """Asks both arms, unless that was done before."""
   if rollout.has(canary.name):
     return rollout.state
-  observation = ask_canary(arms, canary.prompt_T, canary.answer_T, canary.judged_T)
+  observation = ask_canary(arms, canary.prompt_T, canary.answer_T, canary.scored_T)
   return rollout.record(rollout.assign(canary.name), observation, at=clock())
 
 

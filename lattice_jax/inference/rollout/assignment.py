@@ -1,4 +1,4 @@
-"""Which arm serves a unit, and which units are judged: by hashes of the unit's name, so that nothing need be stored."""
+"""Which arm serves a unit, and which units are compared: by hashes of their names, so that nothing need be stored."""
 
 from __future__ import annotations
 

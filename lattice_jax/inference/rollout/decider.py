@@ -34,11 +34,11 @@ class Decider:
 
   def step(self, units: Units, at: float) -> tuple[np.ndarray, np.ndarray]:
     """(verdict, cause or -1) of each unit's rollout, which has moved on accordingly."""
-    verdict_U, cause_U = self.judge(units, at)
+    verdict_U, cause_U = self.decide(units, at)
     self.move(units.rows_U, verdict_U)
     return verdict_U, cause_U
 
-  def judge(self, units: Units, at: float) -> tuple[np.ndarray, np.ndarray]:
+  def decide(self, units: Units, at: float) -> tuple[np.ndarray, np.ndarray]:
     """(verdict, cause or -1) of each unit's rollout, which must then `move`. `at`: seconds, never falling.
 
     Guardrails look at every unit, gates only at those that count. A stop is stronger than a go.

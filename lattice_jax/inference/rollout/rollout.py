@@ -146,7 +146,7 @@ class Rollout:
     is_counted = assignment.visit == state.visit and digest not in self._seen
     self._seen.add(digest)
     self._units, self._at = self._units + 1, max(self._at, at)
-    verdict, cause = (int(code_U[0]) for code_U in decider.judge(
+    verdict, cause = (int(code_U[0]) for code_U in decider.decide(
       unit_of(observation, assignment, stage, is_counted=is_counted), self._at))
     if verdict == verdicts.NOTHING:
       self._state = self._current()

@@ -22,7 +22,7 @@ from lattice_jax.inference.sampling import Sampling, sample_token
 from lattice_jax.inference.session import Session, SessionState
 from lattice_jax.inference.streaming.evaluation import StreamedEvaluation
 from lattice_jax.inference.streaming.layers import hash_layer, layer_parts
-from lattice_jax.inference.streaming.programs import Judge, compile_programs, work_bytes
+from lattice_jax.inference.streaming.programs import Score, compile_programs, work_bytes
 from lattice_jax.inference.streaming.session import WORK, StreamedSession, reserve_compressed
 from lattice_jax.inference.streaming.source import ModelFiles, Options, Source, Usage
 from lattice_jax.marks import Marker
@@ -71,14 +71,14 @@ class StreamedModel:
     return session
 
   def open_evaluation(
-    self, model: ModelConfig, *, batch: int, length: int, max_len: int, judge: Judge) -> StreamedEvaluation:
+    self, model: ModelConfig, *, batch: int, length: int, max_len: int, score: Score) -> StreamedEvaluation:
     """What reads rows of known tokens, with a budget of its own as a session.
 
     Raises:
       ValueError: as `StreamedEvaluation`, or a session is open.
     """
     return StreamedEvaluation(
-      model, self._open_source(), batch=batch, length=length, max_len=max_len, judge=judge)
+      model, self._open_source(), batch=batch, length=length, max_len=max_len, score=score)
 
   def _open_source(self) -> Source:
     source = self._source()

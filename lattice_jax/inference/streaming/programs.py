@@ -30,14 +30,14 @@ from lattice_jax.models.decoder import (
 from lattice_jax.sharding import replicated
 from lattice_jax.types import Segment, abstract_segment
 
-Judge = Callable[[ModelConfig, Any, jax.Array, jax.Array], Any]
+Score = Callable[[ModelConfig, Any, jax.Array, jax.Array], Any]
 
 
 @dataclass(frozen=True)
 class Programs:
   """embed: (outside, marker, tokens, segment, previous) → (x, segment, previous). layers: by number, (parameters, x,
   stack, group, segment) → (x, stack), which takes the stack over. head: (outside, x, segment, state) → state, with the
-  logits that follow; or, for a judge, (outside, x, segment, state, targets) → (state, what the judge says).
+  logits that follow; or, for a `score`, (outside, x, segment, state, targets) → (state, what `score` says).
 
   groups: the numbers of the groups, on the device. work_bytes: what the programs need at a time besides parameters and
   state.
@@ -71,21 +71,21 @@ class Programs:
 
 def compile_programs(
   model: ModelConfig, source: Source, *, batch: int, max_len: int, length: int, marker: TreeSpec,
-  judge: Judge | None = None,
+  score: Score | None = None,
 ) -> Programs:
   """The programs for calls of `length` tokens.
 
-  judge: what the head computes in the place of logits; (model, {"params": outside}, features, targets) → a tree of
+  score: what the head computes in the place of logits; (model, {"params": outside}, features, targets) → a tree of
   arrays.
   """
   specs = tuple(TreeSpec.of(source.layer_shapes(layer)) for layer in range(source.num_layers))
-  return _compile(model, batch, max_len, length, source.mesh, TreeSpec.of(source.outside_shapes), specs, marker, judge)
+  return _compile(model, batch, max_len, length, source.mesh, TreeSpec.of(source.outside_shapes), specs, marker, score)
 
 
 @functools.lru_cache(maxsize=16)
 def _compile(
   model: ModelConfig, batch: int, max_len: int, length: int, mesh: Mesh, outside: TreeSpec,
-  layers: tuple[TreeSpec, ...], marker: TreeSpec, judge: Judge | None,
+  layers: tuple[TreeSpec, ...], marker: TreeSpec, score: Score | None,
 ) -> Programs:
   state, shardings = abstract_state(model, batch, max_len, mesh, marker)
   whole = replicated(mesh)
@@ -98,11 +98,11 @@ def _compile(
   number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
   embed = jax.jit(functools.partial(_embed, model), out_shardings=whole).lower(
     outside.tree(), marker.tree(), tokens_BT, segment, state.previous_BW).compile()
-  if judge is None:
+  if score is None:
     head = jax.jit(functools.partial(_head, model), donate_argnums=3, out_shardings=shardings).lower(
       outside.tree(), x_BTD, segment, state).compile()
   else:
-    head = jax.jit(functools.partial(_judge, model, judge), donate_argnums=3, out_shardings=(shardings, whole)).lower(
+    head = jax.jit(functools.partial(_score, model, score), donate_argnums=3, out_shardings=(shardings, whole)).lower(
       outside.tree(), x_BTD, segment, state, tokens_BT).compile()
 
   @functools.cache
@@ -157,16 +157,16 @@ def _head(model: ModelConfig, outside: Any, x_BTD: jax.Array, segment: Segment, 
     memory=state.memory | finish_carried(model, stacks, x_BTD.shape[1]))
 
 
-def _judge(
-  model: ModelConfig, judge: Judge, outside: Any, x_BTD: jax.Array, segment: Segment, state: SessionState,
+def _score(
+  model: ModelConfig, score: Score, outside: Any, x_BTD: jax.Array, segment: Segment, state: SessionState,
   targets_BT: jax.Array,
 ) -> tuple[SessionState, Any]:
-  """What the judge says of every position; logits and positions of the state mean nothing."""
+  """What `score` says of every position; logits and positions of the state mean nothing."""
   del segment
   stacks, _ = split_carried(model, state.memory)
   features_BTD = Decoder(model).apply({"params": outside}, x_BTD, method=Decoder.features)
-  judged = judge(model, {"params": outside}, features_BTD, targets_BT)
-  return state.replace(memory=state.memory | finish_carried(model, stacks, targets_BT.shape[1])), judged
+  scored = score(model, {"params": outside}, features_BTD, targets_BT)
+  return state.replace(memory=state.memory | finish_carried(model, stacks, targets_BT.shape[1])), scored
 
 
 def work_bytes(program: Any) -> int:

@@ -74,7 +74,7 @@ def test_under_the_full_cache_an_answer_is_scored_as_in_one_call_over_prompt_and
       nll_T = -said_TA[np.arange(len(said_TA)), prompt.answer]
       np.testing.assert_allclose(line.nll[index], nll_T, rtol=1e-5, atol=5e-5)
       assert line.right[index] == (said_TA.argmax(-1) == prompt.answer).tolist()
-      assert line.judged[index] == [False] + [True] * line.answer
+      assert line.scored[index] == [False] + [True] * line.answer
     assert (line.kept, line.needle_kept, line.per_partition) == (230, [1.0] * len(line.trials), 0)
     assert line.cache_bytes == 2 * 230 * (2 * 8 * 4 + 4)
 

@@ -87,16 +87,16 @@ def test_what_the_device_refuses_is_an_error_of_that_arm_and_a_mistake_in_the_co
     read_unit(pair, PROMPT_T, ANSWER_T)
 
 
-def test_a_canary_is_right_if_every_judged_token_is_the_most_likely_one():
+def test_a_canary_is_right_if_every_scored_token_is_the_most_likely_one():
   answer_T, session = [], arm().begin(PROMPT_T)
   for _ in range(4):
     answer_T.append(int(session.state.logits_BA.argmax()))
     session.step(np.array(answer_T[-1:], np.int32))
-  answer_T, judged_T = np.array(answer_T, np.int32), np.array([False, True, True, True])
+  answer_T, scored_T = np.array(answer_T, np.int32), np.array([False, True, True, True])
   pair = {"control": arm(), "treatment": arm(WINDOW)}
-  canary = ask_canary(pair, PROMPT_T, answer_T, judged_T).canary
+  canary = ask_canary(pair, PROMPT_T, answer_T, scored_T).canary
   assert (canary.control, canary.treatment) == (True, False)
   wrong_T = answer_T.copy()
   wrong_T[3] += 1
-  assert not ask_canary(pair, PROMPT_T, wrong_T, judged_T).canary.control
+  assert not ask_canary(pair, PROMPT_T, wrong_T, scored_T).canary.control
   assert ask_canary(pair, PROMPT_T, wrong_T, np.array([True, True, True, False])).canary.control

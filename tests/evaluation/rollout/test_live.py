@@ -60,7 +60,7 @@ def serving(folder, scale, config=CONFIG):
   for engine in engines.values():
     engine.start()
   live = LiveRollout(
-    Rollout(config, log=folder / "log.jsonl", facts={"scale": scale}), arms, recording(), judged_len=3, canary_every=1,
+    Rollout(config, log=folder / "log.jsonl", facts={"scale": scale}), arms, recording(), scored_len=3, canary_every=1,
     room=64, dashboard=folder / "page.html", report=said.append)
   record, live.changed = live.rollout.record, threading.Condition()
 
@@ -181,7 +181,7 @@ def started(tmp_path, monkeypatch, stages=("shadow", "50")):
     length=len(prompt_T), control=Reading(), treatment=Reading(), quality=Quality(0.01, 0.02, 1.0, len(answer_T))))
   rollout = Rollout(quick(stages=stages, min_units=1000), log=tmp_path / "log.jsonl")
   live = LiveRollout(
-    rollout, {}, NO_CANARY, judged_len=2, canary_every=1, room=1, dashboard=tmp_path / "page.html")
+    rollout, {}, NO_CANARY, scored_len=2, canary_every=1, room=1, dashboard=tmp_path / "page.html")
   monkeypatch.setattr(live_module, "_TICK", 0.0)
   return live
 
@@ -270,7 +270,7 @@ def test_recorded_units_that_run_out_are_told(tmp_path):
   said = []
   few = Recording(1, recording().unit_at, recording().canary_at, 16, "f")
   live = LiveRollout(
-    Rollout(quick(min_units=1000)), arms_of(), few, judged_len=2, canary_every=1, room=1,
+    Rollout(quick(min_units=1000)), arms_of(), few, scored_len=2, canary_every=1, room=1,
     dashboard=tmp_path / "page.html", report=said.append)
   live._step()
   assert live.route("a") == Route(CONTROL) and live.rollout.state.units == 2

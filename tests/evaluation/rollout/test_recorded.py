@@ -44,7 +44,7 @@ def test_canaries_ask_for_what_stands_far_from_the_end():
     canary = recording.canary_at(number)
     prompt, answer = (tokenizer.decode(ids_T).decode(errors="replace") for ids_T in (canary.prompt_T, canary.answer_T))
     assert len(canary.prompt_T) == 120 and prompt.endswith("The pass key is") and answer.strip().isdigit()
-    assert [tokenizer.decode(np.array([token])).strip() != b"" for token in canary.answer_T] == canary.judged_T.tolist()
+    assert [tokenizer.decode(np.array([token])).strip() != b"" for token in canary.answer_T] == canary.scored_T.tolist()
     places.append(prompt.index(f"The pass key is{answer}") / len(prompt))
   assert len({round(place, 3) for place in places}) > 15 and max(places) < 0.75
   assert recording.canary_at(3).name == "canary/000003"

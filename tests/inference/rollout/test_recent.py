@@ -1,4 +1,4 @@
-"""Quantiles of what was measured lately, made anew as numbers come and never while one of them is judged."""
+"""Quantiles of what was measured lately, made anew as numbers come and never while one of them is scored."""
 
 from __future__ import annotations
 
