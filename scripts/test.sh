@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Lint and all tests. Arguments go to pytest:  bash scripts/test.sh -k vq
+# Lint and the tests, but for further cases of what others hold (marked `thorough`). Arguments go to pytest, and what
+# they name runs whole:  bash scripts/test.sh -k vq
+# With --all, every test runs.
 # With --aot instead, kernels and a training step are compiled for TPUs and an H100 that are not there (scripts/aot.sh).
 # With --newest instead, .venv-newest gets the newest versions that pyproject.toml allows, on Python 3.12 or newer, which
 # the newest JAX needs, and the tests of ops, memories, laws, models and library run there, or those that are named.
@@ -20,6 +22,11 @@ print(f"jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_
 else
   ensure_venv requirements.txt requirements-test.txt
   "$venv_python" -m ruff check .
+  if [ "${1:-}" = --all ]; then
+    shift
+  elif [ "$#" -eq 0 ]; then
+    set -- -m "not thorough"
+  fi
 fi
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 "$venv_python" -m pytest -n "$((cores < 4 ? cores : 4))" --dist loadgroup "$@"

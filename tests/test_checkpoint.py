@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lattice_jax.checkpoint import Checkpoints, checksums, load_for_eval, load_variables
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import abstract_state
+from tests.thorough import further
 from tests.training import tiny
 
 
@@ -72,8 +73,8 @@ def flip(path):
 # Orbax leaves coroutines unawaited where a read fails; they are collected inside the test that caused them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine.*was never awaited")
 @pytest.mark.parametrize(
-  "damage", [truncate, flip, lambda path: path.unlink()], ids=["truncated", "flipped", "missing"])
-@pytest.mark.parametrize("file", ["state/_METADATA", "state/manifest.ocdbt", "largest"])
+  "damage", [truncate, *further(flip, lambda path: path.unlink())], ids=["truncated", "flipped", "missing"])
+@pytest.mark.parametrize("file", ["state/_METADATA", "largest", *further("state/manifest.ocdbt")])
 def test_damaged_newest_checkpoint_falls_back_and_says_so(workdir, capfd, damage, file):
   folder = workdir / "checkpoints" / "3"
   files = [path for path in folder.rglob("*") if path.is_file()]
@@ -212,10 +213,11 @@ def other_state(step):
 # As above: a folder that is no checkpoint costs itself, with one line.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine.*was never awaited")
 @pytest.mark.parametrize("spoil", [
-  lambda folder: [shutil.rmtree(folder), folder.mkdir()],
   lambda folder: shutil.rmtree(folder / "state"),
-  lambda folder: shutil.rmtree(folder / "run"),
-  lambda folder: [shutil.rmtree(folder / "state"), (folder / "state").write_text("")],
+  *further(
+    lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+    lambda folder: shutil.rmtree(folder / "run"),
+    lambda folder: [shutil.rmtree(folder / "state"), (folder / "state").write_text("")]),
 ], ids=["empty", "without-state", "without-run", "file-for-folder"])
 def test_folder_that_is_no_whole_checkpoint_falls_back_and_says_so(workdir, capfd, spoil):
   spoil(workdir / "checkpoints" / "3")

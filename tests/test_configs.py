@@ -14,6 +14,7 @@ from lattice_jax.config_checks import default_config, parse_config, to_dict
 from lattice_jax.data.sources import load_source
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters
+from tests.thorough import further
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "common")
@@ -63,7 +64,7 @@ def test_smoke_is_small_and_keeps_the_features(name):
   assert (smoke.data.update_len < smoke.data.seq_len) == (full.data.update_len < full.data.seq_len)
 
 
-@pytest.mark.parametrize("arg", ["", "sample", "smoke"])
+@pytest.mark.parametrize("arg", ["", *further("sample", "smoke")])
 @pytest.mark.parametrize("data", sorted(common.SAMPLES))
 def test_softmax_twin_has_equal_parameters_and_tokens(data, arg):
   vq, full = parse_config(load(f"vq_{data}", arg)), parse_config(load(f"full_{data}", arg))

@@ -31,7 +31,8 @@ LONG = 16_384  # T of L12
 class Row:
   """A memory and the sizes it is tested at.
 
-  variants: other sizes and rules, which run L3, L8 and L11 only.
+  variants: other sizes and rules, which run L3, L8 and L11 only; the first of them always, the others and `forms` as
+    thorough tests.
   forms: name, variant, model: other ways to compute a variant, "" for the row's own, that only have to give the same.
   accumulators: the fields of the state, by dotted name, that sum over time and must be fp32.
   constant_input: for states of fixed size that sum over time: checks the final state of one row after LONG equal

@@ -27,13 +27,15 @@ from tests.contract.decoder_runs import (
 )
 from tests.contract.harness import quick_jit
 from tests.contract.tolerances import assert_close
+from tests.thorough import further
 
 each_decoder = pytest.mark.parametrize(
   "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"decoder-{name}")) for name in DECODERS])
 
 
 @each_decoder
-@pytest.mark.parametrize("pieces", [(10, 1, 10), (1, 10, 10), (1,) * LENGTH], ids=["10-1-10", "1-10-10", "tokens"])
+@pytest.mark.parametrize(
+  "pieces", [(10, 1, 10), *further(((1, 10, 10),), ((1,) * LENGTH,))], ids=["10-1-10", "1-10-10", "tokens"])
 def test_split_with_carried_memory_scores_like_the_whole(name, pieces):
   config = DECODERS[name]
   whole = run(config, variables_of(name))

@@ -9,25 +9,30 @@ from tests.contract import laws
 from tests.contract.memories import ROWS, Row
 
 
-def _mark(*values: object, row: Row) -> object:
+def _mark(row: Row, *values: object, name: str = "", is_further: bool = False) -> object:
   """One row's tests share compiled functions: they belong on one worker."""
-  name = "-".join([row.name, *(value for value in values if isinstance(value, str))])
-  return pytest.param(*values, id=name, marks=pytest.mark.xdist_group(row.name))
+  marks = [pytest.mark.xdist_group(row.name), *([pytest.mark.thorough] if is_further else [])]
+  return pytest.param(row, *values, id="-".join([row.name, *([name] if values else [])]), marks=marks)
 
 
-each_row = pytest.mark.parametrize("row", [_mark(row, row=row) for row in ROWS])
+def _mark_variant(row: Row, variant: str) -> object:
+  """Beyond a row's own sizes and its first variant they are further cases."""
+  return _mark(row, variant, name=variant, is_further=variant not in ("", *(name for name, _ in row.variants[:1])))
+
+
+each_row = pytest.mark.parametrize("row", [_mark(row) for row in ROWS])
 each_form = pytest.mark.parametrize(
   ("row", "variant"),
-  [_mark(row, variant, row=row) for row in ROWS for variant in ("", *(name for name, _ in row.variants))])
+  [_mark_variant(row, variant) for row in ROWS for variant in ("", *(name for name, _ in row.variants))])
 each_variant = pytest.mark.parametrize(
-  ("row", "variant"), [_mark(row, variant, row=row) for row in ROWS for variant, _ in row.variants])
+  ("row", "variant"), [_mark_variant(row, variant) for row in ROWS for variant, _ in row.variants])
 each_same_form = pytest.mark.parametrize(
   ("row", "name", "variant"),
-  [pytest.param(row, name, variant, id=f"{row.name}-{name}", marks=pytest.mark.xdist_group(row.name))
-   for row in ROWS for name, variant, _ in row.forms])
+  [_mark(row, name, variant, name=name, is_further=True) for row in ROWS for name, variant, _ in row.forms])
 linear_rows = pytest.mark.parametrize(
   ("row", "dtype"),
-  [_mark(row, dtype, row=row) for row in ROWS if row.constant_input for dtype in ("float32", "bfloat16")])
+  [_mark(row, dtype, name=dtype, is_further=dtype == "bfloat16")
+   for row in ROWS if row.constant_input for dtype in ("float32", "bfloat16")])
 
 
 def test_every_memory_of_the_registry_has_a_row():

@@ -11,6 +11,7 @@ from lattice_jax.memories.ttt import op as ttt
 from tests.contract.harness import quick_jit
 from tests.memories.lattice.cases import assert_near
 from tests.memories.recurrence_cases import CASES, CHUNK, HEADS, KEY, LENGTH, RESET, ROWS, VALUE, run, scene
+from tests.thorough import further
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 BY_NAME = {case.name: case for case in CASES}
@@ -32,7 +33,7 @@ def test_chunks_equal_the_reference_with_all_gradients(case):
 
 
 @each_case
-@pytest.mark.parametrize("gate", [0.0, 1.0])
+@pytest.mark.parametrize("gate", [0.0, *further(1.0)])
 def test_chunks_equal_the_reference_where_all_gates_are_at_one_end(case, gate):
   with jax.enable_x64(True):
     here = scene(case, "float64")
@@ -57,7 +58,7 @@ def test_any_split_gives_the_same_output_and_state(case):
 
 
 @each_case
-@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("impl", ["xla", *further("reference")])
 def test_a_new_document_knows_nothing_of_the_past(case, impl):
   with jax.enable_x64(True):
     here, row = scene(case, "float64"), 1
@@ -76,7 +77,7 @@ def test_a_new_document_knows_nothing_of_the_past(case, impl):
 
 
 @each_case
-@pytest.mark.parametrize("impl", ["reference", "xla"])
+@pytest.mark.parametrize("impl", ["xla", *further("reference")])
 def test_invalid_tokens_change_nothing_and_a_row_without_tokens_keeps_its_state(case, impl):
   with jax.enable_x64(True):
     here = scene(case, "float64")

@@ -20,6 +20,7 @@ from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.types import whole_segment
 from tests.contract.harness import normal_like, quick_jit
 from tests.models import numpy_transformer_vq as published
+from tests.thorough import further
 
 BATCH, LENGTH, LAYERS = 2, 12, 2
 MODEL = ModelConfig(
@@ -131,7 +132,7 @@ def test_joined_projection_starts_like_the_parts_that_it_joins():
   np.testing.assert_allclose(memory["joined"].std((1, 2)), 256**-0.5, rtol=0.02)
 
 
-@pytest.mark.parametrize("gated", [True, False], ids=["gated", "no-gate"])
+@pytest.mark.parametrize("gated", [True, *further(False)], ids=["gated", "no-gate"])
 def test_joined_projection_equals_its_parts(gated):
   """Keys, then values, then the gate, head by head."""
   vq = replace(MODEL.vq, heads=4, kv_heads=2, gated=gated, joined=False)

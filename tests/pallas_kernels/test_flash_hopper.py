@@ -17,6 +17,7 @@ from tests.contract.tolerances import TOLERANCE, rms_ratio
 from tests.pallas_kernels import test_vq
 from tests.pallas_kernels.interpreted_hopper import PARAMS, interpreted
 from tests.pallas_kernels.test_window import assert_close, inputs, is_seen, plain, with_gradients
+from tests.thorough import further
 
 HEAD = {"dtype": jnp.bfloat16, "key_dim": 128, "value_dim": 128}
 
@@ -34,7 +35,7 @@ def test_window_equals_plain_softmax_with_all_gradients():
   assert_close(got, with_gradients(lambda *qkv: plain(*qkv, seen))(*qkv), "bfloat16")
 
 
-@pytest.mark.parametrize("span", [0, 2 * test_vq.TILE], ids=["by-distance", "by-blocks"])
+@pytest.mark.parametrize("span", [0, *further(2 * test_vq.TILE)], ids=["by-distance", "by-blocks"])
 def test_vq_equals_the_tpu_kernel_with_all_gradients(monkeypatch, span):
   """Which equals the XLA form. Two blocks, heads that share keys, a window of half a block, codes without tokens."""
   function, floats = test_vq.smallest_call(True, span)

@@ -18,6 +18,7 @@ from pallas_kernels.lattice_layout import choose_layout, pack_state, pack_values
 from tests.contract.harness import quick_jit
 from tests.contract.tolerances import TOLERANCE, rms_ratio
 from tests.memories.lattice.cases import LENGTH, SLOTS, VALUE, assert_near, run, scene
+from tests.thorough import further
 
 LIMIT = TOLERANCE["output", "float32"]
 
@@ -78,7 +79,7 @@ def test_equals_the_definition_with_all_gradients(objective):
   assert_near(run(Rule(objective), here, "interpret"), run(Rule(objective), here, "reference"), LIMIT)
 
 
-@pytest.mark.parametrize("length", [1, 150])
+@pytest.mark.parametrize("length", [150, *further(1)])
 def test_one_token_and_several_chunks(length):
   rule = Rule()
   here = scene(rule, length=length, dtype="float32")
@@ -154,6 +155,7 @@ def test_no_memory_is_read_before_it_is_written_and_nothing_races(capfd):
   assert "RACE" not in capfd.readouterr().out
 
 
+@pytest.mark.thorough
 def test_sixty_six_thousand_tokens():
   """Slots keep their length, and what the last tokens read does not depend on how far they are from the first."""
   length, tail = 2**16 + 77, 64

@@ -11,9 +11,10 @@ from pallas_kernels import lattice_hopper, specs_lattice
 from tests.contract.tolerances import TOLERANCE, rms_ratio
 from tests.pallas_kernels.emulated_hopper import emulated
 from tests.pallas_kernels.test_lattice import compiled, inputs
+from tests.thorough import further
 
 
-@pytest.mark.parametrize("objective", ["decoding", "encoding"])
+@pytest.mark.parametrize("objective", ["decoding", *further("encoding")])
 def test_equals_the_tpu_kernel_with_all_gradients(objective):
   """More than a tile of tokens, and a document that begins within one."""
   (q, k, v, rate, is_start, start, slots), (d_out, d_last) = inputs(1, 9, 1, 5, 7)

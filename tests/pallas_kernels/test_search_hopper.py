@@ -11,6 +11,7 @@ from lattice_jax.memories.vq.op import quantize
 from pallas_kernels import search_hopper, specs, vq
 from pallas_kernels.flash_backends import supports_search
 from tests.pallas_kernels.interpreted_hopper import PARAMS, interpreted
+from tests.thorough import further
 
 ROWS = 8
 
@@ -20,7 +21,8 @@ def search(keys, rows):
     return np.asarray(vq.nearest_code(keys, rows, backend="gpu", interpret=PARAMS))
 
 
-@pytest.mark.parametrize(("batch", "length", "heads", "codes", "key_dim"), [(2, 19, 2, 21, 5), (1, 3, 1, 45, 70)])
+@pytest.mark.parametrize(("batch", "length", "heads", "codes", "key_dim"), [
+  (2, 19, 2, 21, 5), *further((1, 3, 1, 45, 70))])
 def test_finds_the_nearest_row_and_the_lowest_of_equals(batch, length, heads, codes, key_dim):
   """Tiles of keys and codes that are not full, more of them than places of the ring, widths of one unit and two."""
   rows = jax.random.normal(jax.random.key(0), (heads, codes, key_dim))

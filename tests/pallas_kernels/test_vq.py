@@ -85,6 +85,7 @@ def test_equals_the_xla_form_with_all_gradients(length, heads, kv_heads, codes, 
   assert_close(got, compiled(window, "float32", "xla", use_cache)(arrays), dtype)
 
 
+@pytest.mark.thorough
 def test_key_gradients_by_blocks_of_several_tiles_equal_the_xla_form():
   """The last block is not whole, the window no multiple of a tile."""
   window, block = 12, 2 * TILE
@@ -93,6 +94,7 @@ def test_key_gradients_by_blocks_of_several_tiles_equal_the_xla_form():
   assert_close(got, compiled(window, "float32", "xla", True, block)(arrays), "float32")
 
 
+@pytest.mark.thorough
 def test_tiles_of_several_strips_and_values_of_several_parts_with_all_gradients(monkeypatch):
   """256 tokens, two groups of as many rows as there are lanes; values longer than a product takes at a time."""
   monkeypatch.setattr(pallas_kernels.vq, "TILES", (256,))

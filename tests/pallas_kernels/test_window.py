@@ -137,6 +137,7 @@ def test_keys_of_a_cache_with_the_nearest_tokens_left_out():
     np.testing.assert_allclose(got_leaf, want_leaf, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_sixty_six_thousand_tokens():
   length, window, tail = 2**16 + 77, 100, 128
   ids = np.zeros((1, length), np.int32)

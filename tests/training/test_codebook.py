@@ -13,6 +13,7 @@ from lattice_jax.data.sources import load_source
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import create_state
+from tests.thorough import further
 from tests.training import tiny
 
 UPDATES = 6
@@ -38,7 +39,7 @@ def keys_of_tokens(params):
   return rms_normalized(np.einsum("AD,DHK->AHK", x_AD, np.float64(block["memory"]["key"][0]))) * KEY**-0.25
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("devices", [8, *further(1)])
 @pytest.mark.parametrize("update_len", [32, 16], ids=["whole-sequences", "carried"])
 def test_moving_average_over_the_global_batch_equals_numpy(update_len, devices):
   config = make_config(update_len)

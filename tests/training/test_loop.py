@@ -26,6 +26,7 @@ from lattice_jax.training.feed import dispatch_size
 from lattice_jax.training.reporter import peak_flops
 from lattice_jax.training.state import abstract_state
 from lattice_jax.training.workdir import locked
+from tests.thorough import further
 from tests.training import tiny
 
 
@@ -113,7 +114,7 @@ def test_last_and_best_checkpoints_are_kept(tmp_path):
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [4, 10]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *further(signal.SIGINT)])
 def test_signal_saves_and_the_same_command_goes_on(tmp_path, recorder, number):
   loop.train(recorded_config(), tmp_path / "unbroken")
   recorder.on_update = lambda step: os.kill(os.getpid(), number) if step == 7 else None
@@ -303,7 +304,7 @@ def test_another_version_of_the_program_is_a_change(tmp_path, recorder):
 
 @pytest.mark.parametrize(("removed", "named", "is_stopped"), [
   (".", "run/.*", True), ("metrics.jsonl", "metrics.jsonl", False), ("run.json", "run.json", True),
-  ("tensorboard", "tensorboard/events.out.tfevents.000002", False), ("checkpoints", "checkpoints/1", True)])
+  *further(("tensorboard", "tensorboard/events.out.tfevents.000002", False), ("checkpoints", "checkpoints/1", True))])
 def test_what_is_removed_while_a_run_goes_on_is_noticed(tmp_path, recorder, removed, named, is_stopped):
   config = tiny.make_config(train__steps=1, train__writers=("jsonl", "tensorboard", "recorder"))
   loop.train(config, tmp_path / "run")

@@ -17,6 +17,7 @@ from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import create_state, make_optimizer
 from lattice_jax.training.step import make_update
 from tests.contract.harness import quick_jit
+from tests.thorough import further
 from tests.training import tiny
 
 
@@ -91,7 +92,7 @@ def assert_descends(config, batch):
   np.testing.assert_allclose(total, loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 8])
+@pytest.mark.parametrize("parts", [2, *further(1, 8)])
 def test_targets_weigh_alike_however_many_a_micro_batch_has_and_losses_of_layers_count(parts, monkeypatch):
   tiny.use_tiny_decoder(monkeypatch)
   config = tiny.make_config(train__accumulate=parts, optimizer__clip_norm=0.0, data__update_len=32)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.thorough import further
 from tests.training import tiny
 
 STEPS = 7
@@ -17,7 +18,7 @@ def _tiny_decoder(monkeypatch):
 
 
 @pytest.mark.usefixtures("optimized")
-@pytest.mark.parametrize("per_dispatch", [3, 4, 16])
+@pytest.mark.parametrize("per_dispatch", [3, *further(4, 16)])
 def test_updates_in_one_call_give_the_same_bits_as_one_by_one(per_dispatch):
   config = tiny.make_config(model__dropout=0.1)
   state, metrics = tiny.run_updates(config, STEPS)
@@ -28,7 +29,7 @@ def test_updates_in_one_call_give_the_same_bits_as_one_by_one(per_dispatch):
   assert state.step == STEPS
 
 
-@pytest.mark.parametrize("parts", [2, 8])
+@pytest.mark.parametrize("parts", [8, *further(2)])
 def test_accumulated_micro_batches_equal_the_whole_batch(parts):
   whole, metrics = tiny.run_updates(tiny.make_config(), 3)
   parted, parted_metrics = tiny.run_updates(tiny.make_config(train__accumulate=parts), 3)

@@ -18,6 +18,7 @@ from lattice_jax.ops.documents import EMPTY
 from lattice_jax.types import MARK_ANCHOR, MARK_PROTECTED, make_segment, whole_segment
 from tests.contract.harness import quick_jit
 from tests.memories.anchor import published
+from tests.thorough import further
 
 # the figure of the paper: words 0 to 2 and their anchor, two words and theirs, one word
 EIGHT = np.array([0, 0, 0, 1, 0, 0, 1, 0], bool)
@@ -137,7 +138,7 @@ def test_after_every_token_the_cache_is_anchors_and_the_open_tail_at_their_posit
 
 @pytest.mark.parametrize("config", [
   AnchorConfig(max_segment=7, reach=3, protected=4), AnchorConfig(max_segment=3, fanout=2, anchors_see_anchors=True),
-  AnchorConfig(max_segment=3, fanout=3)], ids=["reach", "fanout-sees", "fanout"])
+  *further(AnchorConfig(max_segment=3, fanout=3))], ids=["reach", "fanout-sees", "fanout"])
 def test_chunks_give_the_masked_forward_pass(config):
   length, cuts = 49, (0, 9, 10, 31, 40, 49)
   q, k, v = tokens(length)
@@ -151,7 +152,7 @@ def test_chunks_give_the_masked_forward_pass(config):
     np.testing.assert_allclose(out, whole[:, here], rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("fanout", [2, 8])
+@pytest.mark.parametrize("fanout", [8, *further(2)])
 def test_anchors_of_anchors_grow_with_the_logarithm(fanout):
   """100,000 tokens in segments of 10, a call of 1,000 at a time."""
   config, length, chunk = AnchorConfig(max_segment=10, fanout=fanout), 100_000, 1_000

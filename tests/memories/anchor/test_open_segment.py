@@ -15,6 +15,7 @@ from lattice_jax.memories.anchor.open_segment import open_slots
 from lattice_jax.memories.anchor.state import empty_cache
 from lattice_jax.ops.documents import EMPTY
 from tests.memories.anchor.test_op import HEADS, KEY, VALUE, marks, step, tokens
+from tests.thorough import further
 
 LENGTH, LAG, KEEP = 42, 4, 1
 CONFIG = AnchorConfig(keep_bos=False, max_segment=64, open_lag=LAG, open_keep=KEEP)
@@ -42,7 +43,8 @@ def kept(k, v, first, stop):
   return np.asarray(k)[0], np.asarray(v)[0], np.asarray(place_BSH)[0] + first
 
 
-@pytest.mark.parametrize("cuts", [range(LENGTH + 1), (0, 12, 24, 25, 37, *range(38, LENGTH + 1)), (0, LENGTH)], ids=str)
+@pytest.mark.parametrize("cuts", [
+  range(LENGTH + 1), *further(((0, 12, 24, 25, 37, *range(38, LENGTH + 1)),), ((0, LENGTH),))], ids=str)
 def test_the_open_segment_keeps_what_lagkv_keeps_of_it_however_it_arrives(cuts):
   q, k, v = tokens(LENGTH)
   _, states = read(q, k, v, tuple(cuts))

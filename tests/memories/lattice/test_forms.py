@@ -21,6 +21,7 @@ from lattice_jax.memories.lattice.op import (
 )
 from tests.contract.harness import quick_jit
 from tests.memories.lattice.cases import LENGTH, assert_near, correlated, run, scene
+from tests.thorough import further
 
 EXACT = Form("parallel", chunk_len=4, rounds=4, tolerance=0.0)
 CHUNK = 6  # of the approximate forms
@@ -31,7 +32,7 @@ APPROXIMATE = [
 UNPROJECTED = [(Rule(is_projected=False), name) for name in APPROXIMATE_FORMS]
 
 
-@pytest.mark.parametrize("is_projected", [True, False])
+@pytest.mark.parametrize("is_projected", [True, *further(False)])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_as_many_rounds_as_tokens_are_exact_with_all_gradients(objective, is_projected):
   """Across resets, padding and chunks that the call does not fill."""
@@ -52,7 +53,7 @@ def test_rounds_that_end_by_tolerance_are_exact_in_fp32():
   assert_near(run(Rule(), here, form=Form("parallel", 8)), run(Rule(), here, "reference"), 1e-5)
 
 
-@pytest.mark.parametrize("impl", ["xla", "reference"])
+@pytest.mark.parametrize("impl", ["xla", *further("reference")])
 @pytest.mark.parametrize(
   "form", [EXACT, *(Form(name, CHUNK) for name in APPROXIMATE_FORMS)], ids=lambda form: form.name)
 def test_what_stands_at_invalid_tokens_changes_nothing(form, impl):
