@@ -19,7 +19,7 @@ def main() -> None:
   enable_compilation_cache()
   overrides = [override for text in sys.argv[2:] for override in cache_overrides(text)]
   loaded = load_pretrained_model(sys.argv[1], workdir=None, dtype="float32", overrides=overrides)
-  options = GenerateOptions(temperature=0.0, banned=(), start_ids=())
+  options = GenerateOptions(temperature=0.0, banned=(), start_ids=(), marker=loaded.marker)
 
   def answer(length: int, tokens: int) -> tuple[float, float]:
     stream = TokenStream(

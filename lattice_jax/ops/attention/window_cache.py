@@ -82,15 +82,18 @@ def _evict(
 ) -> FoldingWindow:
   """The cache with `seen_B` and `summary` after the call. joined: runs, keys and values, old ones before new ones."""
   run_BS, key_BSHK, value_BSHV = joined
-  place_S, window = jnp.arange(run_BS.shape[1]), cache.id_BS.shape[1]
+  window = cache.id_BS.shape[1]
   is_new_B1, is_last_BS = last_run_B1 > 0, (run_BS == last_run_B1) & (run_BS != EMPTY)
   first_B1 = jnp.where(is_new_B1, is_last_BS.argmax(1)[:, None], window - cache.seen_B[:, None])
-  leaves_BS = is_last_BS & (place_S < num_new_B[:, None])
-  shape_BHS = key_BSHK.shape[0], key_BSHK.shape[2], len(place_S)
+  # T new tokens move out the first T at most.
+  key_BTHK, value_BTHV, is_last_BT = (x[:, :run_BS.shape[1] - window] for x in (key_BSHK, value_BSHV, is_last_BS))
+  place_T = jnp.arange(is_last_BT.shape[1])
+  leaves_BT = is_last_BT & (place_T < num_new_B[:, None])
+  shape_BHT = key_BTHK.shape[0], key_BTHK.shape[2], len(place_T)
   evicted = Evicted(
-    key_BHSK=jnp.moveaxis(key_BSHK, 2, 1), value_BHSV=jnp.moveaxis(value_BSHV, 2, 1),
-    position_BHS=jnp.broadcast_to((place_S - first_B1)[:, None], shape_BHS),
-    leaves_BHS=jnp.broadcast_to(leaves_BS[:, None], shape_BHS))
+    key_BHSK=jnp.moveaxis(key_BTHK, 2, 1), value_BHSV=jnp.moveaxis(value_BTHV, 2, 1),
+    position_BHS=jnp.broadcast_to((place_T - first_B1)[:, None], shape_BHT),
+    leaves_BHS=jnp.broadcast_to(leaves_BT[:, None], shape_BHT))
   num_arrived_B = is_last_BS[:, window:].sum(1, dtype=jnp.int32)
   return cache.replace(
     seen_B=jnp.where(is_new_B1[:, 0], 0, cache.seen_B) + num_arrived_B,
