@@ -19,6 +19,7 @@ accumulated                 slots grow in length, and so become harder to turn
 nonorm                      slots of any length, hence no projection: this is the delta rule, from empty slots
 noproject                   slots of length one, but the component along a slot is written too
 forget                      a forget gate
+returning                   one by which slots go back to where a document began
 freevalues                  values of any length
 noconv                      no convolutions before the memory
 live4, 16, 64               frozen gates, running residual, in chunks of this many tokens
@@ -56,6 +57,7 @@ _FIELDS = {
   "accumulated": {"state": "accumulated"},
   "noproject": {"projected": False},
   "forget": {"forget": True},
+  "returning": {"forget": True, "state": "returning"},
   "freevalues": {"unit_values": False},
   "noconv": {"conv_width": 0},
   "parallel": {"form": "parallel"},

@@ -36,7 +36,7 @@ def supports(*, objective: str, retracted: bool, projected: bool, exact: bool, d
   if objective not in OBJECTIVES:
     return f"its kernels know the objectives {', '.join(OBJECTIVES)}, not {objective!r}"
   if not retracted:
-    return "its kernels keep slots of length one, and state='accumulated' lets lengths grow"
+    return "its kernels are those of state='retracted', slots of length one that turn by nothing but their tokens"
   if not projected:
     return "its kernels write only what is orthogonal to a slot, and projected=False writes all"
   if not exact:

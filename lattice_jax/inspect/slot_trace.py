@@ -78,7 +78,7 @@ def _replay(inputs: SlotInputs, rule: Rule) -> tuple[dict[str, jax.Array], jax.A
   start = LatticeSlots(start_HMV[None], jnp.ones_like(length_HM)[None] if rule.state == "accumulated" else None)
 
   def one_token(slots: LatticeSlots, token: Tokens) -> tuple[LatticeSlots, dict[str, jax.Array]]:
-    after, moved = move(rule, slots, token)
+    after, moved = move(rule, slots, token, start)
     return after, jax.tree.map(lambda x_B: x_B[0], _describe(rule, slots, token, after, moved))
 
   slots, by_token = jax.lax.scan(one_token, start, tokens)
@@ -97,9 +97,13 @@ def _describe(
   num_slots = cosine_BHMM.shape[-1]
   value_BHV, _ = unit(token.v_BTHV)
   in_slot_BHM = jnp.einsum("BHMV,BHV->BHM", before.unit_BHMV, value_BHV, precision="highest")
+  turn_BHM = jnp.arctan2(jnp.abs(moved.b_BHM) * across_BHM, moved.a_BHM + moved.b_BHM * moved.along_BHM)
+  if rule.state == "returning":  # not in the plane of slot and direction: twice the angle of half the chord
+    chord_BHM = jnp.linalg.norm(after.unit_BHMV - before.unit_BHMV, axis=-1)
+    turn_BHM = 2 * jnp.arcsin(jnp.minimum(chord_BHM / 2, 1))
   is_value_BH1 = (token.v_BTHV**2).sum(-1, keepdims=True) > TINY
   return {
-    "turn_THM": jnp.arctan2(jnp.abs(moved.b_BHM) * across_BHM, moved.a_BHM + moved.b_BHM * moved.along_BHM),
+    "turn_THM": turn_BHM,
     "keep_THM": moved.keep_BHM,
     "novel_THM": jnp.where(is_value_BH1, jnp.clip(1 - in_slot_BHM**2, 0, 1), 0),
     "norm_THM": jnp.ones_like(moved.a_BHM) if after.norm_BHM is None else after.norm_BHM,

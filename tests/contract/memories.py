@@ -206,6 +206,7 @@ ROWS = (
     "lattice", find_memory("lattice"), _lattice(forget=True),
     variants=(
       ("similarity-accumulated", _lattice(objective="similarity", state="accumulated", forget=True)),
+      ("returning", _lattice(state="returning", forget=True)),
       ("one-slot-bare", _lattice(slots=1, conv_width=0, gated=False, unit_values=False, projected=False)),
       ("encoding-parallel", _lattice(objective="encoding", form="parallel", chunk_len=4, rounds=4, tolerance=0.0)),
       ("live", _lattice(form="live", chunk_len=4)),

@@ -32,7 +32,8 @@ def single_head(k_TM, v_TV, start_MV, step=1.0):
     forget_TH=None, start_HMV=jnp.asarray(start_MV[None]))
 
 
-RULES = [Rule(objective) for objective in OBJECTIVES] + [Rule(state="accumulated"), Rule(is_projected=False)]
+RULES = [Rule(objective) for objective in OBJECTIVES] + [
+  Rule(state="accumulated"), Rule(state="returning"), Rule(is_projected=False)]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.objective}-{rule.state}-{rule.is_projected}")
@@ -41,12 +42,12 @@ def test_the_replay_is_the_recurrence(rule):
   inputs = random_inputs()
   trace = trace_slots(inputs, rule)
   unit_HMV = inputs.start_HMV / jnp.linalg.norm(inputs.start_HMV, axis=-1, keepdims=True)
-  slots = LatticeSlots(unit_HMV[None], jnp.ones((1, H, M)) if rule.state == "accumulated" else None)
+  slots = start = LatticeSlots(unit_HMV[None], jnp.ones((1, H, M)) if rule.state == "accumulated" else None)
   for t in range(T):
     before = np.asarray(slots.unit_BHMV[0])
     token = Tokens(*(x[None] for x in (
       inputs.k_THM[t], inputs.k_THM[t], inputs.v_THV[t], inputs.step_TH[t], inputs.forget_TH[t])))
-    slots = step_token(rule, slots, token)
+    slots = step_token(rule, slots, token, start)
     after = np.asarray(slots.unit_BHMV[0])
     cosine = (before * after).sum(-1)
     # half the chord: the arc cosine of nearly one is not precise

@@ -191,7 +191,7 @@ def test_what_no_kernel_does_is_said():
   sizes = {"retracted": True, "projected": True, "exact": True, "dtype": jnp.float32, "slots": 64, "value_dim": 64}
   assert supports(objective="decoding", **sizes) is None
   for change, reason in (
-    ({"retracted": False}, "lets lengths grow"), ({"projected": False}, "orthogonal"),
+    ({"retracted": False}, "those of state='retracted'"), ({"projected": False}, "orthogonal"),
     ({"exact": False}, "form='scan'"), ({"dtype": jnp.float64}, "float32, not float64"),
     ({"slots": 2048}, "not 2048 slots of 64")):
     assert reason in supports(**{"objective": "decoding", **sizes, **change})

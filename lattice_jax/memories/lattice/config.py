@@ -10,7 +10,7 @@ from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.memories.section import Section
 
 OBJECTIVES = ("decoding", "encoding", "similarity")
-STATES = ("retracted", "accumulated")
+STATES = ("retracted", "accumulated", "returning")
 FORMS = ("scan", "parallel", "live", "frozen", "additive")
 
 
@@ -21,7 +21,8 @@ class LatticeConfig(RecurrentConfig):
   slots: int = positive(32, "m of the paper")
   objective: str = choice("decoding", OBJECTIVES, "the loss of which a token takes one gradient step")
   state: str = choice(
-    "retracted", STATES, "retracted: slots keep length one; accumulated: lengths grow, which slows slots down")
+    "retracted", STATES, "retracted: slots keep length one; accumulated: lengths grow, which slows slots down; "
+    "returning: length one, and what the forget gate takes off is filled up with the slots of the start")
   projected: bool = switch(True, "False writes what lies along a slot too: no longer the gradient, an ablation")
   max_step: float = positive(
     1.0, "of the gradient step, whose share of it each token and head chooses; 2 at most, 1 with forget")
@@ -39,10 +40,14 @@ def check(config: LatticeConfig) -> None:
   if config.objective == "encoding" and not config.unit_values:
     raise ValueError(
       "model.lattice.objective='encoding' is unstable for long values; set model.lattice.unit_values=True.")
-  if config.state == "accumulated" and config.form != "scan":
+  if config.state != "retracted" and config.form != "scan":
     raise ValueError(
-      f"model.lattice.form={config.form!r} needs slots of length one, not model.lattice.state='accumulated'; "
-      "use state='retracted', or form='scan'.")
+      f"model.lattice.form={config.form!r} is one of model.lattice.state='retracted', not of {config.state!r}; use "
+      "state='retracted', or form='scan'.")
+  if config.state == "returning" and not config.forget:
+    raise ValueError(
+      "model.lattice.state='returning' needs the gate by which slots go back; set model.lattice.forget=True, or "
+      "use state='retracted'.")
   # The gate may halve a slot, which doubles the step.
   times = 2 if config.forget else 1
   longest, given = config.max_step * times, f"max_step={config.max_step} and forget={config.forget}"

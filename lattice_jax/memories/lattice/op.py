@@ -13,6 +13,7 @@ from lattice_jax.memories.lattice.form import APPROXIMATE_FORMS, EXACT_FORMS, FO
 from lattice_jax.memories.lattice.kernel import choose_lattice_impl, lattice_kernel
 from lattice_jax.memories.lattice.parallel import Rounds, changes_by_round, lattice_parallel
 from lattice_jax.memories.lattice.reference import lattice_loop, lattice_reference
+from lattice_jax.memories.lattice.returning import lattice_returning
 from lattice_jax.memories.lattice.rule import OBJECTIVES, STATES, Rule, incoming, inner_gradient, inner_loss
 from lattice_jax.memories.lattice.scan import lattice_scan
 from lattice_jax.memories.lattice.sphere import unit
@@ -28,8 +29,8 @@ __all__ = [
   "lattice_with_rounds",
 ]
 
-# A gate of zero would leave a slot without a direction.
-FORGET_FLOOR = 1e-2
+# A gate of zero would leave a slot without a direction; below a half, the start could cancel what is left of one.
+FORGET_FLOOR = {"retracted": 1e-2, "accumulated": 1e-2, "returning": 0.5}
 
 
 def lattice(
@@ -45,7 +46,8 @@ def lattice(
     v: values.
     step: size η ≥ 0 of the step of each token.
     forget: factor α in (0, 1] on the slots before the step, at least 0.01; None is one. Where the state is retracted,
-      it has the effect of a step of η/α.
+      it has the effect of a step of η/α. Where it is returning, it is at least 0.5, and slots also get (1 − α) of
+      those of the start.
     start: slots of a document before its first token; their directions, that is.
     state: what came before; None starts without tokens.
     ids, valid: document of each token; `tokens.mask` makes invalid tokens (a suffix) leave the state alone.
@@ -74,7 +76,7 @@ def lattice_with_rounds(
   unit_BHMV = state.slots.unit_BHMV
   impl = choose_lattice_impl(
     impl, rule, form, slots=unit_BHMV.shape[2], value_dim=unit_BHMV.shape[3], dtype=unit_BHMV.dtype)
-  tokens, is_start_BT, start = _prepare(q, k, v, step, forget, start, state, ids, valid)
+  tokens, is_start_BT, start = _prepare(rule, q, k, v, step, forget, start, state, ids, valid)
   if form.is_approximate:
     out_BTHV, after = _run_approximate(rule, form, impl == "reference", tokens, is_start_BT, valid, start, state)
   else:
@@ -96,15 +98,15 @@ def convergence(
   The largest change of an inner product of slot and direction over the longest direction, which is what
   `Form.tolerance` is compared with.
   """
-  tokens, is_start_BT, start = _prepare(q, k, v, step, forget, start, state, ids, valid)
+  tokens, is_start_BT, start = _prepare(rule, q, k, v, step, forget, start, state, ids, valid)
   return changes_by_round(rule, chunk_len, tokens, is_start_BT, start, state.slots)
 
 
-def _prepare(q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax.Array, LatticeSlots]:
+def _prepare(rule, q, k, v, step, forget, start, state, ids, valid) -> tuple[Tokens, jax.Array, LatticeSlots]:
   """Tokens with the invalid ones made harmless, where documents begin, and the slots they begin with."""
   dtype, norm_BHM = state.slots.unit_BHMV.dtype, state.slots.norm_BHM
   is_start_BT = document_starts(ids, valid, state.document_B)
-  forget = jnp.ones(step.shape, dtype) if forget is None else jnp.maximum(forget, FORGET_FLOOR)
+  forget = jnp.ones(step.shape, dtype) if forget is None else jnp.maximum(forget, FORGET_FLOOR[rule.state])
   start_HMV, _ = unit(start.astype(dtype))
   start_norm_HM = None if norm_BHM is None else jnp.ones_like(start_HMV[..., 0])
   return mask(Tokens(q, k, v, step, forget), valid), is_start_BT, LatticeSlots(start_HMV, start_norm_HM)
@@ -116,7 +118,8 @@ def _run_exact(
   if form.name == "parallel" and impl != "reference":
     _check_retracted(rule, form)
     return lattice_parallel(rule, form, tokens, is_start_BT, start, slots)
-  run = lattice_reference if impl == "reference" else lattice_scan
+  exact = lattice_returning if rule.state == "returning" else lattice_scan
+  run = lattice_reference if impl == "reference" else exact
   if impl in ("pallas", "interpret"):
     run = functools.partial(lattice_kernel, interpret=impl == "interpret")
   return *run(rule, tokens, is_start_BT, start, slots), None
@@ -133,6 +136,7 @@ def _run_approximate(rule, form, is_reference, tokens, is_start_BT, valid, start
 
 
 def _check_retracted(rule: Rule, form: Form) -> None:
-  if rule.state == "accumulated":
+  if rule.state != "retracted":
     raise ValueError(
-      f"form={form.name!r} of op 'lattice' needs slots of length one; use state='retracted', or form='scan'.")
+      f"form={form.name!r} of op 'lattice' is one of state='retracted', not of {rule.state!r}; use that state, or "
+      "form='scan'.")

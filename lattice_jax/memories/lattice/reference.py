@@ -22,7 +22,7 @@ def lattice_reference(
   def one_token(slots, xs):
     token, is_start_B = xs
     slots = select(is_start_B, start, slots)
-    slots = step_token(rule, slots, token)
+    slots = step_token(rule, slots, token, start)
     return slots, jnp.einsum("BHM,BHMV->BHV", token.q_BTHM, slots.unit_BHMV, precision="highest")
 
   by_token = jax.tree.map(lambda x_BT: jnp.moveaxis(x_BT.astype(slots.unit_BHMV.dtype), 1, 0), tokens)
@@ -62,10 +62,15 @@ def _approximate_step(rule, form, anchor, now, token) -> jax.Array:
   return (a_BHM[..., None] * now + b_BHM[..., None] * h_BHV[..., None, :]) * jax.lax.rsqrt(squared_BHM)[..., None]
 
 
-def step_token(rule: Rule, slots: LatticeSlots, token: Tokens) -> LatticeSlots:
-  """s ← forget·s − step·∂loss/∂s, then the retraction; `token` lacks the axis T."""
+def step_token(rule: Rule, slots: LatticeSlots, token: Tokens, start: LatticeSlots) -> LatticeSlots:
+  """s ← forget·s − step·∂loss/∂s, then the retraction; `token` lacks the axis T.
+
+  Slots that return add (1 − forget)·start before it.
+  """
   raw_BHMV = slots.unit_BHMV if slots.norm_BHM is None else slots.unit_BHMV * slots.norm_BHM[..., None]
   gradient_BHMV = inner_gradient(rule, raw_BHMV, token.k_BTHM, token.v_BTHV)
   moved_BHMV = raw_BHMV * token.forget_BTH[..., None, None] - gradient_BHMV * token.step_BTH[..., None, None]
+  if rule.state == "returning":
+    moved_BHMV += (1 - token.forget_BTH[..., None, None]) * start.unit_BHMV
   unit_BHMV, length_BHM = unit(moved_BHMV)
   return LatticeSlots(unit_BHMV, None if slots.norm_BHM is None else jnp.maximum(length_BHM, NORM_FLOOR))

@@ -16,7 +16,8 @@ class Rule:
   """What a token does to the slots.
 
   objective: the loss of which every token takes one gradient step.
-  state: "retracted" renormalises every slot to length one; "accumulated" lets lengths grow, so slots turn less.
+  state: "retracted" renormalises every slot to length one; "accumulated" lets lengths grow, so slots turn less;
+    "returning" renormalises too, after what was forgotten is filled up with the slots of the start.
   is_projected: False writes all of the incoming direction, not only what is orthogonal to the slot: no longer a
     gradient, for ablations.
   """

@@ -38,7 +38,7 @@ def _scan(rule, tokens_NBC, is_start_NBC, start, slots):
 def _forward(rule, tokens_NBC, is_start_NBC, start, slots):
   def one_token(slots, xs):
     token, is_start_B = xs
-    slots, _ = move(rule, select(is_start_B, start, slots), token)
+    slots, _ = move(rule, select(is_start_B, start, slots), token, start)
     return slots, read(slots, token)
 
   def one_chunk(slots, xs):
@@ -60,7 +60,7 @@ def _backward(rule, saved, cotangents):
   def replay(slots, xs):
     token, is_start_B = xs
     before = select(is_start_B, start, slots)
-    after, moved = move(rule, before, token)
+    after, moved = move(rule, before, token, start)
     return after, (before, moved)
 
   def one_token(carry, xs):

@@ -19,7 +19,10 @@ from lattice_jax.memories.lattice.tokens import Tokens
 
 
 class Move(NamedTuple):
-  """How a token moves the slots S, to (a S + b hᵀ) / length. along: S h. length: of a S + b hᵀ, row by row."""
+  """How a token moves the slots S, to (a S + b hᵀ) / length. along: S h. length: of a S + b hᵀ, row by row.
+
+  Slots that return also get a share of their start before they are divided, and the adjoint here is not theirs.
+  """
 
   h_BHV: jax.Array
   along_BHM: jax.Array
@@ -36,14 +39,17 @@ class Move(NamedTuple):
     return self.b_BHM / self.length_BHM
 
 
-def move(rule: Rule, slots: LatticeSlots, token: Tokens) -> tuple[LatticeSlots, Move]:
+def move(rule: Rule, slots: LatticeSlots, token: Tokens, start: LatticeSlots) -> tuple[LatticeSlots, Move]:
   """The slots after one token, which lacks the axis T, and how it moved them."""
   h_BHV = token.v_BTHV
   if rule.objective == "decoding":
     h_BHV = h_BHV - sum_slots(token.k_BTHM, slots.unit_BHMV)
   along_BHM = project(slots.unit_BHMV, h_BHV)
   a_BHM, b_BHM = gates(rule, *_gate_inputs(slots, token, along_BHM))
-  unit_BHMV, length_BHM = unit(a_BHM[..., None] * slots.unit_BHMV + outer(b_BHM, h_BHV))
+  raw_BHMV = a_BHM[..., None] * slots.unit_BHMV + outer(b_BHM, h_BHV)
+  if rule.state == "returning":
+    raw_BHMV += (1 - token.forget_BTH)[..., None, None] * start.unit_BHMV
+  unit_BHMV, length_BHM = unit(raw_BHMV)
   norm_BHM = None
   if slots.norm_BHM is not None:
     norm_BHM = jnp.maximum(token.forget_BTH[..., None] * slots.norm_BHM * length_BHM, NORM_FLOOR)

@@ -200,7 +200,7 @@ def test_slots_have_length_one_after_ten_thousand_correlated_tokens_in_every_for
 def test_accumulated_slots_are_left_to_the_scan():
   rule = Rule(state="accumulated")
   here = scene(rule, length=1, dtype="float32")
-  with pytest.raises(ValueError, match="form='parallel' of op 'lattice' needs slots of length one"):
+  with pytest.raises(ValueError, match="form='parallel' of op 'lattice' is one of state='retracted'"):
     run(rule, here, form=EXACT)
 
 

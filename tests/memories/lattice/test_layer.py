@@ -64,7 +64,8 @@ def test_rounds_are_means_over_chunks_and_absent_from_forms_without():
 @pytest.mark.parametrize(("changes", "message"), [
   ({"objective": "decode"}, r"objective='decode' is not one of decoding, .* Did you mean 'decoding'"),
   ({"objective": "encoding", "unit_values": False}, r"unstable for long values; set model\.lattice\.unit_values=True"),
-  ({"state": "accumulated", "form": "live"}, r"form='live' needs slots of length one, .* or form='scan'"),
+  ({"state": "accumulated", "form": "live"}, r"form='live' is one of .*retracted.* or form='scan'"),
+  ({"state": "returning"}, r"needs the gate by which slots go back; set model\.lattice\.forget=True"),
   ({"max_step": 3.0}, r"max_step=3\.0 and forget=False allow steps of 3, .* use max_step=2\.0"),
   ({"max_step": 1.5, "forget": True}, r"allow steps of 3, .* use max_step=1\.0"),
   ({"form": "parallel", "forget": True}, r"exact for steps of at most 1, .* allow 2; use max_step=0\.5, or"),

@@ -71,6 +71,9 @@ def test_one_token_takes_one_gradient_step(rule):
     grad = jax.vmap(jax.vmap(jax.grad(lambda *token: inner_loss(rule.objective, *token))))(
       raw, here.k[:, 0], here.v[:, 0])
     moved = here.forget[:, 0, :, None, None] * raw - here.step[:, 0, :, None, None] * grad
+    if rule.state == "returning":
+      start = here.start / jnp.linalg.norm(here.start, axis=-1, keepdims=True)
+      moved += (1 - here.forget[:, 0, :, None, None]) * start
     length = jnp.linalg.norm(moved, axis=-1)
     want = jnp.einsum("bhm,bhmv->bhv", here.q[:, 0], moved / length[..., None])
     for impl in ("reference", "xla"):
@@ -231,7 +234,7 @@ def test_forgetting_a_retracted_slot_is_a_larger_step(impl):
 def test_unknown_names_are_refused():
   with pytest.raises(ValueError, match="objective='oja' of op 'lattice' is not one of decoding, encoding, similarity"):
     Rule("oja")
-  with pytest.raises(ValueError, match="state='unit' of op 'lattice' is not one of retracted, accumulated"):
+  with pytest.raises(ValueError, match="state='unit' of op 'lattice' is not one of retracted, accumulated, returning"):
     Rule(state="unit")
 
 
