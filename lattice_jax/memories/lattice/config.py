@@ -49,7 +49,7 @@ def check(config: LatticeConfig) -> None:
       "model.lattice.state='returning' needs the gate by which slots go back; set model.lattice.forget=True, or "
       "use state='retracted'.")
   # The gate may halve a slot, which doubles the step.
-  times = 2 if config.forget else 1
+  times = 2 if config.forget and config.state != "returning" else 1
   longest, given = config.max_step * times, f"max_step={config.max_step} and forget={config.forget}"
   if longest > 2:
     raise ValueError(

@@ -13,7 +13,6 @@ from lattice_jax.memories.lattice.form import APPROXIMATE_FORMS, EXACT_FORMS, FO
 from lattice_jax.memories.lattice.kernel import choose_lattice_impl, lattice_kernel
 from lattice_jax.memories.lattice.parallel import Rounds, changes_by_round, lattice_parallel
 from lattice_jax.memories.lattice.reference import lattice_loop, lattice_reference
-from lattice_jax.memories.lattice.returning import lattice_returning
 from lattice_jax.memories.lattice.rule import OBJECTIVES, STATES, Rule, incoming, inner_gradient, inner_loss
 from lattice_jax.memories.lattice.scan import lattice_scan
 from lattice_jax.memories.lattice.sphere import unit
@@ -118,8 +117,7 @@ def _run_exact(
   if form.name == "parallel" and impl != "reference":
     _check_retracted(rule, form)
     return lattice_parallel(rule, form, tokens, is_start_BT, start, slots)
-  exact = lattice_returning if rule.state == "returning" else lattice_scan
-  run = lattice_reference if impl == "reference" else exact
+  run = lattice_reference if impl == "reference" else lattice_scan
   if impl in ("pallas", "interpret"):
     run = functools.partial(lattice_kernel, interpret=impl == "interpret")
   return *run(rule, tokens, is_start_BT, start, slots), None

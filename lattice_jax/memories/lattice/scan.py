@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lattice_jax.memories.lattice.rule import Rule
 from lattice_jax.memories.lattice.state import LatticeSlots
-from lattice_jax.memories.lattice.step import move, move_adjoint, read, read_adjoint
+from lattice_jax.memories.lattice.step import move, move_adjoint, read, read_adjoint, returning_adjoint
 from lattice_jax.memories.lattice.tokens import Tokens, to_chunks
 from lattice_jax.ops.chunk_scan import as_bits, as_floats
 from lattice_jax.ops.documents import from_chunks, select
@@ -66,7 +66,11 @@ def _backward(rule, saved, cotangents):
   def one_token(carry, xs):
     d_after, d_start = carry
     token, is_start_B, before, moved, d_out_BHV = xs
-    d_before, d_token = move_adjoint(rule, before, token, moved, d_after, d_out_BHV)
+    if rule.state == "returning":
+      d_before, d_token, d_back = returning_adjoint(rule, before, token, moved, start, d_after, d_out_BHV)
+      d_start = jax.tree.map(jnp.add, d_start, d_back)
+    else:
+      d_before, d_token = move_adjoint(rule, before, token, moved, d_after, d_out_BHV)
     zero = jax.tree.map(jnp.zeros_like, d_before)
     d_start = jax.tree.map(lambda total, d: total + d.sum(0), d_start, select(is_start_B, d_before, zero))
     return (select(is_start_B, zero, d_before), d_start), d_token
@@ -77,7 +81,7 @@ def _backward(rule, saved, cotangents):
     by_token = _by_token(tokens_BC, is_start_BC, slots.unit_BHMV.dtype)
     d_out_CBHV = jnp.moveaxis(d_out_BCHV, 1, 0)
     _, replayed_CB = jax.lax.scan(replay, slots, by_token)
-    d_q_CBHM = jax.vmap(read_adjoint)(*replayed_CB, d_out_CBHV)
+    d_q_CBHM = jax.vmap(read_adjoint, in_axes=(0, 0, None, 0))(*replayed_CB, start, d_out_CBHV)
     carry, d_tokens_CB = jax.lax.scan(one_token, carry, (*by_token, *replayed_CB, d_out_CBHV), reverse=True)
     d_tokens_CB = d_tokens_CB.replace(q_BTHM=d_q_CBHM)
     return carry, as_bits(

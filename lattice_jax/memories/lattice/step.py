@@ -19,9 +19,9 @@ from lattice_jax.memories.lattice.tokens import Tokens
 
 
 class Move(NamedTuple):
-  """How a token moves the slots S, to (a S + b hᵀ) / length. along: S h. length: of a S + b hᵀ, row by row.
+  """How a token moves the slots S, to (a S + b hᵀ + rest S₀) / length, S₀ being the start.
 
-  Slots that return also get a share of their start before they are divided, and the adjoint here is not theirs.
+  along: S h. length: of what is divided, row by row. rest: of slots that return; None of others, whose it is 0.
   """
 
   h_BHV: jax.Array
@@ -29,6 +29,7 @@ class Move(NamedTuple):
   a_BHM: jax.Array
   b_BHM: jax.Array
   length_BHM: jax.Array
+  rest_BH1: jax.Array | None
 
   @property
   def keep_BHM(self) -> jax.Array:
@@ -46,14 +47,15 @@ def move(rule: Rule, slots: LatticeSlots, token: Tokens, start: LatticeSlots) ->
     h_BHV = h_BHV - sum_slots(token.k_BTHM, slots.unit_BHMV)
   along_BHM = project(slots.unit_BHMV, h_BHV)
   a_BHM, b_BHM = gates(rule, *_gate_inputs(slots, token, along_BHM))
-  raw_BHMV = a_BHM[..., None] * slots.unit_BHMV + outer(b_BHM, h_BHV)
+  raw_BHMV, rest_BH1 = a_BHM[..., None] * slots.unit_BHMV + outer(b_BHM, h_BHV), None
   if rule.state == "returning":
-    raw_BHMV += (1 - token.forget_BTH)[..., None, None] * start.unit_BHMV
+    rest_BH1 = 1 - token.forget_BTH[..., None]
+    raw_BHMV += rest_BH1[..., None] * start.unit_BHMV
   unit_BHMV, length_BHM = unit(raw_BHMV)
   norm_BHM = None
   if slots.norm_BHM is not None:
     norm_BHM = jnp.maximum(token.forget_BTH[..., None] * slots.norm_BHM * length_BHM, NORM_FLOOR)
-  return LatticeSlots(unit_BHMV, norm_BHM), Move(h_BHV, along_BHM, a_BHM, b_BHM, length_BHM)
+  return LatticeSlots(unit_BHMV, norm_BHM), Move(h_BHV, along_BHM, a_BHM, b_BHM, length_BHM, rest_BH1)
 
 
 def read(slots: LatticeSlots, token: Tokens) -> jax.Array:
@@ -61,10 +63,37 @@ def read(slots: LatticeSlots, token: Tokens) -> jax.Array:
   return sum_slots(token.q_BTHM, slots.unit_BHMV)
 
 
-def read_adjoint(before: LatticeSlots, moved: Move, d_out_BHV: jax.Array) -> jax.Array:
-  """Cotangent of the query, from that of the output q·S' with S' = keep S + write hᵀ."""
+def read_adjoint(before: LatticeSlots, moved: Move, start: LatticeSlots, d_out_BHV: jax.Array) -> jax.Array:
+  """Cotangent of the query, from that of the output q·S' with S' = keep S + write hᵀ + rest S₀ / length."""
   h_d_out_BH = jnp.einsum("BHV,BHV->BH", moved.h_BHV, d_out_BHV, precision="highest")
-  return moved.keep_BHM * project(before.unit_BHMV, d_out_BHV) + moved.write_BHM * h_d_out_BH[..., None]
+  d_q_BHM = moved.keep_BHM * project(before.unit_BHMV, d_out_BHV) + moved.write_BHM * h_d_out_BH[..., None]
+  if moved.rest_BH1 is not None:
+    d_q_BHM += moved.rest_BH1 / moved.length_BHM * project(_of_rows(start, before), d_out_BHV)
+  return d_q_BHM
+
+
+def returning_adjoint(
+  rule: Rule, before: LatticeSlots, token: Tokens, moved: Move, start: LatticeSlots, d_after: LatticeSlots,
+  d_out_BHV: jax.Array,
+) -> tuple[LatticeSlots, Tokens, LatticeSlots]:
+  """As `move_adjoint` of slots that return, and the cotangent of their start, which lacks the axis B."""
+  S_BHMV, start_BHMV, h_BHV = before.unit_BHMV, _of_rows(start, before), moved.h_BHV
+  X_BHMV = d_after.unit_BHMV + outer(token.q_BTHM, d_out_BHV)
+  raw_BHMV = moved.a_BHM[..., None] * S_BHMV + outer(moved.b_BHM, h_BHV) + moved.rest_BH1[..., None] * start_BHMV
+  after_BHMV, ones_BHV = raw_BHMV / moved.length_BHM[..., None], jnp.ones_like(h_BHV)
+  radial_BHM = project(after_BHMV * X_BHMV, ones_BHV)
+  d_raw_BHMV = (X_BHMV - radial_BHM[..., None] * after_BHMV) / moved.length_BHM[..., None]
+
+  pull_gates = jax.vjp(functools.partial(gates, rule), *_gate_inputs(before, token, moved.along_BHM))[1]
+  d_k_BHM, d_step_BH1, d_forget_BH1, d_along_BHM, _ = pull_gates(
+    (project(d_raw_BHMV * S_BHMV, ones_BHV), project(d_raw_BHMV, h_BHV)))
+  d_forget_BH1 -= project(d_raw_BHMV * start_BHMV, ones_BHV).sum(-1, keepdims=True)
+  d_h_BHV = sum_slots(moved.b_BHM, d_raw_BHMV) + sum_slots(d_along_BHM, S_BHMV)
+  d_S_BHMV = moved.a_BHM[..., None] * d_raw_BHMV + outer(d_along_BHM, h_BHV)
+  d_S_BHMV, d_k_BHM = _through_h(rule, before, token, d_h_BHV, d_S_BHMV, d_k_BHM)
+  d_token = Tokens(None, d_k_BHM, d_h_BHV, d_step_BH1[..., 0], d_forget_BH1[..., 0])
+  d_start = LatticeSlots((moved.rest_BH1[..., None] * d_raw_BHMV).sum(0), None)
+  return LatticeSlots(d_S_BHMV, None), d_token, d_start
 
 
 def move_adjoint(
@@ -99,11 +128,21 @@ def move_adjoint(
   d_h_BHV -= (write_BHM**2 * radial_BHM).sum(-1, keepdims=True) * h_BHV
   d_S_BHMV = keep_BHM[..., None] * X_BHMV - (keep_BHM**2 * radial_BHM)[..., None] * S_BHMV
   d_S_BHMV += outer(d_along_BHM - keep_BHM * radial_BHM * write_BHM, h_BHV)
-  if rule.objective == "decoding":
-    d_k_BHM -= project(S_BHMV, d_h_BHV)
-    d_S_BHMV -= outer(token.k_BTHM, d_h_BHV)
+  d_S_BHMV, d_k_BHM = _through_h(rule, before, token, d_h_BHV, d_S_BHMV, d_k_BHM)
   d_token = Tokens(None, d_k_BHM, d_h_BHV, d_step_BH1[..., 0], d_forget_BH1[..., 0])
   return LatticeSlots(d_S_BHMV, d_norm_BHM), d_token
+
+
+def _through_h(rule, before, token, d_h_BHV, d_S_BHMV, d_k_BHM) -> tuple[jax.Array, jax.Array]:
+  """Adds to the cotangents of slots and key what reaches them through h = v − k·S."""
+  if rule.objective != "decoding":
+    return d_S_BHMV, d_k_BHM
+  return d_S_BHMV - outer(token.k_BTHM, d_h_BHV), d_k_BHM - project(before.unit_BHMV, d_h_BHV)
+
+
+def _of_rows(start: LatticeSlots, slots: LatticeSlots) -> jax.Array:
+  """The start of every row."""
+  return jnp.broadcast_to(start.unit_BHMV, slots.unit_BHMV.shape)
 
 
 def sum_slots(weight_BHM: jax.Array, S_BHMV: jax.Array) -> jax.Array:
