@@ -5,8 +5,9 @@ python train.py --config=configs/ablation_lattice.py:slots16 --workdir=runs/slot
 python scripts/sweep.py configs/sweeps/lattice_slots.yaml --jobs=2 --against=config=slots64 --x=config --x=config=slots
 python scripts/sweep.py configs/sweeps/lattice_ablation.yaml --jobs=2 --against=config=base
 python scripts/sweep.py configs/sweeps/lattice_rounds.yaml --jobs=2 --against=config=base
+python scripts/sweep.py configs/sweeps/lattice_length.yaml --jobs=2 --against=config=base
 
-The last three make whole tables with three seeds each. A sequence has 512 bytes and is one update, with full
+The last four make whole tables with three seeds each. A sequence has 512 bytes and is one update, with full
 backpropagation. Values are 32 wide, so that two hundred slots still take three minutes. Variants can be combined, as in
 `:slots32,similarity`:
 
@@ -36,7 +37,7 @@ linear, scalar_decay, gla, deltanet, gated_deltanet, gated_slots, ttt_linear
                             half as large for ttt_linear
 
 Cost: 60 to 150 s on a core of an AMD EPYC. Expected: 2.985 bits per byte on validation for the base; the others are in
-docs/results/lattice_slots, lattice_ablation, lattice_rounds and recurrences.
+docs/results/lattice_slots, lattice_ablation, lattice_rounds, lattice_length and recurrences.
 """
 
 from __future__ import annotations

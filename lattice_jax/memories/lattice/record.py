@@ -7,11 +7,11 @@ from lattice_jax.memories.lattice.config import check
 from lattice_jax.memories.lattice.layer import Lattice
 from lattice_jax.memories.memory import recurrent_memory
 
-_PASSES = 5  # of the token scan over the slots: residual, inner products, write, lengths, read
+_PASSES = 5  # of the token scan over the slots: residual, inner products, write, lengths, read; one more where slots return
 
 MEMORIES = {
   "lattice": recurrent_memory(
     Lattice, "lattice", cases=make_cases, key_dim="slots", check=lambda model: check(model.lattice),
     gates=lambda dim, config: dim * config.heads * (2 if config.forget else 1),
-    passes=lambda config: _PASSES * config.heads * config.slots * config.value_dim),
+    passes=lambda config: (_PASSES + (config.state == "returning")) * config.heads * config.slots * config.value_dim),
 }
