@@ -13,5 +13,6 @@ MEMORIES = {
   "lattice": recurrent_memory(
     Lattice, "lattice", cases=make_cases, key_dim="slots", check=lambda model: check(model.lattice),
     gates=lambda dim, config: dim * config.heads * (2 if config.forget else 1),
-    passes=lambda config: (_PASSES + (config.state == "returning")) * config.heads * config.slots * config.value_dim),
+    passes=lambda config: (
+      (_PASSES + (config.state == "returning")) * config.heads * config.slots * config.value_dim)),
 }
