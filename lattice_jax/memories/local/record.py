@@ -41,7 +41,8 @@ def _multiply_adds(model: ModelConfig, length: int) -> float:
   beside = model.local.sinks + model.local.picks
   seen = sum(_mean_seen(length, length if window == ALL else window + beside) for window in windows)
   one = attention.key_dim, attention.value_dim
-  reads = attention.heads * (seen / len(windows) * sum(one) + far_multiply_adds(model.local, *one))
+  far = far_multiply_adds(model.local, attention.heads // attention.kv_heads, *one)
+  reads = attention.heads * (seen / len(windows) * sum(one) + far)
   return attention_projections(model.dim, attention) + reads
 
 
@@ -55,7 +56,7 @@ def _visible(model: ModelConfig, query: int, key: int) -> bool:
   """Whether some head of some layer may see it, or a summary that it is in."""
   windows = flat(rows(model))
   # any token may be a pick; what other summaries keep is not differentiated
-  is_far = model.local.far in ("mean", "moments") or model.local.picks > 0
+  is_far = model.local.far in ("mean", "moments", "features") or model.local.picks > 0
   return key <= query and (is_far or key < model.local.sinks or ALL in windows or query - key < max(windows))
 
 
