@@ -50,7 +50,7 @@ class LocalConfig:
     0, 0, "tokens that each head keeps as they are of those that left its window, the best by LagKV's score")
   pick_lag: int = positive(
     32, "tokens of a partition, which picks are scored among and by the next one; windows have twice as many or more")
-  maps: str = place("", "file of the maps of features that were fitted to a pretrained model, which has none of its own")
+  maps: str = place("", "file of the maps of features that were fitted to a pretrained model, which has none")
   profile: str = place("", "file of sinks, rungs and windows, found by calibration, that takes the place of these")
 
 

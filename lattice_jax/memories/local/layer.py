@@ -22,7 +22,8 @@ class LocalAttention(nn.Module):
   """Multi-head, multi-query or grouped-query attention in which each key/value head has a window of its own.
 
   It has the parameters of `SoftmaxAttention`, which it equals where windows are 0, and those of the maps that make
-  features where `local.far` asks for them. With `max_len` 0 it forgets between calls. Windows of several layers are those of a decoder's stack, of which the layer that it runs as is a `LocalView`.
+  features where `local.far` asks for them. With `max_len` 0 it forgets between calls. Windows of several layers are
+  those of a decoder's stack, of which the layer that it runs as is a `LocalView`.
   """
 
   config: AttentionConfig

@@ -10,9 +10,10 @@ from lattice_jax.memories.local.convert import as_local, check_choice, lower, ru
 from lattice_jax.memories.local.far import far_multiply_adds, find_fold
 from lattice_jax.memories.local.layer import LocalAttention
 from lattice_jax.memories.local.layers import at_block, rows
+from lattice_jax.memories.local.maps_file import read_fitted
 from lattice_jax.memories.local.profile import resolve
 from lattice_jax.memories.local.state import LocalCache, LocalView, clear
-from lattice_jax.memories.memory import Carried, Memory, Windowed
+from lattice_jax.memories.memory import Carried, Fitted, Memory, Windowed
 from lattice_jax.memories.multiply_adds import attention_projections
 from lattice_jax.ops.local import ALL
 
@@ -72,6 +73,7 @@ MEMORIES = {
     composes_kernels=True,
     resolve=resolve,
     at_block=at_block,
+    fitted=Fitted("local.maps", read_fitted),
     windowed=Windowed(
       check=check_choice, rungs=rungs_for, with_windows=with_windows, from_full=as_local, lower=lower,
       far_share=lambda cache: (cache.seen_B, cache.far_share_B)),
