@@ -237,8 +237,7 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   """
   from lattice_jax.checkpoint import check_tokenizer, load_for_eval  # Orbax takes a second; pretrained models need none
 
-  of_run = read_config(workdir)
-  config = for_reading(apply_overrides(of_run, overrides))
+  config = for_reading(apply_overrides(of_run := read_config(workdir), overrides))
   check_no_file(config.model, of_run.model)
   check_tokenizer(workdir, config.data)
   _check_anchors(config)
