@@ -92,6 +92,17 @@ def test_a_pretrained_model_takes_its_maps_and_no_others(fitted, folder, tmp_pat
     load_pretrained_model(other, workdir=None, dtype="float32", overrides=given)
 
 
+def test_layers_of_a_pattern_have_the_maps_of_their_places(fitted, folder, tmp_path):
+  _, maps, *_ = fitted
+  path = tmp_path / "maps.safetensors"
+  write_maps(path, maps)
+  loaded = load_pretrained_model(folder, workdir=None, dtype="float32", overrides=[
+    *WITH, "model.pattern=attention,local", "model.local.far=features", f"model.local.maps={path}"])
+  groups = loaded.params["groups"]
+  np.testing.assert_array_equal(groups["block_1"]["memory"]["far_key_out"], maps.arrays["far_key_out"][1:])
+  assert "far_key_out" not in groups["block_0"]["memory"]
+
+
 def test_fitted_maps_lose_less_in_the_choice_of_windows_and_stand_in_the_comparison_at_equal_bytes(
     fitted, folder, tmp_path):
   loaded, maps, *_ = fitted
