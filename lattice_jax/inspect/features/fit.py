@@ -43,7 +43,7 @@ class Sample:
   """One text in one layer, of which some queries are looked at.
 
   q_NQK, time_N: these queries, and where they stand. k_THK, v_THV: of all tokens. full_HGNV: full attention.
-  near_HGNV, near_HGN: attention to what is near, and its log-sum-exp.
+  near_HGNV, near_HGN: attention to what is near, and its log-sum-exp. far_HGN: that of what is far, MASKED for nothing.
   """
 
   q_NQK: jax.Array
@@ -53,6 +53,7 @@ class Sample:
   full_HGNV: jax.Array
   near_HGNV: jax.Array
   near_HGN: jax.Array
+  far_HGN: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="stride")
@@ -70,15 +71,19 @@ def make_sample(q_TQK: jax.Array, k_THK: jax.Array, v_THV: jax.Array, near: Near
     weight_HGNT = jnp.exp(masked_HGNT - lse_HGN[..., None])
     return jnp.einsum("HGNT,THV->HGNV", weight_HGNT, v_THV, precision="highest"), lse_HGN
 
-  sees_1NT = (jnp.arange(length) <= time_N[:, None])[None]
+  sees_1NT, is_far_HNT = (jnp.arange(length) <= time_N[:, None])[None], near.is_far(time_N, length)
   full_HGNV, _ = attend(sees_1NT)
-  return Sample(q_NQK, time_N, k_THK, v_THV, full_HGNV, *attend(sees_1NT & ~near.is_far(time_N, length)))
+  _, far_HGN = attend(is_far_HNT)
+  far_HGN = jnp.where(is_far_HNT.any(-1)[:, None], far_HGN, MASKED)
+  return Sample(q_NQK, time_N, k_THK, v_THV, full_HGNV, *attend(sees_1NT & ~is_far_HNT), far_HGN)
 
 
-def start_maps(rng: jax.Array, samples: Sample, *, hidden: int, features: int) -> FeatureMaps:
-  """As a layer's maps start, but that the first weights take each head's queries or keys as of length √K.
+@functools.partial(jax.jit, static_argnames=("hidden", "features"))
+def start_maps(rng: jax.Array, samples: Sample, near: Near, *, hidden: int, features: int) -> FeatureMaps:
+  """As a layer's maps start, but fitted in two respects, since queries and keys of a trained model have any length.
 
-  samples: texts in front of every array.
+  The first weights take each head's queries or keys as of length √K. The last biases of a query head are such that its
+  far log-sum-exps have the exact mean, over the first text. samples: texts in front of every array.
   """
   rngs = jax.random.split(rng, 4)
 
@@ -89,7 +94,24 @@ def start_maps(rng: jax.Array, samples: Sample, *, hidden: int, features: int) -
     out_HFR = jax.random.normal(out_rng, (heads, hidden, features)) * hidden**-0.5
     return FeatureMap(in_HKF, jnp.zeros((heads, hidden)), out_HFR, jnp.zeros((heads, features)))
 
-  return FeatureMaps(query=start(samples.q_NQK, *rngs[:2]), key=start(samples.k_THK, *rngs[2:]))
+  maps = FeatureMaps(query=start(samples.q_NQK, *rngs[:2]), key=start(samples.k_THK, *rngs[2:]))
+  first = jax.tree.map(lambda x_B: x_B[0], samples)
+  _, lse_HGN = attend_far(maps, first, near)
+  has_HGN = first.far_HGN > MASKED / 2
+  short_HG = jnp.where(has_HGN, first.far_HGN - lse_HGN, 0).sum(-1) / jnp.maximum(has_HGN.sum(-1), 1)
+  return maps.replace(query=maps.query.replace(out_bias_HR=maps.query.out_bias_HR + short_HG.reshape(-1, 1)))
+
+
+def attend_far(maps: FeatureMaps, sample: Sample, near: Near) -> tuple[jax.Array, jax.Array]:
+  """(output [H, G, N, V], log-sum-exp [H, G, N]) of attention to what is far by its features; 0 and MASKED for none."""
+  length, heads = sample.k_THK.shape[:2]
+  phi_NQR, psi_THR = maps.query(sample.q_NQK[None])[0], maps.key(sample.k_THK[None])[0]
+  phi_NHGR = phi_NQR.reshape(len(phi_NQR), heads, -1, phi_NQR.shape[-1])
+  weight_HGNT = jnp.einsum("NHGR,THR->HGNT", phi_NHGR, psi_THR) * near.is_far(sample.time_N, length)[:, None]
+  total_HGN = weight_HGNT.sum(-1)
+  lse_HGN = jnp.log(jnp.where(total_HGN > 0, total_HGN, 1))
+  out_HGNV = jnp.einsum("HGNT,THV->HGNV", weight_HGNT, sample.v_THV) * jnp.exp(-lse_HGN)[..., None]
+  return out_HGNV, jnp.where(total_HGN > 0, lse_HGN, MASKED)
 
 
 def relative_squares(maps: FeatureMaps | None, sample: Sample, near: Near, most_share: float) -> jax.Array:
@@ -97,21 +119,13 @@ def relative_squares(maps: FeatureMaps | None, sample: Sample, near: Near, most_
 
   maps: None: of what is near alone.
   """
-  length, heads = sample.k_THK.shape[:2]
-  is_far_HNT = near.is_far(sample.time_N, length)
   out_HGNV = sample.near_HGNV
   if maps is not None:
-    phi_NQR, psi_THR = maps.query(sample.q_NQK[None])[0], maps.key(sample.k_THK[None])[0]
-    phi_NHGR = phi_NQR.reshape(len(phi_NQR), heads, -1, phi_NQR.shape[-1])
-    weight_HGNT = jnp.einsum("NHGR,THR->HGNT", phi_NHGR, psi_THR) * is_far_HNT[:, None]
-    total_HGN = weight_HGNT.sum(-1)
-    lse_HGN = jnp.log(jnp.where(total_HGN > 0, total_HGN, 1))
-    far_HGNV = jnp.einsum("HGNT,THV->HGNV", weight_HGNT, sample.v_THV) * jnp.exp(-lse_HGN)[..., None]
-    lse_HGN = jnp.where(total_HGN > 0, lse_HGN, MASKED)
-    out_HGNV, _ = join(sample.near_HGNV, sample.near_HGN, far_HGNV, lse_HGN, most_share=most_share)
-  counts_H1N = is_far_HNT.any(-1)[:, None]
+    out_HGNV, _ = join(
+      sample.near_HGNV, sample.near_HGN, *attend_far(maps, sample, near), most_share=most_share)
+  counts_HGN = sample.far_HGN > MASKED / 2
   off_HG, whole_HG = (
-    (counts_H1N * (x_HGNV**2).sum(-1)).sum(-1) for x_HGNV in (out_HGNV - sample.full_HGNV, sample.full_HGNV))
+    (counts_HGN * (x_HGNV**2).sum(-1)).sum(-1) for x_HGNV in (out_HGNV - sample.full_HGNV, sample.full_HGNV))
   return off_HG / jnp.where(whole_HG > 0, whole_HG, 1)
 
 

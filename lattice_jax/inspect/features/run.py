@@ -73,7 +73,7 @@ def fit_maps(
   for layer, near in enumerate(nears):
     samples, held_out = (jax.tree.map(jnp.asarray, each[layer]) for each in (fitting, judging))
     start = start_maps(
-      jax.random.fold_in(jax.random.key(sizes.seed), layer), samples, hidden=local.summary.hidden,
+      jax.random.fold_in(jax.random.key(sizes.seed), layer), samples, near, hidden=local.summary.hidden,
       features=local.summary.features)
     share = local.summary.most_share
     maps = fit_layer(start, samples, near, most_share=share, steps=sizes.steps, rate=sizes.rate)
