@@ -68,10 +68,11 @@ def fit_maps(
   fitting, judging = (
     _samples(loaded, read_texts(loaded, split, sizes.seq_len, count), nears, sizes.stride)
     for split, count in ((SPLIT, sizes.texts), (HELD_OUT, sizes.held_out)))
-  report(f"{len(fitting[0].time_N)} texts to fit on, {len(judging[0].time_N)} to judge by")
+  report(f"{len(fitting[0])} texts to fit on, {len(judging[0])} to judge by")
   found, errors = [], []
   for layer, near in enumerate(nears):
-    samples, held_out = (jax.tree.map(jnp.asarray, each[layer]) for each in (fitting, judging))
+    # one layer's texts at a time, so that no more than it is in memory twice
+    samples, held_out = (jax.tree.map(lambda *x: jnp.stack(x), *each[layer]) for each in (fitting, judging))
     start = start_maps(
       jax.random.fold_in(jax.random.key(sizes.seed), layer), samples, near, hidden=local.summary.hidden,
       features=local.summary.features)
@@ -109,8 +110,8 @@ def _check(model: ModelConfig, windows_LH: tuple[tuple[int, ...], ...], sizes: S
     raise ValueError(f"--stride={sizes.stride} looks at no query of --seq_len={sizes.seq_len} tokens; use a smaller.")
 
 
-def _samples(loaded: LoadedModel, ids_BT: np.ndarray, nears: list[Near], stride: int) -> list[Sample]:
-  """Of every layer, texts in front; in host memory."""
+def _samples(loaded: LoadedModel, ids_BT: np.ndarray, nears: list[Near], stride: int) -> list[list[Sample]]:
+  """Of every layer, its texts; in host memory."""
   model, found = loaded.config.model, [[] for _ in nears]
   for ids_T in ids_BT:
     sown: Any = read_op_inputs(model, loaded.variables, ids_T[None], whole_segment(1, len(ids_T)))
@@ -118,4 +119,4 @@ def _samples(loaded: LoadedModel, ids_BT: np.ndarray, nears: list[Near], stride:
       inputs = op_inputs(sown, model, layer)
       found[layer].append(jax.device_get(
         make_sample(*(inputs[name][0] for name in ("q", "k", "v")), near, stride=stride)))
-  return [jax.tree.map(lambda *x: np.stack(x), *texts) for texts in found]
+  return found

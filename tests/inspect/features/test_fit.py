@@ -67,7 +67,7 @@ def test_the_fit_lowers_the_error_on_texts_that_it_has_not_seen(fitted):
   _, _, errors, said = fitted
   assert len(errors) == 2 and said[1].startswith("layer 0: window alone 0.") and said[-1].startswith("mean of layers:")
   for each in errors:
-    assert each.after < 0.8 * each.alone and each.after < 0.95 * each.before
+    assert each.after < 0.8 * each.alone and each.after < 0.97 * each.before
 
 
 def test_a_pretrained_model_takes_its_maps_and_no_others(fitted, folder, tmp_path):
