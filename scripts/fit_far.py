@@ -31,7 +31,7 @@ def main() -> None:
   parser.add_argument("--set", type=of(Text()), action="append", default=[],
                       help="a change of the config, as in model.local.summary.features=32")
   parser.add_argument("--texts", type=positive, default=24, help="texts of the train split, to fit on")
-  parser.add_argument("--held_out", type=positive, default=2, help="texts of the validation split, to judge by")
+  parser.add_argument("--held_out", type=positive, default=2, help="texts of the validation split, to score")
   parser.add_argument("--seq_len", type=positive, default=1536, help="tokens of a text")
   parser.add_argument("--stride", type=positive, default=8, help="of so many queries one is looked at")
   parser.add_argument("--steps", type=positive, default=800, help="of Adam in each layer, one text a step")

@@ -28,7 +28,7 @@ SPLIT, HELD_OUT = "train", "validation"
 
 @dataclass(frozen=True)
 class Sizes:
-  """texts, held_out: of the train split, to fit on, and of the validation split, to judge by; of seq_len tokens each.
+  """texts, held_out: of the train split, to fit on, and of the validation split, to score; of seq_len tokens each.
 
   stride: of so many queries one is looked at. steps, rate: of Adam in each layer. seed: of the maps' start.
   """
@@ -65,14 +65,14 @@ def fit_maps(
   local, windows_LH = model.local, rows(model)
   _check(model, windows_LH, sizes)
   nears = [Near.of(windows_H, local.sinks) for windows_H in windows_LH]
-  fitting, judging = (
+  fitting, scoring = (
     _samples(loaded, read_texts(loaded, split, sizes.seq_len, count), nears, sizes.stride)
     for split, count in ((SPLIT, sizes.texts), (HELD_OUT, sizes.held_out)))
-  report(f"{len(fitting[0])} texts to fit on, {len(judging[0])} to judge by")
+  report(f"{len(fitting[0])} texts to fit on, {len(scoring[0])} to score")
   found, errors = [], []
   for layer, near in enumerate(nears):
     # one layer's texts at a time, so that no more than it is in memory twice
-    samples, held_out = (jax.tree.map(lambda *x: jnp.stack(x), *each[layer]) for each in (fitting, judging))
+    samples, held_out = (jax.tree.map(lambda *x: jnp.stack(x), *each[layer]) for each in (fitting, scoring))
     start = start_maps(
       jax.random.fold_in(jax.random.key(sizes.seed), layer), samples, near, hidden=local.summary.hidden,
       features=local.summary.features)
