@@ -58,10 +58,14 @@ def main() -> None:
   parser.add_argument("--steps", type=positive, default=30, help="timed steps of each kind")
   parser.add_argument("--budgets", type=positives, default=(128, 256),
                       help="of errors: bytes of one head of one layer, as the tokens that they would hold")
+  parser.add_argument("--maps", type=path, nargs="+", default=(),
+                      help="of errors: files of scripts/fit_far.py, whose features are compared as well")
   parser.add_argument("--out", type=path, required=True, help="folder for the report")
   arguments = parser.parse_args()
   if (arguments.pretrained is None) == (arguments.workdir is None):
     parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  if arguments.maps and arguments.pretrained is None:
+    parser.error("--maps are fitted to a pretrained model; give the --pretrained one.")
   run(arguments)
 
 
@@ -127,12 +131,14 @@ def run(arguments: argparse.Namespace) -> None:
 def errors_context(arguments: argparse.Namespace, loaded: LoadedModel) -> Context:
   """What `measure_errors` needs. Raises ValueError for texts or budgets that leave nothing to compare."""
   from lattice_jax.inspect.local.context import Context, Sizes
+  from lattice_jax.inspect.local.texts import read_fitted
   from lattice_jax.inspect.windows.calibrate import under
 
   config = dataclasses.replace(loaded.config, model=under(loaded.config.model, "attention"))
   sizes = Sizes(
     texts=arguments.texts, tuning_texts=1, needle_texts=1, seq_len=arguments.seq_len, budgets=arguments.budgets, seed=0)
-  context = Context(dataclasses.replace(loaded, config=config), arguments.split, sizes, say)
+  fitted = read_fitted(loaded, arguments.pretrained, arguments.maps)
+  context = Context(dataclasses.replace(loaded, config=config), arguments.split, sizes, say, fitted)
   context.check()
   return context
 

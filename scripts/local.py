@@ -2,10 +2,12 @@
 
 python scripts/local.py --pretrained=smollm2 --out=local
 python scripts/local.py --pretrained=smollm2 --out=local --parts=errors --budgets=128,256,512
+python scripts/local.py --pretrained=smollm2 --out=local --maps maps.safetensors more_maps.safetensors
 
 Writes report.json (every number), README.md (tables), local.html (the same as one file with its pictures) and pictures.
 Parts: the error of attention's output on real queries, keys and values at equal bytes of {larger window, means,
-moments, attention matching, moments and LagKV's picks, LagKV}, and a needle that nothing looks for until the end.
+moments, attention matching, moments and LagKV's picks, LagKV, trained features where --maps are given}, and a needle
+that nothing looks for until the end.
 """
 
 from __future__ import annotations
@@ -39,18 +41,22 @@ def main() -> None:
   parser.add_argument("--seq_len", type=positive, default=1536, help="tokens of a text")
   parser.add_argument("--budgets", type=positives, default=(128, 256),
                       help="bytes of one head of one layer, as the tokens that they would hold")
+  parser.add_argument("--maps", type=path, nargs="+", default=(),
+                      help="files of scripts/fit_far.py, whose features are compared as well")
   parser.add_argument("--seed", type=seed, default=0, help="of the needle's values")
   parser.add_argument("--out", type=path, required=True, help="folder for the report")
   arguments = parser.parse_args()
   if (arguments.pretrained is None) == (arguments.workdir is None):
     parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  if arguments.maps and arguments.pretrained is None:
+    parser.error("--maps are fitted to a pretrained model; give the --pretrained one.")
   run(arguments)
 
 
 def run(arguments: argparse.Namespace) -> None:
   from lattice_jax.inspect.local.context import Sizes  # --help need not wait for JAX
   from lattice_jax.inspect.local.run import write_report
-  from lattice_jax.inspect.local.texts import load_model
+  from lattice_jax.inspect.local.texts import load_model, read_fitted
   from lattice_jax.runtime import enable_compilation_cache
 
   enable_compilation_cache()
@@ -60,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
   command = shlex.join(["python", "scripts/local.py", *sys.argv[1:]])
   for file in write_report(
     loaded, arguments.out, sizes, split=arguments.split, parts=arguments.parts, command=command,
-    report=lambda line: print(line, flush=True)):
+    report=lambda line: print(line, flush=True), fitted=read_fitted(loaded, arguments.pretrained, arguments.maps)):
     print(f"wrote {file}", flush=True)
 
 

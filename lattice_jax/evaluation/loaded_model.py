@@ -35,7 +35,7 @@ from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.marks import Marker
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import content_digest, count_parameters
-from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.models.pretrained import check_no_file, open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit
 from lattice_jax.sharding import make_mesh, param_shardings
@@ -237,8 +237,8 @@ def load_run(workdir: Path, *, step: int | None, overrides: Sequence[str]) -> Lo
   """
   from lattice_jax.checkpoint import check_tokenizer, load_for_eval  # Orbax takes a second; pretrained models need none
 
-  config = apply_overrides(read_config(workdir), overrides)
-  config = for_reading(config)
+  config = for_reading(apply_overrides(of_run := read_config(workdir), overrides))
+  check_no_file(config.model, of_run.model)
   check_tokenizer(workdir, config.data)
   _check_anchors(config)
   # on the devices of this machine, not of the machine that trained it
@@ -275,6 +275,7 @@ def load_pretrained_model(
   _check_anchors(config)
   if config.model.pattern != pretrained.model.pattern:
     pretrained = pretrained.with_memories(dataclasses.replace(pretrained.model, pattern=config.model.pattern))
+  pretrained = pretrained.with_fitted(config.model)
   check_variables_fit(config.model, {"params": pretrained.shapes, "buffers": {}})
   loaded = functools.partial(
     LoadedModel, workdir=workdir or Path("runs") / model_name(name), config=config, overrides=tuple(overrides),
@@ -283,11 +284,10 @@ def load_pretrained_model(
     streamed = StreamedModel(pretrained, budget)
     return loaded(params=pretrained.shapes, mesh=streamed.mesh, streamed=streamed)
   mesh = make_mesh(config.mesh)
-  boxed = abstract_variables(config.model)
   # where one row of inputs has a fast product with it: XLA's CPU backend, in float32, on one device
   stored = mesh.size == 1 and jax.default_backend() == "cpu" and config.model.dtype == "float32"
-  params = pretrained.params(param_shardings(boxed["params"], mesh, config.mesh), stored=stored)
-  return loaded(params=params, mesh=mesh)
+  shardings = param_shardings(abstract_variables(config.model)["params"], mesh, config.mesh)
+  return loaded(params=pretrained.params(shardings, stored=stored), mesh=mesh)
 
 
 def _check_anchors(config: Config) -> None:

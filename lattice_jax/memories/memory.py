@@ -63,6 +63,19 @@ class Windowed:
   far_share: Callable[[Any], tuple[jax.Array, jax.Array | None]]
 
 
+@dataclass(frozen=True)
+class Fitted:
+  """Parameters of a memory that attends, beside those of attention, which a pretrained model lacks.
+
+  field: of the model section, such as "local.maps", that names the file in which they are; runs have their own.
+  read: (model, digest of the pretrained weights) → parameter → array [L, …] over all layers of the model; {} where the
+    config asks for no such parameters. Raises ValueError where it does and no file is named, or it does not fit.
+  """
+
+  field: str
+  read: Callable[[ModelConfig, str], dict[str, Any]]
+
+
 def stack_alike(layer: nn.Module, batch: int, max_len: int, layers: int) -> Any:
   """The states of so many layers, which are the same."""
   state = layer.init_state(batch, max_len)
@@ -93,6 +106,7 @@ class Memory:
     ValueError where there is no such file, or it does not fit.
   at_block: (model, block of the pattern) → the model as the layers of that block take it.
   init_stack: (layer, batch, max_len, layers) → the states of a stack of layers that have read nothing.
+  fitted: see `Fitted`; None of a memory whose parameters are never more than those of attention.
   windowed: see `Windowed`; None of a memory whose heads have no windows of their own.
   carried: see `Carried`; None where the scan over layers takes states in and gives them out.
   """
@@ -114,6 +128,7 @@ class Memory:
   resolve: Callable[[ModelConfig], ModelConfig] = lambda model: model
   at_block: Callable[[ModelConfig, int], ModelConfig] = lambda model, block: model
   init_stack: Callable[[nn.Module, int, int, int], Any] = stack_alike
+  fitted: Fitted | None = None
   windowed: Windowed | None = None
   carried: Carried | None = None
 

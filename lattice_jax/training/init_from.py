@@ -21,7 +21,7 @@ from lattice_jax.data.anchors import token_id
 from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
 from lattice_jax.fields import leaves
 from lattice_jax.models.parameters import grow_vocabulary
-from lattice_jax.models.pretrained import open_pretrained
+from lattice_jax.models.pretrained import check_no_file, open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.sharding import replicated
 from lattice_jax.training.state import TrainState
@@ -75,8 +75,11 @@ def load_start(config: Config, init_from: str | Path | None, abstract: TrainStat
   """(the parameters and buffers to start with, sharded like `abstract`; where they come from, in words).
 
   Raises:
-    ValueError: they cannot be read, do not fit, or were trained with another tokenizer model of the same name.
+    ValueError: they cannot be read, do not fit, or were trained with another tokenizer model of the same name; or a
+      file is given for parameters that a pretrained model lacks, and this is none.
   """
+  if init_from is None or _is_workdir(init_from):
+    check_no_file(config.model)
   if init_from is None:
     return {}, "from random parameters"
   if not _is_workdir(init_from):
@@ -100,6 +103,7 @@ def _pretrained_params(config: Config, name: str | Path, abstract: Any) -> Any:
   pretrained, mesh = open_pretrained(name), jax.tree.leaves(abstract)[0].sharding.mesh
   if config.model.pattern != pretrained.model.pattern:
     pretrained = pretrained.with_memories(dataclasses.replace(pretrained.model, pattern=config.model.pattern))
+  pretrained = pretrained.with_fitted(config.model)
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   if pretrained.model.vocab >= config.model.vocab:
     return pretrained.params(shardings)

@@ -179,6 +179,7 @@ ROWS = (
       ("wider-than-T", _local(LENGTH + 8, kv_heads=4)),
       ("picks", _local(7, 4, far="mean", picks=3, pick_lag=2)),
       ("moments-of-one-head", _local(0, 4, far="moments", summary=SummaryConfig(blocks=2, span=3))),
+      ("features", _local(7, 3, far="features", summary=SummaryConfig(features=3, hidden=4))),
     ),
   ),
   Row(

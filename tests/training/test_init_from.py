@@ -19,6 +19,9 @@ from lattice_jax.data.tokenizers.export import export_tokenizer
 from lattice_jax.data.tokenizers.tokenizer import ByteTokenizer
 from lattice_jax.evaluation.loaded_model import load_pretrained_model, load_run
 from lattice_jax.files import read_jsonl
+from lattice_jax.memories.local.config import SummaryConfig
+from lattice_jax.memories.local.maps import map_shapes
+from lattice_jax.memories.local.maps_file import FittedMaps, write_maps
 from lattice_jax.models.pretrained import load_pretrained, open_pretrained
 from lattice_jax.run_file import read_run
 from lattice_jax.sharding import make_mesh
@@ -95,6 +98,25 @@ def test_parameters_are_those_of_the_file_placed_as_training_needs_them(tmp_path
   assert len({shard.device for shard in jax.tree.leaves(state.params)[0].addressable_shards}) == 8
   assert_same_bits(state.params, load_pretrained(name)[1])
   assert_same_bits(state.opt_state, fresh.opt_state)
+
+
+def test_fitted_maps_of_features_come_from_their_file_and_a_run_of_its_own_takes_none(tmp_path, folder):
+  attention, summary = open_pretrained(folder).model.attention, SummaryConfig(features=2, hidden=3)
+  rng, path = np.random.default_rng(0), tmp_path / "maps.safetensors"
+  arrays = {name: rng.normal(size=(1, *shape)) for name, shape in map_shapes(attention, summary).items()}
+  facts = {"model": "model", "weights": open_pretrained(folder).digest, "features": 2, "hidden": 3}
+  write_maps(path, FittedMaps(arrays, facts))
+  config = complete(finetuning(tmp_path, **{
+    "model.pattern": ("local",), "model.local.far": "features", "model.local.maps": str(path),
+    "model.local.summary.features": 2, "model.local.summary.hidden": 3}), str(folder))
+  abstract = abstract_state(config, make_mesh(config.mesh))
+  params = load_start(config, folder, abstract)[0]["params"]
+  found = params["groups"]["block_0"]["memory"]
+  assert found.keys() >= arrays.keys()
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(found[name], np.float32(array))
+  with pytest.raises(ValueError, match=r"model\.local\.maps=.* holds parameters that a pretrained model lacks, and"):
+    load_start(config, None, abstract)
 
 
 def test_a_finetuned_model_learns_is_scored_writes_and_is_exported(tmp_path, folder, monkeypatch, capsys):

@@ -44,9 +44,13 @@ class StreamedModel:
     """budget: bytes for weights, the memory's state and temporary arrays; on accelerators those of the device.
 
     Raises:
-      ValueError: the budget is no number of bytes, a tensor is stored in a form that cannot be streamed, or the file
-        holds a head that differs from the embedding to which its config ties it.
+      ValueError: the budget is no number of bytes, a tensor is stored in a form that cannot be streamed, parameters are
+        in no file of the model, or the file holds a head that differs from the embedding to which its config ties it.
     """
+    if pretrained.fitted:
+      raise ValueError(
+        f"weights are streamed from the files of a model, and {next(iter(pretrained.fitted))} is in none of them; give "
+        "no budget, or leave out what needs it.")
     pretrained.check_head()
     self.pretrained, self.options = pretrained, options or Options()
     self.budget: int = checked(ByteSize(), "budget", budget)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 
 from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.inspect.local.arms import CALL, NAMES, WINDOW, Arm, Heads, candidates
-from lattice_jax.inspect.local.stream import compare, exact_outputs, positions, relative_errors
+from lattice_jax.inspect.local.stream import (
+  Compared,
+  Inputs,
+  compare,
+  exact_outputs,
+  positions,
+  relative_errors,
+  with_features,
+)
 from lattice_jax.inspect.local.texts import heads_of, read_layers, read_texts
+from lattice_jax.memories.local.maps_file import FittedMaps
 
 _TUNED_LAYERS = 3  # of so many, one is read when settings are chosen
 
@@ -31,12 +41,13 @@ class Sizes:
 
 @dataclass(frozen=True, eq=False)
 class Context:
-  """Settings and texts are made when a part first asks for them."""
+  """Settings and texts are made when a part first asks for them. fitted: maps of features that are compared as well."""
 
   loaded: LoadedModel
   split: str
   sizes: Sizes
   report: Callable[[str], None]
+  fitted: Sequence[FittedMaps] = ()
 
   @functools.cached_property
   def heads(self) -> Heads:
@@ -49,7 +60,9 @@ class Context:
   @functools.cached_property
   def settings(self) -> dict[int, dict[str, Arm]]:
     """By budget and name, the candidate with the least error on texts of the validation split."""
-    asked = {budget: {name: candidates(name, budget, self.heads) for name in NAMES} for budget in self.sizes.budgets}
+    asked = {
+      budget: {name: candidates(name, budget, self.heads, self.fitted) for name in NAMES}
+      for budget in self.sizes.budgets}
     totals = {(budget, arm): 0.0 for budget, arms in asked.items() for each in arms.values() for arm in each}
     for ids_T in read_texts(self.loaded, "validation", self.sizes.seq_len, self.sizes.tuning_texts):
       for inputs in read_layers(self.loaded, ids_T, every=_TUNED_LAYERS):
@@ -57,7 +70,7 @@ class Context:
         is_far = positions(inputs)
         for budget, arms in asked.items():
           for arm in (arm for each in arms.values() if len(each) > 1 for arm in each):
-            compared = compare(arm, arm.window(budget, self.heads), inputs, exact)
+            compared = self.compare(arm, budget, inputs, exact)
             totals[budget, arm] += float(relative_errors([compared], is_far >= budget).mean())
     chosen = {}
     for budget, arms in asked.items():
@@ -65,6 +78,12 @@ class Context:
         name: each[int(np.argmin([totals[budget, arm] for arm in each]))] for name, each in arms.items() if each}
       self.report(f"{budget} tokens: " + "; ".join(f"{name}: {arm.setting}" for name, arm in chosen[budget].items()))
     return chosen
+
+  def compare(self, arm: Arm, budget: int, inputs: Inputs, exact_LNQV: jax.Array, asked: int = 0) -> Compared:
+    """`stream.compare` with the window that the arm's budget leaves, and the maps that it needs."""
+    if arm.maps is not None:
+      inputs = with_features(inputs, self.fitted[arm.maps].of_layers(inputs.layer_L))
+    return compare(arm, arm.window(budget, self.heads), inputs, exact_LNQV, asked)
 
   def check(self) -> None:
     """Raises ValueError for texts or budgets that leave nothing to compare."""

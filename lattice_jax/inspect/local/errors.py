@@ -10,7 +10,7 @@ import numpy as np
 from lattice_jax.evaluation.bootstrap import interval_of_mean
 from lattice_jax.inspect.local.arms import CLAIMS, PAIRS, SINKS, Arm, Heads
 from lattice_jax.inspect.local.context import Context
-from lattice_jax.inspect.local.stream import EVERY, Compared, compare, exact_outputs, positions, relative_errors
+from lattice_jax.inspect.local.stream import EVERY, Compared, exact_outputs, positions, relative_errors
 from lattice_jax.inspect.local.texts import read_layers
 
 _POSITIONS = 256  # tokens of the first range of positions; each further one ends at twice the place of that before
@@ -27,7 +27,7 @@ def measure_errors(context: Context) -> dict[str, Any]:
       exact, position_N = exact_outputs(inputs), positions(inputs)
       for (budget, name), texts in found.items():
         arm = context.settings[budget][name]
-        texts[-1].append(compare(arm, arm.window(budget, context.heads), inputs, exact))
+        texts[-1].append(context.compare(arm, budget, inputs, exact))
     context.report(f"errors: text {number + 1} of {len(context.ids_BT)}")
   sizes = context.sizes
   return {

@@ -10,7 +10,7 @@ import numpy as np
 
 from lattice_jax.evaluation.bootstrap import interval_of_mean
 from lattice_jax.inspect.local.context import Context
-from lattice_jax.inspect.local.stream import Compared, Inputs, compare, exact_outputs, positions, relative_errors
+from lattice_jax.inspect.local.stream import Compared, Inputs, exact_outputs, positions, relative_errors
 from lattice_jax.inspect.local.texts import read_layers
 
 TAIL = 16  # last tokens, whose queries look for the needle
@@ -33,7 +33,7 @@ def measure_needle(context: Context) -> dict[str, Any]:
       exact, is_tail_N = exact_outputs(planted), positions(planted) >= context.sizes.seq_len - TAIL
       for (budget, name), texts in found.items():
         arm = context.settings[budget][name]
-        texts[-1].append(compare(arm, arm.window(budget, context.heads), planted, exact, place))
+        texts[-1].append(context.compare(arm, budget, planted, exact, place))
     context.report(f"needle: text {number + 1} of {len(ids_BT)}")
   return {
     "texts": len(ids_BT), "place": place, "tail": TAIL, "seq_len": context.sizes.seq_len, "mass": float(np.mean(mass)),
@@ -54,9 +54,9 @@ def plant(inputs: Inputs, place: int, rng: np.random.Generator) -> tuple[Inputs,
   usual_LH = jnp.sqrt((inputs.v_LTHV**2).sum(-1).mean(1))
   value_LHV = jnp.asarray(rng.normal(size=(layers, heads, value_dim)), jnp.float32)
   value_LHV *= (usual_LH / jnp.linalg.norm(value_LHV, axis=-1))[..., None]
-  planted = Inputs(
-    inputs.q_LTQK.at[:, -TAIL:].add(jnp.repeat(added_LHK, group, axis=1)[:, None]),
-    inputs.k_LTHK.at[:, place].add(added_LHK), inputs.v_LTHV.at[:, place].set(value_LHV))
+  planted = inputs.replace(
+    q_LTQK=inputs.q_LTQK.at[:, -TAIL:].add(jnp.repeat(added_LHK, group, axis=1)[:, None]),
+    k_LTHK=inputs.k_LTHK.at[:, place].add(added_LHK), v_LTHV=inputs.v_LTHV.at[:, place].set(value_LHV))
   score_LHGTS = _scores(planted)
   weight_LHGT = jnp.exp(score_LHGTS[..., place] - jax.nn.logsumexp(score_LHGTS, axis=-1))
   return planted, jnp.moveaxis(weight_LHGT.reshape(layers, heads * group, TAIL), 1, 2)

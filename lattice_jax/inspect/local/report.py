@@ -21,8 +21,9 @@ _BYTES = (
   "bytes. (sinks + window) · {token_bytes} + picks · ({token_bytes} + 8) + the bytes of the summary ≤ the budget, and "
   "the window is what is left. A summary counts with all its float32 and int32 arrays at full size: J (1 + K + V) + 1 "
   "numbers of a mean with J blocks, J K more of variances, J K V more of covariances; (J t + P)(K + V + 1) + "
-  "(P / stride) · {group} K + 1 of attention matching, its open span and its record of queries included. A pick has a "
-  "score and a position beside key and value.")
+  "(P / stride) · {group} K + 1 of attention matching, its open span and its record of queries included; R (V + 1) of "
+  "R trained features, whose maps are parameters and are not counted. A pick has a score and a position beside key and "
+  "value.")
 _OFF = (
   "*Summary off* is the removal test: the same window and picks, the summary ignored. *Saves* is by how much the error "
   "is higher then, with its interval; a summary whose interval holds 0 does nothing.")

@@ -19,6 +19,7 @@ from lattice_jax.inspect.local.plots import draw_errors, draw_needle
 from lattice_jax.inspect.local.report import format_head, report_errors, report_needle
 from lattice_jax.inspect.machine import describe_machine
 from lattice_jax.inspect.page import write_page
+from lattice_jax.memories.local.maps_file import FittedMaps
 from lattice_jax.runtime import git_commit
 
 
@@ -40,15 +41,17 @@ PARTS = {
 
 def write_report(
   loaded: LoadedModel, out: Path, sizes: Sizes, *, split: str, parts: Sequence[str], command: str,
-  report: Callable[[str], None],
+  report: Callable[[str], None], fitted: Sequence[FittedMaps] = (),
 ) -> list[Path]:
   """Measures the parts and writes report.json, README.md, local.html and pictures; returns the paths of these three.
+
+  fitted: maps of features that are compared as well.
 
   Raises:
     ValueError: texts or budgets leave nothing to compare, or the split has no text of that length.
   """
   start, commit = time.perf_counter(), git_commit()
-  context = Context(loaded, split, sizes, report)
+  context = Context(loaded, split, sizes, report, fitted)
   context.check()
   measured = {name: part.measure(context) for name, part in PARTS.items() if name in parts}
   facts = {

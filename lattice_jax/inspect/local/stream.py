@@ -23,6 +23,7 @@ from lattice_jax.ops.attention import Order, merge
 from lattice_jax.ops.attention.fold import Evicted
 from lattice_jax.ops.attention.reference import attend_reference
 from lattice_jax.ops.documents import from_chunks, to_chunks
+from lattice_jax.ops.far_summary import FeatureMaps
 from lattice_jax.ops.far_summary.compact import Slots
 from lattice_jax.ops.far_summary.read import read_slots
 
@@ -32,11 +33,17 @@ _BLOCK = 32  # of these, read at a time
 
 @flax.struct.dataclass
 class Inputs:
-  """What layers gave to their attention, positions included, layers in the place of rows."""
+  """What layers gave to their attention, positions included, layers in the place of rows.
+
+  layer_L: which layers; None where it is not known. far: the same with features as queries and keys, where a summary
+  takes these; None for all others.
+  """
 
   q_LTQK: jax.Array
   k_LTHK: jax.Array
   v_LTHV: jax.Array
+  layer_L: np.ndarray | None = None
+  far: Inputs | None = None
 
 
 @flax.struct.dataclass
@@ -61,6 +68,16 @@ class Compared:
   off_alone: jax.Array
   whole: jax.Array
   is_kept: jax.Array
+
+
+@jax.jit
+def with_features(inputs: Inputs, maps: FeatureMaps) -> Inputs:
+  """The inputs for a summary of features; maps: with the layers in front of every array."""
+
+  def of_layer(maps: FeatureMaps, q_TQK: jax.Array, k_THK: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return maps.query(q_TQK[None])[0], maps.key(k_THK[None])[0]
+
+  return inputs.replace(far=Inputs(*jax.vmap(of_layer)(maps, inputs.q_LTQK, inputs.k_LTHK), inputs.v_LTHV))
 
 
 @jax.jit
@@ -90,11 +107,12 @@ def _compare(arm: Arm, window: int, inputs: Inputs, exact_LNQV: jax.Array, asked
   heads, value_dim = inputs.v_LTHV.shape[2:]
   score_LTH = jnp.moveaxis(spread_scores(inputs), 1, 2) if arm.picks else None
   summary = arm.rule.init_summary(layers, heads, key_dim, value_dim) if arm.rule is not None else None
+  far = inputs if inputs.far is None else inputs.far
 
   def one_call(carry: tuple[Any, Picks], call: jax.Array) -> tuple[tuple[Any, Picks], Compared]:
     summary, picks = carry
     first = jnp.maximum(SINKS, (call + 1) * CALL - window)
-    left = _leaving(inputs, jnp.maximum(SINKS, call * CALL - window), first, window)
+    left = _leaving(far, jnp.maximum(SINKS, call * CALL - window), first, window)
     if arm.picks:
       start = jnp.maximum(first - CALL, 0)
       picks, left = _pick(picks, left, jnp.moveaxis(jax.lax.dynamic_slice_in_dim(score_LTH, start, CALL, 1), 1, 2))
@@ -107,7 +125,8 @@ def _compare(arm: Arm, window: int, inputs: Inputs, exact_LNQV: jax.Array, asked
       parts.append(read_slots(q_LCQK, Slots(
         picks.key_LHPK, picks.value_LHPV, (picks.position_LHP >= 0).astype(jnp.float32))))
     alone = functools.reduce(lambda a, b: merge(*a, *b), parts)
-    out_LCQV = alone[0] if arm.rule is None else merge(*alone, *arm.rule.read(q_LCQK, summary))[0]
+    out_LCQV = alone[0] if arm.rule is None else merge(
+      *alone, *arm.rule.read(far.q_LTQK[:, time_C], summary))[0]
     per_call = CALL // EVERY
     want_LCQV = jax.lax.dynamic_slice_in_dim(exact_LNQV, call * per_call, per_call, 1)
     is_kept_LH = (picks.position_LHP == asked).any(-1) | (asked >= first) | (asked < SINKS)

@@ -14,6 +14,8 @@ from lattice_jax.inspect.anchors.texts import windows
 from lattice_jax.inspect.local.arms import Heads
 from lattice_jax.inspect.local.stream import Inputs
 from lattice_jax.inspect.op_inputs import op_inputs, read_op_inputs
+from lattice_jax.memories.local.maps_file import FittedMaps, check_maps, read_maps
+from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.types import whole_segment
 
 ROWS = 10  # layers that are compared in one call
@@ -39,6 +41,14 @@ def load_model(*, pretrained: str | None, workdir: Path | None, overrides: Seque
   return loaded
 
 
+def read_fitted(loaded: LoadedModel, pretrained: str | None, files: Sequence[Path]) -> list[FittedMaps]:
+  """The maps in files that were fitted to this pretrained model. Raises ValueError as `read_maps` and `check_maps`."""
+  found = [read_maps(file) for file in files]
+  for file, maps in zip(files, found, strict=True):
+    check_maps(maps, loaded.config.model, open_pretrained(pretrained).digest, str(file))
+  return found
+
+
 def heads_of(loaded: LoadedModel) -> Heads:
   attention = loaded.config.model.attention
   return Heads(
@@ -58,6 +68,7 @@ def read_layers(loaded: LoadedModel, ids_T: np.ndarray, *, every: int = 1) -> It
   sown = read_op_inputs(model, loaded.variables, ids_T[None], whole_segment(1, len(ids_T)))
   layers = range(0, model.layers, every)
   for start in range(0, len(layers), ROWS):
-    found = [op_inputs(sown, model, layer) for layer in layers[start:start + ROWS]]
+    some = layers[start:start + ROWS]
+    found = [op_inputs(sown, model, layer) for layer in some]
     yield Inputs(*jax.tree.map(
-      lambda *x: jnp.concatenate(x), *((each["q"], each["k"], each["v"]) for each in found)))
+      lambda *x: jnp.concatenate(x), *((each["q"], each["k"], each["v"]) for each in found)), layer_L=np.array(some))

@@ -22,6 +22,7 @@ from lattice_jax.inspect.windows.choice import Ladder, Step, alike, choose_windo
 from lattice_jax.inspect.windows.errors import HeadErrors, head_errors, rungs_of, with_everything
 from lattice_jax.inspect.windows.weights import layer_weights
 from lattice_jax.memories.local.config import LocalConfig
+from lattice_jax.memories.local.maps import from_arrays
 from lattice_jax.memories.local.profile import LocalProfile
 from lattice_jax.ops.local import ALL
 from lattice_jax.ops.stored_weight import StoredWeight
@@ -66,7 +67,8 @@ def load_model(*, pretrained: str | None, workdir: Path | None, overrides: Seque
   """The pretrained model, or the newest checkpoint of a run, in float32 under local attention.
 
   Raises:
-    ValueError: there is no such model, or it has layers that are no attention over all earlier tokens.
+    ValueError: there is no such model, it has layers that are no attention over all earlier tokens, or it has not the
+      maps that its summary needs.
   """
   overrides = ["model.dtype=float32", *overrides]
   if pretrained is not None:
@@ -78,6 +80,10 @@ def load_model(*, pretrained: str | None, workdir: Path | None, overrides: Seque
     raise ValueError(
       f"model.pattern={','.join(model.pattern)} with model.attention.window={model.attention.window} is not attention "
       "over all earlier tokens in every layer, whose windows could be chosen; give a run of 'attention' or 'local'.")
+  if model.local.far == "features" and "local" not in model.pattern:
+    raise ValueError(
+      "model.local.far=features is made by maps, which are parameters of the memory local alone; give "
+      "model.pattern=local as well.")
   return loaded
 
 
@@ -107,7 +113,8 @@ def measure_heads(
   source, tokenizer = loaded.read_split(split)
   ids_BT = windows(source, sizes.seq_len, sizes.texts)
   ids_BT = np.concatenate([np.full((len(ids_BT), 1), tokenizer.eos_id), ids_BT[:, :-1]], axis=1).astype(np.int32)
-  settings = [dataclasses.replace(local, rungs=rungs, windows=rungs[:1], far=far) for far in (local.far, "none")]
+  settings = [
+    dataclasses.replace(local, rungs=rungs, windows=rungs[:1], far=far, maps="") for far in (local.far, "none")]
   found: list[list[list[HeadErrors]]] = [[], []]
   for number, ids_T in enumerate(ids_BT):
     for each, errors in zip(found, _of_text(model, loaded, settings, ids_T, sizes), strict=True):
@@ -163,10 +170,10 @@ def _of_text(
   for setting in dict.fromkeys(settings):
     layers = []
     for layer in range(model.layers):
-      inputs = op_inputs(sown, model, layer)
+      inputs, own = op_inputs(sown, model, layer), _memory(model, loaded.variables["params"], layer)
       layers.append(jax.device_get(head_errors(
-        setting, inputs["q"], inputs["k"], inputs["v"], _out_weight(model, loaded.variables["params"], layer),
-        first=first, stride=sizes.stride)))
+        setting, inputs["q"], inputs["k"], inputs["v"], _out_weight(model, own["out"]),
+        from_arrays(own) if setting.far == "features" else None, first=first, stride=sizes.stride)))
     by_head = {
       name: np.stack([getattr(each, name) for each in layers], axis=1)
       for name in ("mass_RH", "relative_RH", "square_RH")}
@@ -174,13 +181,16 @@ def _of_text(
   return [done[setting] for setting in settings]
 
 
-def _out_weight(model: ModelConfig, params: dict[str, Any], layer: int) -> jax.Array:
-  """[Q, V, D]: by which a layer's heads become its output."""
+def _memory(model: ModelConfig, params: dict[str, Any], layer: int) -> dict[str, Any]:
+  """The parameters of a layer's memory."""
   group, block = divmod(layer, len(model.pattern))
   stacks = params["groups"] if "groups" in params else params[f"group_{group}"]
-  stored = stacks[f"block_{block}"]["memory"]["out"]
-  if "groups" in params:
-    stored = jax.tree.map(lambda leaf: leaf[group], stored)
+  found = stacks[f"block_{block}"]["memory"]
+  return jax.tree.map(lambda leaf: leaf[group], found) if "groups" in params else found
+
+
+def _out_weight(model: ModelConfig, stored: Any) -> jax.Array:
+  """[Q, V, D]: by which a layer's heads become its output."""
   shape = model.attention.heads, model.attention.value_dim, model.dim
   return stored.array(shape, num_inputs=2) if isinstance(stored, StoredWeight) else jnp.asarray(stored)
 

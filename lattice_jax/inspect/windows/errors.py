@@ -12,7 +12,7 @@ import numpy as np
 from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.memories.local.far import find_fold
 from lattice_jax.ops.attention.fold import Evicted
-from lattice_jax.ops.far_summary import FarSummary, join
+from lattice_jax.ops.far_summary import FarSummary, FeatureMaps, join
 from lattice_jax.ops.local import ALL
 
 _MASKED = -1e30
@@ -35,11 +35,12 @@ class HeadErrors:
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("first", "stride"))
 def head_errors(
-  config: LocalConfig, q_BTQK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, out_QVD: jax.Array, *, first: int,
-  stride: int,
+  config: LocalConfig, q_BTQK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, out_QVD: jax.Array,
+  maps: FeatureMaps | None = None, *, first: int, stride: int,
 ) -> HeadErrors:
   """Compares every rung of `config`, with its sinks and its summary of what is far, with full attention.
 
+  maps: what makes features of queries and keys, of a summary that takes these.
   Queries and keys hold their positions. Of the queries those at `first`, `first` + `stride` … are looked at.
   """
   length, heads = k_BTHK.shape[1:3]
@@ -48,7 +49,10 @@ def head_errors(
   q_BNHGK = q_BTQK[:, time_N].reshape(len(q_BTQK), len(time_N), heads, group, -1).astype(jnp.float32)
   score_BNHGT = jnp.einsum("BNHGK,BTHK->BNHGT", q_BNHGK, k_BTHK, precision="highest") * q_BTQK.shape[-1] ** -0.5
   back_NT = time_N[:, None] - jnp.arange(length)
-  fold = find_fold(config, group)
+  fold, far_q_BNHGK, far_k_BTHK = find_fold(config, group), q_BNHGK, k_BTHK
+  if maps is not None:
+    far_k_BTHK = maps.key(k_BTHK)
+    far_q_BNHGK = maps.query(q_BTQK[:, time_N]).reshape(*q_BNHGK.shape[:-1], -1)
 
   def attend(sees_NT: jax.Array) -> tuple[jax.Array, jax.Array]:
     masked_BNHGT = jnp.where(sees_NT[:, None, None], score_BNHGT, _MASKED)
@@ -63,7 +67,7 @@ def head_errors(
     near = attend((back_NT >= 0) & ((back_NT < window) | (jnp.arange(length) < config.sinks)))
     out_BNHGV, lse_BNHG = near
     if fold is not None:
-      far = _read_far(fold, config.sinks, window, q_BNHGK, k_BTHK, v_BTHV, first=first, stride=stride)
+      far = _read_far(fold, config.sinks, window, far_q_BNHGK, far_k_BTHK, v_BTHV, first=first, stride=stride)
       out_BNHGV, _ = join(*near, *far, most_share=config.summary.most_share)
     off_BNHGV = full_BNHGV - out_BNHGV
     off_BNHD = jnp.einsum("BNHGV,HGVD->BNHD", off_BNHGV, out_HGVD, precision="highest")

@@ -56,7 +56,7 @@ def make_arms(loaded: LoadedModel, profile: LocalProfile) -> list[Arm]:
   for far in dict.fromkeys(("none", base.local.far)):
     for name in (CHOSEN, *profile.baselines):
       model = with_profile(base, profile, "" if name == CHOSEN else name)
-      arms.append(Arm(name, far, dataclasses.replace(model, local=dataclasses.replace(model.local, far=far))))
+      arms.append(Arm(name, far, dataclasses.replace(model, local=dataclasses.replace(model.local, far=far, maps=""))))
   name = UNIFORM if UNIFORM in profile.baselines else CHOSEN
   reading = next(arm.model for arm in arms if (arm.windows, arm.far) == (name, "none"))
   reading = dataclasses.replace(reading, local=dataclasses.replace(reading.local, picks=0))  # all are kept anyway

@@ -7,7 +7,8 @@ from lattice_jax.memories.lattice.config import check
 from lattice_jax.memories.lattice.layer import Lattice
 from lattice_jax.memories.memory import recurrent_memory
 
-_PASSES = 5  # of the token scan over the slots: residual, inner products, write, lengths, read; one more where slots return
+# Of the token scan over the slots: residual, inner products, write, lengths, read; one more where slots return.
+_PASSES = 5
 
 MEMORIES = {
   "lattice": recurrent_memory(

@@ -9,7 +9,7 @@ from typing import Any
 from lattice_jax.fields import at_least, check_fields, choice, numbers, place, positive, section, switch, within
 from lattice_jax.memories.section import Section
 
-FAR = ("none", "mean", "moments", "matching")
+FAR = ("none", "mean", "moments", "matching", "features")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class SummaryConfig:
   slots: int = positive(16, "matching: slots of a part")
   stride: int = positive(4, "matching: tokens of which one leaves its queries on record; a divisor of span")
   ridge: float = positive(0.1, "matching: how much fitted values are drawn towards those of their tokens")
+  features: int = positive(16, "features: of a key and of a query")
+  hidden: int = positive(64, "features: hidden units of the maps that make them")
   most_share: float = within(
     0, 1, 1.0, "of a query's attention that what is far may have; 1 = no bound", is_low_open=True)
 
@@ -41,12 +43,14 @@ class LocalConfig:
     "head, or one for each of them in every layer, layer by layer; 0 = all", fewest=1)
   far: str = choice(
     "none", FAR, "what is left of tokens that leave a window; mean: their mean key and value, as of so many tokens; "
-    "moments: as if keys and values were Gaussian; matching: a few slots that answer the queries of their time alike")
+    "moments: as if keys and values were Gaussian; matching: a few slots that answer the queries of their time alike; "
+    "features: sums over positive features of keys, by maps that are trained")
   summary: SummaryConfig = section(SummaryConfig, "how it is made")
   picks: int = at_least(
     0, 0, "tokens that each head keeps as they are of those that left its window, the best by LagKV's score")
   pick_lag: int = positive(
     32, "tokens of a partition, which picks are scored among and by the next one; windows have twice as many or more")
+  maps: str = place("", "file of the maps of features that were fitted to a pretrained model, which has none")
   profile: str = place("", "file of sinks, rungs and windows, found by calibration, that takes the place of these")
 
 
@@ -68,6 +72,10 @@ def check(config: LocalConfig) -> None:
         f"model.local.picks={config.picks} with model.local.pick_lag={config.pick_lag} needs windows of at least "
         f"{2 * config.pick_lag} tokens, for a token is scored by the partition after its own, and model.local.windows "
         f"holds {window}; use pick_lag={max(window // 2, 1)} or less, wider windows, or picks=0.")
+  if config.maps and config.far != "features":
+    raise ValueError(
+      f"model.local.maps={config.maps} holds maps for model.local.far=features, and model.local.far={config.far}; give "
+      "model.local.far=features as well, or leave the maps out.")
   if config.profile:
     raise ValueError(
       f"model.local.profile={config.profile} is read where a config is read, with the model that it is for; here give "
@@ -102,9 +110,9 @@ def _listed(values: Sequence[int]) -> str:
 
 def _smoke(config: Any) -> dict[str, Any]:
   return {
-    "sinks": min(2, config.sinks), "rungs": (8, 16), "windows": (16,), "profile": "", "picks": min(4, config.picks),
-    "pick_lag": 8,
-    "summary": {"span": 8, "slots": 4, "stride": 4}}
+    "sinks": min(2, config.sinks), "rungs": (8, 16), "windows": (16,), "profile": "", "maps": "",
+    "picks": min(4, config.picks), "pick_lag": 8,
+    "summary": {"span": 8, "slots": 4, "stride": 4, "features": 4, "hidden": 8}}
 
 
 SECTION = Section("local", LocalConfig, "the memory \"local\"; its heads are those of model.attention", _smoke)

@@ -19,11 +19,15 @@ from lattice_jax.ops.local import ALL, Ring, group_heads
 
 
 def check_choice(model: ModelConfig) -> None:
-  """Raises ValueError where the summary is fitted to queries, which are gone."""
+  """Raises ValueError where the summary is made of what is not at hand then."""
   if model.local.far == "matching":
     raise ValueError(
       "model.local.far=matching is fitted to queries, which are gone when windows are chosen after a prompt; use mean, "
       "moments or none.")
+  if model.local.far == "features":
+    raise ValueError(
+      "model.local.far=features is made by maps that are parameters of the layers, which are not at hand when windows "
+      "are chosen after a prompt; use mean, moments or none.")
 
 
 def rungs_for(model: ModelConfig, max_len: int) -> tuple[int, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from lattice_jax.memories.attention_frame import attention_layer
 from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.local.config import LocalConfig, check, window_rows
 from lattice_jax.memories.local.far import find_fold
+from lattice_jax.memories.local.maps import declare_maps
 from lattice_jax.memories.local.op import local_attention
 from lattice_jax.memories.local.state import LocalCache, LocalView, empty_cache
 from lattice_jax.ops.local import group_heads
@@ -20,8 +21,9 @@ from lattice_jax.types import LayerOutput, Segment
 class LocalAttention(nn.Module):
   """Multi-head, multi-query or grouped-query attention in which each key/value head has a window of its own.
 
-  It has the parameters of `SoftmaxAttention`, which it equals where windows are 0. With `max_len` 0 it forgets between
-  calls. Windows of several layers are those of a decoder's stack, of which the layer that it runs as is a `LocalView`.
+  It has the parameters of `SoftmaxAttention`, which it equals where windows are 0, and those of the maps that make
+  features where `local.far` asks for them. With `max_len` 0 it forgets between calls. Windows of several layers are
+  those of a decoder's stack, of which the layer that it runs as is a `LocalView`.
   """
 
   config: AttentionConfig
@@ -59,10 +61,12 @@ class LocalAttention(nn.Module):
     if not isinstance(state, LocalView):
       state, segment = enter_layer(self, x_BTD, state, segment)
 
+    maps = declare_maps(self, self.config, self.local.summary) if self.local.far == "features" else None
+
     def attend(q, k, v):
       # kept only where the collection is asked for, by reports
       self.sow("intermediates", "op_inputs", {"q": q, "k": k, "v": v})
       return local_attention(
-        q, k, v, state, segment.ids_BT, segment.valid_BT, config=self.local, impl=self.impl)
+        q, k, v, state, segment.ids_BT, segment.valid_BT, config=self.local, maps=maps, impl=self.impl)
 
     return attention_layer(self, self.config, x_BTD, segment, attend)

@@ -23,7 +23,7 @@ from lattice_jax.ops.attention.kernel import reasons_against
 from lattice_jax.ops.attention.slots import Readers, after_reading
 from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.documents import EMPTY, keep_only
-from lattice_jax.ops.far_summary import FarSummary, join
+from lattice_jax.ops.far_summary import FarSummary, FeatureMaps, join
 from lattice_jax.ops.local import (
   Ring,
   attend_band,
@@ -46,7 +46,7 @@ def local_attention(
   q: Float[Array, "B T Q K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"],
   state: LocalCache | LocalView | None = None, ids: Int[Array, "B T"] | None = None,
   valid: Bool[Array, "B T"] | None = None, *, config: LocalConfig | None = None, fold: FarSummary | None = None,
-  max_len: int = 0, impl: str = "auto",
+  maps: FeatureMaps | None = None, max_len: int = 0, impl: str = "auto",
 ) -> tuple[Float[Array, "B T Q V"], LocalCache | LocalView]:
   """Attends every query to the sinks, picks and window of its head, up to itself, and moves the state on.
 
@@ -59,6 +59,7 @@ def local_attention(
       are replaced by zeros in `ops.attention` and `reference`. None: one document, all valid.
     config: None: the defaults. Its windows are those of one layer, but where the state is a `LocalView` of several.
     fold: a summary of what leaves the windows, in the place of that of `config.far`.
+    maps: what makes features of queries and keys, for `config.far` "features"; None for all else.
     max_len: tokens of a document for which a first state has room; with 0 it forgets between calls.
     impl: "reference" attends under the mask written out, and to the summary token by token.
 
@@ -66,10 +67,12 @@ def local_attention(
     Output in fp32 and the next state.
 
   Raises:
-    ValueError: fields of the config contradict one another or the heads, or the state has another shape.
+    ValueError: fields of the config contradict one another or the heads, the state has another shape, or maps are
+      missing or not asked for.
   """
   config = config or LocalConfig()
   check(config)
+  _check_maps(config, maps)
   fold = find_fold(config, q.shape[2] // k.shape[2]) if fold is None else fold
   segment = whole_segment(*q.shape[:2])
   given = {"ids_BT": ids, "valid_BT": valid}
@@ -77,17 +80,25 @@ def local_attention(
   layers = len(state.stack.seen_B) if isinstance(state, LocalView) else 1
   groups = group_heads(window_rows(config, layers, k.shape[2]))
   if isinstance(state, LocalView):
-    return _read_and_write(config, fold, groups, q, k, v, state, segment, impl)
+    return _read_and_write(config, fold, maps, groups, q, k, v, state, segment, impl)
   room = max_len if state is None else 0  # a state that is given may have any
   state, *_ = complete_call("local_attention", state, ids, valid, like=q, empty=lambda: empty_cache(
     config, groups, len(q), room, key_dim=k.shape[3], value_dim=v.shape[3], dtype=k.dtype, fold=fold))
-  out_BTQV, view = _read_and_write(config, fold, groups, q, k, v, LocalView.alone(state), segment, impl)
+  out_BTQV, view = _read_and_write(
+    config, fold, maps, groups, q, k, v, LocalView.alone(state), segment, impl)
   if not state.num_slots:
     return out_BTQV, state
   return out_BTQV, jax.tree.map(lambda leaf: leaf[0], clear({"": view.stack})[""])
 
 
-def _read_and_write(config, fold, groups, q, k, v, view, segment, impl):
+def _check_maps(config: LocalConfig, maps: FeatureMaps | None) -> None:
+  if (maps is not None) != (config.far == "features"):
+    raise ValueError(
+      f"local_attention is given {'no maps' if maps is None else 'maps'}, and config.far={config.far}; maps belong to "
+      "far=features, and to nothing else.")
+
+
+def _read_and_write(config, fold, maps, groups, q, k, v, view, segment, impl):
   arriving = arrivals(view.read("seen_B"), view.read("document_B"), segment)
   is_static = all(len(group.windows) == 1 for group in groups)
   chosen = choose_impl("local_attention", impl, **reasons_against(q, k, v, is_static=is_static))
@@ -120,6 +131,8 @@ def _read_and_write(config, fold, groups, q, k, v, view, segment, impl):
       stays, picks, left = attend(q, picks, left, scores, starts_BT, segment.valid_BT)
       read = merge(*read, *stays)
   if fold is not None:
+    if maps is not None:
+      q, left = maps.query(q), left.replace(key_BTHK=maps.key(left.key_BTHK))
     far, summary = attend_far(
       fold, q, left, starts_BT, view.read("summary"),
       block_len=q.shape[1] if chosen == "reference" else far_block_len(fold, config, q.shape[1]))

@@ -10,9 +10,10 @@ from lattice_jax.memories.local.convert import as_local, check_choice, lower, ru
 from lattice_jax.memories.local.far import far_multiply_adds, find_fold
 from lattice_jax.memories.local.layer import LocalAttention
 from lattice_jax.memories.local.layers import at_block, rows
+from lattice_jax.memories.local.maps_file import read_fitted
 from lattice_jax.memories.local.profile import resolve
 from lattice_jax.memories.local.state import LocalCache, LocalView, clear
-from lattice_jax.memories.memory import Carried, Memory, Windowed
+from lattice_jax.memories.memory import Carried, Fitted, Memory, Windowed
 from lattice_jax.memories.multiply_adds import attention_projections
 from lattice_jax.ops.local import ALL
 
@@ -41,7 +42,8 @@ def _multiply_adds(model: ModelConfig, length: int) -> float:
   beside = model.local.sinks + model.local.picks
   seen = sum(_mean_seen(length, length if window == ALL else window + beside) for window in windows)
   one = attention.key_dim, attention.value_dim
-  reads = attention.heads * (seen / len(windows) * sum(one) + far_multiply_adds(model.local, *one))
+  far = far_multiply_adds(model.local, attention.heads // attention.kv_heads, *one)
+  reads = attention.heads * (seen / len(windows) * sum(one) + far)
   return attention_projections(model.dim, attention) + reads
 
 
@@ -55,7 +57,7 @@ def _visible(model: ModelConfig, query: int, key: int) -> bool:
   """Whether some head of some layer may see it, or a summary that it is in."""
   windows = flat(rows(model))
   # any token may be a pick; what other summaries keep is not differentiated
-  is_far = model.local.far in ("mean", "moments") or model.local.picks > 0
+  is_far = model.local.far in ("mean", "moments", "features") or model.local.picks > 0
   return key <= query and (is_far or key < model.local.sinks or ALL in windows or query - key < max(windows))
 
 
@@ -71,6 +73,7 @@ MEMORIES = {
     composes_kernels=True,
     resolve=resolve,
     at_block=at_block,
+    fitted=Fitted("local.maps", read_fitted),
     windowed=Windowed(
       check=check_choice, rungs=rungs_for, with_windows=with_windows, from_full=as_local, lower=lower,
       far_share=lambda cache: (cache.seen_B, cache.far_share_B)),

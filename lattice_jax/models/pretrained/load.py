@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -62,12 +64,14 @@ class Weights(Protocol):
 class Pretrained:
   """A model whose files hold what its config promises; `params` reads them.
 
-  context_len: the number of tokens that it was made or stretched to read.
+  context_len: the number of tokens that it was made or stretched to read. fitted: parameters that are in no file of the
+  model, by their paths, stacked over the repetitions of the pattern.
   """
 
   model: ModelConfig
   context_len: int
   weights: Weights
+  fitted: Mapping[str, np.ndarray] = field(default_factory=dict)
 
   def with_memories(self, model: ModelConfig) -> Pretrained:
     """The same weights in a model whose layers have other memories, all of which attend.
@@ -86,10 +90,39 @@ class Pretrained:
         "or each.")
     return replace(self, model=model)
 
+  def with_fitted(self, model: ModelConfig) -> Pretrained:
+    """The same weights with the parameters that the memories of `model` have beside those of attention.
+
+    Raises:
+      ValueError: no file is named that holds them, or it was made for other weights.
+    """
+    fitted = {}
+    for block, memory in enumerate(model.pattern):
+      record = find_memory(memory).fitted
+      arrays = {} if record is None else record.read(model, self.digest)
+      fitted |= {
+        f"groups/block_{block}/memory/{name}": np.asarray(array)[block::len(model.pattern)]
+        for name, array in arrays.items()}
+    return replace(self, fitted=fitted)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """16 hex digits of the first and the last layer's key projections: which weights these are."""
+    names = file_names("groups/block_0/memory/key", replace(self.model, pattern=("attention",)))
+    digest = hashlib.blake2b(digest_size=8)
+    for name in (names[0], names[-1]):
+      digest.update(np.ascontiguousarray(self.weights.read(name)))
+    return digest.hexdigest()
+
   @property
   def shapes(self) -> Any:
     """The tree of the parameters' shapes."""
-    return parameter_shapes(self.model)
+    shapes = parameter_shapes(self.model)
+    groups = {block: {**parts, "memory": dict(parts["memory"])} for block, parts in shapes["groups"].items()}
+    for path, array in self.fitted.items():
+      _, block, _, name = path.split("/")
+      groups[block]["memory"][name] = jax.ShapeDtypeStruct(array.shape, array.dtype)
+    return {**shapes, "groups": groups}
 
   def params(self, shardings: Any = None, *, stored: bool = False) -> Any:
     """Our parameters: matrices in the model's dtype, norms and biases in float32.
@@ -104,6 +137,8 @@ class Pretrained:
 
     def fill(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, sharding: Any) -> Any:
       name = leaf_name(path)
+      if name in self.fitted:
+        return jax.device_put(self.fitted[name], sharding)
       if stored and is_matrix(name):
         whole = sharding and NamedSharding(sharding.mesh, PartitionSpec())
         return jax.device_put(self._read_stored(name), whole)
@@ -218,3 +253,17 @@ def _check_frequencies(weights: Weights, name: str, model: ModelConfig) -> None:
 def _and_others(names: Iterable[str]) -> str:
   others = len(list(names)) - 1
   return f" and {others} others" if others > 1 else " and 1 other" if others else ""
+
+
+def check_no_file(model: ModelConfig, stored: ModelConfig | None = None) -> None:
+  """Raises ValueError if the model of a run, whose parameters are its own, is given a file for a pretrained one.
+
+  stored: as the run has it, which may have started from that file.
+  """
+  for memory in dict.fromkeys(model.pattern):
+    record = find_memory(memory).fitted
+    given = record and operator.attrgetter(record.field)(model)
+    if given and (stored is None or given != operator.attrgetter(record.field)(stored)):
+      raise ValueError(
+        f"model.{record.field}={given} holds parameters that a pretrained model lacks, and this run has its own; leave "
+        "it out.")

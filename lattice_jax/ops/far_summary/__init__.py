@@ -15,10 +15,12 @@ from jaxtyping import Array, Float
 
 from lattice_jax.ops.attention import MASKED, merge
 from lattice_jax.ops.attention.fold import Fold
+from lattice_jax.ops.far_summary.features import FeatureMap, FeatureMaps, Features
 from lattice_jax.ops.far_summary.matching import Matching
 from lattice_jax.ops.far_summary.moments import Mean, Moments
 
-__all__ = ["FarSummary", "Matching", "Mean", "Moments", "join", "summary_bytes"]
+__all__ = [
+  "FarSummary", "FeatureMap", "FeatureMaps", "Features", "Matching", "Mean", "Moments", "join", "summary_bytes"]
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Attention to a summary: to blocks with moments, and to slots with weights."""
+"""Attention to a summary: to blocks with moments, to slots with weights, and to sums over features."""
 
 from __future__ import annotations
 
@@ -47,18 +47,41 @@ def read_slots(q_BTQK: jax.Array, slots: Slots) -> tuple[jax.Array, jax.Array]:
   return where_held((slots.weight_BHM > 0).any(2), out_BTHGV, lse_BTHG)
 
 
-def by_head(q_BTQK: jax.Array, heads: int) -> jax.Array:
-  """[B, T, H, G, K] in float32, scaled by K^-1/2. Raises ValueError if the heads cannot share the queries evenly."""
+def read_features(
+  feature_BTQR: jax.Array, value_BHRV: jax.Array, weight_BHR: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Output [B, T, Q, V] and log-sum-exp [B, T, Q] of attention by positive features.
+
+  A query whose features are zeros, such as one that fills up a block, finds no token.
+  """
+  feature_BTHGR = by_head(feature_BTQR, weight_BHR.shape[1], scale=1.0)
+  total_BTHG = _sum("BTHGR,BHR->BTHG", feature_BTHGR, weight_BHR)
+  has_BTHG = total_BTHG > 0
+  lse_BTHG = jnp.log(jnp.where(has_BTHG, total_BTHG, 1))
+  # not divided by the total, whose square, in that gradient, may be less than the smallest float32
+  share_BTHGR = feature_BTHGR * jnp.exp(-lse_BTHG)[..., None]
+  return _where_found(has_BTHG, _sum("BTHGR,BHRV->BTHGV", share_BTHGR, value_BHRV), lse_BTHG)
+
+
+def by_head(q_BTQK: jax.Array, heads: int, scale: float | None = None) -> jax.Array:
+  """[B, T, H, G, K] in float32, times `scale`, by default K^-1/2.
+
+  Raises ValueError if the heads cannot share the queries evenly.
+  """
   batch, length, num_queries, key_dim = q_BTQK.shape
+  scale = key_dim**-0.5 if scale is None else scale
   if num_queries % heads:
     raise ValueError(
       f"{num_queries} query heads cannot share the summaries of {heads} heads evenly; use a multiple of {heads}.")
-  return q_BTQK.astype(jnp.float32).reshape(batch, length, heads, num_queries // heads, key_dim) * key_dim**-0.5
+  return q_BTQK.astype(jnp.float32).reshape(batch, length, heads, num_queries // heads, key_dim) * scale
 
 
 def where_held(has_BH: jax.Array, out_BTHGV: jax.Array, lse_BTHG: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Output [B, T, Q, V] and log-sum-exp [B, T, Q], 0 and MASKED where a head has no token."""
-  has_BTHG = jnp.broadcast_to(has_BH[:, None, :, None], lse_BTHG.shape)
+  return _where_found(jnp.broadcast_to(has_BH[:, None, :, None], lse_BTHG.shape), out_BTHGV, lse_BTHG)
+
+
+def _where_found(has_BTHG: jax.Array, out_BTHGV: jax.Array, lse_BTHG: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """The same with 0 and MASKED where a query finds no token."""
   out_BTHGV = jnp.where(has_BTHG[..., None], out_BTHGV, 0)
   lse_BTHG = jnp.where(has_BTHG, lse_BTHG, MASKED)
   batch, length = lse_BTHG.shape[:2]

@@ -136,12 +136,13 @@ def test_moments_are_read_with_the_curvature_of_the_config_and_older_runs_with_a
 def test_what_reading_a_summary_costs():
   def cost(**fields):
     far = fields.pop("far")
-    return far_multiply_adds(LocalConfig(far=far, summary=SummaryConfig(**fields)), KEY, VALUE)
+    return far_multiply_adds(LocalConfig(far=far, summary=SummaryConfig(**fields)), 2, KEY, VALUE)
 
   one = KEY + VALUE
   assert [cost(far="none"), cost(far="mean"), cost(far="mean", blocks=3)] == [0, one, 3 * one]
   assert cost(far="moments", blocks=2) == 2 * (one + KEY * VALUE) and cost(far="moments", cross=False) == one
   assert cost(far="matching", blocks=2, span=8, slots=4) == (2 * 4 + 8) * one
+  assert cost(far="features", features=3, hidden=7) == 3 * (VALUE + 1) + 7 * (KEY + 3) * 1.5
 
 
 def test_fields_that_contradict_one_another_are_refused_by_their_names_in_the_config():

@@ -74,6 +74,15 @@ def attention(q_TK, key_SK, value_SV, bias_S=0.0):
   return np.exp(score_TS - lse_T[:, None]) @ np.float64(value_SV), lse_T
 
 
+def features64(feature_map, head, x_NK):
+  """float64: e to the MLP's output, cut softly, over √R; GELU in its tanh form."""
+  into_KF, into_F, out_FR, out_R = (np.float64(x[head]) for x in (
+    feature_map.in_HKF, feature_map.in_bias_HF, feature_map.out_HFR, feature_map.out_bias_HR))
+  hidden_NF = np.float64(x_NK) @ into_KF + into_F
+  hidden_NF = 0.5 * hidden_NF * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden_NF + 0.044715 * hidden_NF**3)))
+  return np.exp(30 * np.tanh((hidden_NF @ out_FR + out_R) / 30)) / np.sqrt(len(out_R))
+
+
 def assert_close(got, want, tolerance=1e-5):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want)
