@@ -223,6 +223,7 @@ ROWS = (
   _recurrence_row("gla", "memory_BHKV", check=_every_write_was_the_same),
   _recurrence_row("deltanet", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),
   _recurrence_row("gated_deltanet", "memory_BHKV", check=_does_not_grow),
+  _recurrence_row("kimi_delta", "memory_BHKV", check=_does_not_grow, gated=True),
   replace(
     _recurrence_row("gated_slots", "key_BHMK", "value_BHMV", check=_does_not_grow),
     variants=(("one-slot", _recurrence("gated_slots", slots=1)),)),

@@ -1,4 +1,4 @@
-"""The delta rule as a memory layer: DeltaNet, and Gated DeltaNet where the memory decays.
+"""The delta rule as a memory layer: DeltaNet; Gated DeltaNet and Kimi delta attention, where the memory decays.
 
 Gates are those of the papers' own code.
 """
@@ -9,7 +9,7 @@ import jax
 
 from lattice_jax.memories.delta.config import DeltaConfig
 from lattice_jax.memories.delta.op import MatrixState, delta, empty_state
-from lattice_jax.memories.recurrent import RecurrentMemory
+from lattice_jax.memories.recurrent import RecurrentMemory, width_bias
 from lattice_jax.types import Segment, SumCount
 
 Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
@@ -41,3 +41,16 @@ class GatedDeltaNet(DeltaNet):
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
     decay_BTH1, _ = self.head_decay(x_BTD)
     return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, decay_BTH1, state, segment)
+
+
+class KimiDelta(DeltaNet):
+  """DeltaNet on a memory that decays by one factor a key channel; this and the output's gate are made by low rank."""
+
+  def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
+    logit_BTHK = self.low_rank_logit("decay", x_BTD, self.config.rank, self.key_dim, "key", start=width_bias)
+    decay_BTHK = self.decay_over(jax.nn.softplus(logit_BTHK))
+    return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment)
+
+  def output_gate(self, x_BTD: jax.Array) -> jax.Array:
+    logit_BTHV = self.low_rank_logit("gate", x_BTD, self.config.rank, self.config.value_dim, "value")
+    return jax.nn.sigmoid(logit_BTHV).astype(x_BTD.dtype)
