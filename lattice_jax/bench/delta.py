@@ -6,7 +6,6 @@ Outputs, last memory and gradients of every form are compared with those of the 
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from lattice_jax.bench.harness import BenchCase
 from lattice_jax.bench.vq import BLOCKWISE, blockwise
 from lattice_jax.memories.delta.op import MatrixState, gated_delta, kimi_delta
 
-SCAN, CHECKPOINTED = "token scan", "token scan, checkpointed"
+SCAN, CHECKPOINTED, DEFAULT = "token scan", "token scan, checkpointed", "chunks, default"
 MODES = ("fwd", "fwd+bwd")
 _CHECKPOINT_EVERY = 64  # tokens
 _DECAY_LOGIT = 3.0  # mean of the decays' logits: a token lives for some twenty
@@ -41,9 +40,8 @@ SHAPES = {
   "gated_delta": Shape(gated_delta, heads=4, width=64, is_by_channel=False),
   "kimi_delta": Shape(kimi_delta, heads=4, width=64, is_by_channel=True),
 }
-_DEFAULT = inspect.signature(kimi_delta).parameters["chunk_len"].default
 CHUNKS = (4, 8, 16, 32, 64, 128)
-BASELINES = (SCAN, CHECKPOINTED, BLOCKWISE, f"chunks of {_DEFAULT}")
+BASELINES = (SCAN, CHECKPOINTED, BLOCKWISE, DEFAULT)
 
 Inputs = tuple[jax.Array, ...]  # q, k, v, step, decay, memory
 
@@ -56,7 +54,9 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
   run = with_gradients if mode == "fwd+bwd" else lambda attend: attend
   exact = functools.cache(functools.partial(in_float64, run(_run(shape)), arguments))
   forms = {f"chunks of {chunk}": _run(shape, chunk_len=chunk) for chunk in CHUNKS}
-  forms |= {SCAN: _run(shape, impl="reference"), CHECKPOINTED: functools.partial(_run_checkpointed, shape)}
+  forms |= {
+    DEFAULT: _run(shape), SCAN: _run(shape, impl="reference"),
+    CHECKPOINTED: functools.partial(_run_checkpointed, shape)}
   for name, attend in forms.items():
     yield BenchCase(name, group, run(attend), arguments, batch * length, exact)
   yield BenchCase(BLOCKWISE, group, run(lambda q, k, v, *_: (blockwise(q, k, v),)), arguments, batch * length)

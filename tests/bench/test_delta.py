@@ -17,4 +17,4 @@ def test_errors_are_those_of_outputs_memory_and_gradients_against_float64(monkey
   results = measure(list(delta.cases("tiny", 12, "fwd+bwd", 1)), rounds=1, max_bytes=GIGA)
   errors = {result.case.name: result.error for result in results}
   assert errors.pop(delta.BLOCKWISE) is None
-  assert set(errors) == {"chunks of 4", delta.SCAN, delta.CHECKPOINTED} and max(errors.values()) < 1e-5
+  assert set(errors) == {"chunks of 4", delta.DEFAULT, delta.SCAN, delta.CHECKPOINTED} and max(errors.values()) < 1e-5
