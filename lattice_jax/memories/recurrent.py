@@ -15,8 +15,8 @@ does with q, k and v:
         out_BTHV, state = delta(q, k, v, step_BTH, state, segment.ids_BT, segment.valid_BT, impl=self.impl)
         return out_BTHV, state, {}
 
-`feature`, `output_gate` and `key_dim` may be replaced as well. The state of the op has a field `document_B`, which the
-convolution uses too: int32, `EMPTY` before the first token and `document_after` each call.
+`feature`, `unit_eps`, `output_gate` and `key_dim` may be replaced as well. The state of the op has a field `document_B`,
+which the convolution uses too: int32, `EMPTY` before the first token and `document_after` each call.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class RecurrentMemory(nn.Module):
     """Width of a head's queries and keys."""
     return self.config.key_dim
 
+  @property
+  def unit_eps(self) -> float:
+    """What is added to the squared lengths of q and k. With 1e-4 no gradient grows above 100-fold."""
+    return 1e-4
+
   def check(self) -> None:
     """Raises ValueError where fields of the config contradict one another."""
 
@@ -83,7 +88,7 @@ class RecurrentMemory(nn.Module):
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     """What becomes of "query", "key" or "value" after the convolution, in fp32; it may not make parameters."""
     x_BTHK = nn.silu(x_BTHK)
-    return x_BTHK if name == "value" else l2_normalize(x_BTHK)
+    return x_BTHK if name == "value" else l2_normalize(x_BTHK, eps=self.unit_eps)
 
   def output_gate(self, x_BTD: jax.Array) -> jax.Array:
     """[B, T, H, V] in the dtype of x, by which normed outputs are multiplied where the config says `gated`."""
@@ -120,7 +125,7 @@ class RecurrentMemory(nn.Module):
     out_BTHV, memory, metrics = self.recur(x_BTD, q_BTHK, k_BTHK, v_BTHV, state.memory, segment)
 
     gain_V = parameter(self, "gain", nn.initializers.ones, (config.value_dim,), ("value",))
-    out_BTHV = (rms_normalize(out_BTHV) * gain_V).astype(dtype)
+    out_BTHV = (rms_normalize(out_BTHV, eps=config.norm_eps) * gain_V).astype(dtype)
     if config.gated:
       out_BTHV *= self.output_gate(x_BTD)
     tail = state.tail and ConvTail(q_tail, k_tail, v_tail)
@@ -194,6 +199,6 @@ def _log_rate(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLik
   return jnp.log(jax.random.uniform(key, shape, dtype, *_RATE_RANGE))
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
-  """x / length over the last axis. What is shorter than 0.01 stays short, so that no gradient grows above 100-fold."""
-  return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-4)
+def l2_normalize(x: jax.Array, *, eps: float) -> jax.Array:
+  """x / length over the last axis. What is shorter than √eps stays short."""
+  return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + eps)

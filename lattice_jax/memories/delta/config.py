@@ -21,6 +21,7 @@ class DeltaConfig(RecurrentConfig):
   max_step: float = within(
     0, 2, 1.0, "of the delta rule, whose share of it each token and head chooses; beyond 2 it overshoots by more "
     "than it corrects", is_low_open=True)
+  unit_eps: float = positive(1e-4, "added to the squared lengths of q and k, by whose roots those are divided")
   gate_rank: int = at_least(
     0, 0, "of the projections that make the decays and the output's gate, a sigmoid, of kimi_delta; 0 = value_dim")
 

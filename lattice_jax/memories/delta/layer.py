@@ -20,6 +20,10 @@ class DeltaNet(RecurrentMemory):
 
   config: DeltaConfig
 
+  @property
+  def unit_eps(self) -> float:
+    return self.config.unit_eps
+
   def empty(self, batch: int) -> MatrixState:
     return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim)
 

@@ -25,6 +25,15 @@ class LinearAttention(RecurrentMemory):
 
   config: GatedLinearConfig
 
+  @property
+  def unit_eps(self) -> float:
+    return self.config.unit_eps
+
+  def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
+    if self.config.features == "unit":
+      return super().feature(name, x_BTHK)
+    return nn.silu(x_BTHK) if self.config.features == "silu" else x_BTHK
+
   def empty(self, batch: int) -> MatrixState:
     return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim)
 
