@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.cases import Case, Sizes
+from lattice_jax.memories.fla import FlaWeights, Params
 from lattice_jax.memories.multiply_adds import full_rank_gate, recurrent_frame
 
 
@@ -107,6 +108,8 @@ class Memory:
   at_block: (model, block of the pattern) → the model as the layers of that block take it.
   init_stack: (layer, batch, max_len, layers) → the states of a stack of layers that have read nothing.
   fitted: see `Fitted`; None of a memory whose parameters are never more than those of attention.
+  from_fla: (weights of a layer of flash-linear-attention, ε of its norm, whether its steps go up to two) → the layer
+    and its parameters; None where that library has no such layer.
   windowed: see `Windowed`; None of a memory whose heads have no windows of their own.
   carried: see `Carried`; None where the scan over layers takes states in and gives them out.
   """
@@ -129,6 +132,7 @@ class Memory:
   at_block: Callable[[ModelConfig, int], ModelConfig] = lambda model, block: model
   init_stack: Callable[[nn.Module, int, int, int], Any] = stack_alike
   fitted: Fitted | None = None
+  from_fla: Callable[[FlaWeights, float, bool], tuple[nn.Module, Params]] | None = None
   windowed: Windowed | None = None
   carried: Carried | None = None
 
@@ -147,6 +151,7 @@ def recurrent_memory(
   gates: Callable[[int, Any], float], passes: Callable[[Any], float], key_dim: str = "key_dim",
   output_gate: Callable[[int, Any], float] = full_rank_gate,
   check: Callable[[ModelConfig], None] = lambda model: None,
+  from_fla: Callable[[FlaWeights, float, bool], tuple[nn.Module, Params]] | None = None,
 ) -> Memory:
   """The record of a layer in the frame of `recurrent.py`, which needs to say only what goes on inside the frame.
 
@@ -162,4 +167,5 @@ def recurrent_memory(
     frame = recurrent_frame(model.dim, config, getattr(config, key_dim)) + output_gate(model.dim, config)
     return frame + gates(model.dim, config) + passes(config)
 
-  return Memory(make=maker(layer, section), multiply_adds=multiply_adds, cases=cases, check=check)
+  return Memory(
+    make=maker(layer, section), multiply_adds=multiply_adds, cases=cases, check=check, from_fla=from_fla)

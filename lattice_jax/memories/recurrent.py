@@ -15,8 +15,8 @@ does with q, k and v:
         out_BTHV, state = delta(q, k, v, step_BTH, state, segment.ids_BT, segment.valid_BT, impl=self.impl)
         return out_BTHV, state, {}
 
-`feature`, `unit_eps`, `output_gate` and `key_dim` may be replaced as well. The state of the op has a field `document_B`,
-which the convolution uses too: int32, `EMPTY` before the first token and `document_after` each call.
+`feature`, `unit_eps`, `output_gate` and `key_dim` may be replaced as well. The state of the op has a field
+`document_B`, which the convolution uses too: int32, `EMPTY` before the first token and `document_after` each call.
 """
 
 from __future__ import annotations
