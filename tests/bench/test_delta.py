@@ -7,9 +7,10 @@ import pytest
 from lattice_jax.bench import delta
 from lattice_jax.bench.harness import GIGA, measure
 from lattice_jax.memories.delta.op import gated_delta, kimi_delta
+from tests.thorough import further
 
 
-@pytest.mark.parametrize(("op", "is_by_channel"), [(gated_delta, False), (kimi_delta, True)], ids=["gated", "kimi"])
+@pytest.mark.parametrize(("op", "is_by_channel"), [(kimi_delta, True), *further((gated_delta, False))])
 def test_errors_are_those_of_outputs_memory_and_gradients_against_float64(monkeypatch, op, is_by_channel):
   monkeypatch.setitem(delta.SHAPES, "tiny", delta.Shape(op, heads=1, width=3, is_by_channel=is_by_channel))
   monkeypatch.setattr(delta, "CHUNKS", (4,))

@@ -17,6 +17,7 @@ from lattice_jax.memories.gated_linear import op as gated_linear
 from lattice_jax.memories.gated_slots import op as gated_slots
 from tests.contract.harness import quick_jit
 from tests.memories.published_layers import sigmoid, silu, softmax, softplus
+from tests.thorough import further
 
 LENGTH, DIM, HEADS, KEY, VALUE, RANK, TAPS = 11, 10, 2, 3, 4, 2, 3
 NORM_EPS, UNIT_EPS = 1e-5, 1e-6
@@ -44,6 +45,7 @@ KDA = STEP | {
   "A_log": (HEADS,), "dt_bias": (HEADS * KEY,), "f_proj.0.weight": (RANK, DIM),
   "f_proj.1.weight": (HEADS * KEY, RANK), "g_proj.0.weight": (RANK, DIM), "g_proj.1.weight": (HEADS * VALUE, RANK),
   "g_proj.1.bias": (HEADS * VALUE,)}
+FURTHER = "gla with convolutions", "deltanet with gate and long steps"
 LAYERS = {
   "gla": ("gla", tensors(**GLA, has_conv=False), {}),
   "gla with convolutions": ("gla", tensors(**GLA), {}),
@@ -118,7 +120,7 @@ def forward(name, w, allow_neg_eigval=False):
   return out.reshape(LENGTH, -1) @ w["o_proj.weight"].T
 
 
-@pytest.mark.parametrize("case", LAYERS)
+@pytest.mark.parametrize("case", ["gla", "deltanet", "gated_deltanet", "kimi_delta", *further(*FURTHER)])
 def test_our_layer_with_their_weights_computes_what_theirs_does(case):
   memory, weights, options = LAYERS[case]
   want = forward(memory, weights, **options)
