@@ -45,21 +45,15 @@ def cumulate(decay_BHCK: jax.Array) -> CumulativeDecay:
   return CumulativeDecay(before[:, :, :size], after[:, :, :size], tuple(levels))
 
 
-def between(decay: CumulativeDecay) -> jax.Array:
-  """[B, H, C, S, K]: what is left at token c of what token s ≤ c wrote, and zero for s > c."""
-  size = decay.before_BHCK.shape[2]
-  table = _assemble(
-    jnp.ones_like(_fill(decay.before_BHCK, 1)),
-    (before[:, :, :, :, None] * after[:, :, :, None] for before, after in decay.levels))
-  return table[:, :, :size, :size]
-
-
 def pair_scores(q_BHCK: jax.Array, k_BHSK: jax.Array, decay: CumulativeDecay) -> jax.Array:
   """[B, H, C, S]: products of a token's query with what is left of the key of a token of the same chunk."""
   size = q_BHCK.shape[2]
   if decay.before_BHCK.shape[-1] == 1:
     score_BHCS = jnp.einsum("BHCK,BHSK->BHCS", q_BHCK, k_BHSK, precision="highest")
-    return score_BHCS * between(decay)[..., 0]
+    between = _assemble(
+      jnp.ones_like(_fill(decay.before_BHCK, 1)[..., 0]),
+      (before * jnp.swapaxes(after, 3, 4) for before, after in decay.levels))
+    return score_BHCS * between[:, :, :size, :size]
   q, k = _fill(q_BHCK, 0), _fill(k_BHSK, 0)
 
   def across(before: jax.Array, after: jax.Array) -> jax.Array:
@@ -68,6 +62,21 @@ def pair_scores(q_BHCK: jax.Array, k_BHSK: jax.Array, decay: CumulativeDecay) ->
     return jnp.einsum("BHPCK,BHPSK->BHPCS", q_BHPCK, k_BHPSK, precision="highest")
 
   return _assemble((q * k).sum(-1), (across(*level) for level in decay.levels))[:, :, :size, :size]
+
+
+def mix(q_BHCK: jax.Array, k_BHCK: jax.Array, v_BHCM: jax.Array, decay: CumulativeDecay) -> jax.Array:
+  """[B, H, C, M]: Σ over s ≤ c of (q_c · k_s) times what is left of v_s, whose channels decay, at token c."""
+  size = q_BHCK.shape[2]
+  q, k, v = _fill(q_BHCK, 0), _fill(k_BHCK, 0), _fill(v_BHCM, 0)
+  total = (q * k).sum(-1, keepdims=True) * v
+  for before, after in decay.levels:
+    block = before.shape[3]
+    pair_BHPCS = jnp.einsum("BHPCK,BHPSK->BHPCS", _pairs(q, block)[1], _pairs(k, block)[0], precision="highest")
+    left_BHPSM = _pairs(v, block)[0] * after
+    first, second = _pairs(total, block)
+    second += before * jnp.einsum("BHPCS,BHPSM->BHPCM", pair_BHPCS, left_BHPSM, precision="highest")
+    total = _join(first, second)
+  return total[:, :, :size]
 
 
 def read_before(q_BHCK: jax.Array, decay: CumulativeDecay, memory_BHKV: jax.Array) -> jax.Array:
@@ -109,8 +118,8 @@ def _join(first_BHPCK: jax.Array, second_BHPCK: jax.Array) -> jax.Array:
 
 
 def _assemble(own: jax.Array, across: Iterable[jax.Array]) -> jax.Array:
-  """[B, H, C, S, …], zero for s > c, from [B, H, C, …] of a token with itself and [B, H, P, block, block, …] of a token
-  of the second of two blocks with one of the first, for blocks of 1, 2, 4 … tokens."""
+  """[B, H, C, S], zero for s > c, from [B, H, C] of a token with itself and [B, H, P, block, block] of a token of the
+  second of two blocks with one of the first, for blocks of 1, 2, 4 … tokens."""
   table = own[:, :, :, None, None]
   for lower_left in across:
     first, second = table[:, :, ::2], table[:, :, 1::2]
