@@ -32,7 +32,7 @@ carry2048, 8192, 32768      sequences of so many bytes in updates of 512, the me
 long2048                    sequences of 2,048 bytes, each one update of one row, with full backpropagation
 hybrid                      a window of 64 in the first layer
 softmax                     full softmax attention with rotary positions instead
-linear, scalar_decay, gla, deltanet, gated_deltanet, gated_slots, ttt_linear
+linear, scalar_decay, gla, deltanet, gated_deltanet, kimi_delta, gated_slots, ttt_linear
                             another recurrence instead, with a state of the same size; 1.6 % smaller for gated_slots,
                             half as large for ttt_linear
 

@@ -4,7 +4,8 @@ python scripts/prepare_data.py enwik8
 python train.py --config=configs/delta_enwik8.py --workdir=runs/delta_enwik8
 python train.py --config=configs/delta_enwik8.py:gated_deltanet --workdir=runs/gated_deltanet
 
-Variants: linear, scalar_decay (Mamba-2), gla, deltanet (the default), gated_deltanet, gated_slots, ttt_linear.
+Variants: linear, scalar_decay (Mamba-2), gla, deltanet (the default), gated_deltanet, kimi_delta (KDA), gated_slots,
+ttt_linear.
 Heads, size of the state and, to 0.2 %, parameters are those of `lattice_enwik8`. TTT-Linear's weights and bias hold
 1.6 % more numbers, and as many again while a mini-batch is open.
 
@@ -26,7 +27,8 @@ import ml_collections
 from configs import common, lattice_enwik8
 from lattice_jax.memories.registry import find_section
 
-RECURRENCES = ("linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "gated_slots", "ttt_linear")
+RECURRENCES = (
+  "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "kimi_delta", "gated_slots", "ttt_linear")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -67,10 +69,15 @@ def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1
 
 
 def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
-  """The number of a layer's parameters other than those of values, gate and output."""
+  """The number of a layer's parameters other than those of values, output and a gate as Lattice's."""
   config, dim, keys = model[find_section(name).name], model.dim, model.lattice.slots
   heads, values = config.heads, config.value_dim
   gate = heads * (dim + 1)
+
+  def low_rank(width: int) -> int:
+    rank = config.gate_rank or values
+    return rank * (dim + heads * width) + heads * width
+
   own = {
     "lattice": lambda: gate + heads * keys * values,
     "linear": lambda: 0,
@@ -78,6 +85,7 @@ def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
     "gla": lambda: config.gate_rank * (dim + heads * keys) + heads * keys,
     "deltanet": lambda: gate,
     "gated_deltanet": lambda: 2 * gate + heads,
+    "kimi_delta": lambda: gate + heads + low_rank(keys) + config.gated * (low_rank(values) - dim * heads * values),
     "gated_slots": lambda: dim * heads * config.slots,
     "ttt_linear": lambda: gate + heads * values * (values + 3) + config.mini_batch,
   }[name]()

@@ -3,7 +3,8 @@
 python scripts/prepare_data.py imagenet64
 python train.py --config=configs/delta_imagenet64.py --workdir=runs/delta_imagenet64
 
-Variants: linear, scalar_decay, gla, deltanet (the default), gated_deltanet, gated_slots, ttt_linear.
+Variants: linear, scalar_decay, gla, deltanet (the default), gated_deltanet, kimi_delta, gated_slots,
+ttt_linear.
 
 Cost: not yet measured (98 billion tokens). Expected: not yet measured.
 

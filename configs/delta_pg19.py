@@ -3,7 +3,8 @@
 python scripts/prepare_data.py pg19
 python train.py --config=configs/delta_pg19.py --workdir=runs/delta_pg19
 
-Variants: linear, scalar_decay, gla, deltanet (the default), gated_deltanet, gated_slots, ttt_linear.
+Variants: linear, scalar_decay, gla, deltanet (the default), gated_deltanet, kimi_delta, gated_slots,
+ttt_linear.
 
 Cost: not yet measured (33 billion tokens). Expected: not yet measured.
 

@@ -21,6 +21,7 @@ _HOMES = {
   "Segment": "lattice_jax.types",
   "compress_kv": "lattice_jax.library.compress_kv",
   "evaluate": "lattice_jax.library.runs",
+  "from_fla": "lattice_jax.library.fla",
   "generate": "lattice_jax.library.runs",
   "load_pretrained": "lattice_jax.library.runs",
   "load_run": "lattice_jax.library.runs",

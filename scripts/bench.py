@@ -2,6 +2,7 @@
 
 python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/results/bench_vq_cpu
 python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/bench_lattice_cpu
+python scripts/bench.py delta --head=kimi_delta --lengths=8192 --out=docs/results/bench_delta_cpu
 JAX_NUM_CPU_DEVICES=2 python scripts/bench.py lattice --lengths=8192 --cases=scan,blockwise --out=runs/bench
 
 Compilation is timed separately. Every ratio is a median over rounds in which all cases ran one after another. A second
@@ -24,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.bench import lattice, vq
+from lattice_jax.bench import delta, lattice, vq
 from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
 from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
 from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
@@ -32,7 +33,7 @@ from lattice_jax.commands.run import run_script
 from lattice_jax.files import read_jsonl
 from lattice_jax.runtime import enable_compilation_cache
 
-OPS = {"vq": vq, "lattice": lattice}
+OPS = {"vq": vq, "lattice": lattice, "delta": delta}
 
 
 def main() -> None:

@@ -66,11 +66,11 @@ def test_what_is_listed_is_there_and_what_is_not_is_not():
   layers = {type(layer_of(name)).__name__ for name in FOLDERS}
   assert {
     "SoftmaxAttention", "AnchorAttention", "LocalAttention", "VQAttention", "Lattice", "DeltaNet",
-    "TTTLinear"} <= layers
+    "KimiDelta", "TTTLinear"} <= layers
   assert layers <= set(dir(lj)) and lj.__all__ == dir(lj)
   assert {
     "softmax_attention", "anchor_attention", "local_attention", "vq_attention", "quantize", "lattice", "delta",
-    "gated_delta", "gated_linear", "gated_slots", "ttt"} <= set(dir(lj.ops))
+    "gated_delta", "kimi_delta", "gated_linear", "gated_slots", "ttt"} <= set(dir(lj.ops))
   assert all(getattr(lj, name) is not None for name in dir(lj))
   with pytest.raises(AttributeError, match=r"offers no 'Latice'\. Did you mean 'Lattice'"):
     _ = lj.Latice

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lattice_jax.bench.gradients import in_float64, with_gradients
 from lattice_jax.bench.harness import BenchCase
 from lattice_jax.bench.vq import BLOCKWISE, blockwise
 from lattice_jax.memories.lattice.op import Form, LatticeState, Rule, empty_state, lattice
@@ -59,8 +60,8 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
   shape = SHAPES[head]
   group = {"op": "lattice", "head": head, "T": length, "B": batch, "mode": mode, "dtype": "float32"}
   arguments = _inputs(shape, batch, length)
-  run = _with_gradients if mode == "fwd+bwd" else lambda attend: attend
-  exact = functools.cache(functools.partial(_exact, run(_run(Form())), arguments))
+  run = with_gradients if mode == "fwd+bwd" else lambda attend: attend
+  exact = functools.cache(functools.partial(in_float64, run(_run(Form())), arguments))
   forms = {name: _run(form) for name, form in FORMS.items()}
   forms |= {DEFINITION: _run(Form(), "reference"), CHECKPOINTED: _run_checkpointed}
   for name, attend in forms.items():
@@ -136,20 +137,3 @@ def _run_checkpointed(q, k, v, step, start):
 
 def _empty(start: jax.Array, step: jax.Array, form: Form) -> LatticeState:
   return empty_state(step.shape[0], *start.shape, rule=Rule(), form=form, dtype=start.dtype)
-
-
-def _with_gradients(attend: Callable[..., Any]) -> Callable[..., Any]:
-  def loss(*inputs):
-    outputs = attend(*inputs)
-    return (outputs[0] ** 2).sum(), outputs
-
-  def outputs_and_gradients(*inputs):
-    gradients, outputs = jax.grad(loss, argnums=range(len(inputs)), has_aux=True)(*inputs)
-    return *outputs, *gradients
-
-  return outputs_and_gradients
-
-
-def _exact(run: Callable[..., Any], arguments: Inputs) -> list[np.ndarray]:
-  with jax.enable_x64(True):
-    return [np.asarray(x) for x in jax.jit(run)(*(jnp.asarray(x, jnp.float64) for x in arguments))]

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.cases import Case, Sizes
-from lattice_jax.memories.multiply_adds import recurrent_frame
+from lattice_jax.memories.fla import FlaWeights, Params
+from lattice_jax.memories.multiply_adds import full_rank_gate, recurrent_frame
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Memory:
   at_block: (model, block of the pattern) → the model as the layers of that block take it.
   init_stack: (layer, batch, max_len, layers) → the states of a stack of layers that have read nothing.
   fitted: see `Fitted`; None of a memory whose parameters are never more than those of attention.
+  from_fla: (weights of a layer of flash-linear-attention, ε of its norm, whether its steps go up to two) → the layer
+    and its parameters; None where that library has no such layer.
   windowed: see `Windowed`; None of a memory whose heads have no windows of their own.
   carried: see `Carried`; None where the scan over layers takes states in and gives them out.
   """
@@ -129,6 +132,7 @@ class Memory:
   at_block: Callable[[ModelConfig, int], ModelConfig] = lambda model, block: model
   init_stack: Callable[[nn.Module, int, int, int], Any] = stack_alike
   fitted: Fitted | None = None
+  from_fla: Callable[[FlaWeights, float, bool], tuple[nn.Module, Params]] | None = None
   windowed: Windowed | None = None
   carried: Carried | None = None
 
@@ -145,18 +149,23 @@ def maker(layer: Callable[..., nn.Module], section: str) -> Callable[..., nn.Mod
 def recurrent_memory(
   layer: Callable[..., nn.Module], section: str, *, cases: Callable[[Sizes], Iterator[Case]],
   gates: Callable[[int, Any], float], passes: Callable[[Any], float], key_dim: str = "key_dim",
+  output_gate: Callable[[int, Any], float] = full_rank_gate,
   check: Callable[[ModelConfig], None] = lambda model: None,
+  from_fla: Callable[[FlaWeights, float, bool], tuple[nn.Module, Params]] | None = None,
 ) -> Memory:
   """The record of a layer in the frame of `recurrent.py`, which needs to say only what goes on inside the frame.
 
   gates: (width of the model, section of the config) → multiply-adds that make the gates of a token.
   passes: section of the config → multiply-adds of the recurrence itself, all heads together.
+  output_gate: as `gates`, of the gate on the output, where it is not the frame's.
   key_dim: the field that holds the width of a head's queries and keys.
   """
 
   def multiply_adds(model: ModelConfig, length: int) -> float:
     del length
     config = getattr(model, section)
-    return recurrent_frame(model.dim, config, getattr(config, key_dim)) + gates(model.dim, config) + passes(config)
+    frame = recurrent_frame(model.dim, config, getattr(config, key_dim)) + output_gate(model.dim, config)
+    return frame + gates(model.dim, config) + passes(config)
 
-  return Memory(make=maker(layer, section), multiply_adds=multiply_adds, cases=cases, check=check)
+  return Memory(
+    make=maker(layer, section), multiply_adds=multiply_adds, cases=cases, check=check, from_fla=from_fla)

@@ -14,7 +14,11 @@ def attention_projections(dim: int, config: Any) -> int:
 
 
 def recurrent_frame(dim: int, config: RecurrentConfig, key_dim: int) -> int:
-  """Projections and convolutions around a recurrence."""
+  """Projections, but that of the output's gate, and convolutions around a recurrence."""
   inputs = 2 * key_dim + config.value_dim
-  values = config.value_dim * (2 if config.gated else 1)
-  return config.heads * (dim * (inputs + values) + config.conv_width * inputs)
+  return config.heads * (dim * (inputs + config.value_dim) + config.conv_width * inputs)
+
+
+def full_rank_gate(dim: int, config: RecurrentConfig) -> int:
+  """The gate that a recurrence's output has in the frame, if any."""
+  return dim * config.heads * config.value_dim * config.gated

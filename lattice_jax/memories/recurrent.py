@@ -1,7 +1,7 @@
 """The frame of all recurrent memories: everything around the recurrence, which each of them brings.
 
 Projections to q, k and v, short convolution, SiLU, q and k of length one, the recurrence, norm of each head's output,
-SiLU gate, projection back. A memory is a subclass that says what its config is, what its empty state is, and what it
+gate, projection back. A memory is a subclass that says what its config is, what its empty state is, and what it
 does with q, k and v:
 
     class Delta(RecurrentMemory):
@@ -15,8 +15,8 @@ does with q, k and v:
         out_BTHV, state = delta(q, k, v, step_BTH, state, segment.ids_BT, segment.valid_BT, impl=self.impl)
         return out_BTHV, state, {}
 
-`feature` and `key_dim` may be replaced as well. The state of the op has a field `document_B`, which the convolution
-uses too: int32, `EMPTY` before the first token and `document_after` each call.
+`feature`, `unit_eps`, `output_gate` and `key_dim` may be replaced as well. The state of the op has a field
+`document_B`, which the convolution uses too: int32, `EMPTY` before the first token and `document_after` each call.
 """
 
 from __future__ import annotations
@@ -67,6 +67,11 @@ class RecurrentMemory(nn.Module):
     """Width of a head's queries and keys."""
     return self.config.key_dim
 
+  @property
+  def unit_eps(self) -> float:
+    """What is added to the squared lengths of q and k. With 1e-4 no gradient grows above 100-fold."""
+    return 1e-4
+
   def check(self) -> None:
     """Raises ValueError where fields of the config contradict one another."""
 
@@ -83,7 +88,11 @@ class RecurrentMemory(nn.Module):
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     """What becomes of "query", "key" or "value" after the convolution, in fp32; it may not make parameters."""
     x_BTHK = nn.silu(x_BTHK)
-    return x_BTHK if name == "value" else l2_normalize(x_BTHK)
+    return x_BTHK if name == "value" else l2_normalize(x_BTHK, eps=self.unit_eps)
+
+  def output_gate(self, x_BTD: jax.Array) -> jax.Array:
+    """[B, T, H, V] in the dtype of x, by which normed outputs are multiplied where the config says `gated`."""
+    return nn.silu(self.project("gate", x_BTD, self.config.value_dim, "value"))
 
   def init_state(self, batch: int, max_len: int = 0) -> RecurrentState:
     """Nothing read; the size does not depend on `max_len`."""
@@ -116,9 +125,9 @@ class RecurrentMemory(nn.Module):
     out_BTHV, memory, metrics = self.recur(x_BTD, q_BTHK, k_BTHK, v_BTHV, state.memory, segment)
 
     gain_V = parameter(self, "gain", nn.initializers.ones, (config.value_dim,), ("value",))
-    out_BTHV = (rms_normalize(out_BTHV) * gain_V).astype(dtype)
+    out_BTHV = (rms_normalize(out_BTHV, eps=config.norm_eps) * gain_V).astype(dtype)
     if config.gated:
-      out_BTHV *= nn.silu(self.project("gate", x_BTD, config.value_dim, "value"))
+      out_BTHV *= self.output_gate(x_BTD)
     tail = state.tail and ConvTail(q_tail, k_tail, v_tail)
     return LayerOutput(
       y_BTD=join_heads(self, out_BTHV, dim), state=RecurrentState(tail, memory), losses={}, metrics=metrics,
@@ -136,11 +145,27 @@ class RecurrentMemory(nn.Module):
     bias_H = parameter(self, f"{name}_bias", init, (heads,), ("heads",))
     return jnp.einsum("BTD,DH->BTH", x_BTD, w_DH.astype(x_BTD.dtype), preferred_element_type=jnp.float32) + bias_H
 
+  def low_rank_logit(
+    self, name: str, x_BTD: jax.Array, rank: int, width: int, axis: str, *,
+    start: nn.initializers.Initializer = nn.initializers.zeros,
+  ) -> jax.Array:
+    """[B, T, H, width] in fp32 by way of `rank` numbers a token, as `head_logit`. axis: "key" or "value"."""
+    dim, heads = x_BTD.shape[-1], self.config.heads
+    down_DR = weight(self, f"{name}_down", (dim, rank), ("embed", "rank"), fan_in=dim)
+    up_RHK = weight(self, f"{name}_up", (rank, heads, width), ("rank", "heads", axis), fan_in=rank)
+    bias_HK = parameter(self, f"{name}_bias", start, (heads, width), ("heads", axis))
+    low_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, down_DR.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum("BTR,RHK->BTHK", low_BTR, up_RHK) + bias_HK
+
   def head_decay(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Decays exp(−A Δ) and Δ, both [B, T, H, 1]: Δ from the token, A of the head."""
-    width_BTH = jax.nn.softplus(self.head_logit("width", x_BTD, start=_width_bias))
+    width_BTH1 = jax.nn.softplus(self.head_logit("width", x_BTD, start=width_bias))[..., None]
+    return self.decay_over(width_BTH1), width_BTH1
+
+  def decay_over(self, width_BTHK: jax.Array) -> jax.Array:
+    """exp(−A Δ) for Δ of any last axis; A of the head."""
     log_rate_H = parameter(self, "log_rate", _log_rate, (self.config.heads,), ("heads",))
-    return jnp.exp(-jnp.exp(log_rate_H) * width_BTH)[..., None], width_BTH[..., None]
+    return jnp.exp(-jnp.exp(log_rate_H)[:, None] * width_BTHK)
 
   def _lacks(self, name: str) -> TypeError:
     return TypeError(
@@ -164,7 +189,7 @@ class RecurrentMemory(nn.Module):
     return convolve(x_BTHK, tap_WHK, tail_BWHK)
 
 
-def _width_bias(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
+def width_bias(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
   """Biases whose softplus is log-uniform."""
   low, high = jnp.log(jnp.array(_WIDTH_RANGE))
   return jnp.log(jnp.expm1(jnp.exp(jax.random.uniform(key, shape, dtype, low, high))))
@@ -174,6 +199,6 @@ def _log_rate(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLik
   return jnp.log(jax.random.uniform(key, shape, dtype, *_RATE_RANGE))
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
-  """x / length over the last axis. What is shorter than 0.01 stays short, so that no gradient grows above 100-fold."""
-  return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-4)
+def l2_normalize(x: jax.Array, *, eps: float) -> jax.Array:
+  """x / length over the last axis. What is shorter than √eps stays short."""
+  return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + eps)

@@ -26,6 +26,7 @@ FOLDERS = {
   "gla": "gated_linear",
   "deltanet": "delta",
   "gated_deltanet": "delta",
+  "kimi_delta": "delta",
   "gated_slots": "gated_slots",
   "ttt_linear": "ttt",
 }

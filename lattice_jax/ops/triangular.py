@@ -7,28 +7,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+def filled_size(size: int) -> int:
+  """The next power of two: what is taken by halves is filled up to it."""
+  return 1 << (size - 1).bit_length()
+
+
 @jax.custom_jvp
 def inverse_unit_lower(strict: Float[Array, "*batch C C"]) -> Float[Array, "*batch C C"]:
-  """(I + strict)⁻¹ for a strictly lower [..., C, C], by doubling the blocks whose inverse is known."""
+  """(I + strict)⁻¹ for a strictly lower [..., C, C], from the inverses of its halves."""
   size = strict.shape[-1]
-  row = jnp.arange(size)
-  inverse = jnp.broadcast_to(jnp.eye(size, dtype=strict.dtype), strict.shape)
-  block = 1
-  while block < size:
-    # Within blocks twice as large, the lower left quarter is what the inverse lacks: -X L X.
-    pair, side = row // (2 * block), row // block % 2
-    is_new = (pair[:, None] == pair) & (side[:, None] > side)
-    inverse = inverse - _product(inverse, jnp.where(is_new, strict, 0), inverse)
-    block *= 2
-  return inverse
+  missing = filled_size(size) - size
+  filled = jnp.pad(strict, (*((0, 0),) * (strict.ndim - 2), (0, missing), (0, missing))) if missing else strict
+  return _invert(filled)[..., :size, :size]
 
 
 @inverse_unit_lower.defjvp
 def _inverse_unit_lower_jvp(primals, tangents):
-  # Two products, where the derivative of the doubling would take four in every one of its rounds.
+  # Two products of whole matrices, where the derivative of the halving would take four in every one of its rounds.
   inverse = inverse_unit_lower(*primals)
-  return inverse, -_product(inverse, jnp.tril(*tangents, -1), inverse)
+  return inverse, -_product(inverse, _product(jnp.tril(*tangents, -1), inverse))
 
 
-def _product(left: jax.Array, middle: jax.Array, right: jax.Array) -> jax.Array:
-  return jnp.matmul(left, jnp.matmul(middle, right, precision="highest"), precision="highest")
+def _invert(strict: jax.Array) -> jax.Array:
+  size = strict.shape[-1]
+  if size == 1:
+    return jnp.ones_like(strict)
+  first, second = slice(size // 2), slice(size // 2, size)
+  upper, lower = _invert(jnp.stack([strict[..., first, first], strict[..., second, second]]))
+  lower_left = -_product(lower, _product(strict[..., second, first], upper))
+  return jnp.concatenate([
+    jnp.concatenate([upper, jnp.zeros_like(upper)], -1), jnp.concatenate([lower_left, lower], -1)], -2)
+
+
+def _product(left: jax.Array, right: jax.Array) -> jax.Array:
+  return jnp.matmul(left, right, precision="highest")

@@ -59,7 +59,7 @@ def heads(x_TD, w_DHK):
 
 
 def recurrent(name, params, x_TD, config):
-  """The block around all recurrences: short convolution, SiLU, q and k of length one, RMS norm of a head, SiLU gate."""
+  """The block around all recurrences: short convolution, SiLU, q and k of length one, RMS norm of a head, gate."""
   def project(what, feature):
     return feature(conv(heads(x_TD, params[what]), params[f"{what}_taps"]))
 
@@ -71,8 +71,13 @@ def recurrent(name, params, x_TD, config):
   q, k, v = (project(what, feature) for what, feature in zip(("query", "key", "value"), features, strict=True))
   out_THV = np.stack([
     RECURRENCES[name](params, x_TD, q[:, h], k[:, h], v[:, h], h, config) for h in range(q.shape[1])], axis=1)
-  out_THV = rms_norm(out_THV) * params["gain"] * silu(heads(x_TD, params["gate"]))
-  return np.einsum("thv,hvd->td", out_THV, params["out"])
+  gate_THV = low_rank_gate(params, x_TD) if name == "kimi_delta" else silu(heads(x_TD, params["gate"]))
+  return np.einsum("thv,hvd->td", rms_norm(out_THV) * params["gain"] * gate_THV, params["out"])
+
+
+def low_rank_gate(params, x_TD):
+  """Kimi Linear's (2510.26692) gate of the output."""
+  return sigmoid(heads(x_TD @ params["gate_down"], params["gate_up"]) + params["gate_bias"])
 
 
 def logit(params, name, x_TD, h):
@@ -108,6 +113,13 @@ def gated_deltanet(params, x_TD, q, k, v, h, config):
   return ops.delta(q, k, v, config.max_step * sigmoid(logit(params, "step", x_TD, h)), decay)
 
 
+def kimi_delta(params, x_TD, q, k, v, h, config):
+  """α = exp(−exp(A_log) · softplus(W↑ W↓ x + dt_bias)), channel by channel."""
+  low = x_TD @ params["decay_down"] @ params["decay_up"][:, h] + params["decay_bias"][h]
+  decay = np.exp(-np.exp(params["log_rate"][h]) * softplus(low))
+  return ops.kimi_delta(q, k, v, config.max_step * sigmoid(logit(params, "step", x_TD, h)), decay)[0]
+
+
 def gated_slots(params, x_TD, q, k, v, h, config):
   return ops.gated_slots(q, k, v, sigmoid(x_TD @ params["decay"][:, h]) ** (1 / 8))
 
@@ -130,6 +142,7 @@ def lattice(params, x_TD, q, k, v, h, config):
 
 RECURRENCES = {
   "linear": linear, "scalar_decay": scalar_decay, "gla": gla, "deltanet": deltanet, "gated_deltanet": gated_deltanet,
+  "kimi_delta": kimi_delta,
   "gated_slots": gated_slots, "ttt_linear": ttt_linear, "lattice": lattice}
 
 

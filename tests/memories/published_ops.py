@@ -34,6 +34,18 @@ def delta(q_TK, k_TK, v_TV, step_T, decay_T=None):
   return np.stack(out)
 
 
+def kimi_delta(q_TK, k_TK, v_TV, step_T, decay_TK, S_KV=None):
+  """S ← (I − β k kᵀ) diag(α) S + β k vᵀ;  o = Sᵀ q: Kimi delta attention (2510.26692), whose S is [K, V].
+
+  Returns (outputs, last S).
+  """
+  S, out = np.zeros((k_TK.shape[1], v_TV.shape[1])) if S_KV is None else S_KV, []
+  for q, k, v, beta, alpha in zip(q_TK, k_TK, v_TV, step_T, decay_TK, strict=True):
+    S = (np.eye(len(k)) - beta * np.outer(k, k)) @ np.diag(alpha) @ S + beta * np.outer(k, v)
+    out.append(S.T @ q)
+  return np.stack(out), S
+
+
 def gated_slots(q_TK, k_TK, v_TV, decay_TM):
   """K̃ ← diag(a) K̃ + (1 − a) kᵀ;  Ṽ likewise;  o = Ṽᵀ softmax(K̃ q): Gated Slot Attention (2409.07146)."""
   keys, values, out = np.zeros((decay_TM.shape[1], k_TK.shape[1])), np.zeros((decay_TM.shape[1], v_TV.shape[1])), []

@@ -69,7 +69,7 @@ CASES = (
   _matrix("gla", gated_linear.gated_linear, decay=(KEY,)),
   _matrix("deltanet", delta.delta, step=()),
   _matrix("gated_deltanet", delta.delta, step=(), decay=(1,)),
-  _matrix("channel_deltanet", delta.delta, step=(), decay=(KEY,)),
+  _matrix("kimi_delta", delta.kimi_delta, step=(), decay=(KEY,)),
   Case(
     "gated_slots", {"q": (KEY,), "k": (KEY,), "v": (VALUE,), "share": (SLOTS,), "decay": (SLOTS,)}, VALUE,
     functools.partial(gated_slots.empty_state, ROWS, HEADS, SLOTS, KEY, VALUE), _call_slots),

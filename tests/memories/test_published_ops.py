@@ -53,6 +53,10 @@ def delta_rule(impl, decay=None):
   return delta.delta(*arrays(Q, K, V, STEP, decay), MATRIX(), IDS, VALID, chunk_len=CHUNK, impl=impl)[0]
 
 
+def kimi_delta(impl):
+  return delta.kimi_delta(*arrays(Q, K, V, STEP, CHANNELS), MATRIX(), IDS, VALID, chunk_len=CHUNK, impl=impl)[0]
+
+
 def slots(impl):
   state = gated_slots.empty_state(BATCH, HEADS, SLOTS, KEY, VALUE, dtype=FLOAT64)
   return gated_slots.gated_slots(
@@ -82,6 +86,7 @@ CASES = {
   "gated_deltanet": (
     functools.partial(delta_rule, decay=SCALAR[..., None]),
     lambda b, h: published.delta(*head(b, h, Q, K, V, STEP, SCALAR))),
+  "kimi_delta": (kimi_delta, lambda b, h: published.kimi_delta(*head(b, h, Q, K, V, STEP, CHANNELS))[0]),
   "gated_slots": (slots, lambda b, h: published.gated_slots(*head(b, h, Q, K, V, SHARES))),
   "ttt_linear": (
     ttt_linear,

@@ -131,7 +131,7 @@ def test_linear_attention_is_attention_without_softmax():
     np.testing.assert_allclose(run(BY_NAME["linear"], here).out, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("narrow", "wide"), [("scalar_decay", "gla"), ("gated_deltanet", "channel_deltanet")])
+@pytest.mark.parametrize(("narrow", "wide"), [("scalar_decay", "gla"), ("gated_deltanet", "kimi_delta")])
 def test_equal_decays_of_all_channels_are_one_decay(narrow, wide):
   with jax.enable_x64(True):
     here = scene(BY_NAME[narrow], "float64")

@@ -69,11 +69,12 @@ def assert_uniform(values, low, high):
     np.quantile(values, [0.25, 0.5, 0.75]), low + (high - low) * np.array([0.25, 0.5, 0.75]), atol=0.12 * (high - low))
 
 
-def test_gates_of_mamba_2_start_where_its_paper_lets_them():
-  params = start_of("scalar_decay")
-  assert_uniform(np.log(np.log1p(np.exp(np.float64(params["width_bias"])))), np.log(1e-3), np.log(1e-1))
+@pytest.mark.parametrize(("memory", "bias"), [("scalar_decay", "width_bias"), ("kimi_delta", "decay_bias")])
+def test_gates_of_mamba_2_start_where_its_paper_lets_them(memory, bias):
+  params = start_of(memory)
+  assert_uniform(np.log(np.log1p(np.exp(np.float64(params[bias])))), np.log(1e-3), np.log(1e-1))
   assert_uniform(np.exp(params["log_rate"]), 1, 16)
-  assert (params["skip"] == 1).all()
+  assert (params.get("skip", 1) == np.ones(1)).all()
 
 
 def test_memories_that_learn_start_from_spread_weights_and_gates_half_open():

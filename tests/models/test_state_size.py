@@ -32,7 +32,8 @@ def test_recurrences_have_the_states_that_are_claimed(get_config, lattice, ttt):
 
 @pytest.mark.parametrize(("base", "get_config", "variants", "within"), [
   (ablation_lattice.get_config("base"), ablation_lattice.get_config, ("ttt_linear", "gla", "slots192"), 1e-3),
-  (lattice_enwik8.get_config(), delta_enwik8.get_config, ("linear", "ttt_linear"), 2e-3)], ids=["ablation", "enwik8"])
+  (lattice_enwik8.get_config(), delta_enwik8.get_config, ("linear", "kimi_delta", "ttt_linear"), 2e-3)],
+  ids=["ablation", "enwik8"])
 def test_parameters_are_as_equal_as_is_claimed(base, get_config, variants, within):
   def parameters(config):
     model = parse_config(config).model

@@ -99,6 +99,9 @@ DECAYS = {
   "gla": (RECURRENT | {"decay_down", "decay_up"}, {"decay_bias", "gain"}),
   "deltanet": (RECURRENT | {"step"}, {"step_bias", "gain"}),
   "gated_deltanet": (RECURRENT | {"step", "width"}, {"step_bias", "width_bias", "log_rate", "gain"}),
+  "kimi_delta": (
+    (RECURRENT - {"gate"}) | {"step", "decay_down", "decay_up", "gate_down", "gate_up"},
+    {"step_bias", "decay_bias", "gate_bias", "log_rate", "gain"}),
   "gated_slots": (RECURRENT | {"decay"}, {"gain"}),
   "ttt_linear": (
     RECURRENT | {"step"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lattice_jax.fields import positive, within
+from lattice_jax.fields import at_least, positive, within
 from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.memories.section import Section
 
@@ -15,15 +15,24 @@ class DeltaConfig(RecurrentConfig):
   """A head's state is key_dim × value_dim."""
 
   key_dim: int = positive(32, "of a head's queries and keys")
-  chunk_len: int = positive(
-    16, "tokens taken at a time; changes cost, not results. On matrix units 64 without channel decays")
+  chunk_len: int = at_least(
+    0, 0, "tokens taken at a time; changes cost, not results. 0 = what is quickest on a CPU, 32, or 16 with decays of "
+    "channels; on matrix units 64 without them")
   max_step: float = within(
     0, 2, 1.0, "of the delta rule, whose share of it each token and head chooses; beyond 2 it overshoots by more "
     "than it corrects", is_low_open=True)
+  unit_eps: float = positive(1e-4, "added to the squared lengths of q and k, by whose roots those are divided")
+  gate_rank: int = at_least(
+    0, 0, "of the projections that make the decays and the output's gate, a sigmoid, of kimi_delta; 0 = value_dim")
+
+  @property
+  def rank(self) -> int:
+    """`gate_rank`, where 0 has been replaced by what it stands for."""
+    return self.gate_rank or self.value_dim
 
 
 def _smoke(config: Any) -> dict[str, Any]:
-  return {"heads": min(4, config.heads), "key_dim": 16, "value_dim": 16, "chunk_len": 8}
+  return {"heads": min(4, config.heads), "key_dim": 16, "value_dim": 16, "chunk_len": 8, "gate_rank": 4}
 
 
-SECTION = Section("delta", DeltaConfig, "the memories \"deltanet\" and \"gated_deltanet\"", _smoke)
+SECTION = Section("delta", DeltaConfig, "the memories \"deltanet\", \"gated_deltanet\" and \"kimi_delta\"", _smoke)

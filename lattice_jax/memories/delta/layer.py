@@ -1,4 +1,4 @@
-"""The delta rule as a memory layer: DeltaNet, and Gated DeltaNet where the memory decays.
+"""The delta rule as a memory layer: DeltaNet; Gated DeltaNet and Kimi delta attention, where the memory decays.
 
 Gates are those of the papers' own code.
 """
@@ -9,7 +9,7 @@ import jax
 
 from lattice_jax.memories.delta.config import DeltaConfig
 from lattice_jax.memories.delta.op import MatrixState, delta, empty_state
-from lattice_jax.memories.recurrent import RecurrentMemory
+from lattice_jax.memories.recurrent import RecurrentMemory, width_bias
 from lattice_jax.types import Segment, SumCount
 
 Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
@@ -19,6 +19,10 @@ class DeltaNet(RecurrentMemory):
   """The value of a key is corrected, not added to."""
 
   config: DeltaConfig
+
+  @property
+  def unit_eps(self) -> float:
+    return self.config.unit_eps
 
   def empty(self, batch: int) -> MatrixState:
     return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim)
@@ -41,3 +45,16 @@ class GatedDeltaNet(DeltaNet):
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
     decay_BTH1, _ = self.head_decay(x_BTD)
     return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, decay_BTH1, state, segment)
+
+
+class KimiDelta(DeltaNet):
+  """DeltaNet on a memory that decays by one factor a key channel; this and the output's gate are made by low rank."""
+
+  def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
+    logit_BTHK = self.low_rank_logit("decay", x_BTD, self.config.rank, self.key_dim, "key", start=width_bias)
+    decay_BTHK = self.decay_over(jax.nn.softplus(logit_BTHK))
+    return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment)
+
+  def output_gate(self, x_BTD: jax.Array) -> jax.Array:
+    logit_BTHV = self.low_rank_logit("gate", x_BTD, self.config.rank, self.config.value_dim, "value")
+    return jax.nn.sigmoid(logit_BTHV).astype(x_BTD.dtype)

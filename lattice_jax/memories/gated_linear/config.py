@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lattice_jax.fields import positive
+from lattice_jax.fields import choice, positive
 from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.memories.section import Section
 
@@ -18,6 +18,10 @@ class GatedLinearConfig(RecurrentConfig):
   chunk_len: int = positive(
     16, "tokens taken at a time; changes cost, not results. On matrix units 64 without channel decays")
   gate_rank: int = positive(16, "of the projection that makes the decays of gla")
+  features: str = choice(
+    "unit", ("unit", "silu", "none"), "of q, k and v after the convolution: unit = SiLU, and q and k of length one; "
+    "silu = SiLU alone; none = as they are")
+  unit_eps: float = positive(1e-4, "added to the squared lengths of q and k, by whose roots those are divided")
 
 
 def _smoke(config: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lattice_jax.memories.gated_linear.config import GatedLinearConfig
 from lattice_jax.memories.gated_linear.op import MatrixState, empty_state, gated_linear
 from lattice_jax.memories.recurrent import RecurrentMemory
-from lattice_jax.modules import offset, parameter, weight
+from lattice_jax.modules import parameter
 from lattice_jax.types import Segment, SumCount
 
 Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
@@ -24,6 +24,15 @@ class LinearAttention(RecurrentMemory):
   """Keys and values are summed, and nothing decays."""
 
   config: GatedLinearConfig
+
+  @property
+  def unit_eps(self) -> float:
+    return self.config.unit_eps
+
+  def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
+    if self.config.features == "unit":
+      return super().feature(name, x_BTHK)
+    return nn.silu(x_BTHK) if self.config.features == "silu" else x_BTHK
 
   def empty(self, batch: int) -> MatrixState:
     return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim)
@@ -53,11 +62,6 @@ class GLA(LinearAttention):
   """One decay a key channel, from a projection of low rank."""
 
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
-    dim, config = x_BTD.shape[-1], self.config
-    shape = (config.heads, config.key_dim)
-    down_DR = weight(self, "decay_down", (dim, config.gate_rank), ("embed", "rank"), fan_in=dim)
-    up_RHK = weight(self, "decay_up", (config.gate_rank, *shape), ("rank", "heads", "key"), fan_in=config.gate_rank)
-    low_BTR = jnp.einsum("BTD,DR->BTR", x_BTD, down_DR.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
-    logit_BTHK = jnp.einsum("BTR,RHK->BTHK", low_BTR, up_RHK) + offset(self, "decay_bias", shape, ("heads", "key"))
+    logit_BTHK = self.low_rank_logit("decay", x_BTD, self.config.gate_rank, self.config.key_dim, "key")
     decay_BTHK = jnp.exp(jax.nn.log_sigmoid(logit_BTHK) / _GLA_DIVISOR)
     return self.add(q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment)

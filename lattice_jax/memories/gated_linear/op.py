@@ -27,7 +27,7 @@ def gated_linear(
     state: what came before; None starts without tokens.
     ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
       None: one document, all valid.
-    chunk_len: tokens taken at a time; a matter of cost alone: C² numbers a chunk and head, C² K with a decay a channel.
+    chunk_len: tokens taken at a time; a matter of cost alone.
     impl: "reference" is the definition, token by token.
 
   Returns:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.ops.calls import complete_call
-from lattice_jax.ops.decay.chunk import cumulate, read, write
+from lattice_jax.ops.decay.chunk import cumulate, mix, read, write
 from lattice_jax.ops.decay.tokens import Inputs, by_chunk, by_token, encode_documents
 from lattice_jax.ops.documents import EMPTY, document_after
 
@@ -51,7 +51,7 @@ def gated_slots(
     state: what came before; None starts without tokens.
     ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
       None: one document, all valid.
-    chunk_len: tokens taken at a time; a matter of cost alone: C² M numbers a chunk and head.
+    chunk_len: tokens taken at a time; a matter of cost alone.
     impl: "reference" is the definition, token by token.
 
   Returns:
@@ -85,9 +85,7 @@ def _chunk(slots: KeysAndValues, decay_BHCM: jax.Array, inputs: Inputs) -> tuple
   q_BHCK, k_BHCK, v_BHCV, share_BHCM = inputs
   key_BHMK, value_BHMV = slots
   decay = cumulate(decay_BHCM)
-  pair_BHCS = jnp.einsum("BHCK,BHSK->BHCS", q_BHCK, k_BHCK, precision="highest")
   score_BHCM = decay.before_BHCK * jnp.einsum("BHCK,BHMK->BHCM", q_BHCK, key_BHMK, precision="highest")
-  share_BHCSM = decay.between_BHCSK * share_BHCM[:, :, None]
-  score_BHCM += jnp.einsum("BHCS,BHCSM->BHCM", pair_BHCS, share_BHCSM, precision="highest")
+  score_BHCM += mix(q_BHCK, k_BHCK, share_BHCM, decay)
   out_BHCV = read(jax.nn.softmax(score_BHCM), share_BHCM, v_BHCV, decay, value_BHMV)
   return out_BHCV, (write(share_BHCM, k_BHCK, decay, key_BHMK), write(share_BHCM, v_BHCV, decay, value_BHMV))

@@ -37,7 +37,7 @@ class Lattice(RecurrentMemory):
 
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     x_BTHK = super().feature(name, x_BTHK)
-    return l2_normalize(x_BTHK) if name == "value" and self.config.unit_values else x_BTHK
+    return l2_normalize(x_BTHK, eps=self.unit_eps) if name == "value" and self.config.unit_values else x_BTHK
 
   def recur(
     self, x_BTD: jax.Array, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, state: LatticeState,
