@@ -57,6 +57,7 @@ def test_two_lines_of_existing_files_change(tree):
   assert added == {pathlib.Path("lattice_jax/memories/moving_average"), pathlib.Path("tests/memories/moving_average")}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a process of its own, with all the imports of the laws
 def test_the_memory_keeps_the_cheapest_laws(tree):

@@ -15,6 +15,7 @@ from lattice_jax.memories.local.config import LocalConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
 from lattice_jax.types import whole_segment
+from tests.thorough import further
 
 FULL = ModelConfig(
   dim=8, layers=2, vocab=32, pattern=("attention",), block="mlp", mlp_dim=8,
@@ -35,7 +36,7 @@ def test_bytes_read_are_those_of_the_slots():
   assert cache_bytes(LOCAL, 1, 20) == (3 * 6 + 20) * number + summary + share
 
 
-@pytest.mark.parametrize("model", [FULL, LOCAL], ids=["full", "local"])
+@pytest.mark.parametrize("model", [*further(FULL), LOCAL], ids=["full", "local"])
 def test_a_filled_state_is_as_after_reading(model, variables):
   tokens_BT = jnp.zeros((2, 9), jnp.int32)
   read = Decoder(model).apply(variables, tokens_BT, init_state(model, 2, 16), whole_segment(2, 9)).state

@@ -32,6 +32,7 @@ from tests.cache.streams import (
   feed,
   fresh,
 )
+from tests.thorough import further
 
 RING = replace(LAGKV, policy="window", window=WindowConfig(window=9), keep=0)
 CONFIGS = {"window": RING} | {name: replace(LAGKV, policy=name) for name in COMPRESSING}
@@ -106,7 +107,8 @@ def test_a_cache_without_a_fold_carries_nothing():
     "key_BSHK", "value_BSHV", "id_BS", "document_B"]
 
 
-@pytest.mark.parametrize("pieces", [[23], [1] * 23, [4, 9, 0, 10]], ids=["one call", "token by token", "uneven"])
+@pytest.mark.parametrize(
+  "pieces", [*further([23], [1] * 23), [4, 9, 0, 10]], ids=["one call", "token by token", "uneven"])
 def test_the_window_of_a_layer_hands_over_what_leaves_of_the_last_document(pieces):
   ids_BT, valid_BT = np.array([[0] * 23, [0] * 4 + [1] * 19, [0] * 2 + [1] * 21]), np.ones((3, 23), bool)
   valid_BT[2, 20:] = False

@@ -41,7 +41,8 @@ def row_of(policy: str) -> Row:
 
 
 @pytest.mark.parametrize(("policy", "law"), [
-  pytest.param(policy, law, marks=pytest.mark.xdist_group(f"cache-{policy}"))
+  pytest.param(policy, law, marks=[
+    pytest.mark.xdist_group(f"cache-{policy}"), *([pytest.mark.thorough] if law == "L9" else [])])
   for policy, names in ROWS.items() for law in names])
 def test_law_holds(policy, law):
   LAWS[law](row_of(policy))

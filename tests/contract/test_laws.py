@@ -46,6 +46,7 @@ def test_L1_any_split_gives_the_same(row):
   laws.split_invariant(row)
 
 
+@pytest.mark.thorough
 @each_row
 def test_L2_token_by_token_equals_the_sequence(row):
   laws.token_by_token(row)

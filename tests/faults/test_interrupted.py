@@ -12,6 +12,7 @@ import pytest
 
 from lattice_jax.inspect.same_run import differences
 from tests.faults.faulty_run import STEPS
+from tests.thorough import further
 from tests.training import tiny
 
 pytestmark = pytest.mark.slow
@@ -74,7 +75,7 @@ def assert_goes_on_to_the_same_end(train_to_the_end, unbroken, monkeypatch):
 @pytest.mark.parametrize(("moment", "fault", "sentence"), [
   ("import", "SIGINT", "stopped by SIGINT; nothing is lost"),
   ("import", "SIGTERM", "stopped by SIGTERM; nothing is lost"),
-  ("data", "SIGINT", "stopped by SIGINT; nothing is lost"),
+  *further(("data", "SIGINT", "stopped by SIGINT; nothing is lost")),
   ("compile", "SIGTERM", f"stopped by SIGTERM at step 0 of {STEPS}"),
   ("compile", "deaf_SIGINT", "aborted"),
 ])
@@ -87,7 +88,7 @@ def test_signal_before_the_first_update_ends_with_one_sentence(workdir, moment, 
 @pytest.mark.parametrize(("moment", "fault", "sentence"), [
   ("update", "SIGINT", "stopped by SIGINT at step 8"),
   ("update", "both_SIGINT", "aborted"),
-  ("evaluate", "SIGTERM", "stopped by SIGTERM at step 6"),
+  *further(("evaluate", "SIGTERM", "stopped by SIGTERM at step 6")),
   ("last_evaluate", "SIGTERM", f"stopped by SIGTERM at step {STEPS} of {STEPS}"),
   ("save", "SIGTERM", "stopped by SIGTERM at step 6"),
   ("save", "both_SIGINT", "aborted"),
@@ -111,7 +112,7 @@ def test_file_in_the_place_of_the_checkpoints_ends_the_run_at_once(workdir, asse
   ("update", "full_disk", "could not be written under"),
   ("save", "full_disk", "the checkpoint of step 5 could not be written under"),
   ("update", "full_metrics", "File too large"),
-  ("update", "read_only", "Permission denied"),
+  *further(("update", "read_only", "Permission denied")),
 ])
 def test_disk_that_takes_no_more_costs_no_checkpoint_that_is_there(
     workdir, assert_goes_on_to_the_same_end, moment, fault, sentence):

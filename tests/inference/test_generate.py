@@ -21,6 +21,7 @@ from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.sharding import tree_bytes, unbox
 from lattice_jax.types import whole_segment
+from tests.thorough import further
 
 MODEL = ModelConfig(
   vocab=40, dim=16, layers=2, pattern=("vq", "attention"), block="gau",
@@ -59,7 +60,8 @@ def teacher_forced_logits(variables, texts):
 
 
 @pytest.mark.parametrize(
-  "options", [{"temperature": 0.0}, {"temperature": 0.9, "top_k": 12, "top_p": 0.95}], ids=["greedy", "sampled"])
+  "options", [*further({"temperature": 0.0}), {"temperature": 0.9, "top_k": 12, "top_p": 0.95}],
+  ids=["greedy", "sampled"])
 def test_every_token_is_drawn_from_what_one_call_over_the_text_says(options):
   variables = make_variables(MODEL)
   texts = generate(MODEL, variables, PROMPTS, seed=5, **OPTIONS, **options)

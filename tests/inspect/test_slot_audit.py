@@ -71,6 +71,7 @@ def test_training_and_evaluation_keep_no_inputs(variables):
   assert "intermediates" not in jax.eval_shape(read, variables) and set(variables) == {"params", "buffers"}
 
 
+@pytest.mark.thorough
 def test_the_report_holds_everything_and_needs_nothing(loaded, tmp_path):
   text = tmp_path / "text.txt"
   text.write_text("to be & <not>\nto be")

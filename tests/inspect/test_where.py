@@ -19,6 +19,7 @@ from lattice_jax.inspect.instructions import describe_instructions, module_name,
 from lattice_jax.inspect.where import by_kind, by_path, format_tables, measure, own_seconds
 from lattice_jax.inspect.where_plots import plot_where
 from tests.models.tiny_files import LLAMA, make_tensors, write_folder
+from tests.thorough import further
 from tests.training import tiny
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "where.py"
@@ -170,7 +171,7 @@ def test_the_command_times_an_update(script, monkeypatch, tmp_path, capsys):
   assert "one update" in said and (tmp_path / "update.svg").exists()
 
 
-@pytest.mark.parametrize("part", ["prefill", "decode", "first"])
+@pytest.mark.parametrize("part", ["decode", "first", *further("prefill")])
 def test_the_command_times_a_pretrained_model(script, monkeypatch, tmp_path, capsys, part):
   model, load = LLAMA | {"max_position_embeddings": 256, "vocab_size": 259}, loaded_model.load_pretrained_model
   monkeypatch.setattr(loaded_model, "load_pretrained_model", lambda name, overrides, **options: load(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from lattice_jax.bench import lattice
+from lattice_jax.bench.gradients import with_gradients
 from lattice_jax.bench.vq import Shape, _empty, _inputs, _vq_step
 from lattice_jax.cache.kv_cache import CacheView, empty_cache
 from lattice_jax.cache.policy import make_policy
@@ -108,5 +109,5 @@ def test_lattice_cuts_its_inputs_into_chunks_and_no_more(has_gradient, most):
   """Forward: queries, keys, values and outputs; backward: these and their gradients, and the slots at boundaries."""
   arguments = lattice._inputs(lattice.Shape(heads=4, slots=16, value_dim=32), 1, 512)
   run = lattice._run(lattice.FORMS["scan"])
-  text = jax.jit(lattice._with_gradients(run) if has_gradient else run).lower(*arguments).compile().as_text()
+  text = jax.jit(with_gradients(run) if has_gradient else run).lower(*arguments).compile().as_text()
   assert len(moved(text, arguments[0].size // 2)) <= most

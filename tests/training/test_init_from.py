@@ -199,6 +199,7 @@ def test_an_added_anchor_without_a_row_is_refused(tmp_path, folder):
     load_pretrained_model(str(folder), workdir=None, dtype="float32", overrides=["data.anchors.insert=sentence"])
 
 
+@pytest.mark.thorough
 def test_a_model_that_learned_an_added_anchor_reads_and_writes_it(tmp_path, folder):
   config = finetuning(tmp_path, **{"data.anchors.insert": "sentence", "data.anchors.rule": "token:<AC>"})
   loop.train(config, tmp_path / "run", init_from=str(folder))

@@ -155,6 +155,7 @@ def test_a_rule_updates_stacked_layers_like_unrolled_ones(name):
   assert_close((unrolled, unrolled_moments), (unroll(params, groups), unroll(moments, groups)))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_stacked_layers_train_like_unrolled_ones():
   config, unrolled_config = stacked_and_unrolled(optimizer__name="adafactor", train__steps_per_dispatch=3)

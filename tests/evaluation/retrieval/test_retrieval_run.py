@@ -79,6 +79,7 @@ def test_under_the_full_cache_an_answer_is_scored_as_in_one_call_over_prompt_and
     assert line.cache_bytes == 2 * 230 * (2 * 8 * 4 + 4)
 
 
+@pytest.mark.thorough
 def test_every_other_cache_keeps_as_many_tokens_and_scores_answers_differently(folder):
   kept = make_policy(LAGKV).length_after(230)
   def asked(line):

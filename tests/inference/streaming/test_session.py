@@ -20,6 +20,7 @@ from lattice_jax.inference.streaming.tiers import DeviceTier
 from lattice_jax.sharding import tree_bytes
 from tests.inference.streaming import tiny
 from tests.inference.test_generate import compilations
+from tests.thorough import further
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def test_the_device_tier_reads_each_layer_once_and_says_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-  {"cache": CacheConfig(policy="lagkv", sinks=1, lag=2, keep=1, skip_layers=2)},
+  *further({"cache": CacheConfig(policy="lagkv", sinks=1, lag=2, keep=1, skip_layers=2)}),
   {"pattern": ("attention", "window")}],
   ids=["dropped by layer", "mixed"])
 def test_every_memory_and_policy_works_layer_by_layer(tmp_path, change):

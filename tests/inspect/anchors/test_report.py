@@ -29,6 +29,7 @@ def write(loaded, after, out, parts=PARTS, **sizes):
     say=lambda line: None)
 
 
+@pytest.mark.thorough
 def test_the_report_has_every_part_and_its_pictures(loaded, tmp_path, monkeypatch):
   monkeypatch.setattr(probes, "DISTANCES", (1,))
   monkeypatch.setattr(probes, "SHOTS", (0, 1))

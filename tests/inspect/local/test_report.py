@@ -40,6 +40,7 @@ def few(monkeypatch, names, settings=1):
   monkeypatch.setattr(context, "candidates", lambda *given: real(*given)[:settings])
 
 
+@pytest.mark.thorough
 def test_the_report_has_every_part_and_its_pictures(loaded, tmp_path, monkeypatch):
   names = (WINDOW, MEAN, MOMENTS, MATCHING)
   few(monkeypatch, names)

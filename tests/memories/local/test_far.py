@@ -96,6 +96,7 @@ def test_the_mean_is_that_of_the_definition_in_float64():
   np.testing.assert_allclose(state.far_share_B, [shares / near_TQ.shape[1]], rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_attention_matching_in_calls_is_attention_matching_token_by_token():
   """Its slots are fitted to the queries that arrive as their tokens leave, which a call hands over with them."""
   summary = SummaryConfig(blocks=2, span=4, slots=2, stride=2, most_share=0.5)

@@ -20,6 +20,7 @@ from lattice_jax.models.decoder import init_state
 from lattice_jax.ops.local import group_heads
 from tests.contract.harness import quick_jit
 from tests.memories.local.scene import HEADS, KEY, LENGTH, VALUE, cut, tokens
+from tests.thorough import further
 
 BEFORE = LocalConfig(sinks=2, rungs=(3, 7, 20), windows=(7, 0, 3, 20, 0, 0, 20, 7), far="mean")
 PICKED = replace(
@@ -39,7 +40,7 @@ def stack_under(config, length=30):
 
 
 @pytest.mark.parametrize(("before", "windows"), [
-  (BEFORE, (3, 7, 3, 20, 7, 0, 3, 7)), (PICKED, (5, 7, 5, 20, 7, 0, 5, 7))], ids=["mean", "moments-picks"])
+  *further((BEFORE, (3, 7, 3, 20, 7, 0, 3, 7))), (PICKED, (5, 7, 5, 20, 7, 0, 5, 7))], ids=["mean", "moments-picks"])
 def test_what_is_kept_and_summarised_is_as_if_the_smaller_windows_had_always_been(before, windows):
   after = replace(before, windows=windows)
   narrowed = quick_jit(narrow, "before", "after", "kv_heads", "group", "max_len")

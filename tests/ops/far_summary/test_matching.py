@@ -32,6 +32,7 @@ from tests.ops.far_summary.scene import (
   reader,
   stream,
 )
+from tests.thorough import further
 
 RULE = Matching(group=GROUP, blocks=3, slots=3, span=4, stride=2)
 THIRDS = (0, 14, 28, LENGTH)
@@ -208,7 +209,7 @@ def by_spans(rule, row, head, leaves):
   return [block[2] for block in blocks], (key[rest], value[rest])
 
 
-@pytest.mark.parametrize("leaves", [ALL, LEAVES], ids=["all", "holes"])
+@pytest.mark.parametrize("leaves", [*further(ALL), LEAVES], ids=["all", "holes"])
 @pytest.mark.parametrize("cuts", CUTS)
 def test_spans_are_fitted_one_after_another_however_they_come(cuts, leaves):
   summary = fold(RULE, CUTS[cuts], leaves=leaves)
