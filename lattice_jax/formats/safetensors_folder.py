@@ -31,6 +31,8 @@ class SafetensorsFolder:
     place = _weight_map(path)
     files = sorted(set(place.values())) if place else [SINGLE]
     parts = {file: _open(path / file) for file in files}
+    for file in files:
+      _read_header(path / file)
     self._maps: dict[str, tuple[MappedFile, dict[str, Any], int]] = {}
     _check_alone(path, files)
     self._file_of = {name: file for file, part in parts.items() for name in part.keys()}  # noqa: SIM118
@@ -123,7 +125,6 @@ def _open(path: Path) -> Any:
     reason = str(error).splitlines()[0] if str(error) else "it cannot be opened"
     raise ValueError(
       f"{path} is missing or not a whole safetensors file ({reason[:200]}); get it again.") from error
-  _read_header(path)
   return part
 
 

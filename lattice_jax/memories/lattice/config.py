@@ -25,7 +25,8 @@ class LatticeConfig(RecurrentConfig):
     "returning: length one, and what the forget gate takes off is filled up with the slots of the start")
   projected: bool = switch(True, "False writes what lies along a slot too: no longer the gradient, an ablation")
   max_step: float = positive(
-    1.0, "of the gradient step, whose share of it each token and head chooses; 2 at most, 1 with forget")
+    1.0, "of the gradient step, whose share of it each token and head chooses; 2 at most, 1 with forget unless "
+    "slots return")
   forget: bool = switch(False, "a gate that each token and head takes off the slots before the step")
   unit_values: bool = switch(True, "values of length one, as queries and keys")
   form: str = choice(

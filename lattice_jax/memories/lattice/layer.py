@@ -47,7 +47,8 @@ class Lattice(RecurrentMemory):
     step_BTH = config.max_step * jax.nn.sigmoid(self.head_logit("step", x_BTD))
     forget_BTH = None
     if config.forget:
-      # From a half to one: forgetting makes a step at most twice as long, and steps below two are stable.
+      # From a half to one: forgetting makes a step at most twice as long, and steps below two are stable; and of a slot
+      # that returns enough is left that its start cannot cancel it.
       forget_BTH = 0.5 + 0.5 * jax.nn.sigmoid(self.head_logit("forget", x_BTD, start=_FORGET_START))
     # Random directions of length about one: no two slots are alike, which nothing later would make different.
     start_HMV = parameter(
