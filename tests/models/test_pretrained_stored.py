@@ -64,7 +64,7 @@ def resident_bytes(path):
 
 
 @pytest.mark.skipif(
-  not Path("/proc/self/smaps").exists(), reason="Linux alone says in /proc/self/smaps which pages of a file are in memory")
+  not Path("/proc/self/smaps").exists(), reason="Linux alone tells, in /proc/self/smaps, which pages are in memory")
 @pytest.mark.parametrize("is_stored", [False, True], ids=["floats", "stored"])
 @pytest.mark.parametrize("kind", ["safetensors", "F32", "F16", "Q4_1", "Q8_0"])
 def test_pages_of_the_file_do_not_stay_in_memory(tmp_path, kind, is_stored):
