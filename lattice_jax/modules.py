@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,15 +19,12 @@ class Weight(nn.LogicallyPartitioned):
 
 
 def weight(
-  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int, num_inputs: int = 1,
+  module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], *, fan_in: int,
 ) -> jax.Array:
-  """A float32 weight with logical axes, normal with variance 1/fan_in, that decays (`Weight`).
-
-  num_inputs: axes of the shape that are inputs, the first ones, by which a `StoredWeight` is read.
-  """
+  """A float32 weight with logical axes, normal with variance 1/fan_in, that decays (`Weight`)."""
   stored = module.get_variable("params", name)
   if isinstance(stored, StoredWeight):
-    return stored.array(shape, num_inputs)
+    return stored.array(shape)
   normal = nn.initializers.normal(fan_in**-0.5)
   return module.param(name, lambda *args: Weight(normal(*args), axes), shape, jnp.float32)
 
@@ -48,21 +47,31 @@ def offset(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
   return parameter(module, name, nn.initializers.zeros, shape, axes)
 
 
+def linear(
+  module: nn.Module, name: str, x: jax.Array, outputs: tuple[int, ...], axes: tuple[str, ...], *, num_inputs: int = 1,
+) -> jax.Array:
+  """x [..., *inputs] → [..., *outputs] in the dtype of x, by the weight `name`.
+
+  axes: logical axes of the inputs, which are the last `num_inputs` of x, and of the outputs.
+  """
+  leading, inputs = x.shape[:-num_inputs], x.shape[x.ndim - num_inputs:]
+  stored = module.get_variable("params", name)
+  if isinstance(stored, StoredWeight):
+    return stored.multiply(x.reshape(*leading, -1), outputs)
+  array = weight(module, name, (*inputs, *outputs), axes, fan_in=math.prod(inputs))
+  return jnp.tensordot(x, array.astype(x.dtype), num_inputs)
+
+
 def split_heads(
   module: nn.Module, name: str, x_BTD: jax.Array, heads: int, width: int, axes: tuple[str, str],
 ) -> jax.Array:
   """[B, T, heads, width] in the dtype of x, by the weight `name`. axes: logical axes of heads and width."""
-  dim = x_BTD.shape[-1]
-  weight_DHK = weight(module, name, (dim, heads, width), ("embed", *axes), fan_in=dim)
-  return jnp.einsum("BTD,DHK->BTHK", x_BTD, weight_DHK.astype(x_BTD.dtype))
+  return linear(module, name, x_BTD, (heads, width), ("embed", *axes))
 
 
 def join_heads(module: nn.Module, out_BTHV: jax.Array, dim: int) -> jax.Array:
   """[B, T, dim] in the dtype of the heads' outputs, by the weight "out"."""
-  heads, width = out_BTHV.shape[2:]
-  weight_HVD = weight(
-    module, "out", (heads, width, dim), ("heads", "value", "embed"), fan_in=heads * width, num_inputs=2)
-  return jnp.einsum("BTHV,HVD->BTD", out_BTHV, weight_HVD.astype(out_BTHV.dtype))
+  return linear(module, "out", out_BTHV, (dim,), ("heads", "value", "embed"), num_inputs=2)
 
 
 def rms_normalize(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:

@@ -29,7 +29,7 @@ def test_rows_arrays_and_products_are_those_of_the_numbers_that_codes_stand_for(
   stored = jax.tree.map(jnp.asarray, stored)
   index, x = jnp.array([[3, 0], [47, 3]]), np.float32(np.random.default_rng(1).normal(size=(2, 5, COLUMNS)))
   np.testing.assert_allclose(stored.rows(index), exact_NK[index], rtol=1e-6, atol=1e-5)
-  np.testing.assert_allclose(stored.array((4, 3, 8, 6), 2), exact_NK.T.reshape(4, 3, 8, 6), rtol=1e-6, atol=1e-5)
+  np.testing.assert_allclose(stored.array((12, 8, 6)), exact_NK.T.reshape(12, 8, 6), rtol=1e-6, atol=1e-5)
   np.testing.assert_allclose(jax.jit(StoredWeight.products)(stored, x), x @ exact_NK.T, rtol=1e-4, atol=1e-3)
   assert stored.is_coded and not StoredWeight(exact_NK).is_coded
 
@@ -38,3 +38,28 @@ def test_a_weight_of_another_model_is_refused():
   stored, _ = codes(False)
   with pytest.raises(ValueError, match="has 48 outputs of 12 inputs, and the model needs 12 of 48; load it with"):
     stored.array((48, 12))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 5])
+def test_rows_are_multiplied_as_their_numbers_say(num_rows):
+  stored, exact_NK = codes(True)
+  x = jnp.float32(np.random.default_rng(1).normal(size=(num_rows, 1, COLUMNS)))
+  out = jax.jit(lambda stored, x: stored.multiply(x, (8, 6)))(stored, x)
+  np.testing.assert_allclose(out, (x @ exact_NK.T).reshape(num_rows, 1, 8, 6), rtol=1e-4, atol=1e-3)
+  with pytest.raises(ValueError, match="has 48 outputs of 12 inputs, and the model needs 47 of 12"):
+    stored.multiply(x, (47,))
+
+
+def test_a_loop_over_tokens_of_few_rows_makes_no_floats_of_the_codes():
+  layers, width = 3, 256
+  stacked = StoredWeight(jnp.zeros((layers, width, width), jnp.int8), jnp.ones((layers, width, 8)))
+
+  def read(stacked, x):
+    def one_token(_, x):
+      return jax.lax.scan(lambda x, own: (own.multiply(own.products(x), (width,)), None), x, stacked)[0]
+
+    return jax.lax.fori_loop(0, 9, one_token, x)
+
+  compiled = jax.jit(read).lower(stacked, jnp.ones((3, width))).compile()
+  # at most one layer's codes, cut out of the stack
+  assert compiled.memory_analysis().temp_size_in_bytes < 2 * width * width
