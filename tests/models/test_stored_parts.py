@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lattice_jax.formats.mapped_file import MappedFile
 from lattice_jax.models.pretrained import open_pretrained
 from lattice_jax.models.pretrained.stored_parts import block_parts, outside_parts
 from lattice_jax.ops.packed_weight import is_packed
@@ -101,3 +102,13 @@ def test_not_finite_numbers_are_seen_where_there_are_any(tmp_path):
   codes, scales = (np.zeros(part.shape, part.dtype) for part in (parts.code_NK, parts.scale_NS))
   scales[2, 0] = np.inf
   assert parts.code_NK.is_finite(codes) and not parts.scale_NS.is_finite(scales)
+
+
+def test_matrices_of_floats_are_read_past_the_mapping(tmp_path, monkeypatch):
+  parts = block_parts(open_pretrained(write(tmp_path, LLAMA, "F32 folder")), 0, packed=True)
+  wanted = {(part.tensor.start, part.nbytes) for part in jax.tree.leaves(parts) if not part.is_cast}
+  read = set()
+  monkeypatch.setattr(MappedFile, "read_into", lambda self, start, out: read.add((start, out.nbytes)))
+  for part in jax.tree.leaves(parts):
+    part.fill(np.empty(part.shape, part.dtype))
+  assert read == wanted and len(wanted) == 7

@@ -57,6 +57,13 @@ class Part:
     return not jnp.issubdtype(self.dtype, jnp.floating) or bool(np.isfinite(out.sum(dtype=np.float64)))
 
 
+class WholePart(Part):
+  """All bytes of a tensor as they are: read by a plain call, as a copy out of the mapping costs page faults too."""
+
+  def fill(self, out: np.ndarray) -> None:
+    self.tensor.file.read_into(self.tensor.start, out.reshape(-1).view(np.uint8))
+
+
 class CodePart(Part):
   """int8 codes out of bytes of two; for matrices that are taken apart once and for all."""
 
@@ -113,7 +120,9 @@ def _matrix(tensor: StoredTensor, packed: bool) -> StoredWeight | PackedWeight:
 
   if tensor.kind in _FLOATS:
     source = tensor.rows.view(_FLOATS[tensor.kind])
-    return StoredWeight(floats(source, source.shape[-1]))
+    is_whole = source.flags.c_contiguous and source.nbytes == tensor.stop - tensor.start
+    kind = WholePart if is_whole else Part
+    return StoredWeight(kind((num_rows, source.shape[-1]), source.dtype, tensor, source))
   if tensor.kind == "Q8_0":
     blocks = _blocks(tensor, 34)
     codes = Part((num_rows, blocks.shape[-2] * BLOCK), np.dtype(np.int8), tensor, blocks[..., 2:].view(_SIXTEEN_BYTES))
