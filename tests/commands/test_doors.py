@@ -185,6 +185,8 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
 
 
 @pytest.mark.parametrize(("name", "words", "sentence"), [
+  ("lengths", ("run", "--lengths=0,5", "--out=o"), "lengths.py: --lengths=0,5 must be values with commas between them"),
+  ("lengths", ("nowhere", "--lengths=512", "--out=o"), "lengths.py: nowhere"),
   ("sweep", ("sweep.yaml", "--jobs=0"), "sweep.py: --jobs=0 must be positive."),
   ("sweep", ("sweep.yaml", "--job=1"), "sweep.py: unknown flag --job. Did you mean '--jobs'?"),
   ("sweep", ("sweep.yaml", "more"), "sweep.py: unexpected argument 'more'; flags are written as --name=value."),
