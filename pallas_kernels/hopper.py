@@ -190,3 +190,16 @@ def send(*copies: tuple[jax.Array, jax.Ref, jax.Ref]) -> None:
   for _, way, target in copies:
     plgpu.copy_smem_to_gmem(way, target)
   plgpu.wait_smem_to_gmem(0)
+
+
+def bring(source: jax.Ref, target: jax.Ref, barrier: jax.Ref) -> None:
+  """Copies to shared memory, and waits until all is there."""
+  plgpu.copy_gmem_to_smem(source, target, barrier)
+  plgpu.barrier_wait(barrier)
+
+
+def take_away(source: jax.Ref, target: jax.Ref) -> None:
+  """Copies out of shared memory, and waits until all is gone."""
+  plgpu.commit_smem()
+  plgpu.copy_smem_to_gmem(source, target)
+  plgpu.wait_smem_to_gmem(0)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import SEMANTICS, load, store
+from pallas_kernels.hopper import SEMANTICS, bring, load, store, take_away
 from pallas_kernels.tiles import round_up
 
 TINY = 1e-12
@@ -114,8 +114,8 @@ def _forward_kernel(objective, tile, input_refs, result_refs, state_ref, fresh_r
   q_ref, k_ref, v_ref, gate_ref, start_ref, slots_ref = input_refs
   out_ref, last_ref, *boundary_ref = result_refs
   batch, head = jax.lax.axis_index("batch"), jax.lax.axis_index("head")
-  _fetch(slots_ref.at[batch, head], state_ref, barrier)
-  _fetch(start_ref.at[head], fresh_ref, barrier)
+  bring(slots_ref.at[batch, head], state_ref, barrier)
+  bring(start_ref.at[head], fresh_ref, barrier)
 
   def one_tile(_, q_tile, k_tile, v_tile, gate_tile, out_tile, *rest):
     *boundary_tile, s_MV = rest
@@ -138,7 +138,7 @@ def _forward_kernel(objective, tile, input_refs, result_refs, state_ref, fresh_r
     q_ref.at[batch, :, head], k_ref.at[batch, :, head], v_ref.at[batch, :, head], gate_ref.at[batch, head],
     out_ref.at[batch, :, head], *(ref.at[batch, head] for ref in boundary_ref))
   store(state_ref, (), s_MV)
-  _send(state_ref, last_ref.at[batch, head])
+  take_away(state_ref, last_ref.at[batch, head])
 
 
 def _backward_kernel(objective, tile, q_ref, k_ref, v_ref, gate_ref, start_ref, boundary_ref, d_out_ref, d_last_ref,
@@ -148,8 +148,8 @@ def _backward_kernel(objective, tile, q_ref, k_ref, v_ref, gate_ref, start_ref, 
   wide, deep = fresh_ref.shape
   # Of use before the first tile and after the last too.
   state_ref = before_ref.at[0]
-  _fetch(d_last_ref.at[batch, head], state_ref, barrier)
-  _fetch(start_ref.at[head], fresh_ref, barrier)
+  bring(d_last_ref.at[batch, head], state_ref, barrier)
+  bring(start_ref.at[head], fresh_ref, barrier)
   d_s_MV = _state(state_ref)
   store(d_fresh_ref, (), d_s_MV * 0.0)
 
@@ -188,8 +188,8 @@ def _backward_kernel(objective, tile, q_ref, k_ref, v_ref, gate_ref, start_ref, 
     boundary_ref.at[batch, head], d_out_ref.at[batch, :, head], d_q_ref.at[batch, :, head], d_k_ref.at[batch, :, head],
     d_v_ref.at[batch, :, head], d_rate_ref.at[batch, :, head])
   store(state_ref, (), d_s_MV)
-  _send(state_ref, d_slots_ref.at[batch, head])
-  _send(d_fresh_ref, d_start_ref.at[batch, head])
+  take_away(state_ref, d_slots_ref.at[batch, head])
+  take_away(d_fresh_ref, d_start_ref.at[batch, head])
 
 
 def _move(objective, s_MV, k_M, v_V, rate):
@@ -239,17 +239,6 @@ def _specs(tile, wide, deep, order):
   return (
     plgpu.BlockSpec((tile, wide), lambda n: (order(n), 0)), plgpu.BlockSpec((tile, deep), lambda n: (order(n), 0)),
     plgpu.BlockSpec((1, _GATES), lambda n: (order(n), 0)), plgpu.BlockSpec((1, wide, deep), lambda n: (order(n), 0, 0)))
-
-
-def _fetch(source, target, barrier):
-  plgpu.copy_gmem_to_smem(source, target, barrier)
-  plgpu.barrier_wait(barrier)
-
-
-def _send(source, target):
-  plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(source, target)
-  plgpu.wait_smem_to_gmem(0)
 
 
 def _state(ref):

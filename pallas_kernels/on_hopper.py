@@ -17,3 +17,10 @@ def search() -> ModuleType:
   from pallas_kernels import search_hopper
 
   return search_hopper
+
+
+def delta() -> ModuleType:
+  """The module `delta_hopper`."""
+  from pallas_kernels import delta_hopper
+
+  return delta_hopper

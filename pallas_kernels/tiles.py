@@ -44,6 +44,12 @@ def dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
   return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=jnp.float32)
 
 
+def dot_fp32(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
+  """As `dot`, of fp32 matrices whose numbers are not rounded to bf16 on the way."""
+  return jax.lax.dot_general(
+    a, b, (((a_axis,), (b_axis,)), ((), ())), precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+
+
 def write_columns(ref, rows_8C: jax.Array) -> None:
   """Writes row r of [8, C] to ref [rows, C, 128] as a column, in every lane."""
   column_CL = jnp.concatenate([rows_8C] * (LANES // SUBLANES), axis=0).T

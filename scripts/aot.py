@@ -51,21 +51,21 @@ def main() -> int:
 
 
 def tpu(only: str):
-  from pallas_kernels import specs, specs_lattice
+  from pallas_kernels import specs, specs_delta, specs_lattice
 
   os.environ["LATTICE_JAX_BACKEND"] = "tpu"
   with bundles.dumping() as dumps:
     for target in targets.TPUS:
-      for case in (*specs.TPU_CASES, *specs_lattice.TPU_CASES, *ops.op_cases()):
+      for case in (*specs.TPU_CASES, *specs_lattice.TPU_CASES, *specs_delta.TPU_CASES, *ops.op_cases()):
         if only in case[0]:
           yield cases.compile_case(case, target, dumps)
 
 
 def h100(only: str):
-  from pallas_kernels import specs, specs_lattice
+  from pallas_kernels import specs, specs_delta, specs_lattice
 
   os.environ["LATTICE_JAX_BACKEND"] = "gpu"
-  for case in (*specs.HOPPER_CASES, *specs_lattice.HOPPER_CASES, *ops.op_cases()):
+  for case in (*specs.HOPPER_CASES, *specs_lattice.HOPPER_CASES, *specs_delta.HOPPER_CASES, *ops.op_cases()):
     if only in case[0]:
       yield cases.compile_case(case, targets.H100)
 

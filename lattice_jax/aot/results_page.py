@@ -29,8 +29,8 @@ memory. Nothing here was run, and no number is the run time of a kernel. VMEM us
 for the largest kernel of a program, besides what the kernel requested; temporary memory is what XLA holds around the
 kernels. A bundle is one instruction of a TPU kernel, made of several operations; spills are stores of vector registers
 for which there was no room, and fills are the loads that bring them back. All three are counted once, in a loop or not,
-from what libtpu dumps with `--xla_jf_dump_to`. Only the code search may spill, on a v6e, by as little as
-lattice_jax/aot/cases.py allows.
+from what libtpu dumps with `--xla_jf_dump_to`. Only the code search and the delta rule may spill, on a
+v6e, by as much as lattice_jax/aot/cases.py allows, which says why.
 """
 
 

@@ -16,8 +16,9 @@ class DeltaConfig(RecurrentConfig):
 
   key_dim: int = positive(32, "of a head's queries and keys")
   chunk_len: int = at_least(
-    0, 0, "tokens taken at a time; changes cost, not results. 0 = what is quickest on a CPU, 32, or 16 with decays of "
-    "channels; on matrix units 64 without them")
+    0, 0, "tokens taken at a time; changes cost, not results. 0 = 64 in the kernel for TPUs, which has chunks of 16, "
+    "32 and 64; in XLA what is quickest on a CPU, 32, or 16 with decays of channels; without these, 64 suits matrix "
+    "units there too")
   max_step: float = within(
     0, 2, 1.0, "of the delta rule, whose share of it each token and head chooses; beyond 2 it overshoots by more "
     "than it corrects", is_low_open=True)

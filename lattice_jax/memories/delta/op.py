@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from lattice_jax.memories.delta.kernel import delta_kernel
 from lattice_jax.ops.decay.chunk import cumulate, pair_scores, read, read_before, write
 from lattice_jax.ops.decay.matrix import MatrixState, call_matrix_op, empty_state
 from lattice_jax.ops.decay.tokens import Inputs
@@ -16,7 +17,7 @@ from lattice_jax.ops.triangular import inverse_unit_lower
 
 __all__ = ["MatrixState", "delta", "empty_state", "gated_delta", "kimi_delta"]
 
-# Tokens taken at a time where the caller does not say: the quickest on two cores (docs/results/bench_delta_cpu).
+# Tokens taken at a time in XLA where the caller does not say: the quickest on two cores (docs/results/bench_delta_cpu).
 _CHUNK, _CHUNK_OF_CHANNELS = 32, 16
 
 
@@ -35,16 +36,18 @@ def delta(
     state: what came before; None starts without tokens.
     ids, valid: document of each token; `encode_documents` makes invalid tokens (a suffix) leave the state alone.
       None: one document, all valid.
-    chunk_len: tokens taken at a time; a matter of cost alone. 0 is what is quickest on a CPU.
-    impl: "reference" is the definition, token by token.
+    chunk_len: tokens taken at a time; a matter of cost alone. 0 is what is quickest: on a CPU, or in the kernel for
+      TPUs, which takes 16, 32 or 64, whichever comes next, and 64 for more.
+    impl: "reference" is the definition, token by token; "pallas" and "interpret" take states in fp32.
 
   Returns:
     Output in the state's dtype and the next state.
   """
   is_by_channel = decay is not None and decay.shape[-1] > 1
-  chunk_len = chunk_len or (_CHUNK_OF_CHANNELS if is_by_channel else _CHUNK)
   return call_matrix_op(
-    "delta", _step, _chunk, (q, k, v, step[..., None]), decay, state, ids, valid, chunk_len=chunk_len, impl=impl)
+    "delta", _step, _chunk, (q, k, v, step[..., None]), decay, state, ids, valid,
+    chunk_len=chunk_len or (_CHUNK_OF_CHANNELS if is_by_channel else _CHUNK), impl=impl,
+    kernel=delta_kernel(chunk_len))
 
 
 gated_delta = delta  # what users of the library look for where the memory decays
@@ -76,7 +79,7 @@ def kimi_delta(
       "channel; for one a head, decays [batch, tokens, heads, 1], call gated_delta.")
   return call_matrix_op(
     "kimi_delta", _step, _chunk, (q, k, v, step[..., None]), decay, state, ids, valid,
-    chunk_len=chunk_len or _CHUNK_OF_CHANNELS, impl=impl)
+    chunk_len=chunk_len or _CHUNK_OF_CHANNELS, impl=impl, kernel=delta_kernel(chunk_len))
 
 
 def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:

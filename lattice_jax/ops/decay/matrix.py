@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -23,6 +23,17 @@ class MatrixState:
   document_B: jax.Array
 
 
+class MatrixKernel(NamedTuple):
+  """A Pallas kernel of such a memory.
+
+  reasons: (tokens of a row, memory) → the arguments of `choose_impl` that say where and when none runs.
+  run: (decay, inputs, memory, interpret=) → as `by_chunk`. interpret: runs the TPU's anywhere.
+  """
+
+  reasons: Callable[[int, jax.Array], dict[str, str | None]]
+  run: Callable[..., tuple[jax.Array, jax.Array]]
+
+
 def empty_state(
   batch: int, heads: int, key_dim: int, value_dim: int, *, dtype: jnp.dtype = jnp.float32
 ) -> MatrixState:
@@ -33,18 +44,24 @@ def empty_state(
 def call_matrix_op(
   op: str, step: Callable[..., Any], one_chunk: Callable[..., Any], inputs: Inputs, decay: jax.Array | None,
   state: MatrixState | None, ids: jax.Array | None, valid: jax.Array | None, *, chunk_len: int, impl: str,
+  kernel: MatrixKernel | None = None,
 ) -> tuple[jax.Array, MatrixState]:
   """Output [B, T, H, V] and next state of `step`, as `by_token` calls it, or of `one_chunk`, as `by_chunk` does.
 
-  inputs: q, k, v and what else the op takes.
+  inputs: q, k, v and what else the op takes. kernel: None where there is none yet.
   """
   q, _, v, *_ = inputs
   state, ids, valid = complete_call(
     op, state, ids, valid, like=q, empty=lambda: empty_state(len(q), *q.shape[2:], v.shape[-1]))
-  chosen = choose_impl(op, impl, pallas_reason="there is no Pallas kernel for it yet")
+  reasons = {"pallas_reason": "there is no Pallas kernel for it yet"}
+  if kernel is not None:
+    reasons = kernel.reasons(q.shape[1], state.memory_BHKV)
+  chosen = choose_impl(op, impl, **reasons)
   decay, inputs = encode_documents(inputs, decay, ids, valid, state.document_B)
   if chosen == "reference":
     out_BTHV, memory_BHKV = by_token(step, decay, inputs, state.memory_BHKV)
+  elif chosen in ("pallas", "interpret"):
+    out_BTHV, memory_BHKV = kernel.run(decay, inputs, state.memory_BHKV, interpret=chosen == "interpret")
   else:
     out_BTHV, memory_BHKV = by_chunk(one_chunk, decay, inputs, state.memory_BHKV, chunk_len)
   return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
