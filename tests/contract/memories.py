@@ -18,7 +18,7 @@ from lattice_jax.memories.memory import Memory
 from lattice_jax.memories.registry import find_memory
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.memories.vq.op import FORMS
-from tests.memories.sizes import section_with
+from tests.memories.sizes import faithful_section, section_with
 
 ROWS_PER_BATCH = 8  # one for each simulated device
 LENGTH = 23  # T of the laws: a prime, longer than every window and than four blocks
@@ -131,6 +131,10 @@ def _recurrence(name: str, **changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=(name,), **section_with(name, **SMALL | changes))
 
 
+def _faithful(name: str, **changes: Any) -> ModelConfig:
+  return replace(MODEL, pattern=(name,), **faithful_section(name, **SMALL | changes))
+
+
 def _recurrence_row(
   name: str, *accumulators: str, check: Callable[[ModelConfig, Any], None], constant_chunk: int = SMALL["chunk_len"],
   adjust: Callable[[Any], Any] = _queries_near_keys, **changes: Any,
@@ -140,7 +144,7 @@ def _recurrence_row(
   # first tokens saw less: 1/T of the memory, which is more than L12's limit.
   constant_model = _recurrence(name, **changes | {"conv_width": 0, "chunk_len": constant_chunk})
   return Row(
-    name, find_memory(name), _recurrence(name, **changes),
+    name, find_memory(name), _recurrence(name, **changes), variants=(("faithful", _faithful(name, **changes)),),
     accumulators=tuple(f"memory.{field}" for field in accumulators), constant_input=check,
     constant_model=constant_model, adjust=adjust)
 
@@ -228,7 +232,7 @@ ROWS = (
   _recurrence_row("kimi_delta", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),
   replace(
     _recurrence_row("gated_slots", "key_BHMK", "value_BHMV", check=_does_not_grow),
-    variants=(("one-slot", _recurrence("gated_slots", slots=1)),)),
+    variants=(("faithful", _faithful("gated_slots")), ("one-slot", _recurrence("gated_slots", slots=1)))),
   # Equal places of neighbouring mini-batches are compared, for there is no end to compare with: keys of one token at
   # the places of a mini-batch differ by small turns alone, and the inner model, whose steps lengthen its normed output
   # and so become slower, still learns to tell them apart after LONG tokens: the last half moves outputs by 1 %, and not
@@ -239,5 +243,7 @@ ROWS = (
       "ttt_linear", "weight_BHKV", "total_BHKV", check=_does_not_grow, adjust=lambda params: params, conv_width=0,
       gated=True),
     apart=SMALL["mini_batch"],
-    variants=(("mini-batch-longer-than-T", _recurrence("ttt_linear", conv_width=0, mini_batch=LENGTH + 6)),)),
+    variants=(
+      ("faithful", _faithful("ttt_linear", conv_width=3)),
+      ("mini-batch-longer-than-T", _recurrence("ttt_linear", conv_width=0, mini_batch=LENGTH + 6)))),
 )

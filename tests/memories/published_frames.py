@@ -123,7 +123,8 @@ def gated_slots(w, x_TD, config):
     return silu(silu(conv(x_THK, w[f"{what}_taps"])) if config.conv_width else x_THK)
 
   decay_THM = sigmoid(heads(x_TD, w["decay"])) ** (1 / 8)
-  out = each_head(lambda h, *head: ops.gated_slots(*head), *(make(what) for what in ("query", "key", "value")), decay_THM)
+  q, k, v = make("query"), make("key"), make("value")
+  out = each_head(lambda h, *head: ops.gated_slots(*head), q, k, v, decay_THM)
   return back(w, over_heads(rms_norm, silu(out), w["gain"], eps=config.norm_eps))
 
 

@@ -9,11 +9,11 @@ import pytest
 from flax.core import meta
 
 from lattice_jax.config import ModelConfig
-from lattice_jax.memories.registry import find_memory, find_section
+from lattice_jax.memories.registry import find_memory
 from lattice_jax.types import make_segment, slice_time, whole_segment
 from tests.contract.harness import quick_jit
 from tests.memories import published_frames as published
-from tests.memories.sizes import section_with
+from tests.memories.sizes import faithful_section, section_with
 from tests.thorough import further
 
 LENGTHS, DIM, CUT = (12, 7), 10, 9  # of two documents in a row; a call ends inside the first
@@ -27,13 +27,6 @@ FURTHER = (
   ("gla", {"gated": False}), ("deltanet", {"conv_width": 0, "max_step": 2.0}), ("gated_slots", {}))
 RNG = np.random.default_rng(0)
 X_BTD = RNG.normal(size=(1, sum(LENGTHS), DIM))
-
-
-def faithful(name, **changes):
-  """The sections of a model with the published layer."""
-  (section, config), = section_with(name, **SIZES | changes).items()
-  wanted = find_section(name).published(name, config)
-  return {section: type(config)(**vars(config) | wanted | {"faithful": True})}
 
 
 def make_layer(name, sections, dtype="float64"):
@@ -58,7 +51,7 @@ def numbers_like(shapes):
 @pytest.mark.parametrize(("name", "changes"), [*OPEN.items(), *further(*FURTHER)], ids=str)
 def test_a_faithful_layer_is_the_published_one(name, changes):
   """Two documents in one row, in two calls: every document as if it stood alone."""
-  sections = faithful(name, **changes)
+  sections = faithful_section(name, **SIZES | changes)
   (config,) = sections.values()
   positions_BT = np.concatenate([np.arange(length, dtype=np.int32) for length in LENGTHS])[None]
   segment = make_segment(positions_BT, ids_BT=np.repeat(np.int32([4, 7]), LENGTHS)[None])
@@ -76,3 +69,40 @@ def test_a_faithful_layer_is_the_published_one(name, changes):
   want = np.concatenate([
     published.LAYERS[name](params, x_TD, config) for x_TD in np.split(X_BTD[0], np.cumsum(LENGTHS)[:-1])])
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), [
+  ("linear", {"features": "elu", "gated": False}, "has no conv_width=3; set model.gated_linear.conv_width=0, or"),
+  ("linear", {"conv_width": 0}, "no gated=True and features=unit; set .*gated=False and .*features=elu, or"),
+  ("scalar_decay", {"conv_width": 0}, "no conv_width=0 and features=unit; set .*conv_width=4 and"),
+  ("gla", {"features": "silu", "conv_width": 0}, "no features=silu; set model.gated_linear.features=none"),
+  ("gla", {}, "no features=unit; set model.gated_linear.features=silu"),
+  ("deltanet", {"max_step": 1.5}, "no unit_eps=0.0001 and max_step=1.5; set model.delta.unit_eps=1e-06 and .*=1.0"),
+  ("gated_deltanet", {}, "has no unit_eps=0.0001; set"),
+  ("kimi_delta", {"unit_eps": 1e-6, "gated": False, "gate_rank": 3}, "no gated=False and gate_rank=3; set"),
+  ("gated_slots", {}, "'gated_slots' as it was published, which has no gated=True; set model.gated_slots.gated=False"),
+  ("ttt_linear", {"conv_width": 0, "gated": False}, "no conv_width=0 and gated=False; set model.ttt.conv_width=4"),
+])
+def test_what_the_published_layer_does_not_have_is_refused(name, changes, message):
+  sections = section_with(name, **SIZES | {"faithful": True} | changes)
+  with pytest.raises(ValueError, match=message):
+    shapes_of(make_layer(name, sections, "float32"))
+  with pytest.raises(ValueError, match=message):
+    find_memory(name).check(ModelConfig(dim=DIM, layers=1, pattern=(name,), **sections))
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_multiply_adds_are_those_of_the_parameters_and_of_the_recurrence(name):
+  """A weight is met once a token; what is left over is what the memory itself takes, as without `faithful`."""
+  sections = faithful_section(name, **SIZES)
+  (config,) = sections.values()
+  model = ModelConfig(dim=DIM, layers=1, pattern=(name,), **sections)
+  shapes = shapes_of(make_layer(name, sections, "float32"))
+  others = ("gain", "bias", "rate", "skip", "inner")
+  weights = sum(shape.size for key, shape in shapes.items() if not any(word in key for word in others))
+  width = {"ttt_linear": config.value_dim, "linear": config.value_dim + 1}.get(name, config.value_dim)
+  per_head = {
+    "gated_slots": 2 * SIZES["slots"] * (SIZES["key_dim"] + width), "ttt_linear": 4 * width**2,
+    **dict.fromkeys(("linear", "scalar_decay", "gla"), 2 * SIZES["key_dim"] * width)
+  }.get(name, 3 * SIZES["key_dim"] * width)
+  assert find_memory(name).multiply_adds(model, 1) == weights + config.heads * per_head

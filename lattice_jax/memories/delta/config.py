@@ -49,4 +49,5 @@ def _smoke(config: Any) -> dict[str, Any]:
   return {"heads": min(4, config.heads), "key_dim": 16, "value_dim": 16, "chunk_len": 8, "gate_rank": rank}
 
 
-SECTION = Section("delta", DeltaConfig, "the memories \"deltanet\", \"gated_deltanet\" and \"kimi_delta\"", _smoke, published)
+SECTION = Section(
+  "delta", DeltaConfig, "the memories \"deltanet\", \"gated_deltanet\" and \"kimi_delta\"", _smoke, published)
