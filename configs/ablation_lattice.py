@@ -78,7 +78,7 @@ _FAITHFUL = {
   "deltanet": {"heads": 4, "key_dim": 32, "gated": False, "norm_eps": 1e-5},
   "gated_deltanet": {"heads": 2, "key_dim": 32, "value_dim": 64, "norm_eps": 1e-5},
   "kimi_delta": {"heads": 4, "key_dim": 32, "norm_eps": 1e-5},
-  "gated_slots": {"heads": 4, "key_dim": 32, "slots": 16, "conv_width": 0, "norm_eps": 1e-5},
+  "gated_slots": {"heads": 4, "key_dim": 32, "slots": 16, "conv_width": 0},
   "ttt_linear": {"heads": 4},
 }
 

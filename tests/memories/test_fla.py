@@ -233,6 +233,7 @@ def changed(case, **changes):
   ("kimi_delta", changed("kimi_delta", **{"g_proj.0.weight": X_TD[:3]}), {}, "rank 4 and g_proj rank 3"),
   ("scalar_decay", changed("scalar_decay", **{"in_proj.weight": X_TD[:7]}), {}, "in_proj makes 7 numbers, and 24 are"),
   ("scalar_decay", changed("scalar_decay", D=X_TD[0]), {}, "D has 10 numbers, and ours one for each of 2 heads"),
+  ("gated_slots", changed("gated_slots"), {"norm_eps": 1e-6}, "norm_eps=1e-06 has no effect"),
   ("gated_slots", changed("gated_slots", **{"q_conv1d.bias": X_TD}), {}, "tensors q_conv1d.bias have no place"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_does_not_fit_is_refused(memory, given, options, message):

@@ -9,6 +9,8 @@ from lattice_jax.fields import positive
 from lattice_jax.memories.recurrent_config import PublishedConfig, check_faithful
 from lattice_jax.memories.section import Section
 
+NORM_EPS = 1e-5  # of the published layer, which does not hand its argument `norm_eps` on
+
 
 @dataclass(frozen=True)
 class GatedSlotsConfig(PublishedConfig):
@@ -22,7 +24,7 @@ class GatedSlotsConfig(PublishedConfig):
 def published(memory: str, config: Any) -> dict[str, Any]:
   """Fields as the published layer has them."""
   del memory, config
-  return {"gated": False}
+  return {"gated": False, "norm_eps": NORM_EPS}
 
 
 def check(config: GatedSlotsConfig) -> None:

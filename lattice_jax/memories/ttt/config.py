@@ -21,7 +21,7 @@ class TTTConfig(PublishedConfig):
 def published(memory: str, config: Any) -> dict[str, Any]:
   """Fields as the published layer has them, with those of the config that it leaves open."""
   del memory
-  return {"conv_width": config.conv_width or 4, "gated": True}
+  return {"conv_width": config.conv_width or 4, "gated": True, "norm_eps": 1e-6}
 
 
 def check(config: TTTConfig) -> None:
