@@ -83,9 +83,9 @@ def test_a_faithful_layer_is_the_published_one(case):
   ("deltanet", {"max_step": 1.5}, "no unit_eps=0.0001 and max_step=1.5; set model.delta.unit_eps=1e-06 and .*=1.0"),
   ("gated_deltanet", {}, "has no unit_eps=0.0001; set"),
   ("kimi_delta", {"unit_eps": 1e-6, "gated": False, "gate_rank": 3}, "no gated=False and gate_rank=3; set"),
-  ("gated_slots", {"norm_eps": 1e-5}, "'gated_slots' as it was published, which has no gated=True; set model.gated_slo"),
+  ("gated_slots", {"norm_eps": 1e-5}, "'gated_slots' as it was published, which has no gated=True; set"),
   ("gated_slots", {"gated": False}, "no norm_eps=0.0001; set model.gated_slots.norm_eps=1e-05, or"),
-  ("ttt_linear", {"conv_width": 0, "gated": False}, "no conv_width=0 and gated=False and norm_eps=0.0001; set model.ttt"),
+  ("ttt_linear", {"conv_width": 0, "gated": False}, "no conv_width=0 and gated=False and norm_eps=0.0001; set"),
 ])
 def test_what_the_published_layer_does_not_have_is_refused(name, changes, message):
   sections = section_with(name, **SIZES | {"faithful": True} | changes)
