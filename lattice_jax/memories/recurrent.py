@@ -126,10 +126,10 @@ class RecurrentMemory(nn.Module):
 
   def no_inputs(self, batch: int) -> ConvTail:
     """Of a document that has not begun."""
-    q_BWHK, v_BWHV = (
-      jnp.zeros((batch, self.config.conv_width - 1, heads, width), self.dtype)
-      for heads, width in ((self.key_heads, self.key_dim), (self.config.heads, self.config.value_dim)))
-    return ConvTail(q_BWHK, q_BWHK, v_BWHV)
+    # an array each: a state in which two are one cannot be donated
+    keys, values = (self.key_heads, self.key_dim), (self.config.heads, self.config.value_dim)
+    return ConvTail(*(
+      jnp.zeros((batch, self.config.conv_width - 1, *shape), self.dtype) for shape in (keys, keys, values)))
 
   def inputs(
     self, x_BTD: jax.Array, tail: ConvTail | None, run_BT: jax.Array
