@@ -70,7 +70,8 @@ _FIELDS = {
 _CARRIES = {f"carry{length}": length for length in (2048, 8192, 32_768)}
 _MEMORIES = ("nonorm", "hybrid", "softmax")
 # Shares of the width by the defaults of the published code: keys and values as wide as the model, keys half as wide
-# (gla, gated_deltanet, whose keys are three quarters there), values twice as wide (scalar_decay, which is Mamba-2).
+# (gla), values twice as wide (scalar_decay, which is Mamba-2). Those of gated_deltanet are three quarters and one and a
+# half times as wide there, here half and once, for the state.
 _FAITHFUL = {
   "linear": {"heads": 4, "key_dim": 32},
   "scalar_decay": {"heads": 8, "key_dim": 16, "norm_eps": 1e-5},
