@@ -20,7 +20,7 @@ python train.py --config=configs/delta_enwik8.py:smoke --workdir=runs/delta_smok
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import ml_collections
 
@@ -66,6 +66,46 @@ def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1
   recurrence.update({field: value for field, value in same.items() if field in recurrence})
   left = _own_parameters(model, "lattice") - _own_parameters(model, name)
   model.mlp_dim += unit * round(left / (3 * model.dim * unit))
+
+
+def use_published(model: ml_collections.ConfigDict, name: str, sizes: Mapping[str, object]) -> None:
+  """Replaces Lattice by a recurrence in the frame it was published in, with these fields of its section.
+
+  The MLP gets the remaining parameters.
+  """
+  section, lattice = find_section(name), model.lattice
+  recurrence = model[section.name]
+  model.pattern = tuple(name if memory == "lattice" else memory for memory in model.pattern)
+  recurrence.update(sizes)
+  recurrence.update(section.published(name, recurrence))
+  recurrence.faithful = True
+  values = lattice.heads * lattice.value_dim
+  before = _own_parameters(model, "lattice") + values * (3 * model.dim + lattice.conv_width) + lattice.value_dim
+  model.mlp_dim += round((before - _published_parameters(model.dim, name, recurrence)) / (3 * model.dim))
+
+
+def _published_parameters(dim: int, name: str, config: ml_collections.ConfigDict) -> int:
+  """The number of a faithful layer's parameters."""
+  heads, width, values = config.heads, config.value_dim, config.heads * config.value_dim
+  keys = values if name == "ttt_linear" else config.key_dim * (1 if name == "scalar_decay" else heads)
+  # q and k of TTT-Linear are one projection, and its values are not convolved
+  convolved = 2 * keys + (0 if name == "ttt_linear" else values)
+  projected = (keys if name == "ttt_linear" else 2 * keys) + (2 + config.gated) * values
+
+  def low_rank(rank: int, outputs: int) -> int:
+    return rank * (dim + outputs) + outputs
+
+  own = {
+    "linear": lambda: 0,
+    "scalar_decay": lambda: heads * (dim + 3) + convolved + values,
+    "gla": lambda: low_rank(config.gate_rank, keys) + width,
+    "deltanet": lambda: heads * dim + width,
+    "gated_deltanet": lambda: heads * (2 * dim + 2) + width,
+    "kimi_delta": lambda: heads * (dim + 1) + low_rank(width, keys) + low_rank(width, values) - dim * values + width,
+    "gated_slots": lambda: dim * heads * config.slots + values,
+    "ttt_linear": lambda: heads * (dim + 1) + values * (width + 3) + config.mini_batch + convolved + 2 * values,
+  }[name]()
+  return own + dim * projected + config.conv_width * convolved
 
 
 def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:

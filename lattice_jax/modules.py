@@ -11,6 +11,11 @@ import jax.numpy as jnp
 from lattice_jax.ops.stored_weight import StoredWeight
 
 
+def wide(dtype: jax.typing.DTypeLike) -> jnp.dtype:
+  """In what a layer of this dtype sums, norms and keeps its gates: float32, or what is finer."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
 class Weight(nn.LogicallyPartitioned):
   """The box of a parameter that multiplies activations: what weight decay pulls towards zero, and nothing else.
 
@@ -75,8 +80,8 @@ def join_heads(module: nn.Module, out_BTHV: jax.Array, dim: int) -> jax.Array:
 
 
 def rms_normalize(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
-  """x / root mean square over the last axis, in fp32, without gain."""
-  x = x.astype(jnp.float32)
+  """x / root mean square over the last axis, in fp32 at least, without gain."""
+  x = x.astype(wide(x.dtype))
   return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
 
 

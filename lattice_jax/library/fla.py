@@ -15,10 +15,10 @@ def from_fla(
   memory: str, tensors: Mapping[str, Any], *, heads: int, prefix: str = "", norm_eps: float = 1e-5,
   allow_neg_eigval: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
-  """The layer that computes what fla's does, and the variables for its `apply`; docs/fla.md says which layers.
+  """The `faithful` layer that computes what fla's does, and the variables for its `apply`; see docs/fla.md.
 
   Args:
-    memory: "gla", "deltanet", "gated_deltanet" or "kimi_delta".
+    memory: "gla", "scalar_decay" (Mamba-2), "deltanet", "gated_deltanet", "kimi_delta" or "gated_slots".
     tensors: the layer's tensors by fla's names, as float arrays; of a whole model with `prefix`, such as
       "model.layers.3.attn.".
     heads, norm_eps, allow_neg_eigval: of fla's config: its `num_heads`, and two numbers that no tensor shows.

@@ -152,6 +152,7 @@ def recurrent_memory(
   output_gate: Callable[[int, Any], float] = full_rank_gate,
   check: Callable[[ModelConfig], None] = lambda model: None,
   from_fla: Callable[[FlaWeights, float, bool], tuple[nn.Module, Params]] | None = None,
+  shared: Callable[[int, Any], float] | None = None,
 ) -> Memory:
   """The record of a layer in the frame of `recurrent.py`, which needs to say only what goes on inside the frame.
 
@@ -159,12 +160,15 @@ def recurrent_memory(
   passes: section of the config → multiply-adds of the recurrence itself, all heads together.
   output_gate: as `gates`, of the gate on the output, where it is not the frame's.
   key_dim: the field that holds the width of a head's queries and keys.
+  shared: as `gates`, what a faithful layer has less than the frame, because some of it is shared.
   """
 
   def multiply_adds(model: ModelConfig, length: int) -> float:
     del length
     config = getattr(model, section)
     frame = recurrent_frame(model.dim, config, getattr(config, key_dim)) + output_gate(model.dim, config)
+    if shared is not None and config.faithful:
+      frame -= shared(model.dim, config)
     return frame + gates(model.dim, config) + passes(config)
 
   return Memory(

@@ -14,12 +14,15 @@ class Section:
   config: its frozen dataclass. doc: what it describes, as `--help` prints it.
   smoke: takes the section and gives the fields to change, and their values, for a model that trains in seconds on a CPU
     with the same features switched on.
+  published: takes a memory of the section and its config, and gives the fields as the published layer has them, which
+    `faithful` needs; None of memories that have no such field.
   """
 
   name: str
   config: type
   doc: str
   smoke: Callable[[Any], dict[str, Any]]
+  published: Callable[[str, Any], dict[str, Any]] | None = None
 
 
 def check_heads(section: str, heads: int, kv_heads: int) -> None:

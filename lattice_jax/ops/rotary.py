@@ -15,15 +15,15 @@ def rotate(
   x: Float[Array, "B T H K"], positions: Int[Array, "B T"], *, theta: float, scaling: RopeScalingConfig | None = None,
 ) -> Float[Array, "B T H K"]:
   """Queries or keys turned by their positions; halves convention (Llama): pairs are (k, k + K/2)."""
-  half = x.shape[-1] // 2
-  frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  half, wide = x.shape[-1] // 2, jnp.promote_types(x.dtype, jnp.float32)
+  frequency_K = theta ** (-jnp.arange(half, dtype=wide) / half)
   gain = 1.0
   if scaling is not None and scaling.kind != "none":
-    frequency_K = jnp.asarray(scaled_frequencies(scaling, theta, half), jnp.float32)
+    frequency_K = jnp.asarray(scaled_frequencies(scaling, theta, half), wide)
     gain = scaling.gain
-  angle_BTK = positions[..., None].astype(jnp.float32) * frequency_K
+  angle_BTK = positions[..., None].astype(wide) * frequency_K
   cos, sin = gain * jnp.cos(angle_BTK)[:, :, None], gain * jnp.sin(angle_BTK)[:, :, None]
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  first, second = jnp.split(x.astype(wide), 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
 
 

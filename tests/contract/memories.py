@@ -18,7 +18,7 @@ from lattice_jax.memories.memory import Memory
 from lattice_jax.memories.registry import find_memory
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.memories.vq.op import FORMS
-from tests.memories.sizes import section_with
+from tests.memories.sizes import faithful_section, section_with
 
 ROWS_PER_BATCH = 8  # one for each simulated device
 LENGTH = 23  # T of the laws: a prime, longer than every window and than four blocks
@@ -31,8 +31,8 @@ LONG = 16_384  # T of L12
 class Row:
   """A memory and the sizes it is tested at.
 
-  variants: other sizes and rules, which run L3, L8 and L11 only; the first of them always, the others and `forms` as
-    thorough tests.
+  variants: other sizes and rules, which run L3, L8 and L11 only; the first of them, `always`, in every run, the others
+    and `forms` as thorough tests.
   forms: name, variant, model: other ways to compute a variant, "" for the row's own, that only have to give the same.
   accumulators: the fields of the state, by dotted name, that sum over time and must be fp32.
   constant_input: for states of fixed size that sum over time: checks the final state of one row after LONG equal
@@ -46,6 +46,7 @@ class Row:
   memory: Memory
   model: ModelConfig
   variants: tuple[tuple[str, ModelConfig], ...] = ()
+  always: int = 1
   forms: tuple[tuple[str, str, ModelConfig], ...] = ()
   accumulators: tuple[str, ...] = ()
   constant_input: Callable[[ModelConfig, Any], None] | None = None
@@ -131,6 +132,10 @@ def _recurrence(name: str, **changes: Any) -> ModelConfig:
   return replace(MODEL, pattern=(name,), **section_with(name, **SMALL | changes))
 
 
+def _faithful(name: str, **changes: Any) -> ModelConfig:
+  return replace(MODEL, pattern=(name,), **faithful_section(name, **SMALL | changes))
+
+
 def _recurrence_row(
   name: str, *accumulators: str, check: Callable[[ModelConfig, Any], None], constant_chunk: int = SMALL["chunk_len"],
   adjust: Callable[[Any], Any] = _queries_near_keys, **changes: Any,
@@ -140,7 +145,9 @@ def _recurrence_row(
   # first tokens saw less: 1/T of the memory, which is more than L12's limit.
   constant_model = _recurrence(name, **changes | {"conv_width": 0, "chunk_len": constant_chunk})
   return Row(
-    name, find_memory(name), _recurrence(name, **changes),
+    # of most, tests/memories/test_faithful.py holds the published layer to its equations across calls and documents
+    name, find_memory(name), _recurrence(name, **changes), variants=(("faithful", _faithful(name, **changes)),),
+    always=0,
     accumulators=tuple(f"memory.{field}" for field in accumulators), constant_input=check,
     constant_model=constant_model, adjust=adjust)
 
@@ -219,7 +226,7 @@ ROWS = (
   ),
   # Half of the last bit for each of 512 sums, all to one side, stays below L12's limit; 4,096 sums would not.
   _recurrence_row("linear", "memory_BHKV", check=_every_write_was_the_same, constant_chunk=LONG // 512),
-  _recurrence_row("scalar_decay", "memory_BHKV", check=_every_write_was_the_same),
+  replace(_recurrence_row("scalar_decay", "memory_BHKV", check=_every_write_was_the_same), always=1),
   _recurrence_row("gla", "memory_BHKV", check=_every_write_was_the_same),
   _recurrence_row("deltanet", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),
   _recurrence_row("gated_deltanet", "memory_BHKV", check=_does_not_grow),
@@ -228,7 +235,7 @@ ROWS = (
   _recurrence_row("kimi_delta", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),
   replace(
     _recurrence_row("gated_slots", "key_BHMK", "value_BHMV", check=_does_not_grow),
-    variants=(("one-slot", _recurrence("gated_slots", slots=1)),)),
+    variants=(("one-slot", _recurrence("gated_slots", slots=1)), ("faithful", _faithful("gated_slots"))), always=1),
   # Equal places of neighbouring mini-batches are compared, for there is no end to compare with: keys of one token at
   # the places of a mini-batch differ by small turns alone, and the inner model, whose steps lengthen its normed output
   # and so become slower, still learns to tell them apart after LONG tokens: the last half moves outputs by 1 %, and not
@@ -239,5 +246,8 @@ ROWS = (
       "ttt_linear", "weight_BHKV", "total_BHKV", check=_does_not_grow, adjust=lambda params: params, conv_width=0,
       gated=True),
     apart=SMALL["mini_batch"],
-    variants=(("mini-batch-longer-than-T", _recurrence("ttt_linear", conv_width=0, mini_batch=LENGTH + 6)),)),
+    variants=(
+      ("mini-batch-longer-than-T", _recurrence("ttt_linear", conv_width=0, mini_batch=LENGTH + 6)),
+      ("faithful", _faithful("ttt_linear", conv_width=3))),
+    always=2),
 )

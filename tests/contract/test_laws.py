@@ -16,8 +16,9 @@ def _mark(row: Row, *values: object, name: str = "", is_further: bool = False) -
 
 
 def _mark_variant(row: Row, variant: str) -> object:
-  """Beyond a row's own sizes and its first variant they are further cases."""
-  return _mark(row, variant, name=variant, is_further=variant not in ("", *(name for name, _ in row.variants[:1])))
+  """Beyond a row's own sizes and its first variants they are further cases."""
+  always = ("", *(name for name, _ in row.variants[:row.always]))
+  return _mark(row, variant, name=variant, is_further=variant not in always)
 
 
 each_row = pytest.mark.parametrize("row", [_mark(row) for row in ROWS])

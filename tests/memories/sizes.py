@@ -12,3 +12,9 @@ def section_with(name, **sizes):
   section = find_section(name)
   fields = {field.name for field in dataclasses.fields(section.config)}
   return {section.name: section.config(**{field: size for field, size in sizes.items() if field in fields})}
+
+
+def faithful_section(name, **sizes):
+  """As `section_with`, of the published layer; what that has in one way only is as there."""
+  (section, config), = section_with(name, **sizes).items()
+  return {section: dataclasses.replace(config, **find_section(name).published(name, config), faithful=True)}

@@ -42,10 +42,21 @@ GLA = {
   "o_norm.weight": None, "g_norm_swish_gate.weight": (VALUE,), "gk_proj.0.weight": (RANK, DIM),
   "gk_proj.1.weight": (HEADS * KEY, RANK), "gk_proj.1.bias": (HEADS * KEY,)}
 KDA = STEP | {
-  "A_log": (HEADS,), "dt_bias": (HEADS * KEY,), "f_proj.0.weight": (RANK, DIM),
-  "f_proj.1.weight": (HEADS * KEY, RANK), "g_proj.0.weight": (RANK, DIM), "g_proj.1.weight": (HEADS * VALUE, RANK),
+  "A_log": (HEADS,), "dt_bias": (HEADS * KEY,), "f_proj.0.weight": (VALUE, DIM),
+  "f_proj.1.weight": (HEADS * KEY, VALUE), "g_proj.0.weight": (VALUE, DIM), "g_proj.1.weight": (HEADS * VALUE, VALUE),
   "g_proj.1.bias": (HEADS * VALUE,)}
-FURTHER = "gla with convolutions", "deltanet with gate and long steps"
+GSA = {"o_norm.weight": None, "g_norm.weight": (HEADS * VALUE,), "f_proj.weight": (HEADS * RANK, DIM)}
+SHARED = {
+  "k_proj.weight": (KEY, DIM), "v_proj.weight": (VALUE, DIM), "k_conv1d.weight": (KEY, 1, TAPS),
+  "v_conv1d.weight": (VALUE, 1, TAPS)}
+INNER = HEADS * VALUE
+MAMBA2 = {name: 0.3 * RNG.normal(size=shape) for name, shape in {
+  "in_proj.weight": (2 * INNER + 2 * KEY + HEADS, DIM), "conv1d.weight": (INNER + 2 * KEY, 1, TAPS),
+  "conv1d.bias": (INNER + 2 * KEY,), "A_log": (HEADS,), "D": (HEADS,), "dt_bias": (HEADS,), "norm.weight": (INNER,),
+  "out_proj.weight": (DIM, INNER)}.items()}
+FURTHER = (
+  "gla with convolutions", "deltanet with gate and long steps", "gated_slots with shared keys",
+  "scalar_decay without bias")
 LAYERS = {
   "gla": ("gla", tensors(**GLA, has_conv=False), {}),
   "gla with convolutions": ("gla", tensors(**GLA), {}),
@@ -54,11 +65,20 @@ LAYERS = {
   "gated_deltanet": (
     "gated_deltanet", tensors(**STEP, **{"a_proj.weight": (HEADS, DIM), "A_log": (HEADS,), "dt_bias": (HEADS,)}), {}),
   "kimi_delta": ("kimi_delta", tensors(**KDA, gate=False), {}),
+  "gated_slots": ("gated_slots", tensors(**GSA, has_conv=False, gate=False), {}),
+  "scalar_decay": ("scalar_decay", MAMBA2, {}),
+  "gla with shared keys": (
+    "gla", tensors(**GLA | SHARED | {"gk_proj.1.weight": (KEY, RANK), "gk_proj.1.bias": (KEY,)}), {}),
+  "gated_slots with shared keys": (
+    "gated_slots", tensors(**GSA | SHARED | {"f_proj.weight": (RANK, DIM)}, gate=False), {}),
+  "scalar_decay without bias": ("scalar_decay", {name: x for name, x in MAMBA2.items() if name != "conv1d.bias"}, {}),
 }
 
 
-def by_head(x):
-  return x.reshape(len(x), HEADS, -1)
+def by_head(x, width):
+  """Heads that share keys or values are neighbours."""
+  x = x.reshape(len(x), -1, width)
+  return np.repeat(x, HEADS // x.shape[1], axis=1)
 
 
 def linear(w, name, x=X_TD):
@@ -92,35 +112,66 @@ def recurrence(q, k, v, beta, log_decay):
   return out
 
 
+def gsa(w, q, k, v):
+  """One SiLU more on all three, and a norm of all heads together, after a SiLU."""
+  log_decay = by_head(np.log(sigmoid(linear(w, "f_proj"))) / 8, RANK)
+  out = gated_slots_there(KEY**0.5 * q, k, v, log_decay, 1 - np.exp(log_decay))
+  out = silu(out).reshape(LENGTH, -1)
+  return out / np.sqrt((out**2).mean(-1, keepdims=True) + NORM_EPS) * w["g_norm.weight"] @ w["o_proj.weight"].T
+
+
+def mamba2(w):
+  """One B and C for all heads; the gate comes before the norm."""
+  z, x_B_C, dt = np.split(X_TD @ w["in_proj.weight"].T, [INNER, 2 * INNER + 2 * KEY], axis=1)
+  before = np.concatenate([np.zeros((TAPS - 1, x_B_C.shape[1])), x_B_C])
+  taps = w["conv1d.weight"][:, 0]
+  x_B_C = silu(np.stack([(before[t : t + TAPS] * taps.T).sum(0) for t in range(LENGTH)]) + w.get("conv1d.bias", 0))
+  x, B, C = np.split(x_B_C, [INNER, INNER + KEY], axis=1)
+  x, dt, y = x.reshape(LENGTH, HEADS, VALUE), softplus(dt + w["dt_bias"]), np.zeros((LENGTH, HEADS, VALUE))
+  for h in range(HEADS):
+    state = np.zeros((VALUE, KEY))
+    for t in range(LENGTH):
+      state = np.exp(-dt[t, h] * np.exp(w["A_log"][h])) * state + dt[t, h] * np.outer(x[t, h], B[t])
+      y[t, h] = state @ C[t] + w["D"][h] * x[t, h]
+  y = y.reshape(LENGTH, INNER) * silu(z)
+  return y / np.sqrt((y**2).mean(-1, keepdims=True) + NORM_EPS) * w["norm.weight"] @ w["out_proj.weight"].T
+
+
 def forward(name, w, allow_neg_eigval=False):
+  if name == "scalar_decay":
+    return mamba2(w)
   is_gla = name == "gla"
   if "q_conv1d.weight" in w:
-    q, k, v = (by_head(convolved(w, part)) for part in "qkv")
+    q, k, v = (by_head(convolved(w, part), VALUE if part == "v" else KEY) for part in "qkv")
   else:
-    q, k, v = (by_head(linear(w, f"{part}_proj")) for part in "qkv")
-    if not is_gla:
+    q, k, v = (by_head(linear(w, f"{part}_proj"), VALUE if part == "v" else KEY) for part in "qkv")
+    if name not in ("gla", "gated_slots"):
       q, k, v = silu(q), silu(k), silu(v)
+  if name == "gated_slots":
+    return gsa(w, silu(q), silu(k), silu(v))
   beta, log_decay = None, np.zeros((LENGTH, HEADS, 1))
   if is_gla:
-    log_decay = by_head(np.log(sigmoid(sequential(w, "gk_proj"))) / 16)
+    log_decay = by_head(np.log(sigmoid(sequential(w, "gk_proj"))) / 16, KEY)
   else:
     q, k = unit(q), unit(k)
     beta = sigmoid(linear(w, "b_proj")) * (2 if allow_neg_eigval else 1)
   if name == "gated_deltanet":
     log_decay = (-np.exp(w["A_log"]) * softplus(linear(w, "a_proj") + w["dt_bias"]))[..., None]
   if name == "kimi_delta":
-    log_decay = -np.exp(w["A_log"])[:, None] * by_head(softplus(sequential(w, "f_proj") + w["dt_bias"]))
+    log_decay = -np.exp(w["A_log"])[:, None] * by_head(softplus(sequential(w, "f_proj") + w["dt_bias"]), KEY)
   out = recurrence(q, k, v, beta, log_decay)
   out = out / np.sqrt((out**2).mean(-1, keepdims=True) + NORM_EPS)
   out *= w["g_norm_swish_gate.weight" if is_gla else "o_norm.weight"]
   if name == "kimi_delta":
-    out *= by_head(sigmoid(sequential(w, "g_proj")))
+    out *= by_head(sigmoid(sequential(w, "g_proj")), VALUE)
   elif "g_proj.weight" in w:
-    out *= by_head(silu(linear(w, "g_proj")))
+    out *= by_head(silu(linear(w, "g_proj")), VALUE)
   return out.reshape(LENGTH, -1) @ w["o_proj.weight"].T
 
 
-@pytest.mark.parametrize("case", ["gla", "deltanet", "gated_deltanet", "kimi_delta", *further(*FURTHER)])
+@pytest.mark.parametrize("case", [
+  "gla", "deltanet", "gated_deltanet", "kimi_delta", "gated_slots", "scalar_decay", "gla with shared keys",
+  *further(*FURTHER)])
 def test_our_layer_with_their_weights_computes_what_theirs_does(case):
   memory, weights, options = LAYERS[case]
   want = forward(memory, weights, **options)
@@ -172,13 +223,18 @@ def changed(case, **changes):
 
 
 @pytest.mark.parametrize(("memory", "given", "options", "message"), [
-  ("lattice", {}, {}, "lattice has no counterpart .* use one of gla, deltanet, gated_deltanet, kimi_delta"),
+  ("lattice", {}, {}, "lattice has no counterpart .* use one of scalar_decay, gla, deltanet, .*, gated_slots"),
   ("deltanet", changed("deltanet", **{"b_proj.weight": None}), {}, "no tensor 'b_proj.weight', which is needed"),
   ("deltanet", changed("deltanet", **{"q_conv1d.bias": X_TD}), {}, "tensors q_conv1d.bias have no place in ours"),
   ("deltanet", changed("deltanet"), {"heads": 4}, "q_proj.weight makes 6 numbers, which are no 4 heads"),
   ("gated_deltanet", changed("gated_deltanet"), {"heads": 1}, "4 values a head .* 8 at 1 heads"),
   ("gla", changed("gla"), {"allow_neg_eigval": True}, "gated linear attention has no step"),
-  ("kimi_delta", changed("kimi_delta", **{"g_proj.0.weight": X_TD[:3]}), {}, "rank 2 and g_proj rank 3"),
+  ("deltanet", changed("deltanet", **{"k_proj.weight": X_TD[:KEY]}), {}, "k_proj.weight makes 3 numbers, which are no"),
+  ("kimi_delta", changed("kimi_delta", **{"g_proj.0.weight": X_TD[:3]}), {}, "rank 4 and g_proj rank 3"),
+  ("scalar_decay", changed("scalar_decay", **{"in_proj.weight": X_TD[:7]}), {}, "in_proj makes 7 numbers, and 24 are"),
+  ("scalar_decay", changed("scalar_decay", D=X_TD[0]), {}, "D has 10 numbers, and ours one for each of 2 heads"),
+  ("gated_slots", changed("gated_slots"), {"norm_eps": 1e-6}, "norm_eps=1e-06 has no effect"),
+  ("gated_slots", changed("gated_slots", **{"q_conv1d.bias": X_TD}), {}, "tensors q_conv1d.bias have no place"),
 ], ids=lambda value: value if isinstance(value, str) else "")
 def test_what_does_not_fit_is_refused(memory, given, options, message):
   with pytest.raises(ValueError, match=message):

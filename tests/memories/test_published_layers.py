@@ -45,21 +45,25 @@ def run(model):
   noise = normal_like(3, variables["params"])
   params = jax.tree.map(lambda param, noise: param + np.float32(0.3) * noise, variables["params"], noise)
   variables = {**variables, "params": params}
-  output = quick_jit(functools.partial(layer.apply, train=False))(variables, jnp.asarray(X_BTD), state, segment)
+  variables, x_BTD = jax.tree.map(lambda x: np.asarray(x, model.dtype), (variables, X_BTD))
+  output = quick_jit(functools.partial(layer.apply, train=False))(variables, x_BTD, state, segment)
   return jax.tree.map(np.float64, variables), np.asarray(output.y_BTD), output
 
 
-def assert_rows_close(got_BTD, equation):
+def assert_rows_close(got_BTD, equation, limit=2e-5):
   for row in range(ROWS):
     want_TD = equation(np.float64(X_BTD[row]))
-    np.testing.assert_allclose(got_BTD[row], want_TD, rtol=0, atol=2e-5 * np.abs(want_TD).max())
+    np.testing.assert_allclose(got_BTD[row], want_TD, rtol=0, atol=limit * np.abs(want_TD).max())
 
 
 @pytest.mark.parametrize("name", RECURRENCES)
 def test_a_recurrence_that_lattice_is_compared_with_is_the_papers(name):
-  variables, y_BTD, _ = run(ModelConfig(dim=DIM, layers=1, pattern=(name,), **section_with(name, **SIZES)))
+  with jax.enable_x64(True):
+    variables, y_BTD, _ = run(
+      ModelConfig(dim=DIM, layers=1, pattern=(name,), dtype="float64", **section_with(name, **SIZES)))
+  assert y_BTD.dtype == np.float64
   assert_rows_close(
-    y_BTD, lambda x_TD: published.recurrent(name, variables["params"], x_TD, types.SimpleNamespace(**SIZES)))
+    y_BTD, lambda x_TD: published.recurrent(name, variables["params"], x_TD, types.SimpleNamespace(**SIZES)), 1e-12)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.memories.registry import find_memory
 from lattice_jax.types import whole_segment
 from tests.contract.harness import quick_jit
-from tests.memories.sizes import section_with
+from tests.memories.sizes import faithful_section, section_with
 
 CONFIG = RecurrentConfig(heads=1, value_dim=2)
 
@@ -52,10 +52,10 @@ SMALL = {"heads": HEADS, "key_dim": 2, "value_dim": 2, "mini_batch": 3}
 LATTICE = {"heads": HEADS, "slots": 3, "value_dim": 16, "forget": True}
 
 
-def start_of(memory):
+def start_of(memory, make_section=section_with):
   """Parameters of a layer of many narrow heads."""
   model = ModelConfig(
-    dim=4, layers=1, pattern=(memory,), **section_with(memory, **(LATTICE if memory == "lattice" else SMALL)))
+    dim=4, layers=1, pattern=(memory,), **make_section(memory, **(LATTICE if memory == "lattice" else SMALL)))
   layer = find_memory(memory).make(model)
   init = functools.partial(layer.init, train=False)
   variables = quick_jit(init)(jax.random.key(0), jnp.zeros((1, 1, 4)), layer.init_state(1), whole_segment(1, 1))
@@ -69,11 +69,15 @@ def assert_uniform(values, low, high):
     np.quantile(values, [0.25, 0.5, 0.75]), low + (high - low) * np.array([0.25, 0.5, 0.75]), atol=0.12 * (high - low))
 
 
-@pytest.mark.parametrize(("memory", "bias"), [("scalar_decay", "width_bias"), ("kimi_delta", "decay_bias")])
-def test_gates_of_mamba_2_start_where_its_paper_lets_them(memory, bias):
-  params = start_of(memory)
+@pytest.mark.parametrize(("memory", "make_section", "bias", "lowest"), [
+  ("scalar_decay", section_with, "width_bias", 1), ("scalar_decay", faithful_section, "width_bias", 0),
+  ("gated_deltanet", faithful_section, "width_bias", 0), ("kimi_delta", faithful_section, "decay_bias", 1)],
+  ids=["scalar_decay", "scalar_decay-faithful", "gated_deltanet-faithful", "kimi_delta-faithful"])
+def test_gates_of_mamba_2_start_where_its_paper_lets_them(memory, make_section, bias, lowest):
+  params = start_of(memory, make_section)
   assert_uniform(np.log(np.log1p(np.exp(np.float64(params[bias])))), np.log(1e-3), np.log(1e-1))
-  assert_uniform(np.exp(params["log_rate"]), 1, 16)
+  assert_uniform(np.exp(params["log_rate"]), lowest, 16)
+  assert lowest or np.exp(params["log_rate"]).min() < 1
   assert (params.get("skip", 1) == np.ones(1)).all()
 
 

@@ -10,6 +10,8 @@ from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.models.state_size import describe_state, state_numbers
 
+FAITHFUL = [f"{name}_faithful" for name in delta_enwik8.RECURRENCES]
+
 
 def memory_of(get_config, variant):
   """Numbers of a layer's memory, without convolutions and what an open mini-batch adds."""
@@ -30,8 +32,15 @@ def test_recurrences_have_the_states_that_are_claimed(get_config, lattice, ttt):
   assert 0.98 * lattice < memory_of(get_config, "gated_slots") <= lattice
 
 
+def test_published_layers_have_the_states_that_are_claimed():
+  states = {name: memory_of(ablation_lattice.get_config, name) for name in FAITHFUL}
+  wide = {"linear_faithful", "ttt_linear_faithful"}
+  assert states == {name: 4224 if name in wide else 4096 for name in FAITHFUL}
+
+
 @pytest.mark.parametrize(("base", "get_config", "variants", "within"), [
-  (ablation_lattice.get_config("base"), ablation_lattice.get_config, ("ttt_linear", "gla", "slots192"), 1e-3),
+  (ablation_lattice.get_config("base"), ablation_lattice.get_config,
+   ("ttt_linear", "gla", "slots192", *FAITHFUL), 1e-3),
   (lattice_enwik8.get_config(), delta_enwik8.get_config, ("linear", "kimi_delta", "ttt_linear"), 2e-3)],
   ids=["ablation", "enwik8"])
 def test_parameters_are_as_equal_as_is_claimed(base, get_config, variants, within):

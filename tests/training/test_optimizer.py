@@ -24,6 +24,7 @@ from lattice_jax.sharding import make_mesh, unbox
 from lattice_jax.training.adafactor import adafactor
 from lattice_jax.training.optimizer import RULES, Optimizer, decay_mask, learning_rate, stacked_mask
 from lattice_jax.training.state import abstract_state, make_optimizer
+from tests.memories.sizes import faithful_section
 from tests.training import tiny
 
 
@@ -109,17 +110,36 @@ DECAYS = {
 }
 
 
-@pytest.mark.parametrize("memory", FOLDERS)
-def test_weights_decay_and_biases_gains_and_learned_starts_do_not(memory):
+# What a layer has with `faithful`, where that is not the same.
+FAITHFUL_DECAYS = {
+  "linear": (PROJECTIONS, set()),
+  "scalar_decay": (
+    RECURRENT | {"width"},
+    {"width_bias", "log_rate", "skip", "gain", "query_taps_bias", "key_taps_bias", "value_taps_bias"}),
+  "deltanet": (RECURRENT | {"step"}, {"gain"}),
+  "gated_deltanet": (RECURRENT | {"step", "width"}, {"width_bias", "log_rate", "gain"}),
+  "kimi_delta": (DECAYS["kimi_delta"][0], DECAYS["kimi_delta"][1] - {"step_bias"}),
+  "gated_slots": ((RECURRENT - {"gate"}) | {"decay"}, {"gain"}),
+  "ttt_linear": (
+    (RECURRENT - {"key", "value_taps"}) | {"step"},
+    DECAYS["ttt_linear"][1] | {"norm_bias", "query_taps_bias", "key_taps_bias"}),
+}
+
+
+@pytest.mark.parametrize(
+  ("memory", "faithful"), [*((memory, False) for memory in FOLDERS), *((memory, True) for memory in FAITHFUL_DECAYS)])
+def test_weights_decay_and_biases_gains_and_learned_starts_do_not(memory, faithful):
   """Every parameter of every memory, whatever its number of axes; several heads, so that biases have two."""
+  sections = faithful_section(memory) if faithful else {}
   config = tiny.make_config(
     model__pattern=(memory,), model__block="mlp", model__norm_bias=True, model__position_wavelength=1e4,
+    **{f"model__{name}": section for name, section in sections.items()},
     model__attention=AttentionConfig(bias="all", gated=True, window=4), model__lattice=LatticeConfig(forget=True),
     model__vq=VQConfig(heads=2, kv_heads=2, key_dim=8, value_dim=16, codes=8, block_len=8, near_start=1.0))
   decays = {
     "/".join(key.key for key in path).replace("groups/block_0/", ""): decays
     for path, decays in jax.tree_util.tree_leaves_with_path(make_optimizer(config).decays)}
-  weights, others = DECAYS[memory]
+  weights, others = (FAITHFUL_DECAYS if faithful else DECAYS)[memory]
   assert {name for name, decays in decays.items() if decays} == {
     "embedding", "head", "mlp/gate", "mlp/up", "mlp/down", *(f"memory/{name}" for name in weights)}
   assert {name for name, decays in decays.items() if not decays} == FRAME | {f"memory/{name}" for name in others}

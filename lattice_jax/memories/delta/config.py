@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice_jax.fields import at_least, positive, within
-from lattice_jax.memories.recurrent_config import RecurrentConfig
+from lattice_jax.memories.recurrent_config import PublishedConfig, check_faithful
 from lattice_jax.memories.section import Section
 
 
 @dataclass(frozen=True)
-class DeltaConfig(RecurrentConfig):
+class DeltaConfig(PublishedConfig):
   """A head's state is key_dim × value_dim."""
 
   key_dim: int = positive(32, "of a head's queries and keys")
@@ -32,8 +32,23 @@ class DeltaConfig(RecurrentConfig):
     return self.gate_rank or self.value_dim
 
 
+def published(memory: str, config: Any) -> dict[str, Any]:
+  """Fields as the published layer has them, with those of the config that it leaves open."""
+  step = {"unit_eps": 1e-6, "max_step": 2.0 if config.max_step == 2 else 1.0}
+  if memory != "kimi_delta":
+    return step
+  return step | {"gated": True, "gate_rank": config.gate_rank if config.gate_rank == config.value_dim else 0}
+
+
+def check(memory: str, config: DeltaConfig) -> None:
+  """Raises ValueError where the published layer is asked for with what it has not."""
+  check_faithful("delta", memory, config, published(memory, config))
+
+
 def _smoke(config: Any) -> dict[str, Any]:
-  return {"heads": min(4, config.heads), "key_dim": 16, "value_dim": 16, "chunk_len": 8, "gate_rank": 4}
+  rank = 0 if config.faithful else 4
+  return {"heads": min(4, config.heads), "key_dim": 16, "value_dim": 16, "chunk_len": 8, "gate_rank": rank}
 
 
-SECTION = Section("delta", DeltaConfig, "the memories \"deltanet\", \"gated_deltanet\" and \"kimi_delta\"", _smoke)
+SECTION = Section(
+  "delta", DeltaConfig, "the memories \"deltanet\", \"gated_deltanet\" and \"kimi_delta\"", _smoke, published)

@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from lattice_jax.memories.delta.cases import make_cases
-from lattice_jax.memories.delta.config import DeltaConfig
+from lattice_jax.memories.delta.config import DeltaConfig, check
 from lattice_jax.memories.delta.fla import from_deltanet, from_gated_deltanet, from_kimi_delta
 from lattice_jax.memories.delta.layer import DeltaNet, GatedDeltaNet, KimiDelta
 from lattice_jax.memories.memory import Memory, recurrent_memory
@@ -23,7 +23,7 @@ def _state_passes(config: DeltaConfig) -> int:
 def _memory(layer: type[nn.Module], num_gates: int, from_fla: Callable[..., Any]) -> Memory:
   return recurrent_memory(
     layer, "delta", cases=make_cases, gates=lambda dim, config: num_gates * dim * config.heads, passes=_state_passes,
-    from_fla=from_fla)
+    check=lambda model: check(layer.published, model.delta), from_fla=from_fla)
 
 
 def _low_rank(dim: int, config: DeltaConfig, width: int) -> int:
@@ -35,6 +35,7 @@ MEMORIES = {
   "gated_deltanet": _memory(GatedDeltaNet, 2, from_gated_deltanet),
   "kimi_delta": recurrent_memory(
     KimiDelta, "delta", cases=make_cases, passes=_state_passes, from_fla=from_kimi_delta,
+    check=lambda model: check("kimi_delta", model.delta),
     gates=lambda dim, config: dim * config.heads + _low_rank(dim, config, config.key_dim),
     output_gate=lambda dim, config: _low_rank(dim, config, config.value_dim) * config.gated),
 }

@@ -1,6 +1,6 @@
 """Linear attention as a memory layer: nothing decays, one factor a head decays, or one factor a key channel.
 
-Gates are those of the papers' own code.
+Gates are those of the papers' own code; what else is theirs where the config says `faithful`, the README says.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lattice_jax.memories.gated_linear.config import GatedLinearConfig
+from lattice_jax.memories.gated_linear.config import GatedLinearConfig, check
 from lattice_jax.memories.gated_linear.op import MatrixState, empty_state, gated_linear
 from lattice_jax.memories.recurrent import RecurrentMemory
 from lattice_jax.modules import parameter
@@ -20,8 +20,8 @@ Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
 _GLA_DIVISOR = 16  # logits of decays are divided by it, which keeps decays near one at the start
 
 
-class LinearAttention(RecurrentMemory):
-  """Keys and values are summed, and nothing decays."""
+class _Matrix(RecurrentMemory):
+  """What the three have in common."""
 
   config: GatedLinearConfig
 
@@ -29,16 +29,18 @@ class LinearAttention(RecurrentMemory):
   def unit_eps(self) -> float:
     return self.config.unit_eps
 
+  def check(self) -> None:
+    check(self.published, self.config)
+
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     if self.config.features == "unit":
       return super().feature(name, x_BTHK)
+    if self.config.features == "elu":
+      return x_BTHK if name == "value" else nn.elu(x_BTHK) + 1
     return nn.silu(x_BTHK) if self.config.features == "silu" else x_BTHK
 
   def empty(self, batch: int) -> MatrixState:
-    return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim)
-
-  def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
-    return self.add(q_BTHK, k_BTHK, v_BTHV, None, state, segment)
+    return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim, dtype=self.state_dtype)
 
   def add(self, q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment: Segment) -> Result:
     """Decays the memory, then adds to it."""
@@ -48,8 +50,52 @@ class LinearAttention(RecurrentMemory):
     return out_BTHV, state, {}
 
 
-class ScalarDecay(LinearAttention):
-  """Mamba-2: one decay a token and head, which also says how much is written, and values on a short cut."""
+class LinearAttention(_Matrix):
+  """Keys and values are summed, and nothing decays. Where faithful, outputs are weighted means of the values."""
+
+  published = "linear"
+
+  def empty(self, batch: int) -> MatrixState:
+    if not self.config.faithful:
+      return super().empty(batch)
+    return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim + 1, dtype=self.state_dtype)
+
+  def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
+    if not self.config.faithful:
+      return self.add(q_BTHK, k_BTHK, v_BTHV, None, state, segment)
+    # one value more, a one, whose sum of scores is what the others are divided by
+    v_BTHV = jnp.concatenate([v_BTHV, jnp.ones_like(v_BTHV[..., :1])], -1)
+    out_BTHV, state, metrics = self.add(q_BTHK, k_BTHK, v_BTHV, None, state, segment)
+    return out_BTHV[..., :-1] / (out_BTHV[..., -1:] + self.config.norm_eps), state, metrics
+
+  def finish(self, x_BTD: jax.Array, out_BTHV: jax.Array) -> jax.Array:
+    return out_BTHV.astype(x_BTD.dtype) if self.config.faithful else super().finish(x_BTD, out_BTHV)
+
+
+class ScalarDecay(_Matrix):
+  """Mamba-2: one decay a token and head, which also says how much is written, and values on a short cut.
+
+  Where faithful, its B and C, our keys and queries, are those of all heads, and the norm comes after the gate.
+  """
+
+  published = "scalar_decay"
+
+  @property
+  def key_heads(self) -> int:
+    return 1 if self.config.faithful else self.config.heads
+
+  @property
+  def has_tap_bias(self) -> bool:
+    return self.config.faithful
+
+  @property
+  def rate_range(self) -> tuple[float, float]:
+    return (0.0, 16.0) if self.config.faithful else super().rate_range
+
+  def finish(self, x_BTD: jax.Array, out_BTHV: jax.Array) -> jax.Array:
+    if not self.config.faithful:
+      return super().finish(x_BTD, out_BTHV)
+    return self.norm_all_heads(out_BTHV * self.output_gate(x_BTD)).astype(x_BTD.dtype)
 
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
     decay_BTH1, width_BTH1 = self.head_decay(x_BTD)
@@ -58,8 +104,14 @@ class ScalarDecay(LinearAttention):
     return out_BTHV + skip_H[:, None] * v_BTHV, state, metrics
 
 
-class GLA(LinearAttention):
+class GLA(_Matrix):
   """One decay a key channel, from a projection of low rank."""
+
+  published = "gla"
+
+  def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
+    x_BTHK = super().feature(name, x_BTHK)
+    return self.key_dim**-0.5 * x_BTHK if self.config.faithful and name == "query" else x_BTHK
 
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
     logit_BTHK = self.low_rank_logit("decay", x_BTD, self.config.gate_rank, self.config.key_dim, "key")

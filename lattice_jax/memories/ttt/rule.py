@@ -34,9 +34,9 @@ def with_one(x: jax.Array) -> jax.Array:
   return jnp.concatenate([x, jnp.ones_like(x[..., :1])], -1)
 
 
-def layer_norm(z: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+def layer_norm(z: jax.Array, scale: jax.Array, shift: jax.Array, eps: float = _EPS) -> jax.Array:
   """Over the last axis; the others broadcast."""
-  return _standardize(z)[0] * scale + shift
+  return _standardize(z, eps)[0] * scale + shift
 
 
 def inner_loss(
@@ -54,7 +54,7 @@ def output_gradient(z: jax.Array, target: jax.Array, scale: jax.Array, shift: ja
   return (d_unit - d_unit.mean(-1, keepdims=True) - unit * along) / deviation
 
 
-def _standardize(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _standardize(z: jax.Array, eps: float = _EPS) -> tuple[jax.Array, jax.Array]:
   centred = z - z.mean(-1, keepdims=True)
-  deviation = jnp.sqrt((centred * centred).mean(-1, keepdims=True) + _EPS)
+  deviation = jnp.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
   return centred / deviation, deviation
