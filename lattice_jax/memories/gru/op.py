@@ -12,7 +12,7 @@ from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.documents import EMPTY, document_after, document_starts, keep_only, select
 from lattice_jax.ops.parallel_recurrence import RecurrenceForm, Solved, solve
 
-__all__ = ["GRUState", "GRUWeights", "empty_state", "gru", "gru_solved", "step"]
+__all__ = ["GRUState", "GRUWeights", "empty_state", "gru"]
 
 
 @flax.struct.dataclass

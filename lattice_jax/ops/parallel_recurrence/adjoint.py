@@ -40,10 +40,12 @@ def adjoint_chunk(
     return jax.vmap(step, in_axes=(None, 0, 0))(learned, before_CB, tokens_CB._replace(inputs_B=inputs_CB))
 
   _, pull = jax.vjp(step_all, learned, before_CB, tokens_CB.inputs_B)
-  if form.name == "scan":
+  is_by_token = form.name == "scan"
+  if is_by_token and form.jacobian != "diagonal":
     return _first_alone(pull(_by_token(step, learned, before_CB, tokens_CB, d_state_CB)))
-  _, jacobian_CB = linearize(form.jacobian, lambda before_CB: step_all(learned, before_CB, tokens_CB.inputs_B), before_CB)
-  adjoint_CB = solve_backward(form.jacobian, jacobian_CB, d_state_CB)
+  _, jacobian_CB = linearize(
+    form.jacobian, lambda before_CB: step_all(learned, before_CB, tokens_CB.inputs_B), before_CB)
+  adjoint_CB = solve_backward(jacobian_CB, d_state_CB, is_by_token=is_by_token)
   pulled = pull(adjoint_CB)
   gap_CB = adjoint_CB - d_state_CB - jnp.concatenate([pulled[1][1:], jnp.zeros_like(pulled[1][:1])])
   limit = _ROUNDINGS * jnp.finfo(adjoint_CB.dtype).eps * jnp.maximum(jnp.abs(adjoint_CB).max(), _TINY)

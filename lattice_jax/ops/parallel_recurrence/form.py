@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
+
+import jax
 
 from lattice_jax.dispatch import target_backend
 
 FORMS = ("auto", "scan", "newton", "rounds")
 JACOBIANS = ("diagonal", "block", "dense")
+
+# Backend → tokens of a call from which "newton" is quicker than "scan"; None where it was at no length up to 131,072.
+# Measured: docs/results/bench_parallel_recurrence.
+QUICKER_FROM: dict[str, int | None] = {"cpu": None}
 
 
 @dataclass(frozen=True)
@@ -15,7 +23,7 @@ class RecurrenceForm:
   """How tokens are taken; README.md of this folder derives each. All give the same, to rounding.
 
   name: "scan" goes token by token; "newton" and "rounds" solve a chunk at once, with and without the Jacobian of the
-    step; "auto" is the quickest of them where it was measured.
+    step; "auto" is the quicker of "scan" and "newton" on this backend, and "scan" where that was not measured.
   jacobian: of the step at one token, as Newton's rounds and the adjoint take it: "diagonal" where every number of the
     state depends on itself alone, "block" where those of the last axis depend on one another, "dense" where all of a
     row do. A step that has more costs rounds, and in the end the scan, but no exactness.
@@ -45,11 +53,26 @@ class RecurrenceForm:
         f"form.tolerance={self.tolerance} of op 'parallel_recurrence' must be above 0, for rounding never ends.")
 
 
-def choose_form(form: RecurrenceForm, length: int, width: int) -> str:
-  """"scan", "newton" or "rounds": what runs of a call of `length` tokens whose states have `width` numbers, all rows.
+def choose_form(form: RecurrenceForm, length: int) -> str:
+  """"scan", "newton" or "rounds": what runs of a call of `length` tokens.
 
-  One token is a step whatever the form.
+  One token is a step whatever the form. What "auto" took and why is logged once, as INFO of the logger "lattice_jax".
   """
   if length == 1:
     return "scan"
-  return form.name if form.name != "auto" else "scan"
+  if form.name != "auto":
+    return form.name
+  backend = target_backend()
+  if backend not in QUICKER_FROM:
+    _log_choice("scan", f"nothing was measured on {backend}; name a form to have another")
+    return "scan"
+  least = QUICKER_FROM[backend]
+  chosen = "scan" if least is None or length < least else "newton"
+  _log_choice(chosen, f"the quicker one on {backend}, docs/results/bench_parallel_recurrence")
+  return chosen
+
+
+@functools.cache
+def _log_choice(chosen: str, reason: str) -> None:
+  if jax.process_index() == 0:
+    logging.getLogger("lattice_jax").info("op parallel_recurrence: form %s (%s)", chosen, reason)

@@ -18,7 +18,7 @@ from lattice_jax.ops.chunk_scan import as_bits, as_floats
 from lattice_jax.ops.documents import keep_only, pad_time, select
 from lattice_jax.ops.parallel_recurrence.adjoint import Token, adjoint_chunk
 from lattice_jax.ops.parallel_recurrence.form import RecurrenceForm, choose_form
-from lattice_jax.ops.parallel_recurrence.rounds import Solution, solve_chunk
+from lattice_jax.ops.parallel_recurrence.rounds import solve_chunk
 from lattice_jax.types import MEMORY_BOUNDARY
 
 
@@ -67,7 +67,7 @@ def solve(
   start = jnp.zeros_like(state_B[0]) if start is None else start.astype(state_B.dtype)
   inputs_BT = keep_only(is_valid_BT, inputs_BT)
   _check(step_fn, parameters, state_B, inputs_BT)
-  form = replace(form, name=choose_form(form, length, state_B.size), chunk_len=min(length, form.chunk_len))
+  form = replace(form, name=choose_form(form, length), chunk_len=min(length, form.chunk_len))
   tokens_NCB = _to_chunks((inputs_BT, is_start_BT, is_valid_BT), form.chunk_len)
   state_NCB, last_B, *how = _solve(step_fn, form, tokens_NCB[0], tokens_NCB[1:], (parameters, start), state_B)
   state_TB = state_NCB.reshape(-1, *state_NCB.shape[2:])[:length]

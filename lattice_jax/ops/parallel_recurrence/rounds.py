@@ -58,7 +58,7 @@ def iterate(form, step_all, first_B, guess_CB) -> tuple[jax.Array, jax.Array, ja
       new_CB = step_all(before_CB)
     else:
       stepped_CB, jacobian_CB = linearize(form.jacobian, step_all, before_CB)
-      new_CB = state_CB + solve_forward(form.jacobian, jacobian_CB, stepped_CB - state_CB)
+      new_CB = state_CB + solve_forward(jacobian_CB, stepped_CB - state_CB)
       # What has overflowed would stay so, though the tokens before it become exact.
       new_CB = jnp.where(jnp.isfinite(new_CB), new_CB, stepped_CB)
     return new_CB, rounds + 1, _relative(new_CB - state_CB, new_CB)
