@@ -22,7 +22,7 @@ from lattice_jax.memories.lattice.op import Form, Rule
 from lattice_jax.memories.lattice.op import lattice as lattice_op
 from lattice_jax.memories.lattice.rule import incoming
 from lattice_jax.memories.lattice.sphere import unit
-from lattice_jax.memories.ttt.rule import output_gradient, with_one
+from lattice_jax.memories.ttt.rule import with_one
 
 CHUNKS = (16, 64, 256)
 WARM = 256  # tokens before the chunk
@@ -201,11 +201,8 @@ def _ttt() -> Problem:
     """The step's tangent with all but the diagonal left out of ∂g/∂z."""
     _, k_HV, v_HV, rate_H = token
     k_HK = with_one(k_HV)
-
-    def gradient(z_HV):
-      return output_gradient(z_HV, v_HV - k_HV, 1.0, 0.0)
-
-    slope_HV = jnp.einsum("HVHV->HV", jax.jacfwd(gradient)(jnp.einsum("HK,HKV->HV", k_HK, before)))
+    slope_HV = jnp.einsum("HVHV->HV", jax.jacfwd(lambda z_HV: recurrence_ttt.gradient(z_HV, v_HV - k_HV))(
+      jnp.einsum("HK,HKV->HV", k_HK, before)))
     seen_HV = slope_HV * jnp.einsum("HK,HKV->HV", k_HK, change)
     return change - (rate_H[:, None] * k_HK)[..., None] * seen_HV[:, None]
 
