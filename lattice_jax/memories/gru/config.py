@@ -19,7 +19,9 @@ class GRUConfig(RecurrentConfig):
   form: str = choice(
     "auto", FORMS, "scan: token by token; newton: a chunk of tokens at once, by Newton's method; auto: the quicker of "
     "them on this backend, where it was measured. All are exact")
-  chunk_len: int = positive(256, "tokens solved at once by \"newton\"")
+  chunk_len: int = positive(
+    32, "tokens solved at once by \"newton\", and whose gradients are made at once by \"scan\"; changes cost, not "
+    "results")
   rounds: int = positive(16, "of \"newton\", at most; a chunk that is not solved by then is taken token by token")
   tolerance: float = positive(1e-6, "of \"newton\": rounds end once they move states by less")
 

@@ -16,11 +16,11 @@ _ROUNDINGS = 100  # of the largest cotangent, by which an equation of the adjoin
 
 
 class Token(NamedTuple):
-  """What the step takes beside the state, as arrays [C, B, …] here."""
+  """What the step takes beside the state, as arrays [C, B, …] here; None where no document begins, or all are valid."""
 
   inputs_B: Any
-  is_start_B: jax.Array
-  is_valid_B: jax.Array
+  is_start_B: jax.Array | None
+  is_valid_B: jax.Array | None
 
 
 # (learned, state before, token) → state after, of one token.

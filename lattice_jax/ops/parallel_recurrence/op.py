@@ -62,12 +62,13 @@ def solve(
   """
   form = form or RecurrenceForm()
   batch, length = jax.tree.leaves(inputs_BT)[0].shape[:2]
-  is_start_BT = jnp.zeros((batch, length), bool) if is_start_BT is None else is_start_BT
-  is_valid_BT = jnp.ones((batch, length), bool) if is_valid_BT is None else is_valid_BT
-  start = jnp.zeros_like(state_B[0]) if start is None else start.astype(state_B.dtype)
-  inputs_BT = keep_only(is_valid_BT, inputs_BT)
   _check(step_fn, parameters, state_B, inputs_BT)
   form = replace(form, name=choose_form(form, length), chunk_len=min(length, form.chunk_len))
+  if is_valid_BT is None and length % form.chunk_len:
+    is_valid_BT = jnp.ones((batch, length), bool)
+  if is_valid_BT is not None:
+    inputs_BT = keep_only(is_valid_BT, inputs_BT)
+  start = jnp.zeros_like(state_B[0]) if start is None else start.astype(state_B.dtype)
   tokens_NCB = _to_chunks((inputs_BT, is_start_BT, is_valid_BT), form.chunk_len)
   state_NCB, last_B, *how = _solve(step_fn, form, tokens_NCB[0], tokens_NCB[1:], (parameters, start), state_B)
   state_TB = state_NCB.reshape(-1, *state_NCB.shape[2:])[:length]
@@ -156,5 +157,6 @@ def _guarded_step(step_fn, learned, state_B: jax.Array, token: Token) -> jax.Arr
   Jacobians are those of this function: zero where a document begins, one at invalid tokens.
   """
   parameters, start = learned
-  after_B = step_fn(parameters, select(token.is_start_B, start, state_B), token.inputs_B)
-  return select(token.is_valid_B, after_B, state_B)
+  before_B = state_B if token.is_start_B is None else select(token.is_start_B, start, state_B)
+  after_B = step_fn(parameters, before_B, token.inputs_B)
+  return after_B if token.is_valid_B is None else select(token.is_valid_B, after_B, state_B)
