@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lattice_jax.dispatch import BACKEND
 from lattice_jax.memories.gru.op import GRUWeights, step
-from lattice_jax.ops.parallel_recurrence import RecurrenceForm, solve
+from lattice_jax.ops.parallel_recurrence import RecurrenceForm, choose_form, solve
+from lattice_jax.ops.parallel_recurrence import form as form_module
+from lattice_jax.ops.parallel_recurrence.linear import solve_backward, solve_forward
 from lattice_jax.ops.parallel_recurrence.rounds import iterate
 from tests.contract.harness import quick_jit
 from tests.thorough import further
@@ -101,6 +104,30 @@ def assert_all_near(got, want, atol):
 
 def exact(name, jacobian="diagonal", **fields):
   return RecurrenceForm(name, jacobian, **{"chunk_len": CHUNK, "tolerance": 1e-13} | fields)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8])
+def test_a_linear_recurrence_is_solved_in_both_directions(length):
+  """y_t = A_t y_{t−1} + b_t and λ_t = A_{t+1}ᵀ λ_{t+1} + b_t, by a loop in numpy."""
+  rng = np.random.default_rng(length)
+  matrix, b = rng.normal(size=(length, 2, 3, 3)), rng.normal(size=(length, 2, 3))
+  diagonal = matrix[..., 0]
+
+  def loop(A, is_reverse):
+    y, found = np.zeros((2, 3)), np.empty_like(b)
+    for t in reversed(range(length)) if is_reverse else range(length):
+      past = 0 if t == length - 1 else np.einsum("bji,bj->bi", A[t + 1], y)
+      y = b[t] + (past if is_reverse else np.einsum("bij,bj->bi", A[t], y))
+      found[t] = y
+    return found
+
+  with jax.enable_x64(True):
+    for A, dense in ((matrix, matrix), (diagonal, diagonal[..., None] * np.eye(3))):
+      got = solve_forward(jnp.asarray(A), jnp.asarray(b))
+      np.testing.assert_allclose(got, loop(dense, False), rtol=1e-12, atol=1e-12)
+      for is_by_token in (False, True):
+        got = solve_backward(jnp.asarray(A), jnp.asarray(b), is_by_token=is_by_token)
+        np.testing.assert_allclose(got, loop(dense, True), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "jacobian"), [
@@ -213,6 +240,17 @@ def test_newton_in_fp32_is_as_near_to_float64_as_the_scan():
   assert newton[1] <= 1.5 * scan[1], (newton, scan)
 
 
+def test_one_document_without_padding_needs_no_flags():
+  """Also where tokens are filled up to a chunk, and the last state is the last token's."""
+  with jax.enable_x64(True):
+    step_fn, weights, first, inputs, start, *_ = scene("diagonal")
+    nowhere, everywhere = jnp.zeros((ROWS, LENGTH), bool), jnp.ones((ROWS, LENGTH), bool)
+    got, d_got, _ = run(exact("newton"), (step_fn, weights, first, inputs, start, None, None))
+    want, d_want, _ = run(exact("newton"), (step_fn, weights, first, inputs, start, nowhere, everywhere))
+    assert_all_near((got, d_got), (want, d_want), 1e-13)
+    np.testing.assert_array_equal(got[0][:, -1], got[1])
+
+
 def test_a_token_alone_is_a_step():
   step_fn, weights, first, inputs, *_ = scene("diagonal", "float32")
   one = jax.tree.map(lambda x: x[:, :1], inputs)
@@ -220,6 +258,22 @@ def test_a_token_alone_is_a_step():
   np.testing.assert_array_equal(solved.rounds_N, 0)
   np.testing.assert_allclose(
     solved.state_BT[:, 0], step_fn(weights, first, jax.tree.map(lambda x: x[:, 0], one)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "measured", "length", "chosen", "why"), [
+  ("cpu", form_module.QUICKER_FROM, 131_072, "scan", "the quicker one on cpu"),
+  ("cpu", {"cpu": 64}, 64, "newton", "the quicker one on cpu"),
+  ("cpu", {"cpu": 64}, 63, "scan", "the quicker one on cpu"),
+  ("tpu", {"cpu": 64}, 64, "scan", "nothing was measured on tpu; name a form")])
+def test_auto_is_what_was_measured_and_says_so(monkeypatch, caplog, backend, measured, length, chosen, why):
+  monkeypatch.setenv(BACKEND, backend)
+  monkeypatch.setattr(form_module, "QUICKER_FROM", measured)
+  form_module._log_choice.cache_clear()
+  with caplog.at_level("INFO", logger="lattice_jax"):
+    assert choose_form(RecurrenceForm(), length) == chosen
+  assert [record.getMessage() for record in caplog.records if f"form {chosen} ({why}" in record.getMessage()]
+  assert choose_form(RecurrenceForm("newton"), length) == "newton"
+  assert choose_form(RecurrenceForm("newton"), 1) == "scan"
 
 
 @pytest.mark.parametrize(("fields", "message"), [
@@ -234,5 +288,7 @@ def test_a_step_that_changes_the_state_is_refused():
   _, _, first, inputs, *_ = scene("diagonal", "float32")
   with pytest.raises(ValueError, match="must give back what it takes"):
     solve(lambda p, h, x: h[:, 0], (), first, inputs)
+  with pytest.raises(ValueError, match="inputs of int32, and takes floats"):
+    solve(lambda p, h, x: h, (), first, inputs[0].astype(jnp.int32))
   with pytest.raises(ValueError, match="at least one token"):
     solve(lambda p, h, x: h, (), first, jax.tree.map(lambda x: x[:, :0], inputs))

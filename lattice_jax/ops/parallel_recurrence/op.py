@@ -18,7 +18,7 @@ from lattice_jax.ops.chunk_scan import as_bits, as_floats
 from lattice_jax.ops.documents import keep_only, pad_time, select
 from lattice_jax.ops.parallel_recurrence.adjoint import Token, adjoint_chunk
 from lattice_jax.ops.parallel_recurrence.form import RecurrenceForm, choose_form
-from lattice_jax.ops.parallel_recurrence.rounds import solve_chunk
+from lattice_jax.ops.parallel_recurrence.rounds import Solution, solve_chunk
 from lattice_jax.types import MEMORY_BOUNDARY
 
 
@@ -50,7 +50,7 @@ def solve(
     step_fn: (parameters, state [B, …], inputs [B, …]) → state, row by row; it closes over no array.
     parameters: tree of arrays.
     state_B: [B, …] before the first token; computations are in its dtype.
-    inputs_BT: tree of arrays [B, T, …].
+    inputs_BT: tree of floats [B, T, …], which the step gets in the state's dtype.
     start: [...] state before the first token of a document; None is zero.
     is_start_BT: where documents begin, after which nothing of what was before is left. None: nowhere.
     is_valid_BT: tokens that are none leave the state alone, whatever they hold, NaN included: `keep_only` sees to it.
@@ -58,7 +58,7 @@ def solve(
     form: `RecurrenceForm()` by default.
 
   Raises:
-    ValueError: step_fn changes the state's shape or dtype, or there are no tokens.
+    ValueError: step_fn changes the state's shape or dtype, inputs are no floats, or there are no tokens.
   """
   form = form or RecurrenceForm()
   batch, length = jax.tree.leaves(inputs_BT)[0].shape[:2]
@@ -78,16 +78,16 @@ def solve(
 def _check(step_fn, parameters, state_B, inputs_BT) -> None:
   if not jax.tree.leaves(inputs_BT)[0].shape[1]:
     raise ValueError("op 'parallel_recurrence' was given inputs [B, 0, …]; give at least one token.")
-  inputs_B = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), _dtype(x, state_B)), inputs_BT)
+  for x in jax.tree.leaves(inputs_BT):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      raise ValueError(
+        f"op 'parallel_recurrence' was given inputs of {x.dtype}, and takes floats; look tokens up or convert them.")
+  inputs_B = jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), state_B.dtype), inputs_BT)
   after = jax.eval_shape(step_fn, parameters, state_B, inputs_B)
   if (after.shape, after.dtype) != (state_B.shape, state_B.dtype):
     raise ValueError(
       f"op 'parallel_recurrence' was given a step that makes {after.dtype}{after.shape} of a state "
       f"{state_B.dtype}{state_B.shape}; it must give back what it takes.")
-
-
-def _dtype(x: jax.Array, state: jax.Array) -> jnp.dtype:
-  return state.dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype
 
 
 def _to_chunks(tree: Any, chunk_len: int) -> Any:
@@ -106,14 +106,26 @@ def _solve(step_fn, form, inputs_NCB, flags_NCB, learned, state_B):
 
 
 def _forward(step_fn, form, inputs_NCB, flags_NCB, learned, state_B):
-  step = functools.partial(_guarded_step, step_fn)
+  step = functools.partial(_guarded_step, step_fn, learned)
 
   def one_chunk(state_B, xs):
-    tokens_CB = _token(xs, inputs_NCB, state_B.dtype)
-    solution = solve_chunk(form, functools.partial(step, learned), state_B, tokens_CB)
+    solution = solve_chunk(form, step, state_B, _token(xs, inputs_NCB, state_B.dtype))
     return solution.state_CB[-1], solution
 
-  last_B, solution = jax.lax.scan(one_chunk, state_B, (as_bits(inputs_NCB), flags_NCB))
+  def one_token(state_B, xs):
+    state_B = step(state_B, _token(xs, inputs_NCB, state_B.dtype))
+    return state_B, state_B
+
+  bits_NCB = as_bits(inputs_NCB), flags_NCB
+  if form.name == "scan":
+    # One loop: a loop of chunks in a loop costs half as much again.
+    chunks, length = jax.tree.leaves(inputs_NCB)[0].shape[:2]
+    last_B, state_TB = jax.lax.scan(one_token, state_B, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), bits_NCB))
+    solution = Solution(
+      state_TB.reshape(chunks, length, *state_B.shape), jnp.zeros(chunks, jnp.int32), jnp.zeros(chunks, state_B.dtype),
+      jnp.zeros(chunks, bool))
+  else:
+    last_B, solution = jax.lax.scan(one_chunk, state_B, bits_NCB)
   # Results are kept: the adjoint needs all states, and whatever else reads them would run the recurrence again.
   state_NCB, last_B = checkpoint_name((solution.state_CB, last_B), MEMORY_BOUNDARY)
   out = state_NCB, last_B, solution.rounds, solution.residual, solution.is_scanned

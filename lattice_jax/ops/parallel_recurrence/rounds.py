@@ -1,4 +1,4 @@
-"""The states of one chunk: by Newton's rounds, by plain rounds, or token by token."""
+"""The states of one chunk by Newton's rounds or plain ones, and token by token where they do not end."""
 
 from __future__ import annotations
 
@@ -27,9 +27,6 @@ def solve_chunk(
   form: RecurrenceForm, step: Callable[[jax.Array, Any], jax.Array], first_B: jax.Array, tokens_CB: Any
 ) -> Solution:
   """step: (state [B, …], token) → state. first: the state before the chunk. tokens: with an axis of time in front."""
-  if form.name == "scan":
-    zero = jnp.zeros((), first_B.dtype)
-    return Solution(_scan(step, first_B, tokens_CB), jnp.int32(0), zero, jnp.bool_(False))
 
   def step_all(before_CB):
     return jax.vmap(step)(before_CB, tokens_CB)
