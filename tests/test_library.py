@@ -85,7 +85,8 @@ def test_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
   names = {"workdir": tmp_path / "run", "pretrained": write_model(tmp_path / "tiny")}
   for snippet in SNIPPETS:
     exec(compile(snippet, "docs/library.md", "exec"), names)
-  assert len(SNIPPETS) == 7
+  assert len(SNIPPETS) == 8
+  assert names["solved"].state_BT.shape == (2, 24, 16) and not names["solved"].is_scanned_N.any()
   assert names["y"].shape == names["x"].shape
   together = jnp.concatenate([names["first"].y_BTD, names["rest"].y_BTD], axis=1)
   np.testing.assert_allclose(together, names["whole"].y_BTD, atol=1e-5)
