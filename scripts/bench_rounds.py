@@ -33,7 +33,7 @@ def main() -> None:
   enable_compilation_cache()
   counted = []
   for name, problem in rounds.problems().items():
-    for chunk in arguments.chunks:
+    for chunk in (chunk for chunk in arguments.chunks if chunk <= problem.longest):
       found = rounds.count_rounds(problem, chunk)
       records = [record | {"problem": name, "chunk": chunk} for record in found]
       append_jsonl(arguments.out / "rounds.jsonl", [describe_machine() | record for record in records])

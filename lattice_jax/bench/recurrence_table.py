@@ -14,12 +14,30 @@ Record = dict[str, Any]
 
 
 def write_summary(out: Path) -> None:
-  """Makes table.md of bench.jsonl in the same folder; of a case that was measured twice it has the newest."""
+  """Makes table.md of bench.jsonl in the same folder; of a case that was measured twice it has the newest.
+
+  It begins with one row for each layer and mode, and ends with all that was measured.
+  """
   records = {(r["head"], r["mode"], r["T"], r["case"]): r for r in read_jsonl(out / "bench.jsonl")}
-  parts = []
+  parts = [f"## Times the scan's time\n\n{format_ratios(list(records.values()))}"]
   for (head, mode), group in itertools.groupby(sorted(records.values(), key=_group), key=_group):
     parts.append(f"## {head}, {mode}\n\n{format_crossover(list(group))}")
-  replace_file(out / "table.md", "\n".join(parts))
+  replace_file(out / "table.md", "\n\n".join(parts) + "\n")
+
+
+def format_ratios(records: Sequence[Record]) -> str:
+  """Of every layer and mode, by length: the quickest case of each kind (name without its chunk) over the scan."""
+  lengths = sorted({record["T"] for record in records})
+  rows = [["", "", *(f"{length:,}" for length in lengths)]]
+  for (head, mode), group in itertools.groupby(sorted(records, key=_group), key=_group):
+    median = {(r["case"], r["T"]): r["median"] for r in group if "median" in r}
+    for kind in dict.fromkeys(case.split()[0] for case, _ in median if case != "scan"):
+      ratios = []
+      for length in lengths:
+        own = [seconds for (case, T), seconds in median.items() if case.split()[0] == kind and T == length]
+        ratios.append(f"{min(own) / median['scan', length]:.2f}" if own and ("scan", length) in median else "")
+      rows.append([f"{head}, {mode}", kind, *ratios])
+  return markdown_table(rows, "ll".ljust(len(rows[0]), "r"))
 
 
 def format_crossover(records: Sequence[Record]) -> str:

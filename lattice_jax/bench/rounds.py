@@ -52,7 +52,7 @@ class Method:
 class Problem:
   """A chunk of one row: its step, what is read of a state, methods by name.
 
-  work: multiply-adds of the step. chunk: tokens → (state before the chunk, those tokens).
+  work: multiply-adds of the step. chunk: tokens → (state before the chunk, those tokens). longest: chunk to be counted.
   """
 
   step: Callable[[Any, Any], Any]
@@ -60,6 +60,7 @@ class Problem:
   work: float
   chunk: Callable[[int], tuple[Any, Any]]
   methods: dict[str, Method]
+  longest: int = max(CHUNKS)
 
 
 def problems() -> dict[str, Problem]:
@@ -95,7 +96,8 @@ def format_rounds(records: Sequence[dict[str, Any]]) -> str:
   for problem, method in dict.fromkeys((record["problem"], record["method"]) for record in records):
     of = {r["chunk"]: r for r in records if (r["problem"], r["method"]) == (problem, method)}
     one = of[chunks[0]]
-    counted = [f"{'> ' * (of[chunk]['error'] is None)}{of[chunk]['rounds']}" for chunk in chunks]
+    counted = [
+      f"{'> ' * (of[chunk]['error'] is None)}{of[chunk]['rounds']}" if chunk in of else "–" for chunk in chunks]
     error = "" if one["error"] is None else f"{one['error']:.0e}"
     if method == SCAN:
       rows.append([problem, method, *["–"] * len(chunks), error, "1", "1"])
@@ -263,4 +265,5 @@ def _lattice(objective: str) -> Problem:
     "quasi-newton, slots apart": Method(apart, lambda C: slots * width**3),
     "quasi-newton, a factor a slot": Method(kept, lambda C: work + 3 * slots * width)}
   return Problem(
-    step, lambda unit_MV, token: token[0] @ unit_MV, work, chunk, methods)
+    step, lambda unit_MV, token: token[0] @ unit_MV, work, chunk, methods,
+    longest=64)  # beyond, C²M products of gates fill the memory

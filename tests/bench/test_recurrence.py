@@ -63,6 +63,7 @@ def test_the_summary_has_the_newest_of_a_case_and_how_many_times_the_scan_it_too
   write_summary(tmp_path)
   text = (tmp_path / "table.md").read_text(encoding="utf-8")
   assert "| 1,024 | newton 32 | 5.00 | 5.00–5.00 | 2.50 | 4.2 | 50 % | 1.0e-07 | 5 | 1.2 |" in text
+  assert "| gru8, fwd | newton | 2.50 |  |" in text
   assert "9,000.00" not in text and "| 2,048 | definition | does not fit |" in text
 
 
