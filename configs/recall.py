@@ -45,6 +45,8 @@ def without_memory() -> ml_collections.ConfigDict:
     config.model[section].update({"heads": 2, "key_dim": 64, "value_dim": 64})
   config.model.gated_slots.slots = 32
   config.model.ttt.update({"heads": 2, "value_dim": 64})
+  # Units see themselves alone: as many as another memory's state has would be 64 times the width of the model.
+  config.model.gru.update({"heads": 2, "value_dim": 64})
   config.data.update({
     "source": "recall", "tokenizer": "symbols:256", "seq_len": 256, "update_len": 256, "batch": 16})
   config.data.recall.update({"pairs": 64, "fewest_pairs": 4})

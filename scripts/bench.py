@@ -2,6 +2,7 @@
 
 python scripts/bench.py vq --head=shga --lengths=1024,2048,4096,8192 --out=docs/results/bench_vq_cpu
 python scripts/bench.py lattice --lengths=2048,4096,8192 --out=docs/results/bench_lattice_cpu
+python scripts/bench.py recurrence --head=gru64 --lengths=512,8192,131072 --out=docs/results/bench_parallel_recurrence
 python scripts/bench.py delta --head=kimi_delta --lengths=8192 --out=docs/results/bench_delta_cpu
 JAX_NUM_CPU_DEVICES=2 python scripts/bench.py lattice --lengths=8192 --cases=scan,blockwise --out=runs/bench
 
@@ -12,7 +13,8 @@ run with the same --out adds lengths to the same files; the plot shows what the 
 python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq --out=docs/results/bench_vq_cpu
 
 `python scripts/bench.py peers --help` is about whole pretrained models beside other programs (scripts/bench_peers.py),
-`python scripts/bench.py streaming --help` about weights that pass through a budget (scripts/bench_streaming.py).
+`python scripts/bench.py streaming --help` about weights that pass through a budget (scripts/bench_streaming.py),
+`python scripts/bench.py rounds --help` about the rounds that nonlinear recurrences need (scripts/bench_rounds.py).
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.bench import delta, lattice, vq
+from lattice_jax.bench import delta, lattice, recurrence, vq
 from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
 from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
 from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
@@ -33,7 +35,7 @@ from lattice_jax.commands.run import run_script
 from lattice_jax.files import read_jsonl
 from lattice_jax.runtime import enable_compilation_cache
 
-OPS = {"vq": vq, "lattice": lattice, "delta": delta}
+OPS = {"vq": vq, "lattice": lattice, "delta": delta, "recurrence": recurrence}
 
 
 def main() -> None:
@@ -78,6 +80,8 @@ def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -
   out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
   plot_records(records, f"{arguments.head}, {mode}", out)
   print(f"wrote {out}")
+  if hasattr(OPS[arguments.op], "write_summary"):
+    OPS[arguments.op].write_summary(arguments.out)
 
 
 def print_scaling(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
@@ -107,4 +111,8 @@ if __name__ == "__main__":
     import bench_streaming
 
     main = bench_streaming.main
+  if sys.argv[1:2] == ["rounds"]:
+    import bench_rounds
+
+    main = bench_rounds.main
   run_script(main)

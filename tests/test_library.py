@@ -70,7 +70,7 @@ def test_what_is_listed_is_there_and_what_is_not_is_not():
   assert layers <= set(dir(lj)) and lj.__all__ == dir(lj)
   assert {
     "softmax_attention", "anchor_attention", "local_attention", "vq_attention", "quantize", "lattice", "delta",
-    "gated_delta", "kimi_delta", "gated_linear", "gated_slots", "ttt"} <= set(dir(lj.ops))
+    "gated_delta", "kimi_delta", "gated_linear", "gated_slots", "gru", "ttt"} <= set(dir(lj.ops))
   assert all(getattr(lj, name) is not None for name in dir(lj))
   with pytest.raises(AttributeError, match=r"offers no 'Latice'\. Did you mean 'Lattice'"):
     _ = lj.Latice
@@ -85,7 +85,8 @@ def test_snippets_of_the_docs_run(tmp_path, monkeypatch, capsys):
   names = {"workdir": tmp_path / "run", "pretrained": write_model(tmp_path / "tiny")}
   for snippet in SNIPPETS:
     exec(compile(snippet, "docs/library.md", "exec"), names)
-  assert len(SNIPPETS) == 7
+  assert len(SNIPPETS) == 8
+  assert names["solved"].state_BT.shape == (2, 24, 16) and not names["solved"].is_scanned_N.any()
   assert names["y"].shape == names["x"].shape
   together = jnp.concatenate([names["first"].y_BTD, names["rest"].y_BTD], axis=1)
   np.testing.assert_allclose(together, names["whole"].y_BTD, atol=1e-5)
@@ -162,6 +163,8 @@ def op_calls():
     "gated_linear": lambda q, rate, gate, **state: lj.ops.gated_linear(q, q, q, **state),
     "gated_slots": lambda q, rate, gate, **state: lj.ops.gated_slots(q, q, q, gate, gate, **state),
     "lattice": lambda q, rate, gate, **state: lj.ops.lattice(q, q, q, rate, None, jnp.zeros((2, 4, 4)), **state),
+    "gru": lambda q, rate, gate, **state: lj.ops.gru(
+      q, q, q, lj.ops.GRUWeights(*[jnp.zeros((2, 4))] * 3), **state),
     "ttt": lambda q, rate, gate, **state: lj.ops.ttt(q, q, q, rate, learner, **state),
     "vq": lambda q, rate, gate, **state: lj.ops.vq_attention(
       q, lj.ops.quantize(q, rows), q, rows, jnp.zeros((2, 4, 4)), *[jnp.zeros((2, 4))] * 2, **state),

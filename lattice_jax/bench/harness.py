@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class BenchCase:
 
   fn: arrays → arrays. arguments: made once, shared by the cases of a group, never donated. tokens: per call.
   exact: computes the result of fn without rounding; given if the error of fn is to be reported.
+  count: numbers about the call that are no times, by name, such as the rounds it takes.
   """
 
   name: str
@@ -36,6 +37,7 @@ class BenchCase:
   arguments: tuple[Any, ...]
   tokens: int
   exact: Callable[[], Any] | None = None
+  count: Callable[[], dict[str, float]] | None = None
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Measured:
   """seconds: one per round; empty if the case does not fit. temp_bytes: XLA's buffers besides inputs and outputs.
 
   program: loops and calls in the compiled HLO, to prove which implementation ran. error: norm of the difference from
-  the exact array over the norm of the exact array, for the worst of the results.
+  the exact array over the norm of the exact array, for the worst of the results. counts: what the case counts.
   """
 
   case: BenchCase
@@ -52,6 +54,7 @@ class Measured:
   program: dict[str, int]
   seconds: list[float]
   error: float | None = None
+  counts: dict[str, float] = field(default_factory=dict)
 
   def record(self) -> dict[str, Any]:
     """The content of one JSON line."""
@@ -59,7 +62,8 @@ class Measured:
     speed = {"tokens_per_second": self.case.tokens / times["median"]} if times else {}
     error = {} if self.error is None else {"error": self.error}
     return {
-      **self.case.group, "case": self.case.name, **times, **speed, **error, "rounds": len(self.seconds),
+      **self.case.group, "case": self.case.name, **times, **speed, **error, **self.counts,
+      "rounds": len(self.seconds),
       "temp_bytes": self.temp_bytes, "compile_seconds": self.compile_seconds, "program": self.program}
 
 
@@ -88,6 +92,7 @@ def measure(cases: Sequence[BenchCase], *, rounds: int, max_bytes: int) -> list[
   running = [(result, program) for result, program in zip(measured, programs, strict=True) if program is not None]
   for result, program in running:
     result.error = _error(result.case, program)
+    result.counts = result.case.count() if result.case.count else {}
   repeats = [_repeats(program, result.case.arguments) for result, program in running]
   for _ in range(rounds):
     for (result, program), count in zip(running, repeats, strict=True):

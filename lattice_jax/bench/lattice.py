@@ -23,7 +23,15 @@ from jax.sharding import PartitionSpec as P
 from lattice_jax.bench.gradients import in_float64, with_gradients
 from lattice_jax.bench.harness import BenchCase
 from lattice_jax.bench.vq import BLOCKWISE, blockwise
-from lattice_jax.memories.lattice.op import Form, LatticeState, Rule, empty_state, lattice
+from lattice_jax.memories.lattice.op import (
+  Form,
+  LatticeState,
+  Rounds,
+  Rule,
+  empty_state,
+  lattice,
+  lattice_with_rounds,
+)
 
 DEFINITION, CHECKPOINTED = "definition", "definition, checkpointed"
 BASELINES = (DEFINITION, CHECKPOINTED, BLOCKWISE)
@@ -59,7 +67,7 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
   """All cases of a group; "fwd+bwd" also computes gradients of queries, keys, values, steps and start."""
   shape = SHAPES[head]
   group = {"op": "lattice", "head": head, "T": length, "B": batch, "mode": mode, "dtype": "float32"}
-  arguments = _inputs(shape, batch, length)
+  arguments = make_inputs(shape, batch, length)
   run = with_gradients if mode == "fwd+bwd" else lambda attend: attend
   exact = functools.cache(functools.partial(in_float64, run(_run(Form())), arguments))
   forms = {name: _run(form) for name, form in FORMS.items()}
@@ -74,7 +82,7 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
       yield BenchCase(f"{name}, heads over {devices} devices", group, run(spread), placed, batch * length, is_like)
 
 
-def _inputs(shape: Shape, batch: int, length: int) -> Inputs:
+def make_inputs(shape: Shape, batch: int, length: int) -> Inputs:
   """Like the inputs of a trained layer: correlated neighbours, SiLU, norm one; steps in [max_step / 2, max_step]."""
   rng = np.random.default_rng(0)
 
@@ -100,6 +108,15 @@ def _run(form: Form, impl: str = "xla") -> Callable[..., Any]:
     return out, state.slots.unit_BHMV
 
   return attend
+
+
+def rounds_of(form: Form) -> Callable[..., Rounds]:
+  """Inputs → how form "parallel" solved each chunk."""
+
+  def run(q, k, v, step, start):
+    return lattice_with_rounds(q, k, v, step, None, start, rule=Rule(), form=form, impl="xla")[2]
+
+  return run
 
 
 def _blockwise(q: jax.Array, k: jax.Array, v: jax.Array, *_: jax.Array) -> tuple[jax.Array, ...]:

@@ -39,7 +39,7 @@ def test_errors_are_those_of_outputs_slots_and_gradients_against_float64(monkeyp
 
 
 def test_inputs_are_correlated_and_of_length_one():
-  q, k, v, step, _ = lattice._inputs(lattice.Shape(heads=1, slots=8, value_dim=8, max_step=0.5), 2, 64)
+  q, k, v, step, _ = lattice.make_inputs(lattice.Shape(heads=1, slots=8, value_dim=8, max_step=0.5), 2, 64)
   for x in (q, k, v):
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, rtol=1e-5)
     assert (x[:, 1:] * x[:, :-1]).sum(-1).mean() > 0.5

@@ -250,4 +250,8 @@ ROWS = (
       ("mini-batch-longer-than-T", _recurrence("ttt_linear", conv_width=0, mini_batch=LENGTH + 6)),
       ("faithful", _faithful("ttt_linear", conv_width=3))),
     always=2),
+  # Its update gate is the query, so there are no products of queries and keys.
+  replace(
+    _recurrence_row("gru", "hidden_BHV", check=_does_not_grow, adjust=lambda params: params, gated=True, form="newton"),
+    variants=(("scan", _recurrence("gru", form="scan")), ("one-round", _recurrence("gru", form="newton", rounds=1)))),
 )

@@ -66,6 +66,7 @@ def recurrent(name, params, x_TD, config):
   features = {
     "gated_slots": (silu, silu, silu),
     "ttt_linear": (lambda x: x,) * 3,
+    "gru": (lambda x: x,) * 3,
     "lattice": (lambda x: unit(silu(x)),) * 3,
   }.get(name, (lambda x: unit(silu(x)), lambda x: unit(silu(x)), silu))
   q, k, v = (project(what, feature) for what, feature in zip(("query", "key", "value"), features, strict=True))
@@ -134,6 +135,13 @@ def ttt_linear(params, x_TD, q, k, v, h, config):
   return ops.ttt_linear(q, k, v, step, *inner, factor)
 
 
+def gru(params, x_TD, q, k, v, h, config):
+  """The token's shares of update, reset and candidate are the frame's query, key and value."""
+  names = ("update", "reset", "candidate")
+  inputs = (x + params[f"{name}_bias"][h] for name, x in zip(names, (q, k, v), strict=True))
+  return ops.para_gru(*inputs, *(params[f"own_{name}"][h] for name in names))
+
+
 def lattice(params, x_TD, q, k, v, h, config):
   step = config.max_step * sigmoid(logit(params, "step", x_TD, h))
   forget = 0.5 + 0.5 * sigmoid(logit(params, "forget", x_TD, h)) if config.forget else np.ones(len(q))
@@ -143,7 +151,7 @@ def lattice(params, x_TD, q, k, v, h, config):
 RECURRENCES = {
   "linear": linear, "scalar_decay": scalar_decay, "gla": gla, "deltanet": deltanet, "gated_deltanet": gated_deltanet,
   "kimi_delta": kimi_delta,
-  "gated_slots": gated_slots, "ttt_linear": ttt_linear, "lattice": lattice}
+  "gated_slots": gated_slots, "ttt_linear": ttt_linear, "gru": gru, "lattice": lattice}
 
 
 def attention(params, x_TD, config, window):

@@ -76,6 +76,17 @@ def ttt_linear(q_TV, k_TV, v_TV, step_T, W_VV, b_V, scale_V, shift_V, factor_C):
   return np.stack(out)
 
 
+def para_gru(update_TV, reset_TV, candidate_TV, a_z, a_r, a_c):
+  """h ← (1 − z) h + z c, all matrices on h diagonal: ParaGRU (2510.21450). The token's share of each logit is given."""
+  h, out = np.zeros(update_TV.shape[1]), []
+  for x_z, x_r, x_c in zip(update_TV, reset_TV, candidate_TV, strict=True):
+    z, r = (1 / (1 + np.exp(-(np.diag(a) @ h + x))) for a, x in ((a_z, x_z), (a_r, x_r)))
+    c = np.tanh(np.diag(a_c) @ (h * r) + x_c)
+    h = (1 - z) * h + z * c
+    out.append(h)
+  return np.stack(out)
+
+
 def layer_norm(z, scale, shift):
   return (z - z.mean()) / np.sqrt(z.var() + LAYER_NORM_EPS) * scale + shift
 

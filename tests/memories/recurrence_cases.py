@@ -15,7 +15,9 @@ import numpy as np
 from lattice_jax.memories.delta import op as delta
 from lattice_jax.memories.gated_linear import op as gated_linear
 from lattice_jax.memories.gated_slots import op as gated_slots
+from lattice_jax.memories.gru import op as gru
 from lattice_jax.memories.ttt import op as ttt
+from lattice_jax.ops.parallel_recurrence import RecurrenceForm
 from tests.contract.harness import float_leaves, quick_jit, replace_floats
 
 ROWS, LENGTH, HEADS, KEY, VALUE, SLOTS, CHUNK = 4, 23, 2, 3, 5, 4, 6
@@ -57,6 +59,16 @@ def _call_ttt(tokens, learned, state, ids, valid, impl):
   return ttt.ttt(**tokens, learner=learned, state=state, ids=ids, valid=valid, impl=impl)
 
 
+def _call_gru(tokens, learned, state, ids, valid, impl):
+  # Rounds go on until rounding, which is another in float64.
+  form = RecurrenceForm("newton", chunk_len=CHUNK, tolerance=8 * float(jnp.finfo(state.hidden_BHV.dtype).eps))
+  return gru.gru(**tokens, weights=learned, state=state, ids=ids, valid=valid, form=form, impl=impl)
+
+
+def _units(normal):
+  return gru.GRUWeights(*(normal(HEADS, VALUE) for _ in range(3)))
+
+
 def _learner(normal):
   return ttt.Learner(
     normal(HEADS, VALUE, VALUE), normal(HEADS, VALUE), 1 + 0.2 * normal(HEADS, VALUE), 0.2 * normal(HEADS, VALUE),
@@ -76,6 +88,9 @@ CASES = (
   Case(
     "ttt_linear", {"q": (VALUE,), "k": (VALUE,), "v": (VALUE,), "step": ()}, VALUE,
     functools.partial(ttt.empty_state, ROWS, HEADS, VALUE), _call_ttt, _learner),
+  Case(
+    "gru", {"update": (VALUE,), "reset": (VALUE,), "candidate": (VALUE,)}, VALUE,
+    functools.partial(gru.empty_state, ROWS, HEADS, VALUE), _call_gru, _units),
 )
 
 
@@ -118,7 +133,8 @@ def scene(case: Case, dtype: str) -> Scene:
     return jnp.asarray(rng.normal(size=shape), dtype)
 
   tokens = {name: normal(ROWS, LENGTH, HEADS, *shape) for name, shape in case.shapes.items()}
-  tokens["k"] /= jnp.linalg.norm(tokens["k"], axis=-1, keepdims=True)
+  if "k" in tokens:
+    tokens["k"] /= jnp.linalg.norm(tokens["k"], axis=-1, keepdims=True)
   for name in sorted({"step", "decay", "share"} & set(tokens)):  # a set has another order in every process
     tokens[name] = jnp.asarray(np.clip(rng.uniform(-0.2, 1.4, tokens[name].shape), 0, 1), dtype)
   state = case.empty(dtype=jnp.dtype(dtype))

@@ -12,8 +12,10 @@ import pytest
 from lattice_jax.memories.delta import op as delta
 from lattice_jax.memories.gated_linear import op as gated_linear
 from lattice_jax.memories.gated_slots import op as gated_slots
+from lattice_jax.memories.gru import op as gru
 from lattice_jax.memories.lattice import op as lattice
 from lattice_jax.memories.ttt import op as ttt
+from lattice_jax.ops.parallel_recurrence import RecurrenceForm
 from tests.contract.harness import quick_jit
 from tests.memories import published_ops as published
 
@@ -39,6 +41,7 @@ LEARNER = [
   0.02 * RNG.normal(size=(HEADS, VALUE, VALUE)), 1e-4 * RNG.normal(size=(HEADS, VALUE)),
   1 + 0.2 * RNG.normal(size=(HEADS, VALUE)), 0.2 * RNG.normal(size=(HEADS, VALUE)), 1 / np.arange(1, CHUNK + 1)]
 CODES, START = [numbers(SLOTS), 0.5 * numbers(SLOTS), numbers(VALUE)], RNG.normal(size=(HEADS, SLOTS, VALUE))
+UNITS = [numbers(VALUE), numbers(VALUE), numbers(VALUE)], RNG.normal(size=(3, HEADS, VALUE))
 
 
 def arrays(*numbers):
@@ -69,6 +72,12 @@ def ttt_linear(impl):
   return ttt.ttt(*arrays(*SQUARE, 0.1 * STEP), learner, state, IDS, VALID, impl=impl)[0]
 
 
+def para_gru(impl):
+  form = RecurrenceForm("newton", chunk_len=CHUNK, tolerance=1e-15)
+  state = gru.empty_state(BATCH, HEADS, VALUE, dtype=FLOAT64)
+  return gru.gru(*arrays(*UNITS[0]), gru.GRUWeights(*arrays(*UNITS[1])), state, IDS, VALID, form=form, impl=impl)[0]
+
+
 def slots_on_the_sphere(objective, is_projected, impl):
   rule = lattice.Rule(objective, is_projected=is_projected)
   state = lattice.empty_state(BATCH, HEADS, SLOTS, VALUE, rule=rule, form=lattice.Form(), dtype=FLOAT64)
@@ -92,6 +101,7 @@ CASES = {
     ttt_linear,
     lambda b, h: published.ttt_linear(
       *head(b, h, *SQUARE, 0.1 * STEP), *(array[h] for array in LEARNER[:-1]), LEARNER[-1])),
+  "gru": (para_gru, lambda b, h: published.para_gru(*head(b, h, *UNITS[0]), *UNITS[1][:, h])),
 } | {
   f"lattice-{objective}{'' if projected else '-unprojected'}": (
     functools.partial(slots_on_the_sphere, objective, projected),

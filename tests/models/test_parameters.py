@@ -45,6 +45,8 @@ def test_flops_of_lattice_by_hand():
 
 @pytest.mark.parametrize(("memory", "gates", "state"), [
   ("linear", 0, 2 * 8 * 4), ("gated_deltanet", 2 * 16, 3 * 8 * 4), ("gated_slots", 5 * 16, 2 * 5 * (8 + 4)),
+  # Its projections are as wide as values.
+  ("gru", -(16 + 3) * 2 * (8 - 4), 6 * 4),
   # Half of the projection to 4 numbers is a head's; what makes the output's gate stands in place of 16 × 4.
   ("kimi_delta", 16 + 4 * (16 // 2 + 8) + 4 * (16 // 2 + 4) - 16 * 4, 3 * 8 * 4)])
 def test_flops_of_recurrences_by_hand(memory, gates, state):

@@ -107,6 +107,8 @@ DECAYS = {
   "ttt_linear": (
     RECURRENT | {"step"},
     {"step_bias", "place_rate", "inner_start", "inner_bias", "inner_scale", "inner_shift", "gain"}),
+  "gru": (RECURRENT, {
+    "own_update", "own_reset", "own_candidate", "update_bias", "reset_bias", "candidate_bias", "gain"}),
 }
 
 
