@@ -29,6 +29,7 @@ FOLDERS = {
   "kimi_delta": "delta",
   "gated_slots": "gated_slots",
   "ttt_linear": "ttt",
+  "online_vq": "online_vq",
 }
 
 
