@@ -10,12 +10,12 @@ from jaxtyping import Array, Bool, Float, Int
 from lattice_jax.dispatch import choose_impl
 from lattice_jax.memories.online_vq.chunk import attend_by_chunk
 from lattice_jax.memories.online_vq.reference import attend_by_token
-from lattice_jax.memories.online_vq.rule import Codes, num_codes
+from lattice_jax.memories.online_vq.rule import Codes
 from lattice_jax.ops.calls import complete_call
 from lattice_jax.ops.chunk_grid import make_chunk_grid
 from lattice_jax.ops.documents import EMPTY, document_after, document_starts, keep_only
 
-__all__ = ["OnlineVQState", "empty_state", "num_codes", "online_vq"]
+__all__ = ["OnlineVQState", "empty_state", "online_vq"]
 
 
 @flax.struct.dataclass
