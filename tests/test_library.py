@@ -163,6 +163,7 @@ def op_calls():
     "gated_slots": lambda q, rate, gate, **state: lj.ops.gated_slots(q, q, q, gate, gate, **state),
     "lattice": lambda q, rate, gate, **state: lj.ops.lattice(q, q, q, rate, None, jnp.zeros((2, 4, 4)), **state),
     "ttt": lambda q, rate, gate, **state: lj.ops.ttt(q, q, q, rate, learner, **state),
+    "online_vq": lambda q, rate, gate, **state: lj.ops.online_vq(q, q, q, codes=5, chunk_len=3, **state),
     "vq": lambda q, rate, gate, **state: lj.ops.vq_attention(
       q, lj.ops.quantize(q, rows), q, rows, jnp.zeros((2, 4, 4)), *[jnp.zeros((2, 4))] * 2, **state),
     "softmax_attention": lambda q, rate, gate, **state: lj.ops.softmax_attention(q, q, q, window=3, **state),

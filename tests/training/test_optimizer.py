@@ -106,6 +106,7 @@ DECAYS = {
   "ttt_linear": (
     RECURRENT | {"step"},
     {"step_bias", "place_rate", "inner_start", "inner_bias", "inner_scale", "inner_shift", "gain"}),
+  "online_vq": (RECURRENT, {"log_sharpness", "gain"}),
 }
 
 

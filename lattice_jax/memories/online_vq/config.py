@@ -19,7 +19,7 @@ class OnlineVQConfig(RecurrentConfig):
 
   key_dim: int = positive(32, "of a head's queries and keys")
   codes: int = within(1, MOST_CODES, 64, "of a head's dictionary, each a mean key, a mean value and a count")
-  chunk_len: int = positive(32, "tokens that see one another as they are, and then join the dictionary; changes results")
+  chunk_len: int = positive(32, "tokens that see one another as they are, then join the dictionary; changes results")
   growth: str = choice(
     "plateau", GROWTHS, "codes after t tokens: t codes/(t + codes), as in the paper, or all t until the codes are full")
 

@@ -1,4 +1,4 @@
-"""What online vector-quantised attention reads, and how a full chunk joins the dictionary. Equations: README.md here."""
+"""What online vector-quantised attention reads, and how a full chunk joins its dictionary (README.md)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,19 +22,14 @@ def make_tokens(seed=0, length=LENGTH, rows=1):
   return 2 * q, k / np.linalg.norm(k, axis=-1, keepdims=True), v
 
 
-def run(impl, tokens, codes, chunk_len, growth="plateau", ids=None, valid=None, state=None):
-  return _compiled(impl, codes, chunk_len, growth)(tokens, state, ids, valid)
+def call(tokens, impl, codes, chunk_len, growth="plateau", ids=None, valid=None, state=None):
+  dtype = tokens[0].dtype
+  if state is None:
+    state = empty_state(len(tokens[0]), HEADS, codes, chunk_len, KEY, VALUE, token_dtype=dtype, dtype=dtype)
+  return online_vq(*tokens, state, ids, valid, codes=codes, chunk_len=chunk_len, growth=growth, impl=impl)
 
 
-@functools.cache
-def _compiled(impl, codes, chunk_len, growth):
-  def call(tokens, state, ids, valid):
-    if state is None:
-      dtype = tokens[0].dtype
-      state = empty_state(len(tokens[0]), HEADS, codes, chunk_len, KEY, VALUE, token_dtype=dtype, dtype=dtype)
-    return online_vq(*tokens, state, ids, valid, codes=codes, chunk_len=chunk_len, growth=growth, impl=impl)
-
-  return quick_jit(call)
+run = quick_jit(call, "impl", "codes", "chunk_len", "growth")
 
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])
@@ -46,7 +39,7 @@ def _compiled(impl, codes, chunk_len, growth):
 def test_the_op_is_the_equations(impl, codes, chunk_len, growth):
   with jax.enable_x64(True):
     tokens = make_tokens()
-    out, state = run(impl, tokens, codes, chunk_len, growth)
+    out, state = run(tokens, impl, codes, chunk_len, growth)
     for head in range(HEADS):
       want, *dictionary = published.online_vq(*(x[0, :, head] for x in tokens), codes, chunk_len, growth)
       np.testing.assert_allclose(out[0, :, head], want, rtol=0, atol=1e-12)
@@ -63,10 +56,10 @@ def test_gradients_are_the_slopes_of_the_equations(impl):
     weight = np.random.default_rng(2).normal(size=(LENGTH, HEADS, VALUE))
 
     def equations(tokens):
-      return sum(
-        (published.online_vq(*(x[0, :, head] for x in tokens), 7, 4)[0] * weight[:, head]).sum() for head in range(HEADS))
+      by_head = (published.online_vq(*(x[0, :, head] for x in tokens), 7, 4)[0] for head in range(HEADS))
+      return (np.stack(list(by_head), 1) * weight).sum()
 
-    grads = quick_jit(jax.grad(lambda tokens: (run(impl, tokens, 7, 4)[0][0] * weight).sum()))(tokens)
+    grads = quick_jit(jax.grad(lambda tokens: (call(tokens, impl, 7, 4)[0][0] * weight).sum()))(tokens)
     for which in range(3):
       along = [np.zeros_like(x) for x in tokens]
       along[which] = np.random.default_rng(which).normal(size=tokens[which].shape)
@@ -80,7 +73,7 @@ def test_with_a_code_for_every_token_it_is_softmax_attention_whatever_the_chunk(
     score = np.where(np.tri(LENGTH, dtype=bool), np.einsum("bqhk,bshk->bhqs", q, k), -np.inf)
     odds = np.exp(score - score.max(-1, keepdims=True))
     want = np.einsum("bhqs,bshv->bqhv", odds / odds.sum(-1, keepdims=True), v)
-    np.testing.assert_allclose(run("xla", tokens, LENGTH, 4, "full")[0], want, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(run(tokens, "xla", LENGTH, 4, "full")[0], want, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("impl", ["reference", "xla"])
@@ -90,12 +83,12 @@ def test_padding_and_the_document_before_leave_no_trace(impl):
     ids = np.repeat(np.array([[3, 5, 5]], np.int32), (6, 8, 8), axis=1)
     valid = np.arange(LENGTH)[None] < 19
     spoilt = tuple(np.where(valid[..., None, None], x, np.nan) for x in tokens)
-    out, state = run(impl, spoilt, 7, 4, ids=ids, valid=valid)
-    alone, want = run("reference", tuple(x[:, 6:19] for x in tokens), 7, 4, ids=ids[:, 6:19])
+    out, state = run(spoilt, impl, 7, 4, ids=ids, valid=valid)
+    alone, want = run(tuple(x[:, 6:19] for x in tokens), "reference", 7, 4, ids=ids[:, 6:19])
     np.testing.assert_allclose(out[:, 6:19], alone, rtol=0, atol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), state, want)
     assert not np.asarray(out[:, 19:]).any()
-    grads = quick_jit(jax.grad(lambda x: run(impl, x, 7, 4, ids=ids, valid=valid)[0].sum()))(spoilt)
+    grads = quick_jit(jax.grad(lambda x: call(x, impl, 7, 4, ids=ids, valid=valid)[0].sum()))(spoilt)
     for grad in grads:
       assert not np.asarray(grad[:, 19:]).any()
 
@@ -103,7 +96,7 @@ def test_padding_and_the_document_before_leave_no_trace(impl):
 def test_tokens_join_codes_that_began_in_their_own_chunk():
   """The first token founds a code, the one least like it the other, and equal keys are together at once."""
   k = np.eye(KEY)[[0, 1, 1, 0, 2, 1, 1, 1]][None, :, None].repeat(HEADS, 2)
-  _, state = run("xla", (k, k, k[..., :VALUE]), 2, 4, "full")
+  _, state = run((k, k, k[..., :VALUE]), "xla", 2, 4, "full")
   np.testing.assert_array_equal(state.count_BHM[0], [[3, 5]] * HEADS)
   np.testing.assert_allclose(state.key_BHMK[0, 0], [[2 / 3, 0, 1 / 3, 0, 0], [0, 1, 0, 0, 0]], atol=1e-6)
 
@@ -121,16 +114,16 @@ def test_tokens_of_the_open_chunk_are_kept_in_their_own_dtype_and_means_in_float
   state = empty_state(1, HEADS, 7, 4, KEY, VALUE, token_dtype=jnp.bfloat16)
   pieces = []
   for begin, end in ((0, 9), (9, 10), (10, LENGTH)):
-    out, state = run("xla", tuple(x[:, begin:end] for x in tokens), 7, 4, state=state)
+    out, state = run(tuple(x[:, begin:end] for x in tokens), "xla", 7, 4, state=state)
     pieces.append(out)
-  want, want_state = run("reference", tuple(x.astype(jnp.float32) for x in tokens), 7, 4)
+  want, want_state = run(tuple(x.astype(jnp.float32) for x in tokens), "reference", 7, 4)
   np.testing.assert_allclose(jnp.concatenate(pieces, 1), want, rtol=0, atol=1e-5)
   assert state.open_key_BHCK.dtype == jnp.bfloat16 and state.key_BHMK.dtype == jnp.float32
   np.testing.assert_array_equal(state.open_key_BHCK.astype(jnp.float32), want_state.open_key_BHCK)
 
 
 def test_what_does_not_exist_is_refused():
-  tokens = make_tokens()
+  tokens = [jnp.asarray(x) for x in make_tokens()]
   with pytest.raises(ValueError, match=r"growth='linear' of op 'online_vq' is not one of plateau, full"):
     online_vq(*tokens, growth="linear")
   with pytest.raises(ValueError, match="cannot run: there is no Pallas kernel for it yet"):

@@ -1,0 +1,81 @@
+"""Online VQ, Transformer-VQ and Lattice with as many bytes of state, at a size for a CPU core: text, and recall.
+
+python train.py --config=configs/ablation_online_vq.py --workdir=runs/online_vq
+python train.py --config=configs/ablation_online_vq.py:recall,vq --workdir=runs/recall_vq
+python scripts/sweep.py configs/sweeps/online_vq.yaml --against=config=online_vq
+python scripts/sweep.py configs/sweeps/online_vq_recall.yaml --against=config=recall,online_vq
+
+Text is that of configs/ablation_lattice.py, whose base is `lattice` here: two layers of width 128 with two heads, 512
+bytes a sequence. A layer's state is at most Lattice's 5,056 numbers, those of its convolutions included, and parameters
+are as many to 0.1 %; the rows of VQ's codebook are not among either. Variants, of which one names the memory:
+
+online_vq                   chunks of 16 tokens and 18 codes; the default
+full                        the same, but every token is a code until there are 18
+vq                          a window of 16 tokens and 45 codes
+lattice                     64 slots
+large                       online_vq and vq alone, with 16,896 numbers: 32 tokens, and 94 or 193 codes
+recall                      16 pairs in 64 symbols, and 3,680 numbers: see `use_recall`
+
+Cost and what came out: docs/results/online_vq.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import ml_collections
+
+from configs import ablation_lattice, common
+
+_MEMORIES = ("online_vq", "full", "vq", "lattice")
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  arg = common.with_one_of(arg, _MEMORIES, "online_vq")
+  variants = {**{name: functools.partial(use_memory, name=name) for name in _MEMORIES}}
+  return common.make_config(arg, base, {**variants, "large": use_large, "sample": common.is_sample_size})
+
+
+def base() -> ml_collections.ConfigDict:
+  """The sizes of all memories, on text."""
+  config = ablation_lattice.base()
+  config.name = "ablation_online_vq"
+  config.model.online_vq.update({"heads": 2, "key_dim": 32, "value_dim": 32, "codes": 18, "chunk_len": 16})
+  config.model.vq.update({
+    "heads": 2, "kv_heads": 2, "key_dim": 32, "value_dim": 32, "codes": 45, "window": 16, "block_len": 32})
+  return config
+
+
+def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
+  """One memory in both layers; the MLP gets what parameters Lattice has more."""
+  model = config.model
+  config.name += f"_{name}"
+  model.pattern = ("online_vq" if name == "full" else name,)
+  if name == "full":
+    model.online_vq.growth = "full"
+  if name != "lattice":
+    model.mlp_dim += round((_own_parameters(model, "lattice") - _own_parameters(model, name)) / (3 * model.dim))
+
+
+def use_large(config: ml_collections.ConfigDict) -> None:
+  """More state, and no more parameters."""
+  config.name += "_large"
+  config.model.online_vq.update({"codes": 94, "chunk_len": 32})
+  config.model.vq.update({"codes": 193, "window": 32})
+
+
+def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
+  """The number of a layer's parameters other than the projections of values, output and gate."""
+  dim, heads, widths = model.dim, model.lattice.heads, model.lattice.value_dim
+  frame = heads * model.lattice.conv_width * widths + widths  # convolution of the values, gain of the norm
+
+  def inputs(keys: int, taps: int) -> int:
+    return 2 * heads * (dim + taps) * keys
+
+  if name == "lattice":
+    slots, taps = model.lattice.slots, model.lattice.conv_width
+    return inputs(slots, taps) + heads * (dim + 1) + heads * slots * widths + frame
+  if name == "vq":
+    keys = model.vq.key_dim
+    return inputs(keys, 0) + heads * keys * (dim + 2)  # relative positions and two biases
+  return inputs(model.online_vq.key_dim, model.online_vq.conv_width) + heads + frame
