@@ -32,8 +32,9 @@ _MEMORIES = ("online_vq", "full", "vq", "lattice")
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   arg = common.with_one_of(arg, _MEMORIES, "online_vq")
-  variants = {**{name: functools.partial(use_memory, name=name) for name in _MEMORIES}}
-  return common.make_config(arg, base, {**variants, "large": use_large, "sample": common.is_sample_size})
+  memories = {name: functools.partial(use_memory, name=name) for name in _MEMORIES}
+  return common.make_config(
+    arg, base, {"recall": use_recall, **memories, "large": use_large, "sample": common.is_sample_size})
 
 
 def base() -> ml_collections.ConfigDict:
@@ -55,6 +56,21 @@ def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
     model.online_vq.growth = "full"
   if name != "lattice":
     model.mlp_dim += round((_own_parameters(model, "lattice") - _own_parameters(model, name)) / (3 * model.dim))
+
+
+def use_recall(config: ml_collections.ConfigDict) -> None:
+  """Which value came with a key: 4, 8 or 16 pairs of 128 keys and as many values, in 64 symbols."""
+  config.name += "_recall"
+  config.model.online_vq.update({"codes": 16, "chunk_len": 8})
+  config.model.vq.update({"codes": 40, "window": 8})
+  # longer values turn a slot more, without which recall is not learned (docs/results/recall)
+  config.model.lattice.update({"slots": 45, "unit_values": False})
+  config.data.update({
+    "source": "recall", "tokenizer": "symbols:256", "seq_len": 64, "update_len": 64, "batch": 32})
+  config.data.recall.update({"pairs": 16, "fewest_pairs": 4})
+  config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.1})
+  config.train.update({"steps": 800, "steps_per_dispatch": 8, "log_every": 80, "save_every": 400})
+  config.eval.update({"batch": 64, "max_batches": 0})
 
 
 def use_large(config: ml_collections.ConfigDict) -> None:

@@ -80,8 +80,8 @@ def test_with_a_code_for_every_token_it_is_softmax_attention_whatever_the_chunk(
 def test_padding_and_the_document_before_leave_no_trace(impl):
   with jax.enable_x64(True):
     tokens = make_tokens()
-    ids = np.repeat(np.array([[3, 5, 5]], np.int32), (6, 8, 8), axis=1)
-    valid = np.arange(LENGTH)[None] < 19
+    ids = jnp.asarray(np.repeat(np.array([[3, 5, 5]], np.int32), (6, 8, 8), axis=1))
+    valid = jnp.arange(LENGTH)[None] < 19
     spoilt = tuple(np.where(valid[..., None, None], x, np.nan) for x in tokens)
     out, state = run(spoilt, impl, 7, 4, ids=ids, valid=valid)
     alone, want = run(tuple(x[:, 6:19] for x in tokens), "reference", 7, 4, ids=ids[:, 6:19])
