@@ -54,10 +54,11 @@ def _take(
   # A document that begins here has nothing of what was before.
   codes, old = keep_only(run_BC[:, -1] == 0, (codes, old))
   is_last_BC = is_valid_BC & (run_BC == run_BC[:, -1:])
-  goes_to_BSC = (is_last_BC[:, None] & (grid.place_BT[:, None] == jnp.arange(chunk)[:, None])).astype(dtype)
+  goes_to_BSC = is_last_BC[:, None] & (grid.place_BT[:, None] == jnp.arange(chunk)[:, None])
+  is_taken_B1S1 = goes_to_BSC.any(2)[:, None, :, None]
 
   def write(open_BHSK, new_BHCK):
-    put_BHSK = jnp.einsum("BSC,BHCK->BHSK", goes_to_BSC, new_BHCK, precision="highest")
-    return open_BHSK + put_BHSK.astype(open_BHSK.dtype)  # places to which a token goes hold zeros
+    put_BHSK = jnp.einsum("BSC,BHCK->BHSK", goes_to_BSC.astype(dtype), new_BHCK, precision="highest")
+    return jnp.where(is_taken_B1S1, put_BHSK.astype(open_BHSK.dtype), open_BHSK)
 
   return jnp.moveaxis(out_BHCV, 1, 2), (codes, *map(write, old, new))

@@ -111,7 +111,7 @@ def test_the_dictionary_grows_as_the_paper_says_and_does_not_overflow():
 
 def test_tokens_of_the_open_chunk_are_kept_in_their_own_dtype_and_means_in_float32():
   tokens = tuple(jnp.asarray(x, jnp.bfloat16) for x in make_tokens())
-  state = empty_state(1, HEADS, 7, 4, KEY, VALUE, token_dtype=jnp.bfloat16)
+  state = empty_state(1, HEADS, 7, 4, KEY, VALUE, token_dtype=jnp.dtype("bfloat16"))
   pieces = []
   for begin, end in ((0, 9), (9, 10), (10, LENGTH)):
     out, state = run(tuple(x[:, begin:end] for x in tokens), "xla", 7, 4, state=state)
