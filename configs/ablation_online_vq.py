@@ -69,7 +69,7 @@ def use_recall(config: ml_collections.ConfigDict) -> None:
     "source": "recall", "tokenizer": "symbols:256", "seq_len": 64, "update_len": 64, "batch": 32})
   config.data.recall.update({"pairs": 16, "fewest_pairs": 4})
   config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.1})
-  config.train.update({"steps": 800, "steps_per_dispatch": 8, "log_every": 80, "save_every": 400})
+  config.train.update({"steps": 1000, "steps_per_dispatch": 8, "log_every": 80, "eval_every": 200, "save_every": 500})
   config.eval.update({"batch": 64, "max_batches": 0})
 
 
