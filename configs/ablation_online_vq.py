@@ -11,10 +11,11 @@ are as many to 0.1 %; the rows of VQ's codebook are not among either. Variants, 
 
 online_vq                   chunks of 16 tokens and 18 codes; the default
 full                        the same, but every token is a code until there are 18
+hybrid                      a window of 16 tokens in the first layer, as in the paper, and 40 codes in the second
 vq                          a window of 16 tokens and 45 codes
 lattice                     64 slots
 large                       online_vq and vq alone, with 16,896 numbers: 32 tokens, and 94 or 193 codes
-recall                      16 pairs in 64 symbols, and 3,680 numbers: see `use_recall`
+recall                      up to 16 pairs in 64 symbols, layers of width 64, and 3,680 numbers: see `use_recall`
 
 Cost and what came out: docs/results/online_vq.
 """
@@ -27,7 +28,7 @@ import ml_collections
 
 from configs import ablation_lattice, common
 
-_MEMORIES = ("online_vq", "full", "vq", "lattice")
+_MEMORIES = ("online_vq", "hybrid", "full", "vq", "lattice")
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -44,23 +45,29 @@ def base() -> ml_collections.ConfigDict:
   config.model.online_vq.update({"heads": 2, "key_dim": 32, "value_dim": 32, "codes": 18, "chunk_len": 16})
   config.model.vq.update({
     "heads": 2, "kv_heads": 2, "key_dim": 32, "value_dim": 32, "codes": 45, "window": 16, "block_len": 32})
+  config.model.attention.update({
+    "heads": 2, "kv_heads": 2, "key_dim": 32, "value_dim": 32, "gated": True})
   return config
 
 
 def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
-  """One memory in both layers; the MLP gets what parameters Lattice has more."""
+  """One memory in both layers, or a window in the first; the MLP gets what parameters Lattice has more."""
   model = config.model
   config.name += f"_{name}"
-  model.pattern = ("online_vq" if name == "full" else name,)
+  model.pattern = {"full": ("online_vq",), "hybrid": ("window", "online_vq")}.get(name, (name,))
   if name == "full":
     model.online_vq.growth = "full"
-  if name != "lattice":
-    model.mlp_dim += round((_own_parameters(model, "lattice") - _own_parameters(model, name)) / (3 * model.dim))
+  if name == "hybrid":
+    # the other layer's codes, and what its convolutions take: 65 numbers a code, 288 a head
+    model.attention.window, model.online_vq.codes = model.online_vq.chunk_len, 2 * model.online_vq.codes + 4
+  left = [_own_parameters(model, "lattice") - _own_parameters(model, memory) for memory in model.pattern]
+  model.mlp_dim += round(sum(left) / len(left) / (3 * model.dim))
 
 
 def use_recall(config: ml_collections.ConfigDict) -> None:
   """Which value came with a key: 4, 8 or 16 pairs of 128 keys and as many values, in 64 symbols."""
   config.name += "_recall"
+  config.model.update({"dim": 64, "mlp_dim": 128})
   config.model.online_vq.update({"codes": 16, "chunk_len": 8})
   config.model.vq.update({"codes": 40, "window": 8})
   # longer values turn a slot more, without which recall is not learned (docs/results/recall)
@@ -91,6 +98,8 @@ def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
   if name == "lattice":
     slots, taps = model.lattice.slots, model.lattice.conv_width
     return inputs(slots, taps) + heads * (dim + 1) + heads * slots * widths + frame
+  if name == "window":
+    return inputs(model.attention.key_dim, 0)
   if name == "vq":
     keys = model.vq.key_dim
     return inputs(keys, 0) + heads * keys * (dim + 2)  # relative positions and two biases
