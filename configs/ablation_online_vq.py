@@ -15,7 +15,7 @@ hybrid                      a window of 16 tokens in the first layer, as in the 
 vq                          a window of 16 tokens and 45 codes
 lattice                     64 slots
 large                       online_vq and vq alone, with 16,896 numbers: 32 tokens, and 94 or 193 codes
-recall                      up to 16 pairs in 64 symbols, layers of width 64, and 3,680 numbers: see `use_recall`
+recall                      up to 8 pairs in 32 symbols, layers of width 64, and 2,128 numbers: see `use_recall`
 
 Cost and what came out: docs/results/online_vq.
 """
@@ -65,19 +65,18 @@ def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def use_recall(config: ml_collections.ConfigDict) -> None:
-  """Which value came with a key: 4, 8 or 16 pairs of 128 keys and as many values, in 64 symbols."""
+  """Which value came with a key: 2, 4 or 8 pairs of 32 keys and as many values, in 32 symbols."""
   config.name += "_recall"
   config.model.update({"dim": 64, "mlp_dim": 128})
-  config.model.online_vq.update({"codes": 16, "chunk_len": 8})
-  config.model.vq.update({"codes": 40, "window": 8})
+  config.model.online_vq.update({"codes": 8, "chunk_len": 4})
+  config.model.vq.update({"codes": 24, "window": 4, "block_len": 16})
   # longer values turn a slot more, without which recall is not learned (docs/results/recall)
-  config.model.lattice.update({"slots": 45, "unit_values": False})
-  config.data.update({
-    "source": "recall", "tokenizer": "symbols:256", "seq_len": 64, "update_len": 64, "batch": 32})
-  config.data.recall.update({"pairs": 16, "fewest_pairs": 4})
-  config.optimizer.update({"learning_rate": 2e-3, "warmup_steps": 100, "weight_decay": 0.1})
-  config.train.update({"steps": 1000, "steps_per_dispatch": 8, "log_every": 80, "eval_every": 200, "save_every": 500})
-  config.eval.update({"batch": 64, "max_batches": 0})
+  config.model.lattice.update({"slots": 25, "unit_values": False})
+  config.data.update({"source": "recall", "tokenizer": "symbols:64", "seq_len": 32, "update_len": 32, "batch": 64})
+  config.data.recall.update({"pairs": 8, "fewest_pairs": 2})
+  config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50, "weight_decay": 0.1})
+  config.train.update({"steps": 600, "steps_per_dispatch": 8, "log_every": 80, "eval_every": 200, "save_every": 600})
+  config.eval.update({"batch": 128, "max_batches": 0})
 
 
 def use_large(config: ml_collections.ConfigDict) -> None:
