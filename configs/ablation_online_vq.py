@@ -2,8 +2,8 @@
 
 python train.py --config=configs/ablation_online_vq.py --workdir=runs/online_vq
 python train.py --config=configs/ablation_online_vq.py:recall,vq --workdir=runs/recall_vq
-python scripts/sweep.py configs/sweeps/online_vq.yaml --against=config=online_vq
-python scripts/sweep.py configs/sweeps/online_vq_recall.yaml --against=config=recall,online_vq
+python scripts/sweep.py configs/sweeps/online_vq.yaml --against=config=vq
+python scripts/sweep.py configs/sweeps/online_vq_recall.yaml --against=config=recall,vq
 
 Text is that of configs/ablation_lattice.py, whose base is `lattice` here: two layers of width 128 with two heads, 512
 bytes a sequence. A layer's state is at most Lattice's 5,056 numbers, those of its convolutions included, and parameters
@@ -17,7 +17,8 @@ lattice                     64 slots
 large                       online_vq and vq alone, with 16,896 numbers: 32 tokens, and 94 or 193 codes
 recall                      up to 8 pairs in 32 symbols, layers of width 64, and 2,128 numbers: see `use_recall`
 
-Cost and what came out: docs/results/online_vq.
+Cost: 40 s on a core of an AMD EPYC, and as long to compile. Expected: 3.303 bits per byte on validation, with `vq`
+3.168; in recall 44 to 75 % right answers, with `vq` 19 % (docs/results/online_vq).
 """
 
 from __future__ import annotations
