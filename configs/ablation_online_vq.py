@@ -14,7 +14,6 @@ full                        the same, but every token is a code until there are 
 hybrid                      a window of 16 tokens in the first layer, as in the paper, and 40 codes in the second
 vq                          a window of 16 tokens and 45 codes
 lattice                     64 slots
-large                       online_vq and vq alone, with 16,896 numbers: 32 tokens, and 94 or 193 codes
 recall                      up to 8 pairs in 32 symbols, layers of width 64, and 2,128 numbers: see `use_recall`
 
 Cost: 40 s on a core of an AMD EPYC, and as long to compile. Expected: 3.303 bits per byte on validation, with `vq`
@@ -35,8 +34,7 @@ _MEMORIES = ("online_vq", "hybrid", "full", "vq", "lattice")
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   arg = common.with_one_of(arg, _MEMORIES, "online_vq")
   memories = {name: functools.partial(use_memory, name=name) for name in _MEMORIES}
-  return common.make_config(
-    arg, base, {"recall": use_recall, **memories, "large": use_large, "sample": common.is_sample_size})
+  return common.make_config(arg, base, {"recall": use_recall, **memories, "sample": common.is_sample_size})
 
 
 def base() -> ml_collections.ConfigDict:
@@ -78,13 +76,6 @@ def use_recall(config: ml_collections.ConfigDict) -> None:
   config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 50, "weight_decay": 0.1})
   config.train.update({"steps": 600, "steps_per_dispatch": 8, "log_every": 80, "eval_every": 200, "save_every": 600})
   config.eval.update({"batch": 128, "max_batches": 0})
-
-
-def use_large(config: ml_collections.ConfigDict) -> None:
-  """More state, and no more parameters."""
-  config.name += "_large"
-  config.model.online_vq.update({"codes": 94, "chunk_len": 32})
-  config.model.vq.update({"codes": 193, "window": 32})
 
 
 def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
