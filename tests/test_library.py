@@ -166,6 +166,7 @@ def op_calls():
     "gru": lambda q, rate, gate, **state: lj.ops.gru(
       q, q, q, lj.ops.GRUWeights(*[jnp.zeros((2, 4))] * 3), **state),
     "ttt": lambda q, rate, gate, **state: lj.ops.ttt(q, q, q, rate, learner, **state),
+    "online_vq": lambda q, rate, gate, **state: lj.ops.online_vq(q, q, q, codes=5, chunk_len=3, **state),
     "vq": lambda q, rate, gate, **state: lj.ops.vq_attention(
       q, lj.ops.quantize(q, rows), q, rows, jnp.zeros((2, 4, 4)), *[jnp.zeros((2, 4))] * 2, **state),
     "softmax_attention": lambda q, rate, gate, **state: lj.ops.softmax_attention(q, q, q, window=3, **state),

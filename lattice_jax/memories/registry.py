@@ -30,6 +30,7 @@ FOLDERS = {
   "gated_slots": "gated_slots",
   "ttt_linear": "ttt",
   "gru": "gru",
+  "online_vq": "online_vq",
 }
 
 

@@ -93,6 +93,16 @@ def _does_not_grow(model: ModelConfig, state: Any) -> None:
   assert max(largest.values()) < 10, largest
 
 
+def _every_token_joined(model: ModelConfig, state: Any) -> None:
+  """Counts are whole and none is lost; equal tokens have the means that they are."""
+  memory = state.memory
+  count_BHM = np.asarray(memory.count_BHM)
+  assert (count_BHM == np.round(count_BHM)).all() and (count_BHM.sum(-1) == LONG).all(), count_BHM
+  for mean_BHMV in (np.asarray(memory.key_BHMK), np.asarray(memory.value_BHMV)):
+    used_BHMV = np.where(count_BHM[..., None] > 0, mean_BHMV, mean_BHMV[:, :, :1])
+    assert np.ptp(used_BHMV, axis=2).max() < 1e-5, mean_BHMV
+
+
 MODEL = ModelConfig(dim=12, layers=1, impl="xla")
 GROUPED = AttentionConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, window=6)
 SHGA = VQConfig(heads=1, kv_heads=1, key_dim=6, value_dim=10, codes=7, block_len=5)
@@ -103,7 +113,7 @@ LATTICE = LatticeConfig(heads=2, slots=5, value_dim=6)
 # Of these each recurrence takes the fields that it has.
 SMALL = {
   "heads": 2, "key_dim": 5, "value_dim": 6, "conv_width": 2, "gated": False, "slots": 3, "chunk_len": 4, "gate_rank": 3,
-  "mini_batch": 4}
+  "mini_batch": 4, "codes": 6}
 
 
 def _attention(name: str, **changes: Any) -> ModelConfig:
@@ -254,4 +264,12 @@ ROWS = (
   replace(
     _recurrence_row("gru", "hidden_BHV", check=_does_not_grow, adjust=lambda params: params, gated=True, form="newton"),
     variants=(("scan", _recurrence("gru", form="scan")), ("one-round", _recurrence("gru", form="newton", rounds=1)))),
+  replace(
+    _recurrence_row("online_vq", "key_BHMK", "value_BHMV", "count_BHM", check=_every_token_joined),
+    variants=(
+      ("full", _recurrence("online_vq", growth="full", codes=9)),
+      ("one-code", _recurrence("online_vq", codes=1)),
+      ("one-token-chunks", _recurrence("online_vq", chunk_len=1)),
+      ("chunk-longer-than-T", _recurrence("online_vq", chunk_len=LENGTH + 6)),
+    )),
 )

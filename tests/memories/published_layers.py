@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.memories import published_ops as ops
+from tests.memories.online_vq import published as clusters
 
 NORM_EPS, LENGTH_EPS = 1e-6, 1e-4
 
@@ -67,6 +68,7 @@ def recurrent(name, params, x_TD, config):
     "gated_slots": (silu, silu, silu),
     "ttt_linear": (lambda x: x,) * 3,
     "gru": (lambda x: x,) * 3,
+    "online_vq": (unit, unit, lambda x: x),
     "lattice": (lambda x: unit(silu(x)),) * 3,
   }.get(name, (lambda x: unit(silu(x)), lambda x: unit(silu(x)), silu))
   q, k, v = (project(what, feature) for what, feature in zip(("query", "key", "value"), features, strict=True))
@@ -148,10 +150,16 @@ def lattice(params, x_TD, q, k, v, h, config):
   return ops.lattice(q, k, v, step, forget, params["start"][h], objective=config.objective)
 
 
+def online_vq(params, x_TD, q, k, v, h, config):
+  """β is √K times a learned factor above zero."""
+  sharpness = np.exp(params["log_sharpness"][h]) * np.sqrt(q.shape[1])
+  return clusters.online_vq(sharpness * q, k, v, config.codes, config.chunk_len)[0]
+
+
 RECURRENCES = {
   "linear": linear, "scalar_decay": scalar_decay, "gla": gla, "deltanet": deltanet, "gated_deltanet": gated_deltanet,
   "kimi_delta": kimi_delta,
-  "gated_slots": gated_slots, "ttt_linear": ttt_linear, "gru": gru, "lattice": lattice}
+  "gated_slots": gated_slots, "ttt_linear": ttt_linear, "gru": gru, "lattice": lattice, "online_vq": online_vq}
 
 
 def attention(params, x_TD, config, window):

@@ -26,12 +26,13 @@ ROWS, LENGTH, DIM = 2, 19, 12
 X_BTD = np.random.default_rng(0).normal(size=(ROWS, LENGTH, DIM)).astype(np.float32)
 SIZES = {
   "heads": 2, "key_dim": 5, "value_dim": 6, "conv_width": 3, "slots": 3, "chunk_len": 4, "gate_rank": 3,
-  "max_step": 1.5, "mini_batch": 4, "inner_rate": 0.7}
+  "max_step": 1.5, "mini_batch": 4, "inner_rate": 0.7, "codes": 5}
 LATTICE = LatticeConfig(heads=2, slots=5, value_dim=6, conv_width=3, max_step=0.8)
 ATTENTION = AttentionConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, window=6, rope_theta=100.0)
 VQ = VQConfig(heads=4, kv_heads=2, key_dim=6, value_dim=5, codes=7, block_len=4, window=3, commit_weight=0.5)
 RECURRENCES = (
-  "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "kimi_delta", "gated_slots", "ttt_linear", "gru")
+  "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "kimi_delta", "gated_slots", "ttt_linear", "gru",
+  "online_vq")
 
 
 def run(model):

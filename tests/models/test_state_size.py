@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from configs import ablation_lattice, delta_enwik8, delta_imagenet64, delta_pg19, lattice_enwik8, recall
+from configs import (
+  ablation_lattice,
+  ablation_online_vq,
+  delta_enwik8,
+  delta_imagenet64,
+  delta_pg19,
+  lattice_enwik8,
+  recall,
+)
 from lattice_jax.config_checks import parse_config
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters
@@ -41,8 +49,9 @@ def test_published_layers_have_the_states_that_are_claimed():
 @pytest.mark.parametrize(("base", "get_config", "variants", "within"), [
   (ablation_lattice.get_config("base"), ablation_lattice.get_config,
    ("ttt_linear", "gla", "slots192", *FAITHFUL), 1e-3),
-  (lattice_enwik8.get_config(), delta_enwik8.get_config, ("linear", "kimi_delta", "ttt_linear"), 2e-3)],
-  ids=["ablation", "enwik8"])
+  (lattice_enwik8.get_config(), delta_enwik8.get_config, ("linear", "kimi_delta", "ttt_linear"), 2e-3),
+  (ablation_online_vq.get_config("lattice"), ablation_online_vq.get_config, ("hybrid", "vq"), 1e-3)],
+  ids=["ablation", "enwik8", "online_vq"])
 def test_parameters_are_as_equal_as_is_claimed(base, get_config, variants, within):
   def parameters(config):
     model = parse_config(config).model
@@ -50,6 +59,14 @@ def test_parameters_are_as_equal_as_is_claimed(base, get_config, variants, withi
 
   assert {name: parameters(get_config(name)) for name in variants} == pytest.approx(
     dict.fromkeys(variants, parameters(base)), rel=within)
+
+
+@pytest.mark.parametrize(("task", "budget"), [("", 5056), ("recall,", 2128)], ids=["text", "recall"])
+def test_online_vq_is_compared_at_equal_state(task, budget):
+  for name in ("lattice", "online_vq", "hybrid", "vq"):
+    config = parse_config(ablation_online_vq.get_config(task + name))
+    layers = [sum(parts.values()) for parts in state_numbers(config.model, config.data.seq_len).values()]
+    assert 0.97 * budget < sum(layers) / len(layers) <= budget, name
 
 
 def test_a_mixed_pattern_names_each_memory_and_a_cache_of_all_tokens_its_room():

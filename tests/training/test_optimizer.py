@@ -109,6 +109,7 @@ DECAYS = {
     {"step_bias", "place_rate", "inner_start", "inner_bias", "inner_scale", "inner_shift", "gain"}),
   "gru": (RECURRENT, {
     "own_update", "own_reset", "own_candidate", "update_bias", "reset_bias", "candidate_bias", "gain"}),
+  "online_vq": (RECURRENT, {"log_sharpness", "gain"}),
 }
 
 
