@@ -15,7 +15,7 @@ from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.lattice.config import LatticeConfig
 from lattice_jax.memories.local.config import LocalConfig, SummaryConfig
 from lattice_jax.memories.memory import Memory
-from lattice_jax.memories.registry import find_memory
+from lattice_jax.memories.registry import find_memory, find_section
 from lattice_jax.memories.vq.config import VQConfig
 from lattice_jax.memories.vq.op import FORMS
 from tests.memories.sizes import faithful_section, section_with
@@ -156,8 +156,8 @@ def _recurrence_row(
   constant_model = _recurrence(name, **changes | {"conv_width": 0, "chunk_len": constant_chunk})
   return Row(
     # of most, tests/memories/test_faithful.py holds the published layer to its equations across calls and documents
-    name, find_memory(name), _recurrence(name, **changes), variants=(("faithful", _faithful(name, **changes)),),
-    always=0,
+    name, find_memory(name), _recurrence(name, **changes), always=0,
+    variants=(("faithful", _faithful(name, **changes)),) if find_section(name).published else (),
     accumulators=tuple(f"memory.{field}" for field in accumulators), constant_input=check,
     constant_model=constant_model, adjust=adjust)
 
@@ -263,7 +263,8 @@ ROWS = (
   # Its update gate is the query, so there are no products of queries and keys.
   replace(
     _recurrence_row("gru", "hidden_BHV", check=_does_not_grow, adjust=lambda params: params, gated=True, form="newton"),
-    variants=(("scan", _recurrence("gru", form="scan")), ("one-round", _recurrence("gru", form="newton", rounds=1)))),
+    variants=(("scan", _recurrence("gru", form="scan")), ("one-round", _recurrence("gru", form="newton", rounds=1))),
+    always=1),
   replace(
     _recurrence_row("online_vq", "key_BHMK", "value_BHMV", "count_BHM", check=_every_token_joined),
     variants=(
@@ -271,5 +272,5 @@ ROWS = (
       ("one-code", _recurrence("online_vq", codes=1)),
       ("one-token-chunks", _recurrence("online_vq", chunk_len=1)),
       ("chunk-longer-than-T", _recurrence("online_vq", chunk_len=LENGTH + 6)),
-    )),
+    ), always=1),
 )
