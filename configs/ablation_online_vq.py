@@ -53,7 +53,8 @@ def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
   """One memory in both layers, or a window in the first; the MLP gets what parameters Lattice has more."""
   model = config.model
   config.name += f"_{name}"
-  model.pattern = {"full": ("online_vq",), "hybrid": ("window", "online_vq")}.get(name, (name,))
+  patterns = {"full": ("online_vq",), "hybrid": ("window", "online_vq")}
+  model.pattern = patterns[name] if name in patterns else (name,)
   if name == "full":
     model.online_vq.growth = "full"
   if name == "hybrid":

@@ -27,7 +27,7 @@ class GRU(RecurrentMemory):
     return self.config.value_dim
 
   def empty(self, batch: int) -> GRUState:
-    return empty_state(batch, self.config.heads, self.config.value_dim)
+    return empty_state(batch, self.config.heads, self.config.value_dim, dtype=self.state_dtype)
 
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     return x_BTHK
@@ -40,7 +40,7 @@ class GRU(RecurrentMemory):
     update_HV = parameter(self, "update_bias", _update_bias, shape, ("heads", "value"))
     reset_HV, candidate_HV = (
       offset(self, f"{name}_bias", shape, ("heads", "value")) for name in ("reset", "candidate"))
-    inputs = (x.astype(jnp.float32) + bias_HV for x, bias_HV in (
+    inputs = (x.astype(self.state_dtype) + bias_HV for x, bias_HV in (
       (q_BTHK, update_HV), (k_BTHK, reset_HV), (v_BTHV, candidate_HV)))
     out_BTHV, state, solved = gru_solved(
       *inputs, own, state, segment.ids_BT, segment.valid_BT, form=_form(self.config), impl=self.impl)

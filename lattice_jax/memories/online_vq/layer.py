@@ -20,7 +20,7 @@ class OnlineVQ(RecurrentMemory):
     config = self.config
     return empty_state(
       batch, config.heads, config.codes, config.chunk_len, config.key_dim, config.value_dim,
-      token_dtype=jnp.dtype(self.dtype))
+      token_dtype=jnp.dtype(self.dtype), dtype=self.state_dtype)
 
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     return x_BTHK if name == "value" else l2_normalize(x_BTHK, eps=self.unit_eps)
