@@ -34,7 +34,7 @@ def format_ratios(records: Sequence[Record]) -> str:
     for kind in dict.fromkeys(case.split()[0] for case, _ in median if case != "scan"):
       ratios = []
       for length in lengths:
-        own = [seconds for (case, T), seconds in median.items() if case.split()[0] == kind and T == length]
+        own = [seconds for (case, T), seconds in median.items() if case.split()[0] == kind and length == T]
         ratios.append(f"{min(own) / median['scan', length]:.2f}" if own and ("scan", length) in median else "")
       rows.append([f"{head}, {mode}", kind, *ratios])
   return markdown_table(rows, "ll".ljust(len(rows[0]), "r"))
