@@ -28,7 +28,7 @@ class RecurrenceForm:
     state depends on itself alone, "block" where those of the last axis depend on one another, "dense" where all of a
     row do. A step that has more costs rounds, and in the end the scan, but no exactness.
   chunk_len: tokens that are solved at once, and of "scan" those whose gradients are made at once; memory grows with
-    it. 32 is the quickest of both on two CPU cores; a machine that does more at a time wants longer ones.
+    it. 32 keeps a chunk in a CPU core's own cache; a machine that does more at a time wants longer ones.
   rounds: of a chunk, at most. A chunk that is not solved by then is taken token by token.
   tolerance: a chunk is solved once a round moves no number of the state by more than this times the largest.
   """

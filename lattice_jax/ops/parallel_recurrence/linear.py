@@ -62,7 +62,7 @@ def _reduce(join: Join, apply: Join, A_CB: jax.Array, b_CB: jax.Array) -> jax.Ar
   """Every two tokens are one of half as many, whose solution is every second state; a step each gives the others.
 
   `lax.associative_scan` would also make the products of A from the first token on, for which nobody asks: twice the
-  work, and on a CPU two to eight times the time.
+  work.
   """
   length = len(b_CB)
   if length == 1:

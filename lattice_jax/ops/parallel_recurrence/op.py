@@ -118,7 +118,7 @@ def _forward(step_fn, form, inputs_NCB, flags_NCB, learned, state_B):
 
   bits_NCB = as_bits(inputs_NCB), flags_NCB
   if form.name == "scan":
-    # One loop: a loop of chunks in a loop costs half as much again.
+    # One loop: a loop of chunks in a loop costs more.
     chunks, length = jax.tree.leaves(inputs_NCB)[0].shape[:2]
     last_B, state_TB = jax.lax.scan(one_token, state_B, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), bits_NCB))
     solution = Solution(
