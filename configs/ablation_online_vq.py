@@ -1,6 +1,6 @@
 """Online VQ, Transformer-VQ and Lattice with as many bytes of state, at a size for a CPU core: text, and recall.
 
-python train.py --config=configs/ablation_online_vq.py --workdir=runs/online_vq
+python train.py --config=configs/ablation_online_vq.py --workdir=runs/ablation_online_vq
 python train.py --config=configs/ablation_online_vq.py:recall,vq --workdir=runs/recall_vq
 python scripts/sweep.py configs/sweeps/online_vq.yaml --against=config=vq
 python scripts/sweep.py configs/sweeps/online_vq_recall.yaml --against=config=recall,vq
@@ -28,12 +28,14 @@ import ml_collections
 
 from configs import ablation_lattice, common
 
-_MEMORIES = ("online_vq", "hybrid", "full", "vq", "lattice")
+_PATTERNS = {
+  "online_vq": ("online_vq",), "hybrid": ("window", "online_vq"), "full": ("online_vq",), "vq": ("vq",),
+  "lattice": ("lattice",)}
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  arg = common.with_one_of(arg, _MEMORIES, "online_vq")
-  memories = {name: functools.partial(use_memory, name=name) for name in _MEMORIES}
+  arg = common.with_one_of(arg, _PATTERNS, "online_vq")
+  memories = {name: functools.partial(use_memory, name=name) for name in _PATTERNS}
   return common.make_config(arg, base, {"recall": use_recall, **memories, "sample": common.is_sample_size})
 
 
@@ -53,8 +55,7 @@ def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
   """One memory in both layers, or a window in the first; the MLP gets what parameters Lattice has more."""
   model = config.model
   config.name += f"_{name}"
-  patterns = {"full": ("online_vq",), "hybrid": ("window", "online_vq")}
-  model.pattern = patterns[name] if name in patterns else (name,)
+  model.pattern = _PATTERNS[name]
   if name == "full":
     model.online_vq.growth = "full"
   if name == "hybrid":

@@ -94,11 +94,15 @@ def test_padding_and_the_document_before_leave_no_trace(impl):
 
 
 def test_tokens_join_codes_that_began_in_their_own_chunk():
-  """The first token founds a code, the one least like it the other, and equal keys are together at once."""
+  """The first token begins a code, the one least like it the other, and equal keys are together at once."""
   k = np.eye(KEY)[[0, 1, 1, 0, 2, 1, 1, 1]][None, :, None].repeat(HEADS, 2)
   _, state = run((k, k, k[..., :VALUE]), "xla", 2, 4, "full")
   np.testing.assert_array_equal(state.count_BHM[0], [[3, 5]] * HEADS)
   np.testing.assert_allclose(state.key_BHMK[0, 0], [[2 / 3, 0, 1 / 3, 0, 0], [0, 1, 0, 0, 0]], atol=1e-6)
+  # two tokens are as little like the first: the earlier one gets the code that is left
+  k = np.eye(KEY)[[0, 1, 2, 0, 0, 0, 0, 0]][None, :, None].repeat(HEADS, 2)
+  _, state = run((k, k, k[..., :VALUE]), "xla", 2, 4, "full")
+  np.testing.assert_array_equal(state.key_BHMK[0, 0, 1], [0, 1, 0, 0, 0])
 
 
 def test_the_dictionary_grows_as_the_paper_says_and_does_not_overflow():
