@@ -9,8 +9,11 @@ python scripts/lengths.py runs/recall_short --lengths=64,256,1024,4096 --out=rec
 
 The variant names a memory of the registry; the default is lattice. Recurrent memories have states of equal size: 2
 heads of 64 × 64 numbers, 64 × 65 for ttt_linear and as many again while a mini-batch is open, 4,112 for online_vq with
-its open chunk. As in Zoology, documents of few pairs are mixed with those of many, which makes the task learnable. `short` has up to 8 pairs in 64 tokens and a third of the updates, to be asked
-afterwards at distances that training has not seen (configs/sweeps/recall_length.yaml).
+its open chunk. As in Zoology, documents of few pairs are mixed with those of many, which makes the task learnable.
+
+short       up to 8 pairs in 64 tokens, in 1,000 updates, to be asked afterwards at distances that training has not seen
+            (configs/sweeps/recall_length.yaml)
+returning   Lattice whose slots go back to where a document began
 
 Cost: 17 minutes on a core of an AMD EPYC with DeltaNet or linear attention, 30 with Lattice. Expected: 98 % of all
 answers with Lattice, 96 % among 64 pairs; after 2,000 updates 92 % with either of the other two, 86 % among 64 pairs
@@ -31,7 +34,8 @@ from lattice_jax.config import MEMORY_NAMES
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
   memories = {name: functools.partial(use_memory, name) for name in MEMORY_NAMES}
   arg = common.with_one_of(arg, MEMORY_NAMES, "lattice")
-  return common.make_config(arg, without_memory, {**memories, "returning": use_returning, "short": use_short, "sample": common.is_sample_size})
+  variants = {**memories, "returning": use_returning, "short": use_short, "sample": common.is_sample_size}
+  return common.make_config(arg, without_memory, variants)
 
 
 def without_memory() -> ml_collections.ConfigDict:

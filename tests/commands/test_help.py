@@ -50,7 +50,7 @@ def test_a_field_is_printed_with_meaning_domain_and_default():
 
 def test_variants_are_those_that_an_experiment_answers_to():
   assert common.variants(vq_imagenet64.get_config) == ("190m", "sample", "smoke")
-  assert common.variants(recall.get_config) == (*MEMORY_NAMES, "sample", "smoke")
+  assert common.variants(recall.get_config) == (*MEMORY_NAMES, "returning", "short", "sample", "smoke")
   assert {entry.name for entry in help.experiments()} == set(EXPERIMENTS)
   assert all(entry.detail.endswith("smoke") for entry in help.experiments())
 
