@@ -107,7 +107,7 @@ def test_reading_a_chunk_moves_a_layers_weights_once(stored):
 @pytest.mark.parametrize(("has_gradient", "most"), [(False, 4), (True, 10)])
 def test_lattice_cuts_its_inputs_into_chunks_and_no_more(has_gradient, most):
   """Forward: queries, keys, values and outputs; backward: these and their gradients, and the slots at boundaries."""
-  arguments = lattice._inputs(lattice.Shape(heads=4, slots=16, value_dim=32), 1, 512)
+  arguments = lattice.make_inputs(lattice.Shape(heads=4, slots=16, value_dim=32), 1, 512)
   run = lattice._run(lattice.FORMS["scan"])
   text = jax.jit(with_gradients(run) if has_gradient else run).lower(*arguments).compile().as_text()
   assert len(moved(text, arguments[0].size // 2)) <= most
