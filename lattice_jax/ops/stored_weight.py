@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _PIECES = 16
-_FEW = 4  # rows for which a product each costs less of the processor's time than one of all
+_FEW = 4  # rows up to which a product each takes no longer than one of all
 
 
 @flax.struct.dataclass
