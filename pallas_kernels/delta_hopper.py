@@ -21,7 +21,17 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import SEMANTICS, bring, load, reason_against_device, store, take_away
+from pallas_kernels.hopper import (
+  SEMANTICS,
+  bring,
+  load,
+  over_keys,
+  over_values,
+  reason_against_device,
+  store,
+  take_away,
+  token_specs,
+)
 from pallas_kernels.tiles import pad_to, round_up
 
 VALUES = 32  # of a part
@@ -157,12 +167,12 @@ def _forward_kernel(tile, input_refs, result_refs, state_ref, barrier):
 
     def one_token(t, s_KV):
       s_KV = _move(s_KV, _keys(k_tile, t), _values(v_tile, t), step_tile[0, t], _keys(decay_tile, t))[-1]
-      store(out_tile, (t,), jnp.sum(_over_values(_keys(q_tile, t), s_KV) * s_KV, axis=0))
+      store(out_tile, (t,), jnp.sum(over_values(_keys(q_tile, t), s_KV) * s_KV, axis=0))
       return s_KV
 
     return jax.lax.fori_loop(0, tile, one_token, s_KV)
 
-  keys, values, steps, state = _specs(tile, *state_ref.shape, lambda n: n)
+  keys, values, steps, state = token_specs(tile, *state_ref.shape, _STEPS, lambda n: n)
   s_KV = plgpu.emit_pipeline(
     one_tile, grid=(step_ref.shape[2],), in_specs=[keys, keys, values, steps, keys],
     out_specs=[values, state][:1 + len(boundary_ref)], max_concurrent_steps=2, init_carry=_state(state_ref),
@@ -201,7 +211,7 @@ def _backward_kernel(tile, q_ref, k_ref, v_ref, step_ref, decay_ref, boundary_re
     return jax.lax.fori_loop(0, tile, go_back, d_s_KV)
 
   tiles = boundary_ref.shape[3]
-  keys, values, steps, state = _specs(tile, *before_ref.shape[1:], lambda n: tiles - 1 - n)
+  keys, values, steps, state = token_specs(tile, *before_ref.shape[1:], _STEPS, lambda n: tiles - 1 - n)
   d_s_KV = plgpu.emit_pipeline(
     one_tile, grid=(tiles,), in_specs=[keys, keys, values, steps, keys, state, values],
     out_specs=[keys, keys, keys, values, values], max_concurrent_steps=2, init_carry=d_s_KV,
@@ -215,30 +225,24 @@ def _backward_kernel(tile, q_ref, k_ref, v_ref, step_ref, decay_ref, boundary_re
 
 def _move(s_KV, k_K, v_V, step, decay_K):
   """The decayed memory, what it lacks of the value, and the memory after the token."""
-  s_KV = _over_values(decay_K, s_KV) * s_KV
-  lacks_V = v_V - jnp.sum(_over_values(k_K, s_KV) * s_KV, axis=0)
-  return s_KV, lacks_V, s_KV + _over_values(k_K, s_KV) * _over_keys(lacks_V * step, s_KV)
+  s_KV = over_values(decay_K, s_KV) * s_KV
+  lacks_V = v_V - jnp.sum(over_values(k_K, s_KV) * s_KV, axis=0)
+  return s_KV, lacks_V, s_KV + over_values(k_K, s_KV) * over_keys(lacks_V * step, s_KV)
 
 
 def _token_adjoint(s_KV, token, d_out_V, d_after_KV):
   """Cotangents of the memory before a token, of q, k and decay, of the change u, and of the step, by value."""
   q_K, k_K, v_V, step, decay_K = token
   decayed_KV, lacks_V, after_KV = _move(s_KV, k_K, v_V, step, decay_K)
-  d_out_KV = _over_keys(d_out_V, s_KV)
+  d_out_KV = over_keys(d_out_V, s_KV)
   d_q_K = jnp.sum(after_KV * d_out_KV, axis=1)
-  d_after_KV = d_after_KV + _over_values(q_K, s_KV) * d_out_KV
-  d_u_V = jnp.sum(_over_values(k_K, s_KV) * d_after_KV, axis=0)
-  d_v_KV = _over_keys(d_u_V * step, s_KV)
-  d_k_K = jnp.sum(d_after_KV * _over_keys(lacks_V * step, s_KV) - decayed_KV * d_v_KV, axis=1)
-  d_decayed_KV = d_after_KV - _over_values(k_K, s_KV) * d_v_KV
+  d_after_KV = d_after_KV + over_values(q_K, s_KV) * d_out_KV
+  d_u_V = jnp.sum(over_values(k_K, s_KV) * d_after_KV, axis=0)
+  d_v_KV = over_keys(d_u_V * step, s_KV)
+  d_k_K = jnp.sum(d_after_KV * over_keys(lacks_V * step, s_KV) - decayed_KV * d_v_KV, axis=1)
+  d_decayed_KV = d_after_KV - over_values(k_K, s_KV) * d_v_KV
   d_decay_K = jnp.sum(s_KV * d_decayed_KV, axis=1)
-  return _over_values(decay_K, s_KV) * d_decayed_KV, d_q_K, d_k_K, d_decay_K, d_u_V, d_u_V * lacks_V
-
-
-def _specs(tile, wide, deep, order):
-  return (
-    plgpu.BlockSpec((tile, wide), lambda n: (order(n), 0)), plgpu.BlockSpec((tile, deep), lambda n: (order(n), 0)),
-    plgpu.BlockSpec((1, _STEPS), lambda n: (order(n), 0)), plgpu.BlockSpec((1, wide, deep), lambda n: (order(n), 0, 0)))
+  return over_values(decay_K, s_KV) * d_decayed_KV, d_q_K, d_k_K, d_decay_K, d_u_V, d_u_V * lacks_V
 
 
 def _state(ref):
@@ -251,11 +255,3 @@ def _keys(ref, t):
 
 def _values(ref, t):
   return load(ref, (t,), _VALUES_LAYOUT).astype(jnp.float32)
-
-
-def _over_values(x_K, s_KV):
-  return jax.lax.broadcast_in_dim(x_K, s_KV.shape, (0,))
-
-
-def _over_keys(x_V, s_KV):
-  return jax.lax.broadcast_in_dim(x_V, s_KV.shape, (1,))

@@ -203,3 +203,26 @@ def take_away(source: jax.Ref, target: jax.Ref) -> None:
   plgpu.commit_smem()
   plgpu.copy_smem_to_gmem(source, target)
   plgpu.wait_smem_to_gmem(0)
+
+
+def token_specs(
+  tile: int, wide: int, deep: int, numbers: int, order: Callable[[jax.Array], jax.Array]
+) -> tuple[plgpu.BlockSpec, ...]:
+  """Blocks of step n of a pipeline over tiles of tokens: keys, values, numbers of a tile's tokens, and a state.
+
+  wide, deep: of a key and a value, so of the state. order: step → tile.
+  """
+  return (
+    plgpu.BlockSpec((tile, wide), lambda n: (order(n), 0)), plgpu.BlockSpec((tile, deep), lambda n: (order(n), 0)),
+    plgpu.BlockSpec((1, numbers), lambda n: (order(n), 0)),
+    plgpu.BlockSpec((1, wide, deep), lambda n: (order(n), 0, 0)))
+
+
+def over_values(x: jax.Array, like: jax.Array) -> jax.Array:
+  """A number for each row, in every column of a matrix like that."""
+  return jax.lax.broadcast_in_dim(x, like.shape, (0,))
+
+
+def over_keys(x: jax.Array, like: jax.Array) -> jax.Array:
+  """A number for each column, in every row of a matrix like that."""
+  return jax.lax.broadcast_in_dim(x, like.shape, (1,))

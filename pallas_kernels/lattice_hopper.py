@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.hopper import SEMANTICS, bring, load, store, take_away
+from pallas_kernels.hopper import SEMANTICS, bring, load, over_keys, over_values, store, take_away, token_specs
 from pallas_kernels.tiles import round_up
 
 TINY = 1e-12
@@ -125,12 +125,12 @@ def _forward_kernel(objective, tile, input_refs, result_refs, state_ref, fresh_r
     def one_token(t, s_MV):
       s_MV = _restart(gate_tile[0, tile + t], fresh_ref, s_MV)
       s_MV = _move(objective, s_MV, _row(k_tile, t, _SLOTS), _row(v_tile, t, _VALUES), gate_tile[0, t])[0]
-      store(out_tile, (t,), jnp.sum(_over_values(_row(q_tile, t, _SLOTS), s_MV) * s_MV, axis=0))
+      store(out_tile, (t,), jnp.sum(over_values(_row(q_tile, t, _SLOTS), s_MV) * s_MV, axis=0))
       return s_MV
 
     return jax.lax.fori_loop(0, tile, one_token, s_MV)
 
-  codes, values, gates, state = _specs(tile, *state_ref.shape, lambda n: n)
+  codes, values, gates, state = token_specs(tile, *state_ref.shape, _GATES, lambda n: n)
   s_MV = plgpu.emit_pipeline(
     one_tile, grid=(gate_ref.shape[2],), in_specs=[codes, codes, values, gates],
     out_specs=[values, state][:1 + len(boundary_ref)], max_concurrent_steps=2, init_carry=_state(state_ref),
@@ -179,7 +179,7 @@ def _backward_kernel(objective, tile, q_ref, k_ref, v_ref, gate_ref, start_ref, 
     return jax.lax.fori_loop(0, tile, go_back, d_s_MV)
 
   tiles = boundary_ref.shape[2]
-  codes, values, gates, state = _specs(tile, wide, deep, lambda n: tiles - 1 - n)
+  codes, values, gates, state = token_specs(tile, wide, deep, _GATES, lambda n: tiles - 1 - n)
   d_s_MV = plgpu.emit_pipeline(
     one_tile, grid=(tiles,), in_specs=[codes, codes, values, gates, state, values],
     out_specs=[codes, codes, values, codes], max_concurrent_steps=2, init_carry=d_s_MV,
@@ -196,14 +196,14 @@ def _move(objective, s_MV, k_M, v_V, rate):
   """The slots after one token, and what was computed on the way: h, ŝ·h, b, code, 1 / length."""
   h_V = v_V
   if objective == "decoding":
-    h_V = v_V - jnp.sum(_over_values(k_M, s_MV) * s_MV, axis=0)
-  h_MV = jax.lax.broadcast_in_dim(h_V, s_MV.shape, (1,))
+    h_V = v_V - jnp.sum(over_values(k_M, s_MV) * s_MV, axis=0)
+  h_MV = over_keys(h_V, s_MV)
   along_M = jnp.sum(s_MV * h_MV, axis=1)
   code_M = k_M - along_M if objective == "encoding" else k_M
   b_M = code_M * rate
-  moved_MV = _over_values(1.0 - b_M * along_M, s_MV) * s_MV + _over_values(b_M, s_MV) * h_MV
+  moved_MV = over_values(1.0 - b_M * along_M, s_MV) * s_MV + over_values(b_M, s_MV) * h_MV
   shrink_M = jax.lax.rsqrt(jnp.maximum(jnp.sum(moved_MV * moved_MV, axis=1), TINY**2))
-  return moved_MV * _over_values(shrink_M, s_MV), h_MV, along_M, b_M, code_M, shrink_M
+  return moved_MV * over_values(shrink_M, s_MV), h_MV, along_M, b_M, code_M, shrink_M
 
 
 def _token_adjoint(objective, s_MV, token, d_out_V, d_after_MV):
@@ -211,9 +211,9 @@ def _token_adjoint(objective, s_MV, token, d_out_V, d_after_MV):
   q_M, k_M, v_V, rate = token
   _, h_MV, along_M, b_M, code_M, shrink_M = _move(objective, s_MV, k_M, v_V, rate)
   keep_M, write_M = (1.0 - b_M * along_M) * shrink_M, b_M * shrink_M
-  d_out_MV = jax.lax.broadcast_in_dim(d_out_V, s_MV.shape, (1,))
+  d_out_MV = over_keys(d_out_V, s_MV)
   d_q_M = keep_M * jnp.sum(s_MV * d_out_MV, axis=1) + write_M * jnp.sum(h_MV * d_out_MV, axis=1)
-  x_MV = d_after_MV + _over_values(q_M, s_MV) * d_out_MV
+  x_MV = d_after_MV + over_values(q_M, s_MV) * d_out_MV
   x_s_M, x_h_M, energy_M = (jnp.sum(product, axis=1) for product in (x_MV * s_MV, x_MV * h_MV, h_MV * h_MV))
   radial_M = keep_M * x_s_M + write_M * x_h_M
   d_a_M = (x_s_M - radial_M * (keep_M + write_M * along_M)) * shrink_M
@@ -224,21 +224,15 @@ def _token_adjoint(objective, s_MV, token, d_out_V, d_after_MV):
     d_along_M = d_along_M - d_k_M
   mixed_M = d_along_M - write_M * radial_M * keep_M
   d_h_V = jnp.sum(
-    _over_values(write_M, s_MV) * x_MV + _over_values(mixed_M, s_MV) * s_MV
-    - _over_values(write_M * write_M * radial_M, s_MV) * h_MV, axis=0)
-  d_s_MV = _over_values(keep_M, s_MV) * x_MV - _over_values(keep_M * keep_M * radial_M, s_MV) * s_MV
-  d_s_MV = d_s_MV + _over_values(mixed_M, s_MV) * h_MV
+    over_values(write_M, s_MV) * x_MV + over_values(mixed_M, s_MV) * s_MV
+    - over_values(write_M * write_M * radial_M, s_MV) * h_MV, axis=0)
+  d_s_MV = over_values(keep_M, s_MV) * x_MV - over_values(keep_M * keep_M * radial_M, s_MV) * s_MV
+  d_s_MV = d_s_MV + over_values(mixed_M, s_MV) * h_MV
   if objective == "decoding":
-    d_h_MV = jax.lax.broadcast_in_dim(d_h_V, s_MV.shape, (1,))
+    d_h_MV = over_keys(d_h_V, s_MV)
     d_k_M = d_k_M - jnp.sum(s_MV * d_h_MV, axis=1)
-    d_s_MV = d_s_MV - _over_values(k_M, s_MV) * d_h_MV
+    d_s_MV = d_s_MV - over_values(k_M, s_MV) * d_h_MV
   return d_s_MV, d_q_M, d_k_M, d_h_V, d_b_M * code_M
-
-
-def _specs(tile, wide, deep, order):
-  return (
-    plgpu.BlockSpec((tile, wide), lambda n: (order(n), 0)), plgpu.BlockSpec((tile, deep), lambda n: (order(n), 0)),
-    plgpu.BlockSpec((1, _GATES), lambda n: (order(n), 0)), plgpu.BlockSpec((1, wide, deep), lambda n: (order(n), 0, 0)))
 
 
 def _state(ref):
@@ -252,7 +246,3 @@ def _row(ref, t, layout):
 def _restart(is_start, fresh_ref, s_MV):
   """The slots of a new document where one begins."""
   return jax.lax.cond(is_start != 0, lambda: _state(fresh_ref), lambda: s_MV)
-
-
-def _over_values(x_M, s_MV):
-  return jax.lax.broadcast_in_dim(x_M, s_MV.shape, (0,))
