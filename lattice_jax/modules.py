@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.ops.products import multiply, scaled
 from lattice_jax.ops.stored_weight import StoredWeight
 
 
@@ -64,7 +65,7 @@ def linear(
   if isinstance(stored, StoredWeight):
     return stored.multiply(x.reshape(*leading, -1), outputs)
   array = weight(module, name, (*inputs, *outputs), axes, fan_in=math.prod(inputs))
-  return jnp.tensordot(x, array.astype(x.dtype), num_inputs)
+  return multiply(x, array.astype(x.dtype), num_inputs)
 
 
 def split_heads(
@@ -82,7 +83,7 @@ def join_heads(module: nn.Module, out_BTHV: jax.Array, dim: int) -> jax.Array:
 def rms_normalize(x: jax.Array, *, eps: float = 1e-6) -> jax.Array:
   """x / root mean square over the last axis, in fp32 at least, without gain."""
   x = x.astype(wide(x.dtype))
-  return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + eps)
+  return scaled(x, jax.lax.rsqrt((x * x).mean(-1) + eps))
 
 
 class RMSNorm(nn.Module):

@@ -33,6 +33,7 @@ from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.modules import join_heads, offset, parameter, rms_normalize, split_heads, weight, wide
 from lattice_jax.ops.documents import document_runs
+from lattice_jax.ops.products import scaled
 from lattice_jax.ops.short_conv import short_conv
 from lattice_jax.types import LayerOutput, Segment, SumCount
 
@@ -251,4 +252,4 @@ def width_bias(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLi
 
 def l2_normalize(x: jax.Array, *, eps: float) -> jax.Array:
   """x / length over the last axis. What is shorter than √eps stays short."""
-  return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + eps)
+  return scaled(x, jax.lax.rsqrt((x * x).sum(-1) + eps))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lattice_jax.memories.vq.state import Tokens
 from lattice_jax.memories.vq.summary import Summary
 from lattice_jax.ops.attention.reference import MASKED
+from lattice_jax.ops.products import inner
 
 
 def read_block(
@@ -65,7 +66,7 @@ def _softmax_read_fwd(scores, values):
 def _softmax_read_bwd(saved, d_out):
   """By hand, as XLA would make the gradient of values in the other order and transpose it."""
   shares, values, out = saved
-  d_total = (d_out * out).sum(-1, keepdims=True)
+  d_total = inner(d_out, out)[..., None]
   d_scores, d_values = [], []
   for share, value in zip(shares, values, strict=True):
     d_out_V, share_V = d_out.astype(value.dtype), share.astype(value.dtype)

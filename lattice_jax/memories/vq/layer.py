@@ -23,6 +23,7 @@ from lattice_jax.memories.vq.op import (
   vq_attention,
 )
 from lattice_jax.modules import join_heads, offset, parameter, rms_normalize, sinusoids, split_heads, weight
+from lattice_jax.ops.products import multiply
 from lattice_jax.types import LayerOutput, Segment
 
 _DEAD_BELOW = 0.01  # of the average use: what the metric codebook_dead calls dead
@@ -90,7 +91,7 @@ class VQAttention(nn.Module):
       shapes["gate"] = config.heads, config.value_dim
     sizes = [heads * width for heads, width in shapes.values()]
     weight_DV = weight(self, "joined", (dim, sum(sizes)), ("embed", "value"), fan_in=dim)
-    parts = jnp.split(x_BTD @ weight_DV.astype(x_BTD.dtype), np.cumsum(sizes)[:-1], axis=-1)
+    parts = jnp.split(multiply(x_BTD, weight_DV.astype(x_BTD.dtype)), np.cumsum(sizes)[:-1], axis=-1)
     return {
       name: part.reshape(*x_BTD.shape[:2], *shape)
       for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lattice_jax.ops.attention.keys import Order, allowed, block_reach
 from lattice_jax.ops.attention.reference import MASKED, exp_masked
 from lattice_jax.ops.documents import EMPTY, pad_time, to_chunks
+from lattice_jax.ops.products import inner
 from lattice_jax.types import MEMORY_BOUNDARY
 
 
@@ -85,7 +86,7 @@ def _backward(query_block, key_block, static, saved, cotangents):
   d_out_BTHGV, d_lse_BTHG = cotangents
   first_N, stop_N = block_reach(query_order, key_order, query_block=query_block, key_block=key_block, window=window)
   # d score = weight · (d weight − Σ weight·d weight + d lse); the sum is out · d out.
-  shift_BTHG = d_lse_BTHG - (out_BTHGV * d_out_BTHGV).sum(-1)
+  shift_BTHG = d_lse_BTHG - inner(out_BTHGV, d_out_BTHGV)
   keys = *_heads_first(k_BSHK, v_BSHV), key_order
 
   def one_query_block(carry, xs):

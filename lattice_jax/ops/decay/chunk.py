@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lattice_jax.ops.products import inner, scaled
 from lattice_jax.ops.triangular import filled_size
 
 
@@ -61,14 +62,14 @@ def pair_scores(q_BHCK: jax.Array, k_BHSK: jax.Array, decay: CumulativeDecay) ->
     q_BHPCK, k_BHPSK = _pairs(q, block)[1] * before, _pairs(k, block)[0] * after
     return jnp.einsum("BHPCK,BHPSK->BHPCS", q_BHPCK, k_BHPSK, precision="highest")
 
-  return _assemble((q * k).sum(-1), (across(*level) for level in decay.levels))[:, :, :size, :size]
+  return _assemble(inner(q, k), (across(*level) for level in decay.levels))[:, :, :size, :size]
 
 
 def mix(q_BHCK: jax.Array, k_BHCK: jax.Array, v_BHCM: jax.Array, decay: CumulativeDecay) -> jax.Array:
   """[B, H, C, M]: Σ over s ≤ c of (q_c · k_s) times what is left of v_s, whose channels decay, at token c."""
   size = q_BHCK.shape[2]
   q, k, v = _fill(q_BHCK, 0), _fill(k_BHCK, 0), _fill(v_BHCM, 0)
-  total = (q * k).sum(-1, keepdims=True) * v
+  total = scaled(v, inner(q, k))
   for before, after in decay.levels:
     block = before.shape[3]
     pair_BHPCS = jnp.einsum("BHPCK,BHPSK->BHPCS", _pairs(q, block)[1], _pairs(k, block)[0], precision="highest")
