@@ -12,6 +12,11 @@ from lattice_jax.commands import interrupt
 
 interrupt.exit_on_signals()
 
+from lattice_jax.allocator import use_huge_pages
+
+if __name__ == "__main__":
+  use_huge_pages()
+
 import sys
 
 from lattice_jax.commands import run, train

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lattice_jax.allocator import give_back
 from lattice_jax.cache.convert import uncompressed
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import ModelConfig
@@ -147,6 +148,7 @@ class TokenStream:
           "windows are chosen per prompt only for weights that are in memory; leave out the weights budget.")
       reading, self._windows = reading_model(model, windows), TextWindows(model, windows, self._max_len)
     start = time.perf_counter()
+    give_back()
     self._session = self._engine.open_session(
       reading, batch=len(self._rows), chunk_len=chunk_len,
       max_len=self._max_len if reading is self._writing else _cache_len(model, longest), marker=options.marker)
@@ -238,6 +240,7 @@ class TokenStream:
     start = time.perf_counter()
     self._draw_block = self._engine.compile_block(
       model, self._sampling, self._block_len, self._max_len, self._session)
+    give_back()
     self.timing.compile_seconds += time.perf_counter() - start
 
   def _clock(self) -> float:

@@ -1,4 +1,4 @@
-"""Products are what they say, with the gradients of the plain expressions, and are written as XLA's CPU backend wants."""
+"""Products are what they say, with the gradients of plain expressions, in the order that XLA's CPU backend wants."""
 
 from __future__ import annotations
 
