@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_resident_weights_for_every_budget(folder, protocol)
 
 
 def test_the_command_prints_what_streaming_cost(folder, capsys, monkeypatch):
-  monkeypatch.setattr(report, "read_bandwidth", lambda model, cold: 2e9)
+  monkeypatch.setattr(report, "read_bandwidth", lambda layers, cold: 2e9)
   flags.FLAGS.mark_as_parsed()
   with flagsaver.flagsaver(
     pretrained=str(folder), weights_budget=BUDGET, prompt=["ab"], generate=3, temperature=0.0, set=ON_BYTES,
@@ -78,7 +78,7 @@ def test_the_command_prints_what_streaming_cost(folder, capsys, monkeypatch):
 
 def test_the_command_evaluates_row_by_row(folder, capsys, monkeypatch):
   asked = []
-  monkeypatch.setattr(report, "read_bandwidth", lambda model, cold: 2e9)
+  monkeypatch.setattr(report, "read_bandwidth", lambda layers, cold: 2e9)
   monkeypatch.setattr(
     eval_command, "print_streaming", lambda model, speed, *, tokens_per_pass: asked.append((speed, tokens_per_pass)))
   flags.FLAGS.mark_as_parsed()

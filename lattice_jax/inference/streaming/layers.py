@@ -18,17 +18,21 @@ from lattice_jax.models.pretrained.stored_parts import Part
 # JAX's CPU backend takes memory of NumPy over without a copy where it begins at such a multiple, and copies it if not.
 ALIGNMENT = 64
 
+Span = tuple[MappedFile, int, int]
+
 
 @dataclass(frozen=True, eq=False)
 class LayerParts:
   """name: for error messages. tree: of `Part`, in the structure of the parameters.
 
-  spans: (file, start, stop) of the bytes that they are in, in order and without gaps that need not be read.
+  spans: (file, start, stop) of the bytes that they are in, in order and without gaps that need not be read. mapped:
+  those that are read through the mapping.
   """
 
   name: str
   tree: Any
-  spans: tuple[tuple[MappedFile, int, int], ...]
+  spans: tuple[Span, ...]
+  mapped: tuple[Span, ...]
 
   @functools.cached_property
   def parts(self) -> list[Part]:
@@ -55,15 +59,20 @@ class LayerParts:
 
 def layer_parts(name: str, tree: Any) -> LayerParts:
   """The parts, and where in the files they lie."""
-  tensors = {part.tensor.name: part.tensor for part in jax.tree.leaves(tree)}.values()
-  spans: list[tuple[MappedFile, int, int]] = []
+  parts = jax.tree.leaves(tree)
+  return LayerParts(name, tree, _spans(parts), _spans([part for part in parts if part.is_mapped]))
+
+
+def _spans(parts: list[Part]) -> tuple[Span, ...]:
+  tensors = {part.tensor.name: part.tensor for part in parts}.values()
+  spans: list[Span] = []
   for tensor in sorted(tensors, key=lambda tensor: (str(tensor.file.path), tensor.start)):
     file, start, stop = spans[-1] if spans else (None, 0, 0)
     if tensor.file is file and tensor.start - stop < ALIGNMENT:
       spans[-1] = file, start, tensor.stop
     else:
       spans.append((tensor.file, tensor.start, tensor.stop))
-  return LayerParts(name=name, tree=tree, spans=tuple(spans))
+  return tuple(spans)
 
 
 def read_parts(layer: LayerParts, outs: list[np.ndarray], is_stopped: Callable[[], bool]) -> None:

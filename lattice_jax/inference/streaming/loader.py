@@ -152,10 +152,13 @@ class Loader:
       return None if self._is_closed else self._free.popleft()
 
   def _load(self, index: int, slot: Slot, following: int | None) -> None:
-    """Fills the slot with a layer, while the system begins to read the one that follows."""
+    """Fills the slot with a layer, while the system begins to read the one that follows.
+
+    It reads ahead by itself, and half as fast again, of what is read by plain calls.
+    """
     layer, again = self._layer(index), index != OUTSIDE and index not in self._plan.pinned
     for one in (layer, *([] if following is None else [self._layers[following]])):
-      for file, start, stop in one.spans:
+      for file, start, stop in one.mapped:
         file.will_need(start, stop)
     self._tier.fill(slot, layer, self._read_layer, again=again)
     self.counters.bytes_read += layer.file_bytes

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lattice_jax.inference.streaming.layers import LayerParts
 from lattice_jax.inference.streaming.loader import Counters
 from lattice_jax.inference.streaming.model import StreamedModel
 from lattice_jax.inference.streaming.process_memory import ProcessMemory
@@ -56,7 +57,8 @@ def make_report(model: StreamedModel, tokens_per_second: float | None, *, tokens
   if usage is None or usage.plan is None:
     raise ValueError("there is nothing to report: no session of this model has read anything yet.")
   plan = usage.plan
-  warm, cold = (read_bandwidth(model, cold=is_cold) if plan.streamed_bytes else None for is_cold in (False, True))
+  layers = [layer for index, layer in enumerate(model.files.layers) if index not in plan.pinned]
+  warm, cold = (read_bandwidth(layers, cold=is_cold) if layers else None for is_cold in (False, True))
   return Report(
     budget=model.budget, peak=usage.pool.peak, num_layers=len(model.files.layers), pinned=len(plan.pinned),
     apart=len(plan.apart) if plan.has_codes else 0, streamed_bytes=plan.streamed_bytes,
@@ -64,13 +66,14 @@ def make_report(model: StreamedModel, tokens_per_second: float | None, *, tokens
     counters=replace(usage.counters), memory=usage.memory)
 
 
-def read_bandwidth(model: StreamedModel, *, cold: bool) -> float | None:
+def read_bandwidth(layers: Sequence[LayerParts], *, cold: bool) -> float | None:
   """Bytes a second of plain reads of the layers, one after another into the same memory, as a loader would.
 
-  cold: out of the disk; None where the page cache keeps the file, as where another process has mapped it.
+  cold: out of the disk, and out of the page cache again; None where that keeps the file, as where another process has
+  mapped it.
   """
   spans, total = [], 0
-  for layer in model.files.layers:
+  for layer in layers:
     if total < _MOST:
       spans += layer.spans
       total += sum(stop - start for _, start, stop in layer.spans)
@@ -80,6 +83,8 @@ def read_bandwidth(model: StreamedModel, *, cold: bool) -> float | None:
     start_time = time.perf_counter()
     for file, start, stop in spans:
       file.read_into(start, out[:stop - start])
+      if cold:
+        file.drop(start, stop)
     return time.perf_counter() - start_time
 
   if not cold:

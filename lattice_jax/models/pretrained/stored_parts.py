@@ -43,6 +43,9 @@ class Part:
   source: np.ndarray
   is_cast: bool = False
 
+  # whether `fill` reads through the mapping, page by page
+  is_mapped = True
+
   @property
   def nbytes(self) -> int:
     return math.prod(self.shape) * self.dtype.itemsize
@@ -59,6 +62,8 @@ class Part:
 
 class WholePart(Part):
   """All bytes of a tensor as they are: read by a plain call, as a copy out of the mapping costs page faults too."""
+
+  is_mapped = False
 
   def fill(self, out: np.ndarray) -> None:
     self.tensor.file.read_into(self.tensor.start, out.reshape(-1).view(np.uint8))

@@ -252,3 +252,12 @@ def test_what_was_copied_leaves_the_process_and_where_asked_the_page_cache(tmp_p
     span = session.source._files.layers[2].spans[0][1:]
     assert ("will_need", *span) in told and ("drop" if drop_pages else "release", *span) in told
     assert not any(name == ("release" if drop_pages else "drop") for name, *_ in told)
+
+
+def test_the_system_is_told_ahead_only_of_what_is_read_through_the_mapping(tmp_path):
+  quantised, floats = (
+    StreamedModel(tiny.open_tiny(tmp_path, kind), tiny.HUGE).files.layers[0] for kind in ("Q8_0", "safetensors"))
+  assert quantised.mapped == quantised.spans
+  # the norms' gains are converted one by one
+  gains = {part.tensor.start for part in floats.parts if part.is_cast}
+  assert {start for _, start, _ in floats.mapped} <= gains and floats.mapped != floats.spans
