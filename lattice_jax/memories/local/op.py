@@ -172,7 +172,14 @@ def _read(config, fold, group, rings, q_BTQK, k_BTHK, v_BTHV, partition_BCH, vie
   branches = [reader(ring, window) for ring, window in zip(rings, group.windows, strict=True)]
   if len(branches) == 1:
     return branches[0](q_BTQK, k_BTHK, v_BTHV, *read)
-  return jax.lax.switch(group.kind(view.layer), branches, q_BTQK, k_BTHK, v_BTHV, *read)
+  flat = [lambda *given, branch=branch: _flat(branch(*given)) for branch in branches]
+  (out, lse), rest = jax.lax.switch(group.kind(view.layer), flat, q_BTQK, k_BTHK, v_BTHV, *read)
+  return out.reshape(read[0].shape), lse.reshape(read[1].shape), rest
+
+
+def _flat(read):
+  out, lse, rest = read
+  return (out.reshape(len(out), -1), lse.reshape(len(lse), -1)), rest
 
 
 def _write(config, group, rings, k_BTHK, v_BTHV, layer, arriving):

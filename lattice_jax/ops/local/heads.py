@@ -76,9 +76,11 @@ def join_heads(parts: list[jax.Array], groups: tuple[HeadGroup, ...]) -> jax.Arr
   if len(parts) == 1:
     return parts[0]
   order = [head for group in groups for head in group.heads]
-  x_BTH = jnp.concatenate(parts, axis=2)
   if order == sorted(order):
-    return x_BTH
+    # as rows of numbers, so that the product which reads them need not find its way among heads
+    row_BTF = jnp.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+    return row_BTF.reshape(*row_BTF.shape[:2], -1, *parts[0].shape[3:])
+  x_BTH = jnp.concatenate(parts, axis=2)
   shape = x_BTH.shape
   x_BTHG = x_BTH.reshape(*shape[:2], len(order), shape[2] // len(order), *shape[3:])
   x_BTHG = jnp.stack([x_BTHG[:, :, place] for place in np.argsort(order)], axis=2)
