@@ -199,7 +199,8 @@ def _memory(model: ModelConfig, params: dict[str, Any], layer: int) -> dict[str,
 def _out_weight(model: ModelConfig, stored: Any) -> jax.Array:
   """[Q, V, D]: by which a layer's heads become its output."""
   shape = model.attention.heads, model.attention.value_dim, model.dim
-  return stored.array(shape, num_inputs=2) if isinstance(stored, StoredWeight) else jnp.asarray(stored)
+  array = stored.array((shape[0] * shape[1], model.dim)) if isinstance(stored, StoredWeight) else jnp.asarray(stored)
+  return array.reshape(shape)
 
 
 def _mean(texts: Sequence[HeadErrors]) -> HeadErrors:

@@ -14,7 +14,7 @@ from lattice_jax.config import Config, DataConfig, ModelConfig
 from lattice_jax.evaluation.loaded_model import LoadedModel
 from lattice_jax.inspect.anchors.texts import to_batch, window_rows, windows
 from lattice_jax.inspect.op_inputs import unstack
-from lattice_jax.inspect.windows.calibrate import Sizes, make_profile, measure_heads, under
+from lattice_jax.inspect.windows.calibrate import Sizes, _out_weight, make_profile, measure_heads, under
 from lattice_jax.inspect.windows.losses import make_arms, measure_losses, removal, row_bytes
 from lattice_jax.inspect.windows.prefill import prefill_pairs, score_continuation
 from lattice_jax.inspect.windows.profile_files import write_all
@@ -23,6 +23,7 @@ from lattice_jax.memories.local.config import LocalConfig, flat
 from lattice_jax.memories.local.profile import read_profile
 from lattice_jax.memories.softmax import layer as softmax_layer
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
+from lattice_jax.ops.stored_weight import StoredWeight
 from lattice_jax.sharding import make_mesh, tree_bytes, unbox
 from lattice_jax.types import whole_segment
 
@@ -79,6 +80,14 @@ def test_a_larger_window_loses_less_and_a_summary_changes_what_is_lost(calibrati
   np.testing.assert_array_equal(calibration.far.mass_RH, calibration.alone.mass_RH)
   np.testing.assert_allclose(
     calibration.error_RLH[:-1], calibration.far.square_RH * calibration.weight_L[:, None], rtol=1e-6)
+
+
+def test_the_output_weight_is_the_same_where_it_lies_as_its_file_has_it():
+  wide = dataclasses.replace(MODEL.attention, heads=2, value_dim=4)
+  model, weight_QVD = dataclasses.replace(MODEL, attention=wide), np.arange(64.0, dtype=np.float32).reshape(2, 4, 8)
+  stored = StoredWeight(jnp.asarray(weight_QVD.reshape(8, 8).T))
+  np.testing.assert_array_equal(_out_weight(model, stored), weight_QVD)
+  np.testing.assert_array_equal(_out_weight(model, weight_QVD), weight_QVD)
 
 
 def test_the_profile_keeps_no_more_than_the_uniform_window(loaded, calibration, tmp_path):
