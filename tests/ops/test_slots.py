@@ -10,7 +10,7 @@ import pytest
 from lattice_jax.ops.attention import MASKED, Order, attend
 from lattice_jax.ops.attention.keys import allowed
 from lattice_jax.ops.attention.mass import received_mass
-from lattice_jax.ops.attention.slots import Readers, SinksAndWindow, StackedSlots, attend_slots, slots_seen
+from lattice_jax.ops.attention.slots import Readers, SinksAndWindow, StackedSlots, attend_slots, equal_block, slots_seen
 from lattice_jax.ops.documents import EMPTY
 from tests.contract.harness import quick_jit
 
@@ -110,3 +110,12 @@ def test_what_stands_at_queries_that_see_no_slots_changes_nothing(impl):
   dirty = run(jnp.where(sees, q, jnp.nan), slots.key_LBHSK, slots.value_LBHSV)
   jax.tree.map(np.testing.assert_array_equal, dirty, run(q, slots.key_LBHSK, slots.value_LBHSV))
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dirty))
+
+
+@pytest.mark.parametrize(
+  ("num_slots", "expected"), [(5, 5), (512, 512), (772, 416), (1024, 512), (1060, 544), (3072, 512)])
+def test_blocks_cover_the_slots_and_few_more(num_slots, expected):
+  assert equal_block(num_slots, 512) == expected
+  assert all(
+    -(-slots // (length := equal_block(slots, 512))) * length < slots + 32 * max(1, round(slots / 512))
+    for slots in range(1, 4000))
