@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -20,10 +21,15 @@ from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
-from lattice_jax import processes
+from lattice_jax import failures, processes
+from lattice_jax.failures import PeerFailure
+from lattice_jax.members import Membership
+from lattice_jax.shown import first_line
 
 CLOSING_TIMEOUT = 5  # seconds in which a run that failed must close what it opened
 LEAVING_TIMEOUT = 4  # seconds that a process which ends with an error waits for the others to end too
+
+_ending = threading.Lock()  # held by the thread that says why a process of several ends
 
 
 class Stop(Exception):
@@ -50,10 +56,9 @@ def enable_compilation_cache() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def initialize_distributed(requested: bool) -> None:
-  """Joins the processes of a run on several hosts, if `--distributed` asks for it."""
-  if requested:
-    processes.join(_end_without_peer)
+def initialize_distributed(members: Membership) -> None:
+  """Joins the processes of a run on several hosts."""
+  processes.join(members, _end_without_peer)
 
 
 def _os_sentence(error: OSError) -> str:
@@ -129,19 +134,30 @@ def leave(error: BaseException) -> NoReturn:
   has_peers = processes.are_joined()
   if has_peers:
     processes.await_abort(error)
+    _wait_if_ending()
   sentence, status = _last_sentence(error)
   if sentence is None:
     traceback.print_exception(error)
   else:
     _say(sentence)
   if has_peers:
+    if not isinstance(error, (Stop, PeerFailure)):  # these are raised in every process
+      failures.publish(sentence or f"it failed with {first_line(error)}; the traceback stands there.", status)
     within(LEAVING_TIMEOUT, processes.shut_down)
   end_process(status)
 
 
-def _end_without_peer(sentence: str) -> NoReturn:
+def _end_without_peer(sentence: str, status: int) -> NoReturn:
+  _wait_if_ending()
   _say(sentence)
-  end_process(1)
+  end_process(status)
+
+
+def _wait_if_ending() -> None:
+  """Returns to the first thread that ends this process; any later one waits here for the end."""
+  if not _ending.acquire(blocking=False):
+    time.sleep(2 * LEAVING_TIMEOUT)
+    end_process(1)
 
 
 def _say(sentence: str) -> None:

@@ -18,7 +18,8 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 LAYERS = (
   ("pallas_kernels", "lattice_jax.allocator", "lattice_jax.markdown", "lattice_jax.page_style", "lattice_jax.shown",
    "lattice_jax.types"),
-  ("lattice_jax.domains",),
+  ("lattice_jax.domains", "lattice_jax.failures"),
+  ("lattice_jax.members",),
   ("lattice_jax.anchor_rule", "lattice_jax.byte_size", "lattice_jax.fields", "lattice_jax.processes"),
   ("lattice_jax.files",),
   ("lattice_jax.cache.policies",),
@@ -42,6 +43,7 @@ LAYERS = (
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),
   ("lattice_jax.run_file",),
+  ("lattice_jax.checkpoint_folder",),
   ("lattice_jax.checkpoint",),
   ("lattice_jax.inference",),
   ("lattice_jax.evaluation",),
