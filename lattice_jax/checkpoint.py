@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,9 +25,11 @@ from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import named_leaves, words_and_places
 from lattice_jax.processes import warn
 from lattice_jax.run_file import check_run, read_config, read_run
+from lattice_jax.save_failures import ObservedHandler
 from lattice_jax.sharding import param_shardings, unbox
 from lattice_jax.shown import first_line
 
+_LOOK_SECONDS = 0.05
 _FAILURES = (OSError, ValueError, RuntimeError)  # that Orbax and TensorStore raise when a save fails
 
 
@@ -47,8 +50,10 @@ class Checkpoints:
     best = preservation_policy.BestN(
       get_metric_fn=lambda metrics: -metrics["bits_per_byte"], n=keep_best, keep_checkpoints_without_metrics=False)
     policies = [preservation_policy.LatestN(keep_last), *([best] if keep_best else [])]
+    self._handler = ObservedHandler()
     self._manager = _open_manager(self._folder, ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True))
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True),
+      self._handler)
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -64,6 +69,7 @@ class Checkpoints:
 
   def newly_saved(self) -> int | None:
     """The step of a save that has finished since the last call; raises ValueError if a save has failed."""
+    self._report_failure(self._handler.raise_failure)
     self._report_failure(self._manager.check_for_errors)
     if self._untold is None or self._manager.is_saving_in_progress():
       return None
@@ -72,6 +78,9 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when everything is on disk; raises ValueError if a checkpoint no longer exists."""
+    while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+      self._report_failure(self._handler.raise_failure)
+      time.sleep(_LOOK_SECONDS)
     self._report_failure(self._manager.wait_until_finished)
     for step in self.steps():
       if not (self._folder / str(step)).is_dir():
@@ -175,7 +184,7 @@ def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> 
   folder = stored_folder(workdir)
   if not folder.is_dir():
     raise ValueError(f"{workdir} holds no checkpoints; give the --workdir of a training run that has saved one.")
-  manager = _open_manager(folder, ocp.CheckpointManagerOptions(read_only=True))
+  manager = _open_manager(folder, ocp.CheckpointManagerOptions(read_only=True), ocp.StandardCheckpointHandler())
   if step is not None and step not in manager.all_steps():
     raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {_listed(manager.all_steps())}.")
   found, variables, _ = _newest_readable(manager, workdir, abstract, only=step)
@@ -185,9 +194,10 @@ def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> 
   return found, variables
 
 
-def _open_manager(folder: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  state_handler, run_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+def _open_manager(
+  folder: epath.Path, options: ocp.CheckpointManagerOptions, state_handler: ocp.StandardCheckpointHandler
+) -> ocp.CheckpointManager:
+  registry, run_handler = ocp.handlers.DefaultCheckpointHandlerRegistry(), ocp.JsonCheckpointHandler()
   for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
     registry.add("state", args, state_handler)
   registry.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())

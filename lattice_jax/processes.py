@@ -153,8 +153,10 @@ def describe_death(text: str) -> str | None:
 
 def await_abort(error: BaseException | None) -> None:
   """If processes could not talk, waits for the service, which aborts this process if another one has died."""
+  import jax
+
   while error is not None:
-    if _BROKEN.match(str(error)):
+    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.match(str(error)):
       time.sleep(2 * _heartbeat_timeout())
       return
     error = error.__cause__ or error.__context__

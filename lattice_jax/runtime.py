@@ -40,19 +40,24 @@ class Stop(Exception):
     self.status = status
 
 
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs in ~/.cache/lattice_jax or in the folder LATTICE_JAX_CACHE; an empty name turns it off."""
-  folder = os.environ["LATTICE_JAX_CACHE"] if "LATTICE_JAX_CACHE" in os.environ else "~/.cache/lattice_jax"
+def enable_compilation_cache(shared: str | None = None) -> None:
+  """Keeps compiled programs in the folder LATTICE_JAX_CACHE, which may be gs://…; an empty name turns it off.
+
+  shared: the folder without that variable, in a run on several hosts: only process 0 writes compiled programs, so
+  that in folders of their own the others would compile again at every start. None: ~/.cache/lattice_jax.
+  """
+  folder = os.environ["LATTICE_JAX_CACHE"] if "LATTICE_JAX_CACHE" in os.environ else shared or "~/.cache/lattice_jax"
   if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  path = Path(folder).expanduser()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError:
-    return  # where the home folder cannot be written to, only compile time is lost
+  if "://" not in folder:
+    folder = str(Path(folder).expanduser())
+    try:
+      Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError:
+      return  # where the home folder cannot be written to, only compile time is lost
   import jax
 
-  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -43,7 +43,7 @@ LAYERS = (
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),
   ("lattice_jax.run_file",),
-  ("lattice_jax.checkpoint_folder",),
+  ("lattice_jax.checkpoint_folder", "lattice_jax.save_failures"),
   ("lattice_jax.checkpoint",),
   ("lattice_jax.inference",),
   ("lattice_jax.evaluation",),

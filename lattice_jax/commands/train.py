@@ -13,6 +13,8 @@ from lattice_jax.domains import Place, Switch, Text
 from lattice_jax.members import Membership
 from lattice_jax.runtime import enable_compilation_cache, initialize_distributed
 
+COMPILED = "/compiled"  # programs, beside the checkpoints, which every host sees
+
 CONFIG = define_config()
 SET = define_set()
 WORKDIR = define(
@@ -44,7 +46,8 @@ def main() -> None:
   profile = parse_profile(PROFILE.value)
   workdir = fill_run_id(WORKDIR.value)
   print(f"{config.name}: {config.train.steps} steps, workdir {workdir}", flush=True)
-  enable_compilation_cache()
+  shared = f"{CHECKPOINTS.value or workdir}{COMPILED}" if DISTRIBUTED.value else None
+  enable_compilation_cache(shared)
   if CPU_DEVICES.value is None and "JAX_NUM_CPU_DEVICES" not in os.environ and not DISTRIBUTED.value:
     simulate_devices(config)
   if DISTRIBUTED.value:

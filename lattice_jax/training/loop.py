@@ -35,6 +35,7 @@ from lattice_jax.training.signals import StopRequest, stop_request
 from lattice_jax.training.start import announce, open_data, read_earlier, restore
 from lattice_jax.training.state import TrainState, make_optimizer
 from lattice_jax.training.step import make_program
+from lattice_jax.training.straggler import straggler
 from lattice_jax.training.trace import Trace
 from lattice_jax.training.workdir import check_run_file, dump_update, evaluated_steps, locked
 from lattice_jax.writers import check_writers
@@ -161,7 +162,13 @@ class Run:
     # asking all processes costs a round trip, so it happens about once per report
     may_ask = jax.process_count() == 1 or is_eval_due or (
       self.step % self.config.train.log_every < self.config.train.steps_per_dispatch)
-    return may_ask and request.is_agreed()
+    if not may_ask:
+      return False
+    is_agreed = request.is_agreed(*self.reporter.pace())
+    sentence = straggler(request.figures_PF)
+    if sentence is not None:
+      self.writers.note(sentence)
+    return is_agreed
 
   def _evaluate(self, request: StopRequest) -> bool:
     """Records the result of every protocol; False if a signal ended the evaluation early."""
