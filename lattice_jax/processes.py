@@ -38,6 +38,7 @@ _MESSAGE_BYTES = 512
 _SERVICE = re.compile(r"coordination[_ ]service|JAX distributed service")
 _SILENT = re.compile(r"stopped sending heartbeats\):\n((?:\S*\d+\n)+)")
 _BROKEN = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+_OF_FILES = "os_error_code"  # in TensorStore's errors, whose form is the same
 _NO_LEADER = "Failed to send RPC to coordination service"
 
 _kept_alive: list[Any] = []  # objects that must live as long as the process
@@ -153,10 +154,8 @@ def describe_death(text: str) -> str | None:
 
 def await_abort(error: BaseException | None) -> None:
   """If processes could not talk, waits for the service, which aborts this process if another one has died."""
-  import jax
-
   while error is not None:
-    if isinstance(error, jax.errors.JaxRuntimeError) and _BROKEN.match(str(error)):
+    if _BROKEN.match(str(error)) and _OF_FILES not in str(error):
       time.sleep(2 * _heartbeat_timeout())
       return
     error = error.__cause__ or error.__context__
