@@ -39,9 +39,13 @@ def test_every_line_of_the_code_counts(digest_of):
 @pytest.mark.parametrize(("change", "named"), [
   (lambda config: {"config": dataclasses.replace(config, name="other")}, "the config's name of process 1"),
   (lambda config: {"workdir": "b"}, "--workdir of process 1"),
+  (lambda config: {}, "the code of process 1"),
 ])
 def test_the_sentence_names_what_differs(monkeypatch, change, named):
   """The second of two processes is this one, started in another way."""
+  if "code" in named:
+    digests = iter("ab")
+    monkeypatch.setattr(agreement, "code_digest", lambda: next(digests))
   gathered = []
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: gathered.append(value) or np.stack(gathered))
