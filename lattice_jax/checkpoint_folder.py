@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
 from etils import epath
 
 from lattice_jax.run_file import FILE
+from lattice_jax.shown import first_line
 
 FOLDER = "checkpoints"
 UNREADABLE_FOLDER = "unreadable_checkpoints"
@@ -26,10 +27,12 @@ def checkpoint_folder(workdir: Path, place: str | None = None) -> epath.Path:
     return epath.Path((workdir / FOLDER).absolute())
   if not place.startswith(_BUCKET):
     return epath.Path(Path(place).absolute())
-  if importlib.util.find_spec(_PACKAGE) is None:
+  try:
+    importlib.import_module(_PACKAGE)
+  except ImportError as error:  # the package itself, or one that it needs
     raise ValueError(
-      f"--checkpoints={place} needs the package {_PACKAGE}, which is not installed; run pip install {_REQUIREMENT}, or "
-      "name a folder of a shared file system.")
+      f"--checkpoints={place} needs the package {_PACKAGE}, which is not installed ({first_line(error)}); run pip "
+      f"install {_REQUIREMENT}, or name a folder of a shared file system.") from error
   return epath.Path(place)
 
 

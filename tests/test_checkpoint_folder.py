@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
+import types
 
 import pytest
 
@@ -12,10 +13,10 @@ from lattice_jax.commands.domains import Storage
 
 
 def test_a_bucket_needs_its_package(tmp_path, monkeypatch):
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not there
   with pytest.raises(ValueError, match=r"--checkpoints=gs://b/run needs the package gcsfs, .* pip install gcsfs=="):
     checkpoint_folder(tmp_path, "gs://b/run")
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+  monkeypatch.setitem(sys.modules, "gcsfs", types.ModuleType("gcsfs"))
   assert str(checkpoint_folder(tmp_path, "gs://b/run")) == "gs://b/run"
 
 
