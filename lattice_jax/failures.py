@@ -67,6 +67,11 @@ def _ask(end: Callable[[str, int], None]) -> None:
       end(f"process {first} of {count}: {sentence}", status)
 
 
+def own_process() -> int:
+  """The number of this process, also before JAX's devices are known."""
+  return _service().process_id
+
+
 def _service() -> Any:
   from jax._src import distributed  # JAX has no public way to the service that it started itself
 

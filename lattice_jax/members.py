@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lattice_jax.domains import Number
 
-JOIN_TIMEOUT = 45  # seconds that processes wait for each other at the start
+JOIN_TIMEOUT = 40  # seconds that processes wait for each other at the start
 JOIN_VARIABLE = "LATTICE_JAX_JOIN_TIMEOUT"  # changes it, where hosts start minutes apart
 _UNREGISTERED = "CoordinationService/RegisterTask"
 

@@ -59,7 +59,8 @@ def join(given: Membership, end: Callable[[str, int], None]) -> None:
   jax.config.update("jax_enable_preemption_service", False)
   answered = listen(members.coordinator, timeout)
   _intercept_aborts(
-    end, lambda text: describe_absence(text, members, timeout, answered.is_set()) or describe_death(text))
+    end, lambda text: describe_absence(text, members, timeout, answered.is_set()) or describe_death(
+      text, failures.own_process()))
   try:
     jax.distributed.initialize(
       members.coordinator, members.count, members.process, initialization_timeout=timeout,
@@ -137,11 +138,18 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def describe_death(text: str) -> str | None:
-  """One sentence for the pages that the coordination service printed; None if they are about something else."""
+def describe_death(text: str, own: int | None = None) -> str | None:
+  """One sentence for the pages that the coordination service printed; None if they are about something else.
+
+  own: the number of this process, which may be among those that count as dead.
+  """
   silent = _SILENT.search(text)
   if silent:
-    numbers = re.findall(r"(\d+)\n", silent[1])
+    numbers = [number for number in re.findall(r"(\d+)\n", silent[1]) if int(number) != own]
+    if not numbers:
+      return (
+        f"this process, {own}, gave no sign of life for longer than {HEARTBEAT_VARIABLE} allows, and counts as dead; "
+        "start the same command again on every host: it continues from the newest checkpoint.")
   elif _NO_LEADER in text:
     numbers = ["0"]  # the service runs in this process
   else:

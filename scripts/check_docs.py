@@ -120,7 +120,7 @@ def refuse(words: list[str]) -> str:
     missing = [pin for pin in pins if pin not in sources]
     return f"{missing[0]} is pinned nowhere" if missing else ""
   if program == "bash":
-    paths = [word.split("::")[0] for word in rest if "/" in word]
+    paths = [word.split("::")[0] for word in rest if "/" in word and not word.startswith("-")]
     return "".join(f"there is no {path}" for path in paths if not (ROOT / path).exists())
   if program in ("tensorboard", "wandb"):
     return "" if (ROOT / ".venv" / "bin" / program).exists() else f"the environment has no {program}"

@@ -33,6 +33,11 @@ def test_pages_of_the_service_name_the_process(text, start):
   assert describe_death(text).startswith(start)
 
 
+def test_a_process_that_counts_as_dead_itself_names_the_others():
+  assert describe_death(PAGES.format(tasks="0\n1"), own=1).startswith("process 0 has ended")
+  assert describe_death(PAGES.format(tasks="1"), own=1).startswith("this process, 1, gave no sign of life")
+
+
 def test_pages_of_something_else_say_nothing():
   assert describe_death("F1129 00:33:28 pjrt.cc:1] Check failed: buffer != nullptr") is None
 
