@@ -144,3 +144,16 @@ def test_a_process_that_finds_no_other_ends_with_one_sentence(tmp_path, start):
   ((_, errors),) = end(alone, status=1)
   assert f"did not find each other within 2 s: process 0 does not answer at {address}" in errors
   assert errors.count("\n") == 1, errors
+
+
+@pytest.mark.thorough
+def test_hosts_with_disks_of_their_own_share_the_checkpoints_alone(tmp_path, start):
+  """At the second start another host is process 0, and its disk is empty."""
+  folders, far = (tmp_path / "0", tmp_path / "1"), tmp_path / "far"
+  for folder in folders:
+    folder.mkdir()
+  elsewhere = f"--checkpoints={far}", "--config.train.save_every=2"
+  end(*start_two(start, "run", *elsewhere, "--config.train.steps=2", folders=folders))
+  assert (far / "2").is_dir() and (folders[0] / "run" / "run.json").exists() and not (folders[1] / "run").exists()
+  (said, _), _ = end(*start_two(start, "run", *elsewhere, "--config.train.steps=4", folders=folders[::-1]))
+  assert "resumed from the checkpoint of step 2" in said and (far / "4").is_dir()
