@@ -5,28 +5,31 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from lattice_jax.checkpoint_folder import FOLDER, checkpoint_folder, stored_folder, unreadable_folder
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_sha256
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import named_leaves, words_and_places
 from lattice_jax.processes import warn
 from lattice_jax.run_file import check_run, read_config, read_run
+from lattice_jax.save_failures import ObservedHandler
 from lattice_jax.sharding import param_shardings, unbox
 from lattice_jax.shown import first_line
 
-FOLDER = "checkpoints"
-UNREADABLE_FOLDER = "unreadable_checkpoints"
+_LOOK_SECONDS = 0.05
 _FAILURES = (OSError, ValueError, RuntimeError)  # that Orbax and TensorStore raise when a save fails
 
 
@@ -34,18 +37,23 @@ class Checkpoints:
   """The checkpoints of one training run: the last `keep_last`, and the `keep_best` by bits per byte.
 
   A checkpoint is named by its step, the number of finished updates. Random keys are not stored, because they follow
-  from the seed and the step.
+  from the seed and the step. They lie in `folder`, or in that of the workdir.
   """
 
-  def __init__(self, workdir: Path, *, keep_last: int = 1, keep_best: int = 0):
+  def __init__(
+    self, workdir: Path, *, folder: epath.Path | None = None, keep_last: int = 1, keep_best: int = 0
+  ):
     self._workdir = workdir
+    self._folder = checkpoint_folder(workdir) if folder is None else folder
     self._saving: int | None = None  # the step of the latest save
     self._untold: int | None = None  # the same, until `newly_saved` has reported that it is on disk
     best = preservation_policy.BestN(
       get_metric_fn=lambda metrics: -metrics["bits_per_byte"], n=keep_best, keep_checkpoints_without_metrics=False)
     policies = [preservation_policy.LatestN(keep_last), *([best] if keep_best else [])]
-    self._manager = _open_manager(workdir, ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True))
+    self._handler = ObservedHandler()
+    self._manager = _open_manager(self._folder, ocp.CheckpointManagerOptions(
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True),
+      self._handler)
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -61,6 +69,7 @@ class Checkpoints:
 
   def newly_saved(self) -> int | None:
     """The step of a save that has finished since the last call; raises ValueError if a save has failed."""
+    self._report_failure(self._handler.raise_failure)
     self._report_failure(self._manager.check_for_errors)
     if self._untold is None or self._manager.is_saving_in_progress():
       return None
@@ -69,11 +78,14 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when everything is on disk; raises ValueError if a checkpoint no longer exists."""
+    while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+      self._report_failure(self._handler.raise_failure)
+      time.sleep(_LOOK_SECONDS)
     self._report_failure(self._manager.wait_until_finished)
     for step in self.steps():
-      if not (self._workdir / FOLDER / str(step)).is_dir():
+      if not (self._folder / str(step)).is_dir():
         raise ValueError(
-          f"the checkpoint {self._workdir / FOLDER / str(step)} is gone: something else removed it during the "
+          f"the checkpoint {self._shown / str(step)} is gone: something else removed it during the "
           f"run; run the same command: it {self._resumes()}.")
 
   def close(self) -> None:
@@ -102,13 +114,19 @@ class Checkpoints:
     check_run(run, f"the checkpoint of step {step} in {self._workdir}", "config", "data_fingerprint")
     return run
 
+  @property
+  def _shown(self) -> PurePath:
+    """The folder as the user knows it."""
+    own = self._workdir / FOLDER
+    return own if self._folder == checkpoint_folder(self._workdir) else self._folder
+
   def _set_aside(self, step: int) -> None:
     if jax.process_index() == 0:
-      target = self._workdir / UNREADABLE_FOLDER / str(step)
+      target = unreadable_folder(self._folder) / str(step)
       while target.exists():
         target = target.with_name(target.name + "+")
       target.parent.mkdir(exist_ok=True)
-      (self._workdir / FOLDER / str(step)).rename(target)
+      (self._folder / str(step)).rename(target)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f"set aside {step}")
 
@@ -116,14 +134,13 @@ class Checkpoints:
     try:
       action()
     except _FAILURES as error:
-      folder = self._workdir / FOLDER
       raise ValueError(
-        f"the checkpoint of step {self._saving} could not be written under {folder} ({_reason(error)}); free space "
-        f"or grant write permission, then run the same command: it {self._resumes()}.") from error
+        f"the checkpoint of step {self._saving} could not be written under {self._shown} ({_reason(error)}); free "
+        f"space or grant write permission, then run the same command: it {self._resumes()}.") from error
 
   def _resumes(self) -> str:
     # Orbax itself also counts checkpoints that failed
-    kept = [int(path.name) for path in (self._workdir / FOLDER).glob("*/") if path.name.isdigit()]
+    kept = [int(path.name) for path in self._folder.glob("*") if path.name.isdigit()]
     return f"resumes from step {max(kept)}" if kept else "starts anew"
 
 
@@ -164,9 +181,10 @@ def check_tokenizer(workdir: Path, data: DataConfig) -> None:
 
 def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> tuple[int, Any]:
   """(step, {params, buffers}) from a workdir's checkpoints, without the optimizer's state."""
-  if not (workdir / FOLDER).is_dir():
+  folder = stored_folder(workdir)
+  if not folder.is_dir():
     raise ValueError(f"{workdir} holds no checkpoints; give the --workdir of a training run that has saved one.")
-  manager = _open_manager(workdir, ocp.CheckpointManagerOptions(read_only=True))
+  manager = _open_manager(folder, ocp.CheckpointManagerOptions(read_only=True), ocp.StandardCheckpointHandler())
   if step is not None and step not in manager.all_steps():
     raise ValueError(f"{workdir} has no checkpoint of step {step}; it has {_listed(manager.all_steps())}.")
   found, variables, _ = _newest_readable(manager, workdir, abstract, only=step)
@@ -176,21 +194,22 @@ def load_variables(workdir: Path, abstract: Any, *, step: int | None = None) -> 
   return found, variables
 
 
-def _open_manager(workdir: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  state_handler, run_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+def _open_manager(
+  folder: epath.Path, options: ocp.CheckpointManagerOptions, state_handler: ocp.StandardCheckpointHandler
+) -> ocp.CheckpointManager:
+  registry, run_handler = ocp.handlers.DefaultCheckpointHandlerRegistry(), ocp.JsonCheckpointHandler()
   for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
     registry.add("state", args, state_handler)
   registry.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
   for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
     registry.add("run", args, run_handler)
-  if (workdir / FOLDER).is_file():
-    raise ValueError(f"{workdir / FOLDER} is a file, so no checkpoints can lie there; move it away.")
+  if folder.is_file():
+    raise ValueError(f"{folder} is a file, so no checkpoints can lie there; move it away.")
   try:
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options, handler_registry=registry)
+    return ocp.CheckpointManager(folder, options=options, handler_registry=registry)
   except Exception as error:  # Orbax reads the metadata of every checkpoint, and any exception may come from that
     raise ValueError(
-      f"{workdir / FOLDER} cannot be used for checkpoints ({_reason(error)}); move what is damaged away.") from error
+      f"{folder} cannot be used for checkpoints ({_reason(error)}); move what is damaged away.") from error
 
 
 def _newest_readable(

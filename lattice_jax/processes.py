@@ -21,51 +21,60 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lattice_jax.domains import Number
+from lattice_jax import failures
+from lattice_jax.failures import PeerFailure
+from lattice_jax.members import JOIN_TIMEOUT, JOIN_VARIABLE, Membership, describe_absence, listen, seconds
 from lattice_jax.shown import first_line
 
-INITIALIZATION_TIMEOUT = 300  # seconds that processes wait for each other at the start
 # Seconds without a sign of life after which a process counts as dead. JAX's default is 100, and all would wait that
 # long. A separate thread sends the signs every few seconds, however long a compilation or a read takes.
 HEARTBEAT_TIMEOUT = 8
 HEARTBEAT_VARIABLE = "LATTICE_JAX_HEARTBEAT"  # changes it, where a network or a host may be silent for longer
+# Seconds that a process which is done waits for the others to be done. JAX's default is 300.
+SHUTDOWN_TIMEOUT = 45
 _CAPTURE_SECONDS = 0.2  # given to the reader to receive what was printed before an abort
 _MESSAGE_BYTES = 512
 
 _SERVICE = re.compile(r"coordination[_ ]service|JAX distributed service")
 _SILENT = re.compile(r"stopped sending heartbeats\):\n((?:\S*\d+\n)+)")
 _BROKEN = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
+_OF_FILES = "os_error_code"  # in TensorStore's errors, whose form is the same
 _NO_LEADER = "Failed to send RPC to coordination service"
 
 _kept_alive: list[Any] = []  # objects that must live as long as the process
 
 
-def join(end: Callable[[str], None]) -> None:
-  """Connects this process to the others of the run; calls `end` with a sentence if one of them dies later.
+def join(given: Membership, end: Callable[[str, int], None]) -> None:
+  """Connects this process to the others of the run; calls `end` with (sentence, exit status) if one fails later.
 
-  Cloud TPU, Slurm and the like tell JAX which processes take part; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES
-  and JAX_PROCESS_ID do. Raises ValueError where these are missing, or the processes do not find each other in time.
+  What is not given is taken from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, then from the cluster,
+  which JAX knows by itself: Cloud TPU, GKE, Slurm, Open MPI. Raises ValueError where none of these says it, or the
+  processes do not find each other in time.
   """
   import jax
 
-  heartbeat = _heartbeat_timeout()
-  _intercept_aborts(end)
-  # JAX itself reads only the address from the environment
-  known = {
-    argument: _environment_integer(name)
-    for argument, name in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
-    if name in os.environ}
+  heartbeat, timeout = _heartbeat_timeout(), seconds(JOIN_VARIABLE, JOIN_TIMEOUT)
+  members = given.with_environment()
+  # its handler of SIGTERM would replace the one that ends a run in order
+  jax.config.update("jax_enable_preemption_service", False)
+  answered = listen(members.coordinator, timeout)
+  _intercept_aborts(
+    end, lambda text: describe_absence(text, members, timeout, answered.is_set()) or describe_death(
+      text, failures.own_process()))
   try:
     jax.distributed.initialize(
-      initialization_timeout=INITIALIZATION_TIMEOUT, heartbeat_timeout_seconds=heartbeat, **known)
+      members.coordinator, members.count, members.process, initialization_timeout=timeout,
+      heartbeat_timeout_seconds=heartbeat, shutdown_timeout_seconds=SHUTDOWN_TIMEOUT,
+      cluster_detection_method="deactivate" if members.is_whole else None)
   except ValueError as error:
     raise ValueError(
-      f"--distributed: it is not known which processes take part ({first_line(error)}); set JAX_COORDINATOR_ADDRESS, "
-      "JAX_NUM_PROCESSES and JAX_PROCESS_ID where the cluster does not tell.") from error
+      f"--distributed: it is not known which processes take part ({first_line(error)}); give --coordinator=HOST:PORT, "
+      "--num_processes and --process where the cluster does not tell.") from error
   except RuntimeError as error:
     raise ValueError(
-      f"--distributed: the processes did not find each other within {INITIALIZATION_TIMEOUT} s "
-      f"({first_line(error)}); start the same command on every host.") from error
+      f"--distributed: the processes did not find each other within {timeout} s ({first_line(error)}); start the same "
+      "command on every host.") from error
+  failures.watch(end)
 
 
 def are_joined() -> bool:
@@ -78,6 +87,7 @@ def shut_down() -> None:
   """Ends the connection; waits for the other processes, which may still have an error to report."""
   import jax
 
+  failures.stop_watching()
   jax.distributed.shutdown()
 
 
@@ -85,7 +95,7 @@ def shut_down() -> None:
 def propagate_failure() -> Iterator[None]:
   """Fails in every process if the block fails in any; every process must enter it.
 
-  A process whose own block succeeded raises the error of the first process that failed, as a ValueError. The block must
+  A process whose own block succeeded raises the error of the first that failed, as a PeerFailure. The block must
   not itself wait for other processes.
   """
   import jax
@@ -99,7 +109,7 @@ def propagate_failure() -> Iterator[None]:
   if failure is not None:
     raise failure
   for process, message in messages.items():
-    raise ValueError(f"process {process} of {jax.process_count()}: {message}")
+    raise PeerFailure(f"process {process} of {jax.process_count()}: {message}")
 
 
 def check_agreement(facts: dict[str, str]) -> None:
@@ -128,11 +138,18 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def describe_death(text: str) -> str | None:
-  """One sentence for the pages that the coordination service printed; None if they are about something else."""
+def describe_death(text: str, own: int | None = None) -> str | None:
+  """One sentence for the pages that the coordination service printed; None if they are about something else.
+
+  own: the number of this process, which may be among those that count as dead.
+  """
   silent = _SILENT.search(text)
   if silent:
-    numbers = re.findall(r"(\d+)\n", silent[1])
+    numbers = [number for number in re.findall(r"(\d+)\n", silent[1]) if int(number) != own]
+    if not numbers:
+      return (
+        f"this process, {own}, gave no sign of life for longer than {HEARTBEAT_VARIABLE} allows, and counts as dead; "
+        "start the same command again on every host: it continues from the newest checkpoint.")
   elif _NO_LEADER in text:
     numbers = ["0"]  # the service runs in this process
   else:
@@ -146,23 +163,14 @@ def describe_death(text: str) -> str | None:
 def await_abort(error: BaseException | None) -> None:
   """If processes could not talk, waits for the service, which aborts this process if another one has died."""
   while error is not None:
-    if _BROKEN.match(str(error)):
+    if _BROKEN.match(str(error)) and _OF_FILES not in str(error):
       time.sleep(2 * _heartbeat_timeout())
       return
     error = error.__cause__ or error.__context__
 
 
 def _heartbeat_timeout() -> int:
-  if HEARTBEAT_VARIABLE in os.environ:
-    return _environment_integer(HEARTBEAT_VARIABLE, lowest=1)
-  return HEARTBEAT_TIMEOUT
-
-
-def _environment_integer(name: str, lowest: int = 0) -> int:
-  try:
-    return Number(int, lowest).parse(os.environ[name])
-  except ValueError as error:
-    raise ValueError(f"{name}={os.environ[name]} {error}") from error
+  return seconds(HEARTBEAT_VARIABLE, HEARTBEAT_TIMEOUT)
 
 
 def _exchange_messages(failure: Exception | None) -> dict[int, str]:
@@ -180,8 +188,8 @@ def _exchange_messages(failure: Exception | None) -> dict[int, str]:
     for process in np.flatnonzero(messages.any(axis=1))}
 
 
-def _intercept_aborts(end: Callable[[str], None]) -> None:
-  """From here on an abort because of a dead process calls `end` with a sentence; call it before processes connect."""
+def _intercept_aborts(end: Callable[[str, int], None], describe: Callable[[str], str | None]) -> None:
+  """From here on an abort that `describe` has a sentence for calls `end`; call it before processes connect."""
   terminal = os.dup(2)
   sys.stderr = open(terminal, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
   reading, writing = os.pipe()
@@ -194,9 +202,9 @@ def _intercept_aborts(end: Callable[[str], None]) -> None:
     del number
     time.sleep(_CAPTURE_SECONDS)
     text = "".join(captured)
-    sentence = describe_death(text)
+    sentence = describe(text)
     if sentence is not None:
-      end(sentence)
+      end(sentence, 1)
     sys.stderr.write(text)  # an abort for another reason continues when this returns
 
   # a handler of Python's would wait for the main thread, but the abort does not

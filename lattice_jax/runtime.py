@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -20,10 +21,15 @@ from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
-from lattice_jax import processes
+from lattice_jax import failures, processes
+from lattice_jax.failures import PeerFailure
+from lattice_jax.members import Membership
+from lattice_jax.shown import first_line
 
 CLOSING_TIMEOUT = 5  # seconds in which a run that failed must close what it opened
 LEAVING_TIMEOUT = 4  # seconds that a process which ends with an error waits for the others to end too
+
+_ending = threading.Lock()  # held by the thread that says why a process of several ends
 
 
 class Stop(Exception):
@@ -34,26 +40,30 @@ class Stop(Exception):
     self.status = status
 
 
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs in ~/.cache/lattice_jax or in the folder LATTICE_JAX_CACHE; an empty name turns it off."""
-  folder = os.environ["LATTICE_JAX_CACHE"] if "LATTICE_JAX_CACHE" in os.environ else "~/.cache/lattice_jax"
+def enable_compilation_cache(shared: str | None = None) -> None:
+  """Keeps compiled programs in the folder LATTICE_JAX_CACHE, which may be gs://…; an empty name turns it off.
+
+  shared: the folder without that variable, in a run on several hosts: only process 0 writes compiled programs, so
+  that in folders of their own the others would compile again at every start. None: ~/.cache/lattice_jax.
+  """
+  folder = os.environ["LATTICE_JAX_CACHE"] if "LATTICE_JAX_CACHE" in os.environ else shared or "~/.cache/lattice_jax"
   if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
-  path = Path(folder).expanduser()
-  try:
-    path.mkdir(parents=True, exist_ok=True)
-  except OSError:
-    return  # where the home folder cannot be written to, only compile time is lost
+  if "://" not in folder:
+    folder = str(Path(folder).expanduser())
+    try:
+      Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError:
+      return  # where the home folder cannot be written to, only compile time is lost
   import jax
 
-  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def initialize_distributed(requested: bool) -> None:
-  """Joins the processes of a run on several hosts, if `--distributed` asks for it."""
-  if requested:
-    processes.join(_end_without_peer)
+def initialize_distributed(members: Membership) -> None:
+  """Joins the processes of a run on several hosts."""
+  processes.join(members, _end_without_peer)
 
 
 def _os_sentence(error: OSError) -> str:
@@ -129,19 +139,30 @@ def leave(error: BaseException) -> NoReturn:
   has_peers = processes.are_joined()
   if has_peers:
     processes.await_abort(error)
+    _wait_if_ending()
   sentence, status = _last_sentence(error)
   if sentence is None:
     traceback.print_exception(error)
   else:
     _say(sentence)
   if has_peers:
+    if not isinstance(error, (Stop, PeerFailure)):  # these are raised in every process
+      failures.publish(sentence or f"it failed with {first_line(error)}; the traceback stands there.", status)
     within(LEAVING_TIMEOUT, processes.shut_down)
   end_process(status)
 
 
-def _end_without_peer(sentence: str) -> NoReturn:
+def _end_without_peer(sentence: str, status: int) -> NoReturn:
+  _wait_if_ending()
   _say(sentence)
-  end_process(1)
+  end_process(status)
+
+
+def _wait_if_ending() -> None:
+  """Returns to the first thread that ends this process; any later one waits here for the end."""
+  if not _ending.acquire(blocking=False):
+    time.sleep(2 * LEAVING_TIMEOUT)
+    end_process(1)
 
 
 def _say(sentence: str) -> None:

@@ -89,10 +89,11 @@ def paths_of(text: str) -> Iterator[str]:
 def known_flags() -> set[str]:
   """Names of the flags of all commands, from where they are defined."""
   names = set()
-  for path in [*ROOT.glob("*.py"), *ROOT.glob("scripts/*"), *ROOT.glob("lattice_jax/**/*.py")]:
+  for path in [*ROOT.glob("*.py"), *ROOT.glob("scripts/**/*"), *ROOT.glob("lattice_jax/**/*.py")]:
     if path.is_file():
       names |= set(re.findall(
-        r"""(?:define(?:_several)?\(\s*|add_argument\(\s*|\[ "\$\{?1[^"]*" = )["']?-{0,2}(\w+)""", path.read_text()))
+        r"""(?:define(?:_several)?\(\s*|add_argument\(\s*|\[ "\$\{?1[^"]*" = |^ +(?=--\w+(?:=\*)?\) ))"""
+        r"""["']?-{0,2}(\w+)""", path.read_text(), re.MULTILINE))
   return names | {"help", "xla_jf_dump_to"}
 
 
@@ -119,7 +120,7 @@ def refuse(words: list[str]) -> str:
     missing = [pin for pin in pins if pin not in sources]
     return f"{missing[0]} is pinned nowhere" if missing else ""
   if program == "bash":
-    paths = [word.split("::")[0] for word in rest if "/" in word]
+    paths = [word.split("::")[0] for word in rest if "/" in word and not word.startswith("-")]
     return "".join(f"there is no {path}" for path in paths if not (ROOT / path).exists())
   if program in ("tensorboard", "wandb"):
     return "" if (ROOT / ".venv" / "bin" / program).exists() else f"the environment has no {program}"
@@ -171,7 +172,7 @@ def _start(words: list[str], said: int) -> None:
     os._exit(end.code if isinstance(end.code, int) else bool(end.code))
 
 
-def _accept() -> None:
+def _accept(*_: object) -> None:
   """Where train.py and eval.py have checked what they were given; what eval.py looks at later is looked at here."""
   given = {name: flags.FLAGS[name].value for name in flags.FLAGS}
   try:

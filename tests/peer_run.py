@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 
 from lattice_jax.commands.run import run_script
+from lattice_jax.members import Membership
 from lattice_jax.runtime import initialize_distributed
 
 
 def main():
-  initialize_distributed(True)
+  initialize_distributed(Membership())
   from jax.experimental import multihost_utils
 
   while True:

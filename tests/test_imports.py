@@ -18,7 +18,8 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 LAYERS = (
   ("pallas_kernels", "lattice_jax.allocator", "lattice_jax.markdown", "lattice_jax.page_style", "lattice_jax.shown",
    "lattice_jax.types"),
-  ("lattice_jax.domains",),
+  ("lattice_jax.domains", "lattice_jax.failures"),
+  ("lattice_jax.members",),
   ("lattice_jax.anchor_rule", "lattice_jax.byte_size", "lattice_jax.fields", "lattice_jax.processes"),
   ("lattice_jax.files",),
   ("lattice_jax.cache.policies",),
@@ -42,6 +43,7 @@ LAYERS = (
   ("lattice_jax.training.optimizer",),
   ("lattice_jax.training.state",),
   ("lattice_jax.run_file",),
+  ("lattice_jax.checkpoint_folder", "lattice_jax.save_failures"),
   ("lattice_jax.checkpoint",),
   ("lattice_jax.inference",),
   ("lattice_jax.evaluation",),
@@ -113,9 +115,9 @@ def test_no_flag_is_defined_or_read_below_the_commands():
   assert {name for name in users if not is_within(name, "lattice_jax.commands")} == {"lattice_jax.data.loader"}
 
 
-def test_only_checkpoint_imports_orbax():
+def test_only_checkpoints_import_orbax():
   users = {module_name(path) for path in LIBRARY if any(is_within(n, "orbax") for n in imported_modules(path))}
-  assert users <= {"lattice_jax.checkpoint"}
+  assert users <= {"lattice_jax.checkpoint", "lattice_jax.save_failures"}
 
 
 def test_kernels_import_jax_only():

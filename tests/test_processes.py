@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from lattice_jax.members import Membership, describe_absence
 from lattice_jax.processes import describe_death
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,8 +33,40 @@ def test_pages_of_the_service_name_the_process(text, start):
   assert describe_death(text).startswith(start)
 
 
+def test_a_process_that_counts_as_dead_itself_names_the_others():
+  assert describe_death(PAGES.format(tasks="0\n1"), own=1).startswith("process 0 has ended")
+  assert describe_death(PAGES.format(tasks="1"), own=1).startswith("this process, 1, gave no sign of life")
+
+
 def test_pages_of_something_else_say_nothing():
   assert describe_death("F1129 00:33:28 pjrt.cc:1] Check failed: buffer != nullptr") is None
+
+
+@pytest.mark.parametrize(("members", "has_answered", "start"), [
+  (Membership("host:1", 4, 0), True, "not all of the 4 processes have come"),
+  (Membership("host:1", 4, 2), True, "process 0 answers at host:1, but others"),
+  (Membership("host:1", 4, 2), False, "process 0 does not answer at host:1"),
+  (Membership(), False, "process 0 does not answer, or"),
+])
+def test_processes_that_do_not_meet_say_which_is_missing(members, has_answered, start):
+  text = "F1 client.h:80] DEADLINE_EXCEEDED\n\nRPC: /xla.coordination.CoordinationService/RegisterTask"
+  sentence = describe_absence(text, members, 45, has_answered)
+  assert sentence.startswith(f"--distributed: the processes did not find each other within 45 s: {start}")
+  assert describe_absence(PAGES, members, 45, has_answered) is None
+
+
+def test_what_is_given_stands_before_the_environment(monkeypatch):
+  for name, value in (("COORDINATOR_ADDRESS", "a:1"), ("NUM_PROCESSES", "3"), ("PROCESS_ID", "2")):
+    monkeypatch.setenv(f"JAX_{name}", value)
+  assert Membership().with_environment() == Membership("a:1", 3, 2)
+  assert Membership(process=0).with_environment() == Membership("a:1", 3, 0)
+  assert Membership("b:2", 4, 1).with_environment() == Membership("b:2", 4, 1)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "host:port", ":8476", "host:"])
+def test_an_address_without_port_is_refused(address):
+  with pytest.raises(ValueError, match="must be HOST:PORT"):
+    Membership(address, 2, 0).with_environment()
 
 
 @pytest.mark.slow

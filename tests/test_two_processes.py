@@ -13,11 +13,12 @@ import sys
 import pytest
 
 from lattice_jax.training.workdir import locked
+from tests.thorough import further
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = (
-  "--config=configs/quickstart.py:smoke", "--config.eval.protocol=both", "--config.optimizer.schedule=constant")
+  f"--config={ROOT}/configs/quickstart.py:smoke", "--config.eval.protocol=both", "--config.optimizer.schedule=constant")
 LIMIT = 200  # seconds; a run of two takes about 15
 
 
@@ -26,9 +27,9 @@ def start():
   """Starts train.py; whatever a test leaves running is ended."""
   started = []
 
-  def start(workdir, *arguments, **environment):
+  def start(workdir, *arguments, cwd=ROOT, within=(), **environment):
     started.append(subprocess.Popen(
-      [sys.executable, "train.py", *SMOKE, f"--workdir={workdir}", *arguments], cwd=ROOT, text=True,
+      [*within, sys.executable, ROOT / "train.py", *SMOKE, f"--workdir={workdir}", *arguments], cwd=cwd, text=True,
       env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     return started[-1]
 
@@ -38,14 +39,19 @@ def start():
     process.communicate()
 
 
-def start_two(start, workdir, *arguments, second=()):
+def free_address():
   with socket.socket() as free:
     free.bind(("localhost", 0))
-    address = f"localhost:{free.getsockname()[1]}"
-  shared = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return f"localhost:{free.getsockname()[1]}"
+
+
+def start_two(start, workdir, *arguments, second=(), folders=(ROOT, ROOT), second_within=()):
+  address = free_address()
   return [
-    start(workdir, "--distributed", *arguments, *more, JAX_PROCESS_ID=number, **shared)
-    for number, more in (("0", ()), ("1", second))]
+    start(
+      workdir, "--distributed", f"--coordinator={address}", "--num_processes=2", f"--process={number}", *arguments,
+      *more, cwd=folder, within=within)
+    for number, more, folder, within in ((0, (), folders[0], ()), (1, second, folders[1], second_within))]
 
 
 def end(*processes, status=0):
@@ -100,4 +106,54 @@ def test_what_one_process_cannot_do_ends_both_with_one_sentence(tmp_path, start)
 
 def test_processes_of_different_configs_are_refused(tmp_path, start):
   for _, errors in end(*start_two(start, tmp_path, second=["--config.optimizer.learning_rate=0.5"]), status=2):
-    assert "the config of process 1 differs from that of process 0" in errors
+    assert "the config's optimizer.learning_rate of process 1 differs from that of process 0" in errors
+
+
+@pytest.mark.parametrize("what", ["data", *further("folder")])
+def test_processes_of_different_files_are_refused(tmp_path, start, what):
+  """The same names stand for other things in another working directory, as they may on another host."""
+  folders = tmp_path / "0", tmp_path / "1"
+  for number, folder in enumerate(folders):
+    folder.mkdir()
+    lines = 2000 + number * (what == "data")
+    (folder / "own.txt").write_text("What one host reads, all of them should read.\n" * lines)
+  source = ["--config.data.source=text:own.txt", "--config.eval.protocol=cold"]
+  (_, first), (_, second) = end(*start_two(
+    start, tmp_path / "run" if what == "data" else "run", *source, folders=folders), status=2)
+  if what == "data":
+    assert all("the data of process 1 differs from that of process 0" in errors for errors in (first, second))
+  else:
+    sentence = "run/checkpoints here is not the folder that process 0 writes to"
+    assert sentence in second and "train.py: process 1 of 2: " in first and sentence in first
+
+
+def test_the_failure_of_one_process_is_the_sentence_of_both(tmp_path, start):
+  """One host's disk is full: it cannot write its part of a checkpoint, while the other waits for it."""
+  small_files = "bash", "-c", 'ulimit -f 12; exec "$0" "$@"'  # no file above 12 KiB
+  (_, first), (_, second) = end(
+    *start_two(start, tmp_path, "--config.train.steps=100000", second_within=small_files), status=2)
+  sentence = f"the checkpoint of step 2 could not be written under {tmp_path}/checkpoints (File too large)"
+  assert f"train.py: {sentence}" in second and f"train.py: process 1 of 2: {sentence}" in first
+
+
+def test_a_process_that_finds_no_other_ends_with_one_sentence(tmp_path, start):
+  address = free_address()
+  alone = start(
+    tmp_path, "--distributed", f"--coordinator={address}", "--num_processes=2", "--process=1",
+    LATTICE_JAX_JOIN_TIMEOUT="2")
+  ((_, errors),) = end(alone, status=1)
+  assert f"did not find each other within 2 s: process 0 does not answer at {address}" in errors
+  assert errors.count("\n") == 1, errors
+
+
+@pytest.mark.thorough
+def test_hosts_with_disks_of_their_own_share_the_checkpoints_alone(tmp_path, start):
+  """At the second start another host is process 0, and its disk is empty."""
+  folders, far = (tmp_path / "0", tmp_path / "1"), tmp_path / "far"
+  for folder in folders:
+    folder.mkdir()
+  elsewhere = f"--checkpoints={far}", "--config.train.save_every=2"
+  end(*start_two(start, "run", *elsewhere, "--config.train.steps=2", folders=folders))
+  assert (far / "2").is_dir() and (folders[0] / "run" / "run.json").exists() and not (folders[1] / "run").exists()
+  (said, _), _ = end(*start_two(start, "run", *elsewhere, "--config.train.steps=4", folders=folders[::-1]))
+  assert "resumed from the checkpoint of step 2" in said and (far / "4").is_dir()

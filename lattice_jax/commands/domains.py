@@ -8,12 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.domains import AnyText, Domain, Number, Place
+from lattice_jax.domains import AnyText, Domain, Number, Place, Text
 
 POSITIVE, COUNT = Number(int, 1), Number(int, 0)
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"'}
 _LONGEST = 16 << 20  # bytes of a prompt; a device file has no end
+
+
+@dataclass(frozen=True)
+class Storage(Place):
+  """A folder on this machine, or of a bucket of Google Cloud Storage."""
+
+  def convert(self, value: Any) -> str:
+    value = Text.convert(self, value)
+    if re.fullmatch(r"gs://[^/]+(/[^/]+)+/?", value):
+      return value.rstrip("/")
+    if value.startswith("gs://"):
+      raise ValueError("must be gs://BUCKET/FOLDER.")
+    if re.match(r"[a-z0-9]+://", value):
+      raise ValueError("must be a folder or gs://BUCKET/FOLDER: Orbax writes to no other kind of bucket; mount this "
+                       "one (for S3, with Mountpoint) and give the path.")
+    return super().convert(value)
+
+  def describe(self) -> str:
+    return "folder on this machine, or gs://BUCKET/FOLDER"
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,30 @@ import os
 from pathlib import Path
 
 from lattice_jax.commands.devices import simulate_devices
-from lattice_jax.commands.domains import COUNT
+from lattice_jax.commands.domains import COUNT, POSITIVE, Storage
 from lattice_jax.commands.flags import define, define_config, define_set
 from lattice_jax.commands.run import CPU_DEVICES
 from lattice_jax.domains import Place, Switch, Text
+from lattice_jax.members import Membership
 from lattice_jax.runtime import enable_compilation_cache, initialize_distributed
+
+COMPILED = "/compiled"  # programs, beside the checkpoints, which every host sees
 
 CONFIG = define_config()
 SET = define_set()
 WORKDIR = define(
   "workdir", Place(), None, "Folder of the run; the same folder resumes it. {run_id} in it stands for WANDB_RUN_ID.")
+CHECKPOINTS = define(
+  "checkpoints", Storage(), None,
+  "Folder of the checkpoints, gs://BUCKET/FOLDER or one that every host sees; else in the workdir.")
 INIT_FROM = define(
   "init_from", Place(), None, "Start from smollm2, a folder of safetensors, a .gguf file, or a run's workdir.")
 PROFILE = define("profile", Text(), None, "START:STOP, updates to trace with jax.profiler.")
 DISTRIBUTED = define("distributed", Switch(), False, "Join the processes of several hosts.")
+COORDINATOR = define(
+  "coordinator", Text(), None, "HOST:PORT of process 0, where the cluster does not tell; with --distributed.")
+NUM_PROCESSES = define("num_processes", POSITIVE, None, "Of the run, where the cluster does not tell.")
+PROCESS = define("process", COUNT, None, "Number of this one, from 0, where the cluster does not tell.")
 
 
 def main() -> None:
@@ -29,17 +39,23 @@ def main() -> None:
       raise ValueError(f"--{flag.name} is missing: python train.py --config=configs/quickstart.py --workdir=runs/a")
   from lattice_jax.config_text import read_config  # --help and misspelt flags need not wait for JAX
 
+  for flag in (COORDINATOR, NUM_PROCESSES, PROCESS):
+    if flag.value is not None and not DISTRIBUTED.value:
+      raise ValueError(f"--{flag.name} has no effect without --distributed; leave it out, or ask for that too.")
   config = read_config(CONFIG.value, SET.value)
   profile = parse_profile(PROFILE.value)
   workdir = fill_run_id(WORKDIR.value)
   print(f"{config.name}: {config.train.steps} steps, workdir {workdir}", flush=True)
-  enable_compilation_cache()
+  shared = f"{CHECKPOINTS.value or workdir}{COMPILED}" if DISTRIBUTED.value else None
+  enable_compilation_cache(shared)
   if CPU_DEVICES.value is None and "JAX_NUM_CPU_DEVICES" not in os.environ and not DISTRIBUTED.value:
     simulate_devices(config)
-  initialize_distributed(DISTRIBUTED.value)
+  if DISTRIBUTED.value:
+    initialize_distributed(Membership(COORDINATOR.value, NUM_PROCESSES.value, PROCESS.value))
   from lattice_jax.training import loop  # after the first line is out: this import takes seconds
 
-  loop.train(config, Path(workdir), init_from=INIT_FROM.value, profile=profile)
+  loop.train(
+    config, Path(workdir), init_from=INIT_FROM.value, profile=profile, checkpoints=CHECKPOINTS.value)
 
 
 def fill_run_id(workdir: str) -> str:

@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from lattice_jax.checkpoint import Checkpoints
+from lattice_jax.checkpoint_folder import checkpoint_folder
 from lattice_jax.config import Config
 from lattice_jax.data.loader import train_batches
 from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate_protocols
@@ -24,37 +26,45 @@ from lattice_jax.models.parameters import flops_per_token
 from lattice_jax.processes import propagate_failure
 from lattice_jax.runtime import CLOSING_TIMEOUT, Stop, within
 from lattice_jax.sharding import check_batch, make_mesh
+from lattice_jax.training.agreement import check_command
 from lattice_jax.training.feed import Feed, dispatch_size, fetch
 from lattice_jax.training.init_from import complete
 from lattice_jax.training.reporter import Reporter, peak_flops
+from lattice_jax.training.shared_folder import check_shared
 from lattice_jax.training.signals import StopRequest, stop_request
 from lattice_jax.training.start import announce, open_data, read_earlier, restore
 from lattice_jax.training.state import TrainState, make_optimizer
 from lattice_jax.training.step import make_program
+from lattice_jax.training.straggler import straggler
 from lattice_jax.training.trace import Trace
 from lattice_jax.training.workdir import check_run_file, dump_update, evaluated_steps, locked
 from lattice_jax.writers import check_writers
 
 
 def train(
-  config: Config, workdir: Path, *, init_from: str | Path | None = None, profile: tuple[int, int] | None = None
+  config: Config, workdir: Path, *, init_from: str | Path | None = None, profile: tuple[int, int] | None = None,
+  checkpoints: str | None = None
 ) -> TrainState:
   """Trains until `train.steps`, from the newest checkpoint in `workdir` if there is one.
 
   init_from: a pretrained model, or a workdir whose newest parameters and buffers a new run starts with.
   profile: (start, stop): a `jax.profiler` trace of updates start … stop − 1 goes to workdir/profile.
+  checkpoints: a folder or bucket for checkpoints; then each host may have a workdir of its own. None: in the workdir.
 
   Raises:
     ValueError: config, data or workdir do not fit each other; nothing of an earlier run is lost.
     Stop: a signal came (everything is saved), or a loss was not finite (the update is dumped for replay).
   """
+  check_command(config, workdir=workdir, init_from=init_from, profile=profile, checkpoints=checkpoints)
   check_writers(config.train.writers)
   with propagate_failure():
+    folder = checkpoint_folder(workdir, checkpoints)
     config = complete(config, init_from)
   mesh = make_mesh(config.mesh)
   check_batch(config, mesh)
   with locked(workdir), jax.set_mesh(mesh):
-    run = Run(config, workdir, mesh, init_from=init_from, profile=profile)
+    check_shared(folder)
+    run = Run(config, workdir, mesh, init_from=init_from, profile=profile, folder=folder, place=checkpoints)
     try:
       # before this there is nothing to save, and a signal ends the program as usual
       with stop_request(run.acknowledge) as request:
@@ -79,21 +89,22 @@ class Run:
   """One process's part of a training run: the state, with its data, checkpoints and writers."""
 
   def __init__(
-    self, config: Config, workdir: Path, mesh: Mesh, *, init_from: str | Path | None, profile: tuple[int, int] | None
+    self, config: Config, workdir: Path, mesh: Mesh, *, init_from: str | Path | None, profile: tuple[int, int] | None,
+    folder: epath.Path, place: str | None
   ):
     self.config, self.workdir, self.mesh = config, workdir, mesh
     self.data = open_data(config)
-    earlier = read_earlier(config, workdir, self.data)
+    earlier = read_earlier(config, workdir, self.data, place)
     self.checkpoints = Checkpoints(
-      workdir, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
+      workdir, folder=folder, keep_last=config.train.keep_last, keep_best=config.train.keep_best)
     start = restore(config, workdir, self.checkpoints, self.data, mesh, init_from)
-    self.description, self.writers = announce(config, workdir, self.data, start, earlier, mesh)
+    self.description, self.writers = announce(config, workdir, self.data, start, earlier, mesh, place)
     self.reporter = Reporter(
       config, self.writers, tokens_per_byte=self.data.train.num_targets / self.data.train.num_bytes,
       flops_per_token=flops_per_token(config.model, config.data.seq_len), peak_flops=peak_flops())
     self.trace = Trace(profile, workdir / "profile", self.writers.note)
     self.state, self.step, self.saved_step = start.state, start.step, start.step
-    self.evaluated = evaluated_steps(workdir, config.eval.split, up_to=start.step)
+    self.evaluated = evaluated_steps(workdir, config.eval.split, start.step)
     self.score: tuple[int, float] | None = None
     self.dispatched: Dispatched | None = None
 
@@ -151,7 +162,13 @@ class Run:
     # asking all processes costs a round trip, so it happens about once per report
     may_ask = jax.process_count() == 1 or is_eval_due or (
       self.step % self.config.train.log_every < self.config.train.steps_per_dispatch)
-    return may_ask and request.is_agreed()
+    if not may_ask:
+      return False
+    is_agreed = request.is_agreed(*self.reporter.pace())
+    sentence = straggler(request.figures_PF)
+    if sentence is not None:
+      self.writers.note(sentence)
+    return is_agreed
 
   def _evaluate(self, request: StopRequest) -> bool:
     """Records the result of every protocol; False if a signal ended the evaluation early."""
@@ -233,10 +250,10 @@ class Run:
     """Dumps the update with index `step`, which changed nothing, and ends the run."""
     folder = self.workdir / f"nan_step_{step}"
     batch = feed.host_batches[step - feed.first_step]
-    dump_update(folder, step=step, state=self.state, batch=batch, metrics=metrics, run=self.description)
+    flags = dump_update(folder, step=step, state=self.state, batch=batch, metrics=metrics, run=self.description)
     self.checkpoints.wait()  # a save in progress is good and need not be given up because of this
     what = "loss" if not math.isfinite(metrics["loss"]) else "gradient"
     raise Stop(
       f"the {what} of the update after step {step} is not finite (steps {feed.first_step} to "
       f"{feed.first_step + feed.count} ran in one call); batch, step and state before it are in {folder}, and "
-      f"the same command with --workdir={folder} replays it; train.nan_skips allows such updates to be skipped.", 1)
+      f"the same command with {flags} replays it; train.nan_skips allows such updates to be skipped.", 1)

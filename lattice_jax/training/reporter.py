@@ -42,6 +42,7 @@ class Reporter:
     self._last_done = self._start
     self._window: list[Record] = []
     self._recent_seconds: deque[float] = deque(maxlen=REPORTS_FOR_ETA * config.train.log_every)
+    self._pace: list[tuple[float, float]] = []
 
   def updates(self, first_step: int, metrics: dict[str, np.ndarray], *, started: float, waited: float) -> None:
     """Records the updates of a call that began at `started`, after the devices `waited` so many seconds for data."""
@@ -49,6 +50,7 @@ class Reporter:
     count = len(metrics["loss"])
     seconds = max(now - max(self._last_done, started - waited), 1e-9) / count
     self._last_done = now
+    self._pace += [(seconds, min(waited / count, seconds))] * count
     for i in range(count):
       record = self._record(first_step + i + 1, {name: float(values[i]) for name, values in metrics.items()})
       record |= {
@@ -61,6 +63,11 @@ class Reporter:
       self._recent_seconds.append(seconds)
       if record["step"] % self._config.train.log_every == 0 or record["step"] == self._config.train.steps:
         self._report()
+
+  def pace(self) -> tuple[float, float]:
+    """Seconds an update took since the last call, and of these how long it waited for data; 0 if there was none."""
+    pace, self._pace = self._pace, []
+    return tuple(np.mean(pace, axis=0).tolist()) if pace else (0.0, 0.0)
 
   def evaluation(self, step: int, result: Any) -> None:
     """Records an evaluation, with the loss by position; only texts have word_perplexity and only tasks accuracy."""

@@ -21,21 +21,28 @@ _HEARING_SECONDS = 0.5  # for the main thread to end in an orderly way
 class StopRequest:
   """`received` is the signal that reached this process, `number` the one that all processes have agreed on; 0 = none.
 
+  figures_PF: what each process said of itself when they last agreed.
+
   Only the handler writes `received` and only `is_agreed` writes `number`, as a signal may come during the agreement.
   """
 
   received: int = 0
   number: int = 0
+  figures_PF: np.ndarray = np.zeros((1, 0), np.float32)
 
   @property
   def name(self) -> str:
     return signal.Signals(self.number).name
 
-  def is_agreed(self) -> bool:
-    """Whether any process has received a signal; all processes must call this equally often."""
-    self.number = self.received
+  def is_agreed(self, *figures: float) -> bool:
+    """Whether any process has received a signal; all processes must call this equally often.
+
+    Their figures go the same way and are then in `figures_PF`.
+    """
+    gathered_PF = own_1F = np.array([[self.received, *figures]], np.float32)
     if jax.process_count() > 1:
-      self.number = int(np.max(multihost_utils.process_allgather(np.int32(self.received))))
+      gathered_PF = multihost_utils.process_allgather(own_1F[0])
+    self.number, self.figures_PF = int(gathered_PF[:, 0].max()), gathered_PF[:, 1:]
     return self.number != 0
 
 

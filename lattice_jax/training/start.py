@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from lattice_jax.checkpoint import Checkpoints
+from lattice_jax.checkpoint_folder import FIELD
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
 from lattice_jax.data.anchors import make_marker
@@ -59,17 +60,29 @@ def open_data(config: Config) -> Data:
       load_source(config.data, "train"), load_source(config.data, config.eval.split), get_tokenizer(config.data))
     _check_vocabulary(config, data.tokenizer)
     make_marker(config.data.anchors, data.tokenizer)  # a rule that does not fit the tokenizer is refused here
-  check_agreement({"the config": repr(config), "the data": data.train.fingerprint, "jax": jax.__version__})
+  check_agreement({
+    "the config": repr(config), "the data": data.train.fingerprint, "the evaluated data": data.evaluation.fingerprint,
+    "the tokenizer": str(model_sha256(config.data))})
   return data
 
 
-def read_earlier(config: Config, workdir: Path, data: Data) -> dict[str, Any] | None:
-  """The run.json of the run that this one continues, if any; raises ValueError if that is of other data or model."""
+def read_earlier(config: Config, workdir: Path, data: Data, place: str | None) -> dict[str, Any] | None:
+  """The run.json of the run that this one continues, if any; only the first process reads it.
+
+  place: of the checkpoints, if that is not the workdir. Raises ValueError, in every process, if the run is of other
+  data or another model, or keeps its checkpoints elsewhere.
+  """
   with propagate_failure():
-    if not (workdir / FILE).exists():
+    if jax.process_index() > 0 or not (workdir / FILE).exists():
       return None
     earlier = read_run(workdir, "config", "data_fingerprint")
     check_same_run(workdir, earlier, config, data.train.fingerprint)
+    stored = earlier[FIELD] if FIELD in earlier else None
+    if stored != place:
+      there, here = (f"--checkpoints={name}" if name else "no --checkpoints" for name in (stored, place))
+      raise ValueError(
+        f"the run of {workdir} was started with {there}, and now with {here}; give the same, or choose another "
+        "--workdir.")
     return earlier
 
 
@@ -93,10 +106,13 @@ def restore(
 
 
 def announce(
-  config: Config, workdir: Path, data: Data, start: Start, earlier: dict[str, Any] | None, mesh: Mesh
+  config: Config, workdir: Path, data: Data, start: Start, earlier: dict[str, Any] | None, mesh: Mesh,
+  place: str | None
 ) -> tuple[dict[str, Any], Writers]:
   """Writes run.json, opens the writers and tells them what starts here; returns (the content of run.json, writers)."""
   description, changes = describe_run(config, data.train, count_parameters(start.state.params), mesh), {}
+  if place is not None:
+    description[FIELD] = place
   if earlier is not None:
     description, changes = add_history(description, earlier, start.step)
   with propagate_failure():

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from lattice_jax.checkpoint import Checkpoints
+from lattice_jax.checkpoint_folder import FIELD, checkpoint_folder
 from lattice_jax.config import Config
 from lattice_jax.config_checks import to_dict
 from lattice_jax.fields import leaves
@@ -70,28 +72,42 @@ def check_run_file(workdir: Path) -> None:
       check_present(workdir / FILE)
 
 
-def evaluated_steps(workdir: Path, split: str, up_to: int) -> set[int]:
-  """Steps whose evaluation metrics.jsonl already holds; later lines are being removed by the first process."""
-  records = read_metric_lines(workdir / "metrics.jsonl")
-  return {
-    record["step"] for record in records if "split" in record and record["split"] == split and record["step"] <= up_to}
+def evaluated_steps(workdir: Path, split: str, step: int) -> set[int]:
+  """{step} if metrics.jsonl already holds the evaluation of this step, the newest of the run; else no steps.
+
+  The first process reads it for all, and removes later lines meanwhile.
+  """
+  is_there = jax.process_index() == 0 and any(
+    "split" in record and record["split"] == split and record["step"] == step
+    for record in read_metric_lines(workdir / "metrics.jsonl"))
+  if jax.process_count() > 1:
+    is_there = bool(multihost_utils.broadcast_one_to_all(np.bool_(is_there)))
+  return {step} if is_there else set()
 
 
 def dump_update(
   folder: Path, *, step: int, state: Any, batch: Batch, metrics: dict[str, float], run: dict[str, Any]
-) -> None:
-  """Writes what is needed to replay one update: a workdir whose next update it is, with its tokens in batch_*.npz."""
+) -> str:
+  """Writes what is needed to replay one update: a workdir whose next update it is, with its tokens in batch_*.npz.
+
+  Returns the flags that continue from there.
+  """
+  flags, place = f"--workdir={folder}", None
+  if FIELD in run:
+    place = f"{run[FIELD]}/{folder.name}"
+    run, flags = run | {FIELD: place}, f"{flags} --checkpoints={place}"
   fields = {name: np.asarray(leaf) for name, leaf in named_leaves(batch, ".").items()}
   with writing(folder):
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"batch_{jax.process_index()}.npz", **fields)
   write_json(folder / FILE, run)
   write_json(folder / "update.json", {name: str(value) for name, value in metrics.items()})
-  checkpoints = Checkpoints(folder)
+  checkpoints = Checkpoints(folder, folder=checkpoint_folder(folder, place))
   if step not in checkpoints.steps():
     checkpoints.save(step, state, run)
   checkpoints.wait()
   checkpoints.close()
+  return flags
 
 
 def differences(stored: Any, wanted: Any, path: str = "") -> dict[str, tuple[Any, Any]]:

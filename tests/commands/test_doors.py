@@ -31,7 +31,8 @@ NUMBERS = ("-1", "0", "1", "nan", "inf", "-inf", "1e300", str(10**15), str(2**70
 # Commands in an interpreter each, for flags are global: name, lowest, highest, whether whole, whether low is left out.
 WHOLE, LARGEST, SEEDS = True, 2**31 - 1, 2**32 - 1
 FLAGS = {
-  "train": {"cpu_devices": (1, LARGEST, WHOLE)},
+  "train": {
+    "cpu_devices": (1, LARGEST, WHOLE), "num_processes": (1, LARGEST, WHOLE), "process": (0, LARGEST, WHOLE)},
   "eval": {
     "cpu_devices": (1, LARGEST, WHOLE), "step": (0, LARGEST, WHOLE), "seq_len": (1, LARGEST, WHOLE),
     "chunk_len": (0, LARGEST, WHOLE), "batch": (1, LARGEST, WHOLE), "generate": (0, LARGEST, WHOLE),
@@ -103,6 +104,10 @@ def test_every_numeric_flag_has_a_domain(command):
   (("train.py", "--config.model.items=1"), "train.py: unknown config field model.items; "),
   (("train.py", "--workdir=gs://bucket/run"), "train.py: --workdir=gs://bucket/run is not on this machine: gs://"),
   (("train.py", "--init_from=s3://a"), "train.py: --init_from=s3://a is not on this machine: s3://"),
+  (("train.py", "--config=configs/quickstart.py", "--workdir=a", "--process=1"),
+   "train.py: --process has no effect without --distributed; leave it out, or ask for that too."),
+  (("train.py", "--checkpoints=s3://bucket/run"),
+   "train.py: --checkpoints=s3://bucket/run must be a folder or gs://BUCKET/FOLDER: Orbax writes to no other kind of"),
   (("train.py", "--distributed=maybe"), "train.py: --distributed=maybe must be true or false."),
   (("train.py", "--workdir"), "train.py: --workdir has no value; write --workdir=VALUE."),
   (("train.py", "--flagfile=/nothing"), "train.py: --flagfile cannot be read (No such file or directory: '/nothing')."),

@@ -14,9 +14,9 @@ from lattice_jax.training.signals import stop_request
 
 def test_a_signal_that_comes_while_processes_agree_counts_at_the_next_time(monkeypatch):
   def gather(value):
-    if value == 0:
+    if value[0] == 0:
       os.kill(os.getpid(), signal.SIGTERM)
-    return np.array([value, 0])
+    return np.stack([value, np.zeros_like(value)])
 
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(multihost_utils, "process_allgather", gather)
@@ -27,9 +27,10 @@ def test_a_signal_that_comes_while_processes_agree_counts_at_the_next_time(monke
 
 def test_a_signal_to_another_process_is_known_here(monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.array([value, signal.SIGINT]))
+  monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: np.stack([value, [signal.SIGINT, 0.5]]))
   with stop_request(lambda name: None) as request:
-    assert request.is_agreed() and request.name == "SIGINT"
+    assert request.is_agreed(0.25) and request.name == "SIGINT"
+    assert request.figures_PF.tolist() == [[0.25], [0.5]]
 
 
 def test_a_signal_is_answered_at_once(monkeypatch):
