@@ -3,10 +3,10 @@
 python scripts/windows.py --pretrained=smollm2 --budget=512 --out=smollm2.json
 python scripts/windows.py --pretrained=smollm2 --set=model.local.far=mean --budget=512 --out=smollm2_mean.json
 
-Every head, or with --by_layer every layer, gets a rung of model.local.rungs or the whole document, in such a way that
-all of them keep no more bytes than windows of --budget tokens everywhere do. Writes the profile, which eval.py and
-train.py take as model.local.profile, with two baselines of as many bytes, uniform and retrieval_heads; beside it a log
-of every choice (.log.jsonl) and the errors on which they rest (.errors.json).
+Every head gets a rung of model.local.rungs or the whole document, in such a way that all of them keep no more bytes
+than windows of --budget tokens everywhere do. Writes the profile, which eval.py and train.py take as
+model.local.profile, with two baselines of as many bytes, uniform and retrieval_heads; beside it a log of every choice
+(.log.jsonl) and the errors on which they rest (.errors.json).
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ def main() -> None:
   parser.add_argument("--seq_len", type=positive, default=2048, help="tokens of a text")
   parser.add_argument("--stride", type=positive, default=16, help="of so many queries one is looked at")
   parser.add_argument("--weighed", type=positive, default=512, help="tokens from which the layers' weights are found")
-  parser.add_argument("--by_layer", action="store_true",
-                      help="one window for all heads of a layer, which a decode step reads in one go")
   parser.add_argument("--out", type=path, required=True, help="file for the profile")
   arguments = parser.parse_args()
   if (arguments.pretrained is None) == (arguments.workdir is None):
@@ -58,8 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
   sizes = Sizes(**{name: getattr(arguments, name) for name in Sizes.__dataclass_fields__})
   calibration = measure_heads(
     loaded, sizes, split=arguments.split, report=lambda line: print(line, flush=True))
-  profile, steps = make_profile(
-    loaded, calibration, budget=arguments.budget, context=arguments.context, by_layer=arguments.by_layer)
+  profile, steps = make_profile(loaded, calibration, budget=arguments.budget, context=arguments.context)
   command = shlex.join(["python", "scripts/windows.py", *sys.argv[1:]])
   facts = {"command": command, "budget": arguments.budget, "context": arguments.context, "split": arguments.split}
   for file in write_all(arguments.out, profile, steps, calibration, facts | vars(sizes)):

@@ -129,11 +129,9 @@ def measure_heads(
 
 
 def make_profile(
-  loaded: LoadedModel, calibration: Calibration, *, budget: int, context: int, by_layer: bool = False,
+  loaded: LoadedModel, calibration: Calibration, *, budget: int, context: int,
 ) -> tuple[LocalProfile, list[Step]]:
   """The profile whose heads keep no more bytes than windows of `budget` tokens in all heads, and how it came about.
-
-  by_layer: all heads of a layer get the same window, and a step of the choice is theirs together.
 
   Raises:
     ValueError: the budget is no rung that was measured, or as `choose_windows`.
@@ -148,12 +146,7 @@ def make_profile(
   token_bytes = np.dtype(model.dtype).itemsize * (attention.key_dim + attention.value_dim)
   ladder = Ladder(measured, local.sinks, context, token_bytes)
   uniform = alike(budget, model.layers, attention.kv_heads)
-  error_RLH, chosen = calibration.error_RLH, ladder
-  if by_layer:
-    error_RLH = error_RLH.sum(-1, keepdims=True)
-    chosen = dataclasses.replace(ladder, token_bytes=token_bytes * attention.kv_heads)
-  rows, steps = choose_windows(error_RLH, chosen, ladder.total(uniform))
-  rows = tuple(row * (attention.kv_heads // len(row)) for row in rows)
+  rows, steps = choose_windows(calibration.error_RLH, ladder, ladder.total(uniform))
   retrieval = keep_retrieval_heads(1 - calibration.alone.mass_RH[0], ladder, ladder.total(uniform))
   profile = LocalProfile(
     model=loaded.config.name, sinks=local.sinks, rungs=local.rungs, windows=rows,

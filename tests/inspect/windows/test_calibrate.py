@@ -113,18 +113,6 @@ def test_the_profile_keeps_no_more_than_the_uniform_window(loaded, calibration, 
   np.testing.assert_allclose(errors["far"]["relative"], calibration.far.relative_RH, rtol=1e-3)
 
 
-def test_by_layer_all_heads_of_a_layer_share_what_their_errors_together_ask_for(loaded, calibration):
-  profile, steps = make_profile(loaded, calibration, budget=8, context=64, by_layer=True)
-  assert {len(set(row)) for row in profile.windows} == {1} and {len(row) for row in profile.windows} == {
-    loaded.config.model.attention.kv_heads}
-  arms = {arm.name: arm for arm in make_arms(loaded, profile)}
-  assert steps[-1].spent == row_bytes(arms["chosen"], 64) <= row_bytes(arms["uniform"], 64)
-  rungs, costs = (4, 8, 16, 0), (calibration.error_RLH.sum(-1))
-  first = steps[0]
-  assert first.gain == pytest.approx(
-    costs[rungs.index(first.before), first.layer] - costs[rungs.index(first.after), first.layer])
-
-
 def test_a_budget_that_was_not_measured_is_refused(loaded, calibration):
   with pytest.raises(ValueError, match="--budget=64 is a window for which no error was measured; use one of 4, 8, 16"):
     make_profile(loaded, calibration, budget=64, context=64)
