@@ -7,7 +7,7 @@ A memory's op is given as a function (constants, tokens, state) → (outputs, ne
   state: tree of arrays [B, …].
   sums: tree of arrays that add up over rows and tokens.
 
-Tokens are split by the axis `AXIS` of the mesh in use (`jax.set_mesh`), as the README of this folder has it. Without
+Tokens are split by the axis `AXIS` of the mesh in use (`jax.set_mesh`), as docs/devices.md has it. Without
 such an axis, and for a call of one token, every function here is the plain call.
 """
 
