@@ -196,9 +196,10 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-  """Devices: `data` × `model`."""
+  """Devices: `data` × `seq` × `model`."""
 
   data: int = positive(-1, "devices that share the rows; -1 = what is left", also=(-1,))
+  seq: int = positive(1, "devices that share the tokens of each row; a divisor of data.update_len")
   model: int = positive(1, "devices that share each layer")
   fsdp: bool = switch(True, "shard each parameter's `embed` axis over `data`")
   rules: tuple[tuple[str, str], ...] = pairs(

@@ -104,6 +104,7 @@ def _check_lengths(config: Config) -> None:
     raise ValueError(
       f"data.update_len={data.update_len} does not divide data.seq_len={data.seq_len}; "
       f"use a divisor such as {largest_divisor(data.seq_len, at_most=data.update_len)}.")
+  _check_shards(config)
   for name in sorted(set(config.model.pattern)):
     _check_carried(config, name)
     _check_block(config, name)
@@ -111,6 +112,20 @@ def _check_lengths(config: Config) -> None:
     raise ValueError(
       f"train.accumulate={train.accumulate} does not divide data.batch={data.batch}; "
       f"use a divisor such as {largest_divisor(data.batch, at_most=train.accumulate)}.")
+
+
+def _check_shards(config: Config) -> None:
+  seq, update_len = config.mesh.seq, config.data.update_len
+  if update_len % seq:
+    raise ValueError(
+      f"mesh.seq={seq} devices cannot share data.update_len={update_len} tokens evenly; use a divisor such as mesh.seq="
+      f"{largest_divisor(update_len, at_most=seq)}, or data.update_len={-(-update_len // seq) * seq}.")
+  for name in config.model.pattern:
+    reach = find_memory(name).reach(config.model)
+    if seq > 1 and update_len // seq < reach:
+      raise ValueError(
+        f"the memory {name!r} reaches back {reach} tokens, and mesh.seq={seq} gives each device {update_len // seq} of "
+        f"data.update_len={update_len}; use data.update_len={reach * seq} or more, or a smaller mesh.seq.")
 
 
 def _check_carried(config: Config, name: str) -> None:
@@ -126,11 +141,13 @@ def _check_block(config: Config, name: str) -> None:
   field = find_memory(name).block_field
   if field is None:
     return
-  block, update_len = operator.attrgetter(field)(config), config.data.update_len
-  if update_len % block:
+  block, seq, update_len = operator.attrgetter(field)(config), config.mesh.seq, config.data.update_len
+  if update_len % (block * seq):
+    own = f" over mesh.seq={seq}" if seq > 1 else ""
     raise ValueError(
-      f"{field}={block}, the block of memory {name!r}, does not divide data.update_len={update_len}; use an update_len "
-      f"that is a multiple of {block}, or a block such as {largest_divisor(update_len, at_most=block)}.")
+      f"{field}={block}, the block of memory {name!r}, does not divide data.update_len={update_len}{own}; use an "
+      f"update_len that is a multiple of {block * seq}, or a block such as "
+      f"{largest_divisor(update_len // seq, at_most=block)}.")
 
 
 def _check_decay(optimizer: OptimizerConfig) -> None:

@@ -1,7 +1,8 @@
 """Which device holds which data: the mesh, and the shardings of parameters, optimizer, memory and batches.
 
-Mesh axes are "data" (rows of the batch; with `fsdp` also the `embed` axis of parameters) and "model". Everything runs
-under `jax.jit` with Auto axes: a sharding says where an array lives, never what is computed.
+Mesh axes are "data" (rows of the batch; with `fsdp` also the `embed` axis of parameters), "seq" (tokens of a row) and
+"model". Everything runs under `jax.jit` with Auto axes: a sharding says where an array lives, never what is computed;
+but where tokens depend on one another, `lattice_jax.ops.sequence` says what goes from device to device.
 """
 
 from __future__ import annotations
@@ -15,30 +16,59 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax.config import Config, MeshConfig
+from lattice_jax.ops.sequence import AXIS
 
 MEMORY_AXES = {"B": "data", "H": "model"}
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-  """The `data` × `model` mesh over all devices, or over the given ones."""
+  """The `data` × `seq` × `model` mesh over all devices, or over the given ones."""
   devices = jax.devices() if devices is None else devices
-  if len(devices) % config.model or config.data == 0 or config.data < -1:
+  of_row = config.seq * config.model
+  if len(devices) % of_row or config.data == 0 or config.data < -1:
     raise ValueError(
-      f"mesh.data={config.data} and mesh.model={config.model} do not fit {len(devices)} devices; "
-      "mesh.model must divide their number, and mesh.data=-1 takes the rest.")
-  data = len(devices) // config.model if config.data == -1 else config.data
-  if data * config.model != len(devices):
+      f"mesh.data={config.data}, mesh.seq={config.seq} and mesh.model={config.model} do not fit {len(devices)} "
+      "devices; mesh.seq × mesh.model must divide their number, and mesh.data=-1 takes the rest.")
+  data = len(devices) // of_row if config.data == -1 else config.data
+  if data * of_row != len(devices):
     raise ValueError(
-      f"mesh.data={data} × mesh.model={config.model} is not the number of devices, {len(devices)}; "
-      f"use mesh.data=-1, or {len(devices) // config.model}.")
-  return jax.make_mesh((data, config.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+      f"mesh.data={data} × mesh.seq={config.seq} × mesh.model={config.model} is not the number of devices, "
+      f"{len(devices)}; use mesh.data=-1, or {len(devices) // of_row}.")
+  return jax.make_mesh(
+    (data, config.seq, config.model), ("data", AXIS, "model"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def reader_of(mesh: Mesh) -> tuple[int, int]:
+  """(number of this process among those that read other rows, how many these are).
+
+  Processes whose devices hold tokens of the same rows read the same rows.
+
+  Raises:
+    ValueError: they hold some of the same rows, and some others.
+  """
+  return reader_among([[device.process_index for device in row.flat] for row in mesh.devices], jax.process_index())
+
+
+def reader_among(process_DN: list[list[int]], process: int) -> tuple[int, int]:
+  """`reader_of` one process, given those of the devices that hold each slice of the `data` axis."""
+  slices: dict[int, list[int]] = {}
+  for place, processes in enumerate(process_DN):
+    for number in dict.fromkeys(processes):
+      slices.setdefault(number, []).append(place)
+  groups = sorted({tuple(places) for places in slices.values()})
+  size = len(groups[0])
+  if [place for group in groups for place in group] != list(range(size * len(groups))):
+    raise ValueError(
+      f"mesh.data={len(process_DN)} gives processes some rows in common and others apart; use a mesh.seq × mesh.model "
+      "that divides the devices of a process, or is a multiple of them.")
+  return groups.index(tuple(slices[process])), len(groups)
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
-  """Every slice of the `data` axis, and every process, must get the same number of rows of each micro-batch."""
-  rows, data = config.data.batch // config.train.accumulate, mesh.shape["data"]
-  if rows % data or rows % jax.process_count():
-    unit = math.lcm(data, jax.process_count()) * config.train.accumulate
+  """Every slice of the `data` axis, and every reader, must get the same number of rows of each micro-batch."""
+  rows, data, readers = config.data.batch // config.train.accumulate, mesh.shape["data"], reader_of(mesh)[1]
+  if rows % data or rows % readers:
+    unit = math.lcm(data, readers) * config.train.accumulate
     fitting = max(unit, config.data.batch // unit * unit)
     raise ValueError(
       f"data.batch={config.data.batch} in train.accumulate={config.train.accumulate} micro-batches is not divisible by "
@@ -51,8 +81,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over the `data` axis."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  """Rows over the `data` axis, tokens over `seq`."""
+  return NamedSharding(mesh, PartitionSpec("data", AXIS))
 
 
 def param_shardings(boxed: Any, mesh: Mesh, config: MeshConfig) -> Any:
@@ -108,14 +138,15 @@ def shape_letters(path: tuple[Any, ...], leaf: Any) -> str:
 def put_batch(batch: Any, mesh: Mesh, *, rows: int, stacked: bool = False) -> Any:
   """Device arrays made from this process's part of a batch; `rows` counts the rows of all processes.
 
-  Arrays of at least two axes have rows first (second where `stacked`); other arrays are the same on every process.
+  Arrays of at least two axes have rows first (second where `stacked`), then tokens, all of them; other arrays are the
+  same on every process.
   """
   lead = int(stacked)
 
   def put(local: np.ndarray) -> jax.Array:
     if local.ndim <= lead:
       return jax.device_put(local, replicated(mesh))
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * lead, "data"))
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * lead, *("data", AXIS)[:local.ndim - lead]))
     shape = (*local.shape[:lead], rows, *local.shape[lead + 1:])
     return jax.make_array_from_process_local_data(sharding, local, shape)
 

@@ -7,11 +7,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from pallas_kernels import delta_tpu, on_hopper
 from pallas_kernels.delta_tpu import Sizes
-from pallas_kernels.tiles import LANES, SUBLANES, mesh_axis, pad_to, round_up
+from pallas_kernels.tiles import LANES, SUBLANES, auto_axes, mesh_axis, on_parts, pad_to, round_up
 
 # Tokens of a chunk, and numbers of a head's keys and of its values. Programs with more of either compile, but their
 # products do not fit the registers of a TPU.
@@ -75,12 +75,11 @@ def recurrence(
   run = functools.partial(_on_gpu, boundary_name)
   if backend == "tpu":
     run = functools.partial(_on_tpu, chunk_len, interpret, boundary_name)
-  mesh = jax.sharding.get_abstract_mesh()
   # XLA cannot split a kernel by itself: on every mesh it must be told to run whole ones on parts of the arrays.
-  if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
+  if auto_axes():
     rows, heads = mesh_axis("data", q.shape[0]), mesh_axis("model", q.shape[2])
     token, state = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
-    run = jax.shard_map(run, in_specs=(token,) * 5 + (state,), out_specs=(token, state), check_vma=False)
+    run = on_parts(run, (token,) * 5 + (state,), (token, state))
   return run(q, k, v, step, decay, memory)
 
 

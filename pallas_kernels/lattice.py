@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from pallas_kernels import lattice_hopper, lattice_step, lattice_tpu
 from pallas_kernels.hopper import reason_against_device
@@ -20,7 +20,7 @@ from pallas_kernels.lattice_layout import (
   unpack_state,
   unpack_values,
 )
-from pallas_kernels.tiles import mesh_axis
+from pallas_kernels.tiles import auto_axes, mesh_axis, on_parts
 
 OBJECTIVES = ("decoding", "encoding", "similarity")
 # A backward program of a TPU keeps the slots before each of eight tokens, of eight heads at least.
@@ -83,15 +83,13 @@ def recurrence(
   run = functools.partial(_hopper, objective, boundary_name)
   if backend == "tpu":
     run = functools.partial(_on_tpu, objective, interpret, boundary_name)
-  mesh = jax.sharding.get_abstract_mesh()
   # XLA cannot split a kernel by itself: on every mesh it must be told to run whole ones on parts of the arrays.
-  if mesh.size > 1 and all(kind == AxisType.Auto for kind in mesh.axis_types):
+  if auto_axes():
     rows, heads = mesh_axis("data", q.shape[0]), mesh_axis("model", q.shape[2])
     token, gate = PartitionSpec(rows, None, heads, None), PartitionSpec(rows, None, heads)
     state = PartitionSpec(rows, heads)
-    run = jax.shard_map(
-      run, in_specs=(token, token, token, gate, PartitionSpec(rows), PartitionSpec(heads), state),
-      out_specs=(token, state), check_vma=False)
+    run = on_parts(
+      run, (token, token, token, gate, PartitionSpec(rows), PartitionSpec(heads), state), (token, state))
   return run(q, k, v, rate, is_start, start, slots)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 LANES = 128
 SUBLANES = 8
@@ -110,6 +110,18 @@ def launch(
       vmem_limit_bytes=min(max(_VMEM_LEAST, needed + needed // 2), _VMEM_MOST)),
   )(*prefetch, *[operand[0] for operand in operands.values()])
   return dict(zip(results, out, strict=True))
+
+
+def auto_axes() -> set[str]:
+  """The axes of a mesh of several devices over which XLA splits arrays by itself, which it cannot do with kernels."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
+  return axes if mesh.size > 1 else set()
+
+
+def on_parts(run: Callable, in_specs: tuple, out_specs: PartitionSpec | tuple) -> Callable:
+  """`run` on each device's part of the arrays. Axes that are split already, as those of tokens, are left alone."""
+  return jax.shard_map(run, in_specs=in_specs, out_specs=out_specs, axis_names=auto_axes(), check_vma=False)
 
 
 def mesh_axis(name: str, *sizes: int) -> str | None:

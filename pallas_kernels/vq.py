@@ -20,7 +20,18 @@ from jax.sharding import PartitionSpec
 
 from pallas_kernels import on_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, Plan, attend, position_blocks
-from pallas_kernels.tiles import LANES, SUBLANES, VMEM_BUDGET, dot, eight_rows, launch, mesh_axis, pad_to, round_up
+from pallas_kernels.tiles import (
+  LANES,
+  SUBLANES,
+  VMEM_BUDGET,
+  dot,
+  eight_rows,
+  launch,
+  mesh_axis,
+  on_parts,
+  pad_to,
+  round_up,
+)
 
 TILES = (256, 128)
 
@@ -109,8 +120,7 @@ def vq_attention(
     head = PartitionSpec(heads)
     cache = None if caches is None else (
       PartitionSpec(None, batch, heads, None, width), PartitionSpec(None, batch, heads), PartitionSpec(None, batch))
-    run = jax.shard_map(
-      run, in_specs=(token, token, token, value, head, head, place, place, cache), out_specs=value, check_vma=False)
+    run = on_parts(run, (token, token, token, value, head, head, place, place, cache), value)
   return run(qu, qw, k, v, rows, relative, query_id, key_id, caches)
 
 
@@ -205,7 +215,7 @@ def nearest_code(
   run = functools.partial(on_hopper.search().nearest if backend == "gpu" else _nearest, interpret=interpret)
   if batch or heads:
     token = PartitionSpec(batch, None, heads)
-    run = jax.shard_map(run, in_specs=(token, PartitionSpec(heads)), out_specs=token, check_vma=False)
+    run = on_parts(run, (token, PartitionSpec(heads)), token)
   return run(k, rows)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from lattice_jax import sharding
 from lattice_jax.config import MeshConfig
 from lattice_jax.sharding import (
   check_batch,
@@ -54,7 +55,7 @@ def test_without_fsdp_embed_is_not_sharded():
 
 
 def test_rule_to_an_unknown_axis_names_the_axes():
-  with pytest.raises(ValueError, match="the mesh has the axes data, model"):
+  with pytest.raises(ValueError, match="the mesh has the axes data, seq, model"):
     spec((4,), ("heads",), MeshConfig(data=4, model=2, rules=(("heads", "modle"),)))
 
 
@@ -94,7 +95,7 @@ def test_batch_must_be_divisible_among_processes_too(monkeypatch):
   config = tiny.make_config(data__batch=4)
   mesh = make_mesh(config.mesh, jax.devices()[:2])
   check_batch(config, mesh)
-  monkeypatch.setattr(jax, "process_count", lambda: 3)
+  monkeypatch.setattr(sharding, "reader_of", lambda mesh: (0, 3))
   with pytest.raises(ValueError, match=r"such as data\.batch=6"):
     check_batch(config, mesh)
 

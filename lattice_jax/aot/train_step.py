@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax.config import Config
 from lattice_jax.inspect.hlo import count_collectives, count_kernels
-from lattice_jax.sharding import check_batch
+from lattice_jax.sharding import batch_sharding, check_batch
 from lattice_jax.training.state import abstract_state, make_optimizer
 from lattice_jax.training.step import make_program
 from lattice_jax.types import Batch, abstract_segment
@@ -37,7 +37,7 @@ def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
 
 def abstract_batches(config: Config, mesh: Mesh) -> Batch:
   """Shapes and shardings of the batches of one call."""
-  stacked = NamedSharding(mesh, PartitionSpec(None, "data"))
+  stacked = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
   shape = (config.train.steps_per_dispatch, config.data.batch, config.data.update_len)
 
   def tokens(dtype):

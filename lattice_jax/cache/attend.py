@@ -17,17 +17,19 @@ from lattice_jax.ops.documents import EMPTY
 
 def attend_new(
   policy: Policy, q_BTQK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, arriving: Arrivals, *, impl: str,
+  query: Order | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Attention to the call's own tokens: output and log-sum-exp, float32."""
-  order = _order(arriving)
-  if q_BTQK.shape[1] == 1:
+  """Attention to the call's own tokens: output and log-sum-exp, float32. query: where only some of them are queries."""
+  order = order_of(arriving)
+  query = order if query is None else query
+  if k_BTHK.shape[1] == 1:
     return attend_itself(q_BTQK, k_BTHK, v_BTHV, order.id_BT != EMPTY)
-  out, lse = attend(q_BTQK, k_BTHK, v_BTHV, order, order, window=policy.window, impl=impl)
+  out, lse = attend(q_BTQK, k_BTHK, v_BTHV, query, order, window=policy.window, impl=impl)
   if not policy.window or not policy.sinks:
     return out, lse
   is_sink_BT = arriving.index_BT < policy.sinks
   sinks = order.replace(id_BT=jnp.where(is_sink_BT, order.id_BT, EMPTY))
-  return merge(out, lse, *attend(q_BTQK, k_BTHK, v_BTHV, order, sinks, skip=policy.window, impl=impl))
+  return merge(out, lse, *attend(q_BTQK, k_BTHK, v_BTHV, query, sinks, skip=policy.window, impl=impl))
 
 
 def attend_cache(
@@ -49,7 +51,7 @@ def note_mass(
   """
   if not policy.records_mass:
     return view, None
-  stack, layer, order = view.stack, view.layer, _order(arriving)
+  stack, layer, order = view.stack, view.layer, order_of(arriving)
   position_BHS = stack.position_BHS[layer]
   past_BHS = received_mass(
     q_BTQK, lse_BTQ, stack.key_BHSK[layer], _readers(arriving),
@@ -60,7 +62,8 @@ def note_mass(
   return view.replace(stack=stack.replace(mass_BHS=mass_BHS)), jnp.moveaxis(own_BHT, 1, 2)
 
 
-def _order(arriving: Arrivals) -> Order:
+def order_of(arriving: Arrivals) -> Order:
+  """A call's tokens as queries and as keys."""
   time_T = jnp.arange(arriving.run_BT.shape[1])
   return Order(index_BT=jnp.broadcast_to(time_T, arriving.run_BT.shape), id_BT=arriving.run_BT)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import flax.struct
 import jax
@@ -25,3 +25,10 @@ class StackView:
   def counts(self) -> Any:
     """This layer's state. Use only its small fields: a large one would be copied."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, self.layer, keepdims=False), self.stack)
+
+
+def refuse_split() -> NoReturn:
+  """Raises ValueError: a stack that is written in place is whole, and tokens on several devices are not."""
+  raise ValueError(
+    "a stack of token caches cannot be read and written by tokens that lie on several devices; use mesh.seq=1, or "
+    "evaluate cold windows, each in one call.")

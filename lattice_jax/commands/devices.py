@@ -16,11 +16,12 @@ def simulate_devices(config: Config) -> None:
   """
   import jax
 
+  of_row = config.mesh.seq * config.mesh.model
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  if config.mesh.data != -1 or cores < config.mesh.model:
+  if config.mesh.data != -1 or cores < of_row:
     return
   rows = config.data.batch // config.train.accumulate
-  count = config.mesh.model * largest_divisor(rows, at_most=cores // config.mesh.model)
+  count = of_row * largest_divisor(rows, at_most=cores // of_row)
   if count > 1:
     jax.config.update("jax_num_cpu_devices", count)
     if jax.default_backend() == "cpu":

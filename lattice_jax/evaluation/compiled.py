@@ -95,7 +95,8 @@ def _compile(
   shardings = state_shardings(abstract_state, mesh)
   abstract_state = with_shardings(abstract_state, shardings)
   step_jit = jax.jit(step, donate_argnums=1, out_shardings=(shardings, replicated(mesh)))
-  compiled_step = step_jit.lower(variables.tree(), abstract_state, _abstract_batch(shapes, mesh)).compile()
+  with jax.set_mesh(mesh):  # where tokens are split, ops ask it how
+    compiled_step = step_jit.lower(variables.tree(), abstract_state, _abstract_batch(shapes, mesh)).compile()
   return compiled_step, jax.jit(make_state, out_shardings=shardings).lower().compile()
 
 

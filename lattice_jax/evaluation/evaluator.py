@@ -24,8 +24,8 @@ from lattice_jax.evaluation.compiled import EvalShapes, open_evaluation
 from lattice_jax.evaluation.position_buckets import bucket_starts
 from lattice_jax.evaluation.result import EvalResult, make_result
 from lattice_jax.evaluation.totals import Totals
-from lattice_jax.models.decoder import needs_token_cache
-from lattice_jax.sharding import make_mesh, put_batch
+from lattice_jax.models.decoder import fewest_tokens, needs_token_cache
+from lattice_jax.sharding import make_mesh, put_batch, reader_of
 
 MAX_TOKEN_CACHE = 65_536
 _CHUNKS_IN_FLIGHT = 2  # enough to hide the reading of data, few enough to bound memory
@@ -70,8 +70,10 @@ def evaluate(
   lengths = np.diff(source.offsets)
   longest = int(lengths.max()) if eval.protocol == "carried" else min(seq_len, int(lengths.max()))
   chunk_len = min(eval.chunk_len or seq_len, seq_len, longest)
-  host, num_hosts = (jax.process_index(), jax.process_count()) if mesh else (0, 1)
+  host, num_hosts = reader_of(mesh) if mesh else (0, 1)
   mesh = mesh or make_mesh(MeshConfig(), jax.local_devices()[:1])
+  # tokens beyond those of the windows are padding
+  chunk_len = _round_up(max(chunk_len, fewest_tokens(model, mesh.shape["seq"])), mesh.shape["seq"])
   shapes = EvalShapes(
     batch=_round_up(
       min(eval.batch, _num_rows(eval.protocol, lengths, seq_len)), math.lcm(mesh.shape["data"], num_hosts)),

@@ -18,6 +18,17 @@ def count_collectives(text: str) -> dict[str, int]:
   return dict(sorted(Counter(names).items()))
 
 
+def collective_bytes(text: str) -> dict[str, int]:
+  """Bytes of the results of these instructions, added up by name; one in the body of a loop counts once."""
+  found: Counter[str] = Counter()
+  for lines in read_computations(text).values():
+    for line in lines:
+      name = line.opcode.removesuffix("-start")
+      if name in COLLECTIVES:
+        found[name] += array_bytes(line.shape)
+  return dict(sorted(found.items()))
+
+
 def count_kernels(text: str) -> int:
   """Number of calls of Pallas kernels."""
   return sum(text.count(f'custom_call_target="{name}"') for name in _KERNELS)

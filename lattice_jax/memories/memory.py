@@ -83,6 +83,16 @@ def stack_alike(layer: nn.Module, batch: int, max_len: int, layers: int) -> Any:
   return jax.tree.map(lambda x: jnp.broadcast_to(x, (layers, *x.shape)), state)
 
 
+# how calls go over tokens on several devices (`lattice_jax.ops.sequence`), in words for logs
+EXCHANGES = {
+  "relay": "states from device to device",
+  "prefix": "what each makes of a state, as one matrix",
+  "sums": "sums by code, and the last tokens of the device before",
+  "halo": "the last tokens of the device before",
+  "gather": "keys and values of all devices",
+}
+
+
 @dataclass(frozen=True)
 class Memory:
   """One memory: how its layer is made, what it costs, and where it differs from a recurrent state of fixed size.
@@ -102,6 +112,8 @@ class Memory:
     shows whether it compiles.
   block_field: the config field that holds the tokens of its block; training lengths must be a multiple of it, the layer
     itself takes any length.
+  exchange: what devices that share the tokens of a row hand to one another, a key of `EXCHANGES`.
+  reach: model → tokens that each of these devices must have at least.
   position_unit: model → tokens by whose multiples its loss by position is reported.
   resolve: model → the model with what its config names by a file, whose content takes the name's place; raises
     ValueError where there is no such file, or it does not fit.
@@ -127,6 +139,8 @@ class Memory:
   marks_after: Callable[[ModelConfig], int] | None = None
   composes_kernels: bool = False
   block_field: str | None = None
+  exchange: str = "relay"
+  reach: Callable[[ModelConfig], int] = lambda model: 1
   position_unit: Callable[[ModelConfig], int] | None = None
   resolve: Callable[[ModelConfig], ModelConfig] = lambda model: model
   at_block: Callable[[ModelConfig, int], ModelConfig] = lambda model, block: model
@@ -152,7 +166,7 @@ def recurrent_memory(
   output_gate: Callable[[int, Any], float] = full_rank_gate,
   check: Callable[[ModelConfig], None] = lambda model: None,
   from_fla: Callable[[FlaWeights, float, bool], tuple[nn.Module, Params]] | None = None,
-  shared: Callable[[int, Any], float] | None = None,
+  shared: Callable[[int, Any], float] | None = None, exchange: str = "relay",
 ) -> Memory:
   """The record of a layer in the frame of `recurrent.py`, which needs to say only what goes on inside the frame.
 
@@ -172,4 +186,5 @@ def recurrent_memory(
     return frame + gates(model.dim, config) + passes(config)
 
   return Memory(
-    make=maker(layer, section), multiply_adds=multiply_adds, cases=cases, check=check, from_fla=from_fla)
+    make=maker(layer, section), multiply_adds=multiply_adds, cases=cases, check=check, from_fla=from_fla,
+    exchange=exchange, reach=lambda model: max(1, getattr(model, section).conv_width - 1))

@@ -32,8 +32,9 @@ import jax.numpy as jnp
 from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.recurrent_config import RecurrentConfig
 from lattice_jax.modules import join_heads, offset, parameter, rms_normalize, split_heads, weight, wide
-from lattice_jax.ops.documents import document_runs
+from lattice_jax.ops.documents import EMPTY, document_after, document_runs
 from lattice_jax.ops.products import scaled
+from lattice_jax.ops.sequence import with_halo
 from lattice_jax.ops.short_conv import short_conv
 from lattice_jax.types import LayerOutput, Segment, SumCount
 
@@ -161,7 +162,7 @@ class RecurrentMemory(nn.Module):
     state, segment = enter_layer(self, x_BTD, state, segment)
     self.check()
     x_BTD = jnp.where(segment.valid_BT[..., None], x_BTD, 0).astype(self.dtype)
-    run_BT = document_runs(segment.ids_BT, segment.valid_BT, state.memory.document_B)
+    run_BT = _runs(segment, state.memory.document_B)
     q_BTHK, k_BTHK, v_BTHV, tail = self.inputs(x_BTD, state.tail, run_BT)
     if self.key_heads != self.config.heads:
       q_BTHK, k_BTHK = (jnp.broadcast_to(x, (*x.shape[:2], self.config.heads, x.shape[3])) for x in (q_BTHK, k_BTHK))
@@ -181,12 +182,18 @@ class RecurrentMemory(nn.Module):
 
     # Elementwise work on what the projection gave: the backward pass repeats it and does not keep its steps.
     @jax.checkpoint
-    def run(x_BTHK, tap_WHK, bias_HK, tail_BWHK):
+    def run(x_BTHK, tap_WHK, bias_HK, run_BT, tail_BWHK):
       y_BTHK, tail_BWHK = short_conv(x_BTHK, tap_WHK, tail_BWHK, run_BT)
       y_BTHK = y_BTHK if bias_HK is None else y_BTHK + bias_HK
       return self.feature(name, y_BTHK).astype(x_BTHK.dtype), tail_BWHK
 
-    return run(x_BTHK, tap_WHK, bias_HK, tail_BWHK)
+    def op(constants, tokens, tail_BWHK):
+      x_BTHK, run_BT = tokens
+      return *run(x_BTHK, *constants, run_BT, tail_BWHK), ()
+
+    y_BTHK, tail_BWHK, _ = with_halo(
+      op, (tap_WHK, bias_HK), (x_BTHK, run_BT), run_BT != EMPTY, tail_BWHK, reach=taps - 1, name="a convolution")
+    return y_BTHK, tail_BWHK
 
   def project(self, name: str, x_BTD: jax.Array, width: int, axis: str) -> jax.Array:
     """[B, T, H, width] in the dtype of x. axis: logical axis of the width, "key" or "value"."""
@@ -242,6 +249,16 @@ class RecurrentMemory(nn.Module):
     low, high = self.rate_range
     # a rate of exactly zero has no logarithm
     return jnp.log(jax.random.uniform(key, shape, dtype, max(low, float(jnp.finfo(dtype).tiny)), high))
+
+
+def _runs(segment: Segment, document_B: jax.Array) -> jax.Array:
+  """`document_runs` of the call; where tokens lie on several devices, each counts from its own first token."""
+
+  def op(constants, tokens, document_B):
+    return document_runs(*tokens, document_B), document_after(*tokens, document_B), ()
+
+  tokens = segment.ids_BT, segment.valid_BT
+  return with_halo(op, (), tokens, segment.valid_BT, document_B, reach=1, name="a document")[0]
 
 
 def width_bias(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -17,6 +17,7 @@ from lattice_jax.memories.registry import find_memory
 from lattice_jax.models.block import Block
 from lattice_jax.modules import RMSNorm, offset, sinusoids, table, weight
 from lattice_jax.ops.cross_entropy import cross_entropy
+from lattice_jax.ops.sequence import each_alone, lay_out
 from lattice_jax.ops.stored_weight import StoredWeight
 from lattice_jax.types import MEMORY_BOUNDARY, Segment, SumCount, whole_segment
 
@@ -48,7 +49,7 @@ class Group(nn.Module):
   @nn.compact
   def __call__(self, stream, states, index, segment):
     x_BTD, stacks = stream
-    outputs = {}
+    x_BTD, outputs = lay_out(x_BTD), {}
     for n, (name, memory) in enumerate(pattern_blocks(self.config)):
       carried = find_memory(memory).carried
       state = carried.enter(stacks[name], index) if name in stacks else states[name]
@@ -124,7 +125,12 @@ class Decoder(nn.Module):
     output = self(tokens_BT, state, segment, train=train)
     head_DA, bias_A = self._head(output.features_BTD.dtype)
     chunk = self.config.xent_chunk
-    return cross_entropy(output.features_BTD, head_DA, bias_A, targets_BT, chunk=chunk), output
+
+    def score_alone(constants, tokens):
+      features_BTD, targets_BT = tokens
+      return cross_entropy(features_BTD, *constants, targets_BT, chunk=chunk)
+
+    return each_alone(score_alone, (head_DA, bias_A), (output.features_BTD, targets_BT)), output
 
   def _head(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     config = self.config
@@ -174,6 +180,11 @@ def needs_token_cache(config: ModelConfig) -> bool:
 def reads_marks(config: ModelConfig) -> bool:
   """Whether some memory asks which tokens are marked as anchors."""
   return any(find_memory(memory).protects is not None for memory in config.pattern)
+
+
+def fewest_tokens(config: ModelConfig, shards: int) -> int:
+  """Of a row, where so many devices share its tokens."""
+  return shards * max(find_memory(memory).reach(config) for memory in config.pattern) if shards > 1 else 1
 
 
 def protected_room(config: ModelConfig) -> int:

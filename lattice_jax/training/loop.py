@@ -25,7 +25,7 @@ from lattice_jax.evaluation.evaluator import EvaluationStopped, evaluate_protoco
 from lattice_jax.models.parameters import flops_per_token
 from lattice_jax.processes import propagate_failure
 from lattice_jax.runtime import CLOSING_TIMEOUT, Stop, within
-from lattice_jax.sharding import check_batch, make_mesh
+from lattice_jax.sharding import check_batch, make_mesh, reader_of
 from lattice_jax.training.agreement import check_command
 from lattice_jax.training.feed import Feed, dispatch_size, fetch
 from lattice_jax.training.init_from import complete
@@ -111,8 +111,8 @@ class Run:
   def loop(self, request: StopRequest) -> TrainState:
     """Runs the remaining updates, or those up to the next boundary after a signal."""
     config, feed, program = self.config.train, None, None
-    batches = train_batches(
-      self.config, self.data.train, start_step=self.step, host=jax.process_index(), num_hosts=jax.process_count())
+    host, num_hosts = reader_of(self.mesh)
+    batches = train_batches(self.config, self.data.train, start_step=self.step, host=host, num_hosts=num_hosts)
     while True:
       self._report_saved()
       is_last = self.step >= config.steps

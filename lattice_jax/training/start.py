@@ -20,6 +20,8 @@ from lattice_jax.config_checks import to_dict
 from lattice_jax.data.anchors import make_marker
 from lattice_jax.data.sources import Source, load_source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer, model_sha256
+from lattice_jax.memories.memory import EXCHANGES
+from lattice_jax.memories.registry import find_memory
 from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters
 from lattice_jax.processes import check_agreement, propagate_failure
@@ -180,8 +182,11 @@ def _introduction(config: Config, data: Data, start: Start, parameters: int, mes
       f"model.vocab={config.model.vocab} has {spare} more rows than data.tokenizer={config.data.tokenizer} has "
       "tokens; they are never the answer")
   lines.append(
-    f"mesh data {mesh.shape['data']} × model {mesh.shape['model']} of {jax.devices()[0].device_kind}, "
+    f"mesh {' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())} of {jax.devices()[0].device_kind}, "
     f"{jax.process_count()} process(es){f'; peak {peak / 1e12:.0f} TFLOP/s' if peak else ''}")
+  if mesh.shape["seq"] > 1:
+    ways = {name: EXCHANGES[find_memory(name).exchange] for name in config.model.pattern}
+    lines.append(f"devices that share a row exchange: {'; '.join(f'{name}: {way}' for name, way in ways.items())}")
   lines.append(
     f"data {data.train.name}: {len(data.train.tokens):,} tokens, {config.data.batch} rows × "
     f"{config.data.update_len} tokens an update; {start.origin}, step {start.step} of {config.train.steps}")

@@ -22,6 +22,7 @@ LAWS = {
   "L11": lambda row: laws.awkward_sizes(row, ""),
   "L12": lambda row: laws.long_constant_input(row, "float32"),
   "L13": laws.packed_equals_separate,
+  "L14": lambda row: laws.sequence_shards_agree(row, 2),
 }
 FAULTS = (
   ("L1", "forgets in some calls"),
@@ -41,6 +42,7 @@ FAULTS = (
   ("L12", "sums"),
   ("L12", "overflows at a gate's end"),
   ("L13", "counts from the row's start"),
+  ("L14", "forgets between shards"),
 )
 RIGHT = toy_row()
 

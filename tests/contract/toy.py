@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.memory import Memory
+from lattice_jax.ops.sequence import num_shards, split_tokens
 from lattice_jax.types import LayerOutput
 from tests.contract.memories import PIECE, Row
 
@@ -54,7 +55,11 @@ class MeanMemory(nn.Module):
     if self.fault == "cuts the state's gradient" and read is _by_scan:
       state = state.replace(mean_BD=jax.lax.stop_gradient(state.mean_BD))
     before_BD = state.mean_BD
-    mean_BTD, state = read(inputs, state, ids_BT, valid_BT)
+    if self.fault == "forgets between shards" and num_shards(x_BTD.shape[1]) > 1:
+      tokens = inputs, ids_BT, valid_BT
+      mean_BTD, state, _ = split_tokens(lambda _, x, state: (*read(x[0], state, *x[1:]), ()), (), tokens, state)
+    else:
+      mean_BTD, state = read(inputs, state, ids_BT, valid_BT)
     if self.fault == "leaks a millionth":
       mean_BTD += 1e-6 * before_BD[:, None]
     y_BTD = self._break(mean_BTD, h_BTD) @ w_DD[1] * x_BTD

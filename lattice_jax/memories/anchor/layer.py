@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lattice_jax.fields import check_fields
 from lattice_jax.memories.anchor.config import AnchorConfig
-from lattice_jax.memories.anchor.op import anchor_attention
+from lattice_jax.memories.anchor.split import split_anchor_attention
 from lattice_jax.memories.anchor.state import AnchorCache, AnchorView, empty_cache
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.attention_frame import attention_layer
@@ -52,7 +52,6 @@ class AnchorAttention(nn.Module):
     def attend(q, k, v):
       # Kept only where the collection is asked for, by the report on anchors.
       self.sow("intermediates", "op_inputs", {"q": q, "k": k})
-      return anchor_attention(
-        q, k, v, state, segment.ids_BT, segment.valid_BT, marks=segment.marks_BT, config=self.anchor, impl=self.impl)
+      return split_anchor_attention(q, k, v, state, segment, config=self.anchor, impl=self.impl)
 
     return attention_layer(self, self.config, x_BTD, segment, attend)

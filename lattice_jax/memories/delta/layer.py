@@ -5,11 +5,14 @@ Gates are those of the papers' own code; what else is theirs where the config sa
 
 from __future__ import annotations
 
+import functools
+
 import jax
 
 from lattice_jax.memories.delta.config import DeltaConfig, check
 from lattice_jax.memories.delta.op import MatrixState, delta, empty_state
 from lattice_jax.memories.recurrent import RecurrentMemory, width_bias
+from lattice_jax.ops.decay.split import split_matrix_op
 from lattice_jax.types import Segment, SumCount
 
 Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
@@ -42,10 +45,9 @@ class DeltaNet(RecurrentMemory):
     """Decays the memory, then moves what it gives for k towards v."""
     logit_BTH = self.head_logit("step", x_BTD, has_bias=not self.config.faithful)
     step_BTH = self.config.max_step * jax.nn.sigmoid(logit_BTH)
-    out_BTHV, state = delta(
-      q_BTHK, k_BTHK, v_BTHV, step_BTH, decay_BTHK, state, segment.ids_BT, segment.valid_BT,
-      chunk_len=self.config.chunk_len, impl=self.impl)
-    return out_BTHV, state, {}
+    op = functools.partial(delta, chunk_len=self.config.chunk_len, impl=self.impl)
+    tokens = q_BTHK, k_BTHK, v_BTHV, step_BTH, decay_BTHK
+    return split_matrix_op(op, tokens, state, segment.ids_BT, segment.valid_BT)
 
 
 class GatedDeltaNet(DeltaNet):

@@ -23,7 +23,7 @@ def _state_passes(config: DeltaConfig) -> int:
 def _memory(layer: type[nn.Module], num_gates: int, from_fla: Callable[..., Any]) -> Memory:
   return recurrent_memory(
     layer, "delta", cases=make_cases, gates=lambda dim, config: num_gates * dim * config.heads, passes=_state_passes,
-    check=lambda model: check(layer.published, model.delta), from_fla=from_fla)
+    check=lambda model: check(layer.published, model.delta), from_fla=from_fla, exchange="prefix")
 
 
 def _low_rank(dim: int, config: DeltaConfig, width: int) -> int:
@@ -34,7 +34,7 @@ MEMORIES = {
   "deltanet": _memory(DeltaNet, 1, from_deltanet),
   "gated_deltanet": _memory(GatedDeltaNet, 2, from_gated_deltanet),
   "kimi_delta": recurrent_memory(
-    KimiDelta, "delta", cases=make_cases, passes=_state_passes, from_fla=from_kimi_delta,
+    KimiDelta, "delta", cases=make_cases, passes=_state_passes, from_fla=from_kimi_delta, exchange="prefix",
     check=lambda model: check("kimi_delta", model.delta),
     gates=lambda dim, config: dim * config.heads + _low_rank(dim, config, config.key_dim),
     output_gate=lambda dim, config: _low_rank(dim, config, config.value_dim) * config.gated),

@@ -5,6 +5,8 @@ Gates are those of the papers' own code; what else is theirs where the config sa
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from lattice_jax.memories.gated_linear.config import GatedLinearConfig, check
 from lattice_jax.memories.gated_linear.op import MatrixState, empty_state, gated_linear
 from lattice_jax.memories.recurrent import RecurrentMemory
 from lattice_jax.modules import parameter
+from lattice_jax.ops.decay.split import split_matrix_op
 from lattice_jax.types import Segment, SumCount
 
 Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
@@ -44,10 +47,9 @@ class _Matrix(RecurrentMemory):
 
   def add(self, q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment: Segment) -> Result:
     """Decays the memory, then adds to it."""
-    out_BTHV, state = gated_linear(
-      q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment.ids_BT, segment.valid_BT, chunk_len=self.config.chunk_len,
-      impl=self.impl)
-    return out_BTHV, state, {}
+    op = functools.partial(gated_linear, chunk_len=self.config.chunk_len, impl=self.impl)
+    tokens = q_BTHK, k_BTHK, v_BTHV, decay_BTHK
+    return split_matrix_op(op, tokens, state, segment.ids_BT, segment.valid_BT, only_decays=True)
 
 
 class LinearAttention(_Matrix):

@@ -23,7 +23,7 @@ def _memory(
     return _PASSES * config.heads * config.key_dim * (config.value_dim + is_normalized)
 
   return recurrent_memory(
-    layer, "gated_linear", cases=make_cases, gates=gates, passes=passes, from_fla=from_fla,
+    layer, "gated_linear", cases=make_cases, gates=gates, passes=passes, from_fla=from_fla, exchange="prefix",
     check=lambda model: check(layer.published, model.gated_linear), shared=_shared if layer is ScalarDecay else None)
 
 

@@ -5,6 +5,8 @@ What else is theirs where the config says `faithful`, the README says.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from lattice_jax.memories.gated_slots.config import GatedSlotsConfig, check
 from lattice_jax.memories.gated_slots.op import SlotState, empty_state, gated_slots
 from lattice_jax.memories.recurrent import RecurrentMemory
+from lattice_jax.ops.sequence import relay_call
 
 _DIVISOR = 8  # logits of decays are divided by it, which keeps decays near one at the start
 
@@ -42,7 +45,6 @@ class GatedSlots(RecurrentMemory):
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment):
     logit_BTHM = self.project("decay", x_BTD, self.config.slots, "slots").astype(self.state_dtype)
     log_decay_BTHM = jax.nn.log_sigmoid(logit_BTHM) / _DIVISOR
-    out_BTHV, state = gated_slots(
-      q_BTHK, k_BTHK, v_BTHV, -jnp.expm1(log_decay_BTHM), jnp.exp(log_decay_BTHM), state, segment.ids_BT,
-      segment.valid_BT, chunk_len=self.config.chunk_len, impl=self.impl)
-    return out_BTHV, state, {}
+    op = functools.partial(gated_slots, chunk_len=self.config.chunk_len, impl=self.impl)
+    tokens = q_BTHK, k_BTHK, v_BTHV, -jnp.expm1(log_decay_BTHM), jnp.exp(log_decay_BTHM)
+    return relay_call(op, tokens, state, segment.ids_BT, segment.valid_BT)

@@ -11,6 +11,7 @@ from lattice_jax.memories.gru.op import GRUState, GRUWeights, empty_state, gru_s
 from lattice_jax.memories.recurrent import RecurrentMemory
 from lattice_jax.modules import offset, parameter
 from lattice_jax.ops.parallel_recurrence import RecurrenceForm, Solved
+from lattice_jax.ops.sequence import relay_call
 from lattice_jax.types import SumCount
 
 _SPREAD = 0.5  # of a unit's factors on itself at the start; below one a unit forgets where it came from
@@ -42,9 +43,12 @@ class GRU(RecurrentMemory):
       offset(self, f"{name}_bias", shape, ("heads", "value")) for name in ("reset", "candidate"))
     inputs = (x.astype(self.state_dtype) + bias_HV for x, bias_HV in (
       (q_BTHK, update_HV), (k_BTHK, reset_HV), (v_BTHV, candidate_HV)))
-    out_BTHV, state, solved = gru_solved(
-      *inputs, own, state, segment.ids_BT, segment.valid_BT, form=_form(self.config), impl=self.impl)
-    return out_BTHV, state, measure_rounds(solved)
+
+    def measured(*arrays):
+      out_BTHV, state, solved = gru_solved(*arrays, form=_form(self.config), impl=self.impl)
+      return out_BTHV, state, measure_rounds(solved)
+
+    return relay_call(measured, tuple(inputs), state, segment.ids_BT, segment.valid_BT, (own,))
 
 
 def _form(config: GRUConfig) -> RecurrenceForm:

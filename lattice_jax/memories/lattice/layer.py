@@ -11,6 +11,7 @@ from lattice_jax.memories.lattice.op import Form, LatticeState, Rounds, Rule, em
 from lattice_jax.memories.lattice.sphere import TINY
 from lattice_jax.memories.recurrent import RecurrentMemory, l2_normalize
 from lattice_jax.modules import parameter
+from lattice_jax.ops.sequence import relay_call
 from lattice_jax.types import Segment, SumCount
 
 _FORGET_START = 4.0  # logit at the start: a gate of 0.99
@@ -57,10 +58,14 @@ class Lattice(RecurrentMemory):
     # Kept only where the collection is asked for, by the audit of the slots.
     self.sow("intermediates", "op_inputs", {
       "k": k_BTHK, "v": v_BTHV, "step": step_BTH, "forget": forget_BTH, "start": start_HMV})
-    out_BTHV, state, rounds = lattice_with_rounds(
-      q_BTHK, k_BTHK, v_BTHV, step_BTH, forget_BTH, start_HMV, state, segment.ids_BT, segment.valid_BT,
-      rule=_rule(config), form=_form(config), impl=self.impl)
-    return out_BTHV, state, measure_slots(config, step_BTH, k_BTHK, v_BTHV, state, segment) | measure_rounds(rounds)
+
+    def measured(*arrays):
+      out_BTHV, state, rounds = lattice_with_rounds(*arrays, rule=_rule(config), form=_form(config), impl=self.impl)
+      return out_BTHV, state, measure_rounds(rounds)
+
+    out_BTHV, state, metrics = relay_call(
+      measured, (q_BTHK, k_BTHK, v_BTHV, step_BTH, forget_BTH), state, segment.ids_BT, segment.valid_BT, (start_HMV,))
+    return out_BTHV, state, measure_slots(config, step_BTH, k_BTHK, v_BTHV, state, segment) | metrics
 
 
 def _rule(config: LatticeConfig) -> Rule:

@@ -12,7 +12,7 @@ from lattice_jax.memories.entry import enter_layer
 from lattice_jax.memories.local.config import LocalConfig, check, window_rows
 from lattice_jax.memories.local.far import find_fold
 from lattice_jax.memories.local.maps import declare_maps
-from lattice_jax.memories.local.op import local_attention
+from lattice_jax.memories.local.split import split_local_attention
 from lattice_jax.memories.local.state import LocalCache, LocalView, empty_cache
 from lattice_jax.ops.local import group_heads
 from lattice_jax.types import LayerOutput, Segment
@@ -66,7 +66,6 @@ class LocalAttention(nn.Module):
     def attend(q, k, v):
       # kept only where the collection is asked for, by reports
       self.sow("intermediates", "op_inputs", {"q": q, "k": k, "v": v})
-      return local_attention(
-        q, k, v, state, segment.ids_BT, segment.valid_BT, config=self.local, maps=maps, impl=self.impl)
+      return split_local_attention(q, k, v, state, segment, config=self.local, maps=maps, impl=self.impl)
 
     return attention_layer(self, self.config, x_BTD, segment, attend)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +11,7 @@ from lattice_jax.memories.online_vq.config import OnlineVQConfig
 from lattice_jax.memories.online_vq.op import OnlineVQState, empty_state, online_vq
 from lattice_jax.memories.recurrent import RecurrentMemory, l2_normalize
 from lattice_jax.modules import offset
+from lattice_jax.ops.sequence import relay_call
 
 
 class OnlineVQ(RecurrentMemory):
@@ -29,7 +32,7 @@ class OnlineVQ(RecurrentMemory):
     config = self.config
     # β of the paper, which is a precision, so positive; √K at the start makes scores those of attention
     sharpness_H = jnp.exp(offset(self, "log_sharpness", (config.heads,), ("heads",))) * config.key_dim**0.5
-    out_BTHV, state = online_vq(
-      q_BTHK * sharpness_H[:, None], k_BTHK, v_BTHV, state, segment.ids_BT, segment.valid_BT, codes=config.codes,
-      chunk_len=config.chunk_len, growth=config.growth, impl=self.impl)
-    return out_BTHV, state, {}
+    op = functools.partial(
+      online_vq, codes=config.codes, chunk_len=config.chunk_len, growth=config.growth, impl=self.impl)
+    tokens = q_BTHK * sharpness_H[:, None], k_BTHK, v_BTHV
+    return relay_call(op, tokens, state, segment.ids_BT, segment.valid_BT)

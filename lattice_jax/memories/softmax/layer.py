@@ -11,7 +11,8 @@ from lattice_jax.config import CacheConfig
 from lattice_jax.memories.attention_config import AttentionConfig
 from lattice_jax.memories.attention_frame import attention_layer
 from lattice_jax.memories.entry import enter_layer
-from lattice_jax.memories.softmax.op import empty_state, softmax_attention
+from lattice_jax.memories.softmax.op import empty_state
+from lattice_jax.memories.softmax.split import split_softmax_attention
 from lattice_jax.ops.attention.window_cache import WindowCache
 from lattice_jax.types import LayerOutput, Segment
 
@@ -52,8 +53,7 @@ class SoftmaxAttention(nn.Module):
     def attend(q, k, v):
       # Kept only where the collection is asked for, by reports on attention.
       self.sow("intermediates", "op_inputs", {"q": q, "k": k, "v": v})
-      return softmax_attention(
-        q, k, v, state, segment.ids_BT, segment.valid_BT, marks=marks_BT, window=self.window, cache=self.cache,
-        impl=self.impl)
+      return split_softmax_attention(
+        q, k, v, state, segment, window=self.window, cache=self.cache, impl=self.impl, marks=marks_BT)
 
     return attention_layer(self, self.config, x_BTD, segment, attend)

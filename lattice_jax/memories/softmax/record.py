@@ -51,6 +51,7 @@ MEMORIES = {
     needs_token_cache=True,
     takes_policy=True,
     is_attention=True,
+    exchange="gather",
     carried=_CACHES),
   "window": Memory(
     make=lambda model, name=None: _make(model, model.attention.window, name),
@@ -58,5 +59,7 @@ MEMORIES = {
     cases=make_cases,
     check=_check_window,
     visible=lambda model, query, key: query - model.attention.window < key <= query,
-    is_attention=True),
+    is_attention=True,
+    exchange="halo",
+    reach=lambda model: model.attention.window),
 }

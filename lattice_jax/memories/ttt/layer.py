@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from lattice_jax.memories.ttt.op import Learner, TTTState, empty_state, ttt
 from lattice_jax.memories.ttt.rule import layer_norm
 from lattice_jax.modules import offset, parameter
 from lattice_jax.ops.rotary import rotate
+from lattice_jax.ops.sequence import relay_call
 
 _START = 0.02  # spread of the inner model's weights
 _ROPE_THETA = 10_000.0
@@ -76,10 +79,9 @@ class TTTLinear(RecurrentMemory):
     place_BT = segment.positions_BT % config.mini_batch
     q_BTHK, k_BTHK = (rotate(x, place_BT, theta=_ROPE_THETA) for x in (q_BTHK, k_BTHK))
     step_BTH = config.inner_rate / config.value_dim * jax.nn.sigmoid(self.head_logit("step", x_BTD))
-    out_BTHV, state = ttt(
-      q_BTHK, k_BTHK, v_BTHV, step_BTH, self._learner(), state, segment.ids_BT, segment.valid_BT,
-      impl=self.impl)
-    return out_BTHV, state, {}
+    return relay_call(
+      functools.partial(ttt, impl=self.impl), (q_BTHK, k_BTHK, v_BTHV, step_BTH), state, segment.ids_BT,
+      segment.valid_BT, (self._learner(),))
 
   def _learner(self) -> Learner:
     heads, dim = self.config.heads, self.config.value_dim

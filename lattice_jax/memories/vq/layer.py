@@ -22,8 +22,10 @@ from lattice_jax.memories.vq.op import (
   revive,
   vq_attention,
 )
+from lattice_jax.memories.vq.split import split_vq_attention
 from lattice_jax.modules import join_heads, offset, parameter, rms_normalize, sinusoids, split_heads, weight
 from lattice_jax.ops.products import multiply
+from lattice_jax.ops.sequence import each_alone
 from lattice_jax.types import LayerOutput, Segment
 
 _DEAD_BELOW = 0.01  # of the average use: what the metric codebook_dead calls dead
@@ -69,19 +71,25 @@ class VQAttention(nn.Module):
       v_BTHV = nn.silu(v_BTHV)
     count_HM, total_HMK = self._codebook_sums()
     rows_HMK = codebook(count_HM, total_HMK)
-    key = quantize(k_BTHK, rows_HMK, impl=self.impl)
+    key = each_alone(lambda rows_HMK, k_BTHK: quantize(k_BTHK, rows_HMK, impl=self.impl), rows_HMK, k_BTHK)
     bias_shape, bias_axes = (config.heads, config.key_dim), ("heads", "key")
-    out_BTQV, state = vq_attention(
-      q_BTQK, key, v_BTHV, rows_HMK, self._relative(dim, train=train) * scale,
-      offset(self, "content_bias", bias_shape, bias_axes) * scale,
-      offset(self, "position_bias", bias_shape, bias_axes) * scale,
-      state, segment.ids_BT, segment.valid_BT, block_len=config.block_len, near_bias=self._near_bias(),
-      reduction=config.reduction, use_cache=config.cache, key_gradient=config.key_gradient,
-      stale_rows=config.stale_rows, impl=self.impl)
+    constants = (
+      rows_HMK, self._relative(dim, train=train) * scale, offset(self, "content_bias", bias_shape, bias_axes) * scale,
+      offset(self, "position_bias", bias_shape, bias_axes) * scale, self._near_bias())
+    out_BTQV, state = split_vq_attention(
+      self._attend, (q_BTQK, key, v_BTHV), constants, state, segment.ids_BT, segment.valid_BT,
+      use_cache=config.cache)
     out_BTQV = out_BTQV.astype(dtype)
     if config.gated:
       out_BTQV *= nn.silu(project("gate", config.heads, config.value_dim, ("heads", "value")))
     return self._report(join_heads(self, out_BTQV, dim), state, key, k_BTHK, segment, count_HM)
+
+  def _attend(self, q_BTQK, key, v_BTHV, rows, relative, content_bias, position_bias, near_bias, state, ids, valid):
+    config = self.config
+    return vq_attention(
+      q_BTQK, key, v_BTHV, rows, relative, content_bias, position_bias, state, ids, valid, block_len=config.block_len,
+      near_bias=near_bias, reduction=config.reduction, use_cache=config.cache, key_gradient=config.key_gradient,
+      stale_rows=config.stale_rows, impl=self.impl)
 
   def _joined(self, x_BTD):
     """Keys, values and, where there is one, the gate of one projection, [B, T, heads, width] each."""

@@ -27,6 +27,8 @@ MEMORIES = {
     check=lambda model: check(model.vq, model.dim),
     visible=lambda model, query, key: key <= query and (model.vq.cache or query - key <= model.vq.reach),
     update_buffers=lambda model, buffers, statistics, rng: update_codebook(model.vq, buffers, statistics, rng),
+    exchange="sums",
+    reach=lambda model: model.vq.reach,
     block_field="model.vq.block_len",
     position_unit=lambda model: model.vq.reach),
 }

@@ -21,8 +21,8 @@ class Summary:
   mean_BHMV: jax.Array
 
 
-def vq_memory(num_codes: int, read: Callable[..., Any]) -> FarMemory:
-  """Transformer-VQ as an instance of `lattice_jax.ops.near_far`."""
+def vq_memory(num_codes: int, read: Callable[..., Any] | None = None) -> FarMemory:
+  """Transformer-VQ as an instance of `lattice_jax.ops.near_far`. read: None where nothing is read."""
 
   def summarize(tokens: Any, is_added_BC: jax.Array) -> Summary:
     count_BHM, sum_BHMV = _sums_by_code(num_codes, tokens.code_BSH, is_added_BC, tokens.value_BSHV)

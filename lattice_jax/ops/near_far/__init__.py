@@ -14,12 +14,12 @@ from jaxtyping import Array, Bool, Int
 
 from lattice_jax.ops.documents import EMPTY, keep_only
 from lattice_jax.ops.near_far.blocks import INPUT_SCAN, attend_blocks
-from lattice_jax.ops.near_far.far import REDUCTIONS, FarMemory, far_before_blocks, fold_by_token
+from lattice_jax.ops.near_far.far import REDUCTIONS, FarMemory, far_before_blocks, fold_by_token, summarize
 from lattice_jax.ops.near_far.state import Far, NearFarState, Stream, close, empty_state, from_runs, to_runs
 
 __all__ = [
   "FORMS", "INPUT_SCAN", "REDUCTIONS", "Far", "FarMemory", "NearFarState", "Stream", "attend", "attend_blocks", "close",
-  "empty_state", "far_before_blocks", "fold_by_token", "from_runs", "to_runs",
+  "empty_state", "far_before_blocks", "fold_by_token", "from_runs", "summarize", "to_runs",
 ]
 
 FORMS = (*REDUCTIONS, INPUT_SCAN)

@@ -26,7 +26,7 @@ class FarMemory:
   merge: (earlier, later) → the summary of both. Associative; summaries of all zeros change nothing.
   read: (queries [B, C, …], near tokens [B, W + C, …], is_seen [B, C, W + C], summary or None, sees_far [B, C] or None)
     → output [B, C, …]. Query c stands at slot W + c. The summary is one for the block, [B, …], if it is lossless; else
-    one for each query, [B, C, …].
+    one for each query, [B, C, …]. None where only summaries are asked for.
   is_lossless: whether attention to a summary is attention to its tokens, as in Transformer-VQ. Otherwise a block costs
     C summaries of up to C tokens, so blocks should be short or summaries small.
   merge_all: (weight [R, N, B], summaries [N, B, …]) → [R, B, …], each the merger of those of weight one; the others
@@ -35,7 +35,7 @@ class FarMemory:
 
   summarize: Callable[[Any, jax.Array], Any]
   merge: Callable[[Any, Any], Any]
-  read: Callable[..., Any]
+  read: Callable[..., Any] | None
   is_lossless: bool = False
   merge_all: Callable[[jax.Array, Any], Any] | None = None
 

@@ -1,0 +1,119 @@
+"""The axis of the mesh that splits tokens, and what its shards hand to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+AXIS = "seq"
+_ROWS = "data"  # the axis that splits rows
+
+# (constants, tokens, state) → (outputs, next state, sums): see the package's docstring
+Op = Callable[[Any, Any, Any], tuple[Any, Any, Any]]
+
+
+def num_shards(length: int) -> int:
+  """Over how many devices the tokens of a call are split; 1 = not at all, as one token never is.
+
+  Raises:
+    ValueError: they cannot be split evenly.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if AXIS not in mesh.axis_names or AXIS in mesh.manual_axes or length == 1:
+    return 1
+  count = mesh.shape[AXIS]
+  if length % count:
+    raise ValueError(
+      f"a call of {length} tokens cannot be split over mesh.seq={count} devices; give a multiple of {count} tokens, or "
+      "use mesh.seq=1.")
+  return count
+
+
+def check_reach(length: int, reach: int, name: str) -> None:
+  """Raises ValueError where a shard of a call of so many tokens has fewer than `name` reaches back."""
+  shards = num_shards(length)
+  if shards > 1 and length < reach * shards:
+    raise ValueError(
+      f"{name} reaches back {reach} tokens, and a call of {length} tokens over mesh.seq={shards} devices gives each "
+      f"{length // shards}; use at least {reach * shards} tokens, or a smaller mesh.seq.")
+
+
+def lay_out(x_BTD: jax.Array) -> jax.Array:
+  """The same numbers, with tokens on the devices that they are split over."""
+  if num_shards(x_BTD.shape[1]) == 1:
+    return x_BTD
+  free = PartitionSpec.UNCONSTRAINED
+  return jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(free, AXIS, free))
+
+
+def num_tokens(tokens: Any) -> int:
+  """T of a tree of arrays [B, T, …]."""
+  return jax.tree.leaves(tokens)[0].shape[1]
+
+
+def split_tokens(body: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+  """Runs `body` on every shard's own tokens; the state that it returns must be the same on all. Sums are added up.
+
+  Rows that the mesh splits are split here too, so that XLA puts no collective among them where shards take turns.
+  """
+  mesh, batch = jax.sharding.get_abstract_mesh(), jax.tree.leaves(tokens)[0].shape[0]
+  rows = _ROWS if _ROWS in mesh.axis_names and batch % mesh.shape[_ROWS] == 0 else None
+  return _shard(body, rows, constants, tokens, state)
+
+
+def _shard(body: Op, rows: str | None, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+  axes = tuple(filter(None, (rows, AXIS)))
+  dtypes = jax.tree.map(lambda x: x.dtype, constants)
+
+  def run(constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+    constants = jax.tree.map(lambda x, dtype: x.astype(dtype), constants, dtypes)
+    outputs, state, sums = body(constants, tokens, state)
+    return outputs, state, jax.tree.map(lambda x: jax.lax.psum(x, axes), sums)
+
+  by_token, by_row, whole = PartitionSpec(rows, AXIS), PartitionSpec(rows), PartitionSpec()
+  split = jax.shard_map(
+    run, axis_names=set(axes), in_specs=(whole, by_token, by_row), out_specs=(by_token, by_row, whole), check_vma=False)
+  # a gradient with respect to what all shards share is a sum over them
+  return split(jax.tree.map(lambda x: x.astype(_sum_dtype(x)), constants), tokens, state)
+
+
+def each_alone(function: Callable[[Any, Any], Any], constants: Any, tokens: Any) -> Any:
+  """Outputs of (constants, tokens) → outputs [B, T, …], in which no token depends on another."""
+  if num_shards(num_tokens(tokens)) == 1:
+    return function(constants, tokens)
+  return _shard(
+    lambda constants, tokens, state: (function(constants, tokens), state, ()), None, constants, tokens, ())[0]
+
+
+def splits_more() -> bool:
+  """Within a shard: whether XLA may split arrays over further axes of the mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return any(mesh.shape[name] > 1 for name in mesh.axis_names if name not in mesh.manual_axes)
+
+
+def hand_on(tree: Any) -> Any:
+  """What the shard before has; the first has none before it, and gets zeros."""
+  pairs = [(shard, shard + 1) for shard in range(jax.lax.axis_size(AXIS) - 1)]
+  return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, pairs), tree)
+
+
+def take_from(shard_B: jax.Array | int, tree: Any) -> Any:
+  """Row by row, on all shards, what the shard of that number has in arrays [B, …]; a number alone is for all rows."""
+
+  def take(x: jax.Array) -> jax.Array:
+    is_mine = jax.lax.axis_index(AXIS) == shard_B
+    mine = jnp.where(is_mine.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+    return jax.lax.psum(mine.astype(_sum_dtype(x)), AXIS).astype(x.dtype)
+
+  return jax.tree.map(take, tree)
+
+
+def _sum_dtype(x: jax.Array) -> jnp.dtype:
+  """In which arrays of several shards are added."""
+  if jnp.issubdtype(x.dtype, jnp.floating):
+    return jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.dtype(jnp.int32) if x.dtype == bool else x.dtype

@@ -1,0 +1,70 @@
+"""What devices that share the tokens of a row hand to one another, counted in the compiled program."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from lattice_jax.inspect.hlo import collective_bytes
+from lattice_jax.memories.memory import EXCHANGES
+from lattice_jax.memories.registry import FOLDERS, find_memory
+from lattice_jax.ops.sequence import AXIS
+from lattice_jax.types import whole_segment
+from tests.contract.harness import form, quick_jit
+from tests.contract.memories import ROWS
+from tests.thorough import further
+
+BATCH, SHARDS, SHORT = 2, 2, 32
+BY_NAME = {row.name: row for row in ROWS}
+
+
+@functools.cache
+def moved_bytes(name, length, window=0):
+  """Of a layer's outputs and gradients with respect to parameters and inputs."""
+  row, variables = BY_NAME[name], form(BY_NAME[name]).variables
+  model = row.model
+  if window:
+    model = replace(model, attention=replace(model.attention, window=window))
+  layer = row.memory.make(model)
+  mesh = jax.make_mesh((SHARDS,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:SHARDS])
+  by_token = NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+  def loss(params, x_BTD, segment):
+    state = layer.init_state(BATCH)
+    return jnp.square(layer.apply({**variables, "params": params}, x_BTD, state, segment, train=False).y_BTD).sum()
+
+  def split(array):
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=by_token)
+
+  x_BTD = jax.ShapeDtypeStruct((BATCH, length, model.dim), jnp.float32, sharding=by_token)
+  segment = jax.tree.map(split, jax.eval_shape(lambda: whole_segment(BATCH, length)))
+  with jax.set_mesh(mesh):
+    lowered = quick_jit(jax.grad(loss, argnums=(0, 1))).lower(variables["params"], x_BTD, segment)
+  found = collective_bytes(lowered.compile().as_text())
+  assert found, "nothing was handed on"
+  return sum(found.values())
+
+
+@pytest.mark.parametrize("name", [
+  "gated_deltanet", "lattice", "window", *further("vq", "linear", "gru", "ttt_linear", "online_vq", "gated_slots")])
+def test_states_and_windows_do_not_grow_with_the_tokens(name):
+  assert moved_bytes(name, 2 * SHORT) == moved_bytes(name, SHORT)
+
+
+def test_windows_are_linear_in_the_window():
+  six, ten, fourteen = (moved_bytes("window", SHORT, window) for window in (6, 10, 14))
+  assert ten - six == fourteen - ten > 0
+
+
+def test_keys_that_are_gathered_are_linear_in_the_tokens():
+  one, two, three = (moved_bytes("attention", times * SHORT) for times in (1, 2, 3))
+  assert three - two == two - one > 0
+
+
+def test_every_memory_says_what_it_hands_on():
+  assert {find_memory(name).exchange for name in FOLDERS} <= set(EXCHANGES)

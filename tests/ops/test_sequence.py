@@ -1,0 +1,53 @@
+"""The door through which ops go where tokens lie on several devices; what memories do behind it, law L14 says."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from lattice_jax.ops.sequence import each_alone, relay, with_halo
+
+MESH = {"data": 2, "seq": 4}
+
+
+def on_mesh(function, *args, **shape):
+  mesh = jax.make_mesh(tuple((shape or MESH).values()), tuple(shape or MESH), axis_types=(AxisType.Auto,) * 2)
+  with jax.set_mesh(mesh):
+    return jax.jit(function)(*args)
+
+
+def running_sum(constants, tokens, state):
+  out_BT = state[:, None] + jnp.cumsum(tokens, 1)
+  return out_BT, out_BT[:, -1], {"tokens": jnp.float32(tokens.size), "total": tokens.sum()}
+
+
+@pytest.mark.parametrize("rows", [4, 6, 3], ids=["even", "three-a-device", "rows-that-the-mesh-does-not-split"])
+def test_sums_are_those_of_all_rows_and_tokens(rows):
+  tokens, state = np.arange(rows * 8, dtype=np.float32).reshape(rows, 8), np.arange(rows, dtype=np.float32)
+  got = on_mesh(lambda *args: relay(running_sum, (), *args), tokens, state)
+  jax.tree.map(np.testing.assert_array_equal, got, running_sum((), tokens, state))
+
+
+def test_a_mesh_that_splits_more_than_rows_and_tokens_gives_the_same():
+  tokens, state = np.arange(16, dtype=np.float32).reshape(2, 8), np.zeros(2, np.float32)
+  got = on_mesh(lambda *args: relay(running_sum, (), *args), tokens, state, seq=4, model=2)
+  jax.tree.map(np.testing.assert_array_equal, got, running_sum((), tokens, state))
+
+
+def test_a_call_of_one_token_is_whole():
+  assert on_mesh(lambda x: each_alone(lambda _, x: x + x.shape[1], (), x), np.zeros((2, 1)))[0, 0] == 1
+  assert on_mesh(lambda x: each_alone(lambda _, x: x + x.shape[1], (), x), np.zeros((2, 8)))[0, 0] == 2
+
+
+def test_tokens_that_cannot_be_split_are_refused():
+  with pytest.raises(ValueError, match=r"a call of 6 tokens cannot be split over mesh\.seq=4 devices"):
+    on_mesh(lambda *args: relay(running_sum, (), *args), np.zeros((2, 6)), np.zeros(2))
+
+
+def test_a_stretch_shorter_than_the_reach_is_refused():
+  with pytest.raises(ValueError, match=r"a filter reaches back 3 tokens, and a call of 8 tokens .* gives each 2; use"):
+    on_mesh(
+      lambda x: with_halo(running_sum, (), x, x == 0, x[:, 0], reach=3, name="a filter"), np.zeros((2, 8), np.float32))
