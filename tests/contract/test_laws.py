@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lattice_jax.memories.registry import FOLDERS, find_memory
-from tests.contract import laws
+from tests.contract import laws, meshes
 from tests.contract.memories import ROWS, Row
 from tests.thorough import further
 
@@ -101,25 +101,25 @@ def test_L9_bfloat16_is_near_and_sums_are_fp32(row):
 
 @each_row
 def test_L10_eight_devices_equal_one(row):
-  laws.devices_agree(row)
+  meshes.devices_agree(row)
 
 
 @each_row
 @pytest.mark.parametrize("shards", [4, *further(2)])
 def test_L14_tokens_on_several_devices_equal_one_device(row, shards):
-  laws.sequence_shards_agree(row, shards)
+  meshes.sequence_shards_agree(row, shards)
 
 
 @pytest.mark.thorough
 @each_variant
 def test_L14_holds_for_other_sizes_and_rules(row, variant):
-  laws.sequence_shards_agree(row, 2, variant)
+  meshes.sequence_shards_agree(row, 2, variant)
 
 
 @pytest.mark.parametrize("row", [
   _mark(row, is_further=row.name != "attention") for row in ROWS if row.memory.needs_token_cache])
 def test_L14_without_a_cache_tokens_on_several_devices_equal_one_device(row):
-  laws.sequence_shards_agree(row, 4, has_room=False)
+  meshes.sequence_shards_agree(row, 4, has_room=False)
 
 
 @each_variant

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract import laws
+from tests.contract import laws, meshes
 from tests.contract.toy import toy_row
 
 LAWS = {
@@ -18,11 +18,11 @@ LAWS = {
   "L7": laws.state_constant,
   "L8": laws.matches_reference,
   "L9": laws.bfloat16_accurate,
-  "L10": laws.devices_agree,
+  "L10": meshes.devices_agree,
   "L11": lambda row: laws.awkward_sizes(row, ""),
   "L12": lambda row: laws.long_constant_input(row, "float32"),
   "L13": laws.packed_equals_separate,
-  "L14": lambda row: laws.sequence_shards_agree(row, 2),
+  "L14": lambda row: meshes.sequence_shards_agree(row, 2),
 }
 FAULTS = (
   ("L1", "forgets in some calls"),
