@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import ml_collections
 
@@ -48,13 +49,16 @@ def in_place_of_lattice(
   return common.make_config(arg, full_size, {"sample": use_sample, **recurrences})
 
 
-def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1) -> None:
+def use_recurrence(
+  model: ml_collections.ConfigDict, name: str, *, unit: int = 1, sizes: Mapping[str, object] = MappingProxyType({}),
+) -> None:
   """Replaces Lattice by a recurrence with its heads and size of state; the MLP gets the remaining parameters.
 
   ttt_linear has values as wide as keys, so its state has another size unless Lattice has as many slots as its values
   are wide.
 
-  unit: the MLP's width changes by multiples of it, so that meshes still divide it.
+  unit: the MLP's width changes by multiples of it, so that meshes still divide it. sizes: fields of the recurrence's
+  section that are not to be Lattice's.
   """
   lattice, recurrence = model.lattice, model[find_section(name).name]
   model.pattern = tuple(name if memory == "lattice" else memory for memory in model.pattern)
@@ -63,7 +67,7 @@ def use_recurrence(model: ml_collections.ConfigDict, name: str, *, unit: int = 1
     "gated": lattice.gated,
     # A slot holds a key and a value.
     "slots": lattice.slots * lattice.value_dim // (lattice.slots + lattice.value_dim)}
-  recurrence.update({field: value for field, value in same.items() if field in recurrence})
+  recurrence.update({field: value for field, value in same.items() if field in recurrence} | dict(sizes))
   left = _own_parameters(model, "lattice") - _own_parameters(model, name)
   model.mlp_dim += unit * round(left / (3 * model.dim * unit))
 
@@ -110,8 +114,9 @@ def _published_parameters(dim: int, name: str, config: ml_collections.ConfigDict
 
 def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
   """The number of a layer's parameters other than those of values, output and a gate as Lattice's."""
-  config, dim, keys = model[find_section(name).name], model.dim, model.lattice.slots
+  config, dim = model[find_section(name).name], model.dim
   heads, values = config.heads, config.value_dim
+  keys = {"lattice": lambda: config.slots, "ttt_linear": lambda: values}.get(name, lambda: config.key_dim)()
   gate = heads * (dim + 1)
 
   def low_rank(width: int) -> int:
@@ -129,4 +134,4 @@ def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
     "gated_slots": lambda: dim * heads * config.slots,
     "ttt_linear": lambda: gate + heads * values * (values + 3) + config.mini_batch,
   }[name]()
-  return own + 2 * heads * (dim + config.conv_width) * (values if name == "ttt_linear" else keys)
+  return own + 2 * heads * (dim + config.conv_width) * keys

@@ -1,0 +1,60 @@
+"""Lattice and the other recurrences at equal bytes: of what lives between two tokens, and of parameters.
+
+python train.py --config=configs/recurrences.py --workdir=runs/recurrences
+python train.py --config=configs/recurrences.py:gated_deltanet --workdir=runs/gated_deltanet
+python scripts/sweep.py configs/sweeps/recurrences_rates.yaml
+python scripts/sweep.py configs/sweeps/recurrences.yaml --against=config=lattice
+
+Two layers of two heads on the shipped sample of Wikipedia, 512 bytes a sequence, each one update with full
+backpropagation: the model of configs/ablation_lattice.py with 66 slots in place of 64. A layer then keeps 16,896 bytes
+of every row from one token to the next: 66 × 32 numbers a head, of TTT-Linear 33 × 32 weights and as many sums of the
+open mini-batch's gradients. What the convolutions keep is not among them. Parameters are as many to 0.3 %.
+
+lattice                     the default
+returning                   Lattice whose slots go back to where a document began
+linear, scalar_decay, gla, deltanet, gated_deltanet, kimi_delta, gated_slots, ttt_linear
+                            another recurrence
+long                        ten million bytes, twice the sample, in place of half a million
+
+Cost: 45 s on a core of an AMD EPYC, `long` 15 minutes. Expected: see docs/results/recurrences.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import ml_collections
+
+from configs import ablation_lattice, common, delta_enwik8
+
+_SIZES = {"gated_slots": {"key_dim": 64, "slots": 22}}  # 22 × (64 + 32) = 66 × 32
+_MEMORIES = ("lattice", "returning", *delta_enwik8.RECURRENCES)
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+  memories = {name: functools.partial(use_memory, name=name) for name in _MEMORIES}
+  arg = common.with_one_of(arg, _MEMORIES, "lattice")
+  return common.make_config(arg, base, {**memories, "long": use_long, "sample": common.is_sample_size})
+
+
+def base() -> ml_collections.ConfigDict:
+  """Lattice with as many numbers as TTT-Linear's weights and sums."""
+  config = ablation_lattice.base()
+  config.name = "recurrences"
+  ablation_lattice.use_slots(config.model, 66)
+  return config
+
+
+def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
+  """One memory in both layers."""
+  config.name += f"_{name}"
+  if name == "returning":
+    config.model.lattice.update({"forget": True, "state": "returning"})
+  elif name != "lattice":
+    delta_enwik8.use_recurrence(config.model, name, sizes=_SIZES.get(name, {}))
+
+
+def use_long(config: ml_collections.ConfigDict) -> None:
+  """4,880 updates of 2,048 bytes."""
+  config.name += "_long"
+  config.train.update({"steps": 4880, "log_every": 160, "save_every": 480})
