@@ -28,12 +28,12 @@ import ml_collections
 from configs import ablation_lattice, common, delta_enwik8
 
 _SIZES = {"gated_slots": {"key_dim": 64, "slots": 22}}  # 22 × (64 + 32) = 66 × 32
-_MEMORIES = ("lattice", "returning", *delta_enwik8.RECURRENCES)
+MEMORIES = ("lattice", "returning", *delta_enwik8.RECURRENCES)
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  memories = {name: functools.partial(use_memory, name=name) for name in _MEMORIES}
-  arg = common.with_one_of(arg, _MEMORIES, "lattice")
+  memories = {name: functools.partial(use_memory, name=name) for name in MEMORIES}
+  arg = common.with_one_of(arg, MEMORIES, "lattice")
   return common.make_config(arg, base, {**memories, "long": use_long, "sample": common.is_sample_size})
 
 
