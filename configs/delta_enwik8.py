@@ -134,4 +134,6 @@ def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
     "gated_slots": lambda: dim * heads * config.slots,
     "ttt_linear": lambda: gate + heads * values * (values + 3) + config.mini_batch,
   }[name]()
+  if "learned_start" in config and config.learned_start:
+    own += heads * keys * values
   return own + 2 * heads * (dim + config.conv_width) * keys

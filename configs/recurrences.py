@@ -15,6 +15,8 @@ returning                   Lattice whose slots go back to where a document bega
 linear, scalar_decay, gla, deltanet, gated_deltanet, kimi_delta, gated_slots, ttt_linear
                             another recurrence
 long                        ten million bytes, twice the sample, in place of half a million
+start, unit_values          what Lattice has, of memories of one matrix a head: documents begin with a learned one;
+                            values of length one
 
 Cost: 45 s on a core of an AMD EPYC, `long` 15 minutes. Expected: see docs/results/recurrences.
 """
@@ -26,15 +28,27 @@ import functools
 import ml_collections
 
 from configs import ablation_lattice, common, delta_enwik8
+from lattice_jax.memories.registry import find_section
 
 _SIZES = {"gated_slots": {"key_dim": 64, "slots": 22}}  # 22 × (64 + 32) = 66 × 32
+_MATRICES = ("gated_linear", "delta")  # sections of memories that are one matrix a head
+_ABLATIONS = {"start": "learned_start", "unit_values": "unit_values"}
 MEMORIES = ("lattice", "returning", *delta_enwik8.RECURRENCES)
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  memories = {name: functools.partial(use_memory, name=name) for name in MEMORIES}
+  changes = {name: functools.partial(use_memory, name=name) for name in MEMORIES}
+  ablations = {name: functools.partial(use_ablation, name=name) for name in _ABLATIONS}
   arg = common.with_one_of(arg, MEMORIES, "lattice")
-  return common.make_config(arg, base, {**memories, "long": use_long, "sample": common.is_sample_size})
+  # ablations first: the MLP gets what parameters they leave
+  config = common.make_config(arg, base, {**ablations, **changes, "long": use_long, "sample": common.is_sample_size})
+  asked = [name for name in _ABLATIONS if name in arg.split(",")]
+  memories = [name for name in delta_enwik8.RECURRENCES if find_section(name).name in _MATRICES]
+  if asked and config.model.pattern[0] not in memories:
+    raise ValueError(
+      f"this config's {' and '.join(asked)} would change nothing of {config.model.pattern[0]!r}; name one of "
+      f"{', '.join(memories)} beside it, or leave it out.")
+  return config
 
 
 def base() -> ml_collections.ConfigDict:
@@ -43,6 +57,13 @@ def base() -> ml_collections.ConfigDict:
   config.name = "recurrences"
   ablation_lattice.use_slots(config.model, 66)
   return config
+
+
+def use_ablation(config: ml_collections.ConfigDict, name: str) -> None:
+  """Gives every memory of one matrix a head what Lattice has."""
+  config.name += f"_{name}"
+  for section in _MATRICES:
+    config.model[section][_ABLATIONS[name]] = True
 
 
 def use_memory(config: ml_collections.ConfigDict, name: str) -> None:

@@ -8,22 +8,17 @@ from __future__ import annotations
 import jax
 
 from lattice_jax.memories.delta.config import DeltaConfig, check
-from lattice_jax.memories.delta.op import MatrixState, delta, empty_state
-from lattice_jax.memories.recurrent import RecurrentMemory, width_bias
-from lattice_jax.types import Segment, SumCount
+from lattice_jax.memories.delta.op import delta
+from lattice_jax.memories.matrix import MatrixMemory, Result
+from lattice_jax.memories.recurrent import width_bias
+from lattice_jax.types import Segment
 
-Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
 
-
-class DeltaNet(RecurrentMemory):
+class DeltaNet(MatrixMemory):
   """The value of a key is corrected, not added to."""
 
   config: DeltaConfig
   published = "deltanet"
-
-  @property
-  def unit_eps(self) -> float:
-    return self.config.unit_eps
 
   def check(self) -> None:
     check(self.published, self.config)
@@ -31,9 +26,6 @@ class DeltaNet(RecurrentMemory):
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     x_BTHK = super().feature(name, x_BTHK)
     return self.key_dim**-0.5 * x_BTHK if self.config.faithful and name == "query" else x_BTHK
-
-  def empty(self, batch: int) -> MatrixState:
-    return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim, dtype=self.state_dtype)
 
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
     return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, None, state, segment)
@@ -44,7 +36,7 @@ class DeltaNet(RecurrentMemory):
     step_BTH = self.config.max_step * jax.nn.sigmoid(logit_BTH)
     out_BTHV, state = delta(
       q_BTHK, k_BTHK, v_BTHV, step_BTH, decay_BTHK, state, segment.ids_BT, segment.valid_BT,
-      chunk_len=self.config.chunk_len, impl=self.impl)
+      chunk_len=self.config.chunk_len, impl=self.impl, start=self.start())
     return out_BTHV, state, {}
 
 
