@@ -30,6 +30,7 @@ from lattice_jax.memories.registry import find_section
 
 RECURRENCES = (
   "linear", "scalar_decay", "gla", "deltanet", "gated_deltanet", "kimi_delta", "gated_slots", "ttt_linear")
+_KEYS = {"lattice": "slots", "ttt_linear": "value_dim"}  # the width of queries and keys where it is no field of its own
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
@@ -116,7 +117,7 @@ def _own_parameters(model: ml_collections.ConfigDict, name: str) -> int:
   """The number of a layer's parameters other than those of values, output and a gate as Lattice's."""
   config, dim = model[find_section(name).name], model.dim
   heads, values = config.heads, config.value_dim
-  keys = {"lattice": lambda: config.slots, "ttt_linear": lambda: values}.get(name, lambda: config.key_dim)()
+  keys = config[_KEYS[name] if name in _KEYS else "key_dim"]
   gate = heads * (dim + 1)
 
   def low_rank(width: int) -> int:

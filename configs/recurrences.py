@@ -72,7 +72,7 @@ def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
   if name == "returning":
     config.model.lattice.update({"forget": True, "state": "returning"})
   elif name != "lattice":
-    delta_enwik8.use_recurrence(config.model, name, sizes=_SIZES.get(name, {}))
+    delta_enwik8.use_recurrence(config.model, name, sizes=_SIZES[name] if name in _SIZES else {})
 
 
 def use_long(config: ml_collections.ConfigDict) -> None:
