@@ -7,7 +7,7 @@ python train.py --config=configs/delta_enwik8.py:gated_deltanet --workdir=runs/g
 Variants: linear, scalar_decay (Mamba-2), gla, deltanet (the default), gated_deltanet, kimi_delta (KDA), gated_slots,
 ttt_linear.
 Heads, size of the state and, to 0.2 %, parameters are those of `lattice_enwik8`. TTT-Linear's weights and bias hold
-1.6 % more numbers, and as many again while a mini-batch is open.
+1.6 % more numbers, and sums of the open mini-batch as many again, so that twice the bytes live between its tokens.
 
 Cost: not yet measured (32.8 billion tokens). Expected: not yet measured.
 
