@@ -31,6 +31,10 @@ from configs import ablation_lattice, common, delta_enwik8
 from lattice_jax.memories.registry import find_section
 
 _SIZES = {"gated_slots": {"key_dim": 64, "slots": 22}}  # 22 × (64 + 32) = 66 × 32
+# Peak learning rates that configs/sweeps/recurrences_rates.yaml found best (docs/results/recurrences).
+_RATES = {
+  "lattice": 8e-3, "returning": 4e-3, "linear": 4e-3, "scalar_decay": 4e-3, "gla": 4e-3, "deltanet": 4e-3,
+  "gated_deltanet": 4e-3, "kimi_delta": 4e-3, "gated_slots": 4e-3, "ttt_linear": 4e-3}
 _MATRICES = ("gated_linear", "delta")  # sections of memories that are one matrix a head
 _ABLATIONS = {"start": "learned_start", "unit_values": "unit_values"}
 MEMORIES = ("lattice", "returning", *delta_enwik8.RECURRENCES)
@@ -67,8 +71,9 @@ def use_ablation(config: ml_collections.ConfigDict, name: str) -> None:
 
 
 def use_memory(config: ml_collections.ConfigDict, name: str) -> None:
-  """One memory in both layers."""
+  """One memory in both layers, at its learning rate."""
   config.name += f"_{name}"
+  config.optimizer.learning_rate = _RATES[name]
   if name == "returning":
     config.model.lattice.update({"forget": True, "state": "returning"})
   elif name != "lattice":
