@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def without_memory() -> ml_collections.ConfigDict:
-  """Sizes of all memories, such that the states of recurrent ones are equal, of online_vq and ttt_linear's weights to 1.6 %."""
+  """Sizes of all memories; states of recurrent ones are equal, those of online_vq and ttt_linear's weights to 1.6 %."""
   config = common.default()
   config.name = "recall"
   config.model.update({"dim": 128, "layers": 2, "block": "mlp", "mlp_dim": 256})
