@@ -34,11 +34,12 @@ hybrid                      a window of 64 in the first layer
 softmax                     full softmax attention with rotary positions instead
 linear, scalar_decay, gla, deltanet, gated_deltanet, kimi_delta, gated_slots, ttt_linear
                             another recurrence instead, with a state of the same size; 1.6 % smaller for gated_slots,
-                            half as large for ttt_linear
+                            3 % larger for ttt_linear, half of it sums of the open mini-batch (configs/recurrences.py
+                            has all of them at equal bytes)
 linear_faithful, scalar_decay_faithful, …
                             the same eight as their papers or authors have them, with the frame, the shares of the
                             width and the ε of their code in place of ours; states are as large, 3 % larger for
-                            linear and ttt_linear
+                            linear, twice as large for ttt_linear, half of it sums of the open mini-batch
 
 Cost: 60 to 150 s on a core of an AMD EPYC. Expected: 2.985 bits per byte on validation for the base; the others are in
 docs/results/lattice_slots, lattice_ablation, lattice_rounds, lattice_length and recurrences.

@@ -8,7 +8,7 @@ python train.py --config=configs/recall.py:short,deltanet --workdir=runs/recall_
 python scripts/lengths.py runs/recall_short --lengths=64,256,1024,4096 --out=recall_lengths
 
 The variant names a memory of the registry; the default is lattice. Recurrent memories have states of equal size: 2
-heads of 64 × 64 numbers, 64 × 65 for ttt_linear and as many again while a mini-batch is open, 4,112 for online_vq with
+heads of 64 × 64 numbers, twice 64 × 65 for ttt_linear with its open mini-batch's sums, 4,112 for online_vq with
 its open chunk. As in Zoology, documents of few pairs are mixed with those of many, which makes the task learnable.
 
 short       up to 8 pairs in 64 tokens, in 1,000 updates, to be asked afterwards at distances that training has not seen
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 
 def without_memory() -> ml_collections.ConfigDict:
-  """Sizes of all memories, such that the states of recurrent ones are equal, of ttt_linear and online_vq to 1.6 %."""
+  """Sizes of all memories; states of recurrent ones are equal, those of online_vq and ttt_linear's weights to 1.6 %."""
   config = common.default()
   config.name = "recall"
   config.model.update({"dim": 128, "layers": 2, "block": "mlp", "mlp_dim": 256})

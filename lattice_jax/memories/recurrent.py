@@ -84,6 +84,11 @@ class RecurrentMemory(nn.Module):
     return 1e-4
 
   @property
+  def has_unit_values(self) -> bool:
+    """Whether v has length one too."""
+    return False
+
+  @property
   def has_tap_bias(self) -> bool:
     """Whether convolutions add a bias."""
     return False
@@ -114,7 +119,8 @@ class RecurrentMemory(nn.Module):
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     """What becomes of "query", "key" or "value" after the convolution, in fp32 at least; makes no parameters."""
     x_BTHK = nn.silu(x_BTHK)
-    return x_BTHK if name == "value" else l2_normalize(x_BTHK, eps=self.unit_eps)
+    is_unit = name != "value" or self.has_unit_values
+    return l2_normalize(x_BTHK, eps=self.unit_eps) if is_unit else x_BTHK
 
   def output_gate(self, x_BTD: jax.Array) -> jax.Array:
     """[B, T, H, V] in the dtype of x, by which normed outputs are multiplied where the config says `gated`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from lattice_jax.fields import at_least, positive, switch
@@ -26,6 +27,18 @@ class PublishedConfig(RecurrentConfig):
   faithful: bool = switch(
     False, "the layer as it was published in place of our frame, by the README of the memory's folder; the other "
     "fields must be such as that layer has")
+
+
+@dataclass(frozen=True)
+class MatrixConfig(PublishedConfig):
+  """A published memory of one matrix a head, with what Lattice has and it lacks as ablations."""
+
+  learned_start: bool = switch(False, "documents begin with a learned matrix, as Lattice's do, not with an empty one")
+  unit_values: bool = switch(False, "values of length one, as Lattice's")
+
+
+# What no published layer of a matrix has.
+NO_ABLATION = MappingProxyType({"learned_start": False, "unit_values": False})
 
 
 def check_faithful(section: str, memory: str, config: PublishedConfig, wanted: dict[str, Any]) -> None:

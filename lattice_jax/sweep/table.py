@@ -14,7 +14,7 @@ from lattice_jax.config_checks import parse_config
 from lattice_jax.files import Record, to_jsonl
 from lattice_jax.markdown import markdown_table
 from lattice_jax.metrics import read_metric_lines
-from lattice_jax.models.state_size import describe_state
+from lattice_jax.models.state_size import StateBytes, describe_state, state_bytes
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.labels import is_seed, short_names, short_values
 from lattice_jax.sweep.parameters import Choice, Value
@@ -29,7 +29,7 @@ class TrialResult:
   """The result of a finished trial. beyond: bits per byte or dim at the positions from the key on.
 
   memory: its name, as in lattice or window+lattice; state: the numbers that a layer holds. Both are "" for a program
-  that is not ours.
+  that is not ours, whose `bytes` are None.
   """
 
   seeds: Setting
@@ -38,6 +38,7 @@ class TrialResult:
   parameters: int
   memory: str
   state: str
+  bytes: StateBytes | None
   tokens_per_second: float
   commit: str | None
 
@@ -188,19 +189,21 @@ def _find(table: SweepTable, against: str) -> SettingRow:
 def _read_result(record: TrialRecord, folder: Path, sweep: Sweep, beyond: Sequence[int]) -> TrialResult:
   metric, line = read_evaluation(folder, sweep.metric)
   run = read_run(folder, "parameters", "git_commit")
-  memory, state = _memory_of(run)
+  memory, state, num_bytes = _memory_of(run)
   speeds = [line["tokens_per_second"] for line in read_metric_lines(folder / "metrics.jsonl") if "split" not in line]
   return TrialResult(
     seeds=tuple(item for item in record.values.items() if is_seed(item[0])), metric=metric,
     beyond={start: bits_beyond(line, start, folder) for start in beyond}, parameters=run["parameters"],
-    memory=memory, state=state, tokens_per_second=statistics.median(speeds), commit=run["git_commit"])
+    memory=memory, state=state, bytes=num_bytes, tokens_per_second=statistics.median(speeds),
+    commit=run["git_commit"])
 
 
-def _memory_of(run: dict[str, Any]) -> tuple[str, str]:
+def _memory_of(run: dict[str, Any]) -> tuple[str, str, StateBytes | None]:
   if "config" not in run:
-    return "", ""
+    return "", "", None
   config = parse_config(run["config"])
-  return "+".join(config.model.pattern), describe_state(config.model, config.data.seq_len)
+  sizes = config.model, config.data.seq_len
+  return "+".join(config.model.pattern), describe_state(*sizes), state_bytes(*sizes)
 
 
 def bits_beyond(line: Record, start: int, folder: Path) -> float:
@@ -229,6 +232,8 @@ def _record(table: SweepTable, row: SettingRow) -> dict[str, Any]:
       record |= _fields(f"{name} difference", table.difference(row, of))
   return record | {
     "parameters": row.results[0].parameters, "state": row.results[0].state,
+    "state_bytes": row.results[0].bytes and row.results[0].bytes.memory,
+    "tail_bytes": row.results[0].bytes and row.results[0].bytes.tail,
     "tokens_per_second": row.tokens_per_second,
     "commit": ", ".join(sorted({str(result.commit) for result in row.results})), "command": table.command,
     "by_seed": [
@@ -245,7 +250,7 @@ def format_table(table: SweepTable) -> str:
   for name in table.columns:
     head += [name] if table.reference is None else [name, f"Δ to {table.label(table.reference)}"]
   has_state = any(row.results[0].state for row in table.rows)
-  head += ["parameters", *["state of a layer"] * has_state, "tokens/s"]
+  head += ["parameters", *["state of a layer", "bytes between tokens"] * has_state, "tokens/s"]
   lines = [head]
   for row in table.rows:
     cells = [shown[dict(row.setting)[name]] for name, shown in table.shown.items()] + [str(len(row.results))]
@@ -254,13 +259,15 @@ def format_table(table: SweepTable) -> str:
       if table.reference is not None:
         difference = table.difference(row, of)
         cells.append(difference.text("+") if difference else "–")
-    cells += [f"{row.results[0].parameters:,}", *[row.results[0].state] * has_state, f"{row.tokens_per_second:,.0f}"]
+    first = row.results[0]
+    state = [first.state, first.bytes.text() if first.bytes else ""] * has_state
+    cells += [f"{first.parameters:,}", *state, f"{row.tokens_per_second:,.0f}"]
     lines.append(cells)
   origin = (f"Trained at commit {', '.join(table.commits) or 'none yet'}. Mean ± sample standard deviation over seeds; "
             "tokens/s: median over updates.")
   if has_state:
-    origin += (" State of a layer: floating-point numbers of a row by part, heads together; «tail»: of the "
-               "convolutions.")
+    origin += (" State of a layer: floating-point numbers of a row by part, heads together; bytes between tokens: of "
+               "all that a layer keeps of a row from one token to the next; «tail»: of the convolutions.")
   text = [f"# {table.sweep.title}", "", f"    {table.command}", "", origin, "",
           markdown_table(lines, "l" * len(table.varying) + "r" * (len(head) - len(table.varying)))]
   if table.failed or table.unfinished:

@@ -22,8 +22,8 @@ from lattice_jax.data.sources import Source, load_source
 from lattice_jax.data.tokenizers.tokenizer import Tokenizer, get_tokenizer, model_sha256
 from lattice_jax.memories.memory import EXCHANGES
 from lattice_jax.memories.registry import find_memory
-from lattice_jax.models import decoder
 from lattice_jax.models.parameters import count_parameters
+from lattice_jax.models.state_size import state_bytes
 from lattice_jax.processes import check_agreement, propagate_failure
 from lattice_jax.run_file import FILE, read_run, stored_config
 from lattice_jax.runtime import git_commit
@@ -171,10 +171,11 @@ def _check_vocabulary(config: Config, tokenizer: Tokenizer) -> None:
 
 def _introduction(config: Config, data: Data, start: Start, parameters: int, mesh: Mesh) -> list[str]:
   """The sizes of the model, its mesh and its data."""
-  row_bytes, peak = tree_bytes(jax.eval_shape(lambda: decoder.init_state(config.model, 1))), peak_flops()
+  peak = peak_flops()
   lines = [(
     f"{config.name}: {parameters:,} parameters ({tree_bytes(start.state.params) / 1e6:.1f} MB), optimizer "
-    f"{tree_bytes(start.state.opt_state) / 1e6:.1f} MB, memory {row_bytes / 1e3:.1f} kB a row, "
+    f"{tree_bytes(start.state.opt_state) / 1e6:.1f} MB, memory of a row and layer "
+    f"{state_bytes(config.model, 0).text()} bytes, "
     f"{'carried between updates' if carries_memory(config) else 'empty at every update'}")]
   spare = config.model.vocab - data.tokenizer.vocab_size
   if spare:  # harmless, and wanted where a rounder number shards better

@@ -239,7 +239,11 @@ ROWS = (
   replace(_recurrence_row("scalar_decay", "memory_BHKV", check=_every_write_was_the_same), always=1),
   _recurrence_row("gla", "memory_BHKV", check=_every_write_was_the_same),
   _recurrence_row("deltanet", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),
-  _recurrence_row("gated_deltanet", "memory_BHKV", check=_does_not_grow),
+  replace(
+    _recurrence_row("gated_deltanet", "memory_BHKV", check=_does_not_grow),
+    variants=(
+      ("learned-start", _recurrence("gated_deltanet", learned_start=True, unit_values=True)),
+      ("faithful", _faithful("gated_deltanet"))), always=1),
   # Its gate is its own. With two taps the first token of one document made four fifths of L9's error in the gradient of
   # inputs, and that of query_taps was 6.4 % off; of other inputs 1.8 to 4.3 %, as of gated_deltanet.
   _recurrence_row("kimi_delta", "memory_BHKV", check=_does_not_grow, conv_width=3, gated=True),

@@ -38,16 +38,20 @@ class Case:
   learned: Callable[[Callable[..., jax.Array]], Any] = lambda normal: ()
 
 
-def _matrix(name: str, op: Callable, **more: tuple[int, ...]) -> Case:
+def _matrix(name: str, op: Callable, *, has_start: bool = False, **more: tuple[int, ...]) -> Case:
   """A case whose state is a matrix a head. more: inputs beside q, k and v, a gate of width K or 1 among them."""
 
   def call(tokens, learned, state, ids, valid, impl):
-    del learned
+    start = learned if has_start else None
     decay = {"decay": tokens["decay"] if "decay" in more else None}
-    return op(**tokens | decay, state=state, ids=ids, valid=valid, chunk_len=CHUNK, impl=impl)
+    return op(**tokens | decay, state=state, ids=ids, valid=valid, chunk_len=CHUNK, impl=impl, start=start)
+
+  def learned(normal):
+    return normal(HEADS, KEY, VALUE) if has_start else ()
 
   shapes = {"q": (KEY,), "k": (KEY,), "v": (VALUE,), **more}
-  return Case(name, shapes, VALUE, functools.partial(gated_linear.empty_state, ROWS, HEADS, KEY, VALUE), call)
+  empty = functools.partial(gated_linear.empty_state, ROWS, HEADS, KEY, VALUE)
+  return Case(name, shapes, VALUE, empty, call, learned)
 
 
 def _call_slots(tokens, learned, state, ids, valid, impl):
@@ -82,6 +86,9 @@ CASES = (
   _matrix("deltanet", delta.delta, step=()),
   _matrix("gated_deltanet", delta.delta, step=(), decay=(1,)),
   _matrix("kimi_delta", delta.kimi_delta, step=(), decay=(KEY,)),
+  _matrix("deltanet-start", delta.delta, has_start=True, step=()),
+  _matrix("kimi_delta-start", delta.kimi_delta, has_start=True, step=(), decay=(KEY,)),
+  _matrix("scalar_decay-start", gated_linear.gated_linear, has_start=True, decay=(1,)),
   Case(
     "gated_slots", {"q": (KEY,), "k": (KEY,), "v": (VALUE,), "share": (SLOTS,), "decay": (SLOTS,)}, VALUE,
     functools.partial(gated_slots.empty_state, ROWS, HEADS, SLOTS, KEY, VALUE), _call_slots),

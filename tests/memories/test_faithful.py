@@ -82,6 +82,8 @@ def test_a_faithful_layer_is_the_published_one(case):
   ("gla", {}, "no features=unit; set model.gated_linear.features=silu"),
   ("deltanet", {"max_step": 1.5}, "no unit_eps=0.0001 and max_step=1.5; set model.delta.unit_eps=1e-06 and .*=1.0"),
   ("gated_deltanet", {}, "has no unit_eps=0.0001; set"),
+  ("gated_deltanet", {"unit_eps": 1e-6, "learned_start": True}, "has no learned_start=True; set"),
+  ("scalar_decay", {"features": "silu", "unit_values": True}, "has no unit_values=True; set"),
   ("kimi_delta", {"unit_eps": 1e-6, "gated": False, "gate_rank": 3}, "no gated=False and gate_rank=3; set"),
   ("gated_slots", {"norm_eps": 1e-5}, "'gated_slots' as it was published, which has no gated=True; set"),
   ("gated_slots", {"gated": False}, "no norm_eps=0.0001; set model.gated_slots.norm_eps=1e-05, or"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lattice_jax.memories.ttt import op as ttt
+from lattice_jax.ops.decay.matrix import call_matrix_op
 from tests.contract.harness import quick_jit
 from tests.memories.lattice.cases import assert_near
 from tests.memories.recurrence_cases import CASES, CHUNK, HEADS, KEY, LENGTH, RESET, ROWS, VALUE, run, scene
@@ -142,6 +143,28 @@ def test_equal_decays_of_all_channels_are_one_decay(narrow, wide):
     np.testing.assert_allclose(got.out, want.out, rtol=0, atol=1e-12)
     np.testing.assert_allclose(
       got.d_tokens["decay"].sum(-1, keepdims=True), want.d_tokens["decay"], rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["deltanet", "scalar_decay"])
+def test_a_document_begins_with_the_start_as_if_it_went_on_from_it(name):
+  with jax.enable_x64(True):
+    case = BY_NAME[f"{name}-start"]
+    here, row = scene(case, "float64"), 1
+    memory_BHKV = jnp.broadcast_to(here.learned, (ROWS, *here.learned.shape))
+    later = here.cut(RESET, LENGTH, here.state.replace(memory_BHKV=memory_BHKV, document_B=here.ids[:, RESET]))
+    got, want = run(case, here, with_gradient=False), run(case, later, with_gradient=False)
+    np.testing.assert_allclose(got.out[row, RESET:], want.out[row], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(got.state.memory_BHKV[row], want.state.memory_BHKV[row], rtol=0, atol=1e-12)
+
+
+def test_a_start_of_another_shape_and_kernels_with_one_are_refused():
+  here = scene(BY_NAME["deltanet-start"], "float32")
+  inputs = tuple(here.tokens[name] for name in ("q", "k", "v"))
+  with pytest.raises(ValueError, match=r"op 'delta' was given a start of shape \(1, 3, 5\).* is \(2, 3, 5\); give a"):
+    call_matrix_op(
+      "delta", max, max, inputs, None, None, None, None, chunk_len=4, impl="xla", start=here.learned[:1])
+  with pytest.raises(ValueError, match="cannot run: in its kernels documents begin with an empty memory"):
+    run(BY_NAME["deltanet-start"], here, "interpret")
 
 
 def test_a_full_step_of_the_delta_rule_makes_the_memory_give_the_value():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from configs import (
@@ -12,11 +14,12 @@ from configs import (
   delta_pg19,
   lattice_enwik8,
   recall,
+  recurrences,
 )
 from lattice_jax.config_checks import parse_config
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters
-from lattice_jax.models.state_size import describe_state, state_numbers
+from lattice_jax.models.state_size import StateBytes, describe_state, state_bytes, state_numbers
 
 FAITHFUL = [f"{name}_faithful" for name in delta_enwik8.RECURRENCES]
 
@@ -74,3 +77,33 @@ def test_a_mixed_pattern_names_each_memory_and_a_cache_of_all_tokens_its_room():
   assert describe_state(hybrid, 512) == "window: key 8,192 + value 4,096; lattice: unit 4,096 + tail 960"
   softmax = parse_config(ablation_lattice.get_config("softmax")).model
   assert describe_state(softmax, 512) == "key 65,536 + value 32,768"
+
+
+@pytest.mark.parametrize(("variant", "memory", "tail"), [
+  # 2 heads of 64 × 32 numbers and the document's id; 3 inputs of convolutions over 2 heads of 64 + 64 + 32 numbers
+  ("base", 4 * (2 * 64 * 32 + 1), 4 * 3 * 2 * 160),
+  # weights and, of the open mini-batch, sums of 33 × 32 numbers, document and number of tokens; 32 + 32 + 32 numbers
+  ("ttt_linear", 4 * (2 * 2 * 33 * 32 + 2), 4 * 3 * 2 * 96),
+  # the chunk's own slots beside those at its start, and how full it is
+  ("live16", 4 * (2 * 2 * 64 * 32 + 2), 4 * 3 * 2 * 160)])
+def test_bytes_between_tokens_are_those_counted_by_hand(variant, memory, tail):
+  config = parse_config(ablation_lattice.get_config(variant))
+  assert state_bytes(config.model, config.data.seq_len) == StateBytes(memory, tail)
+
+
+def test_a_narrow_dtype_narrows_convolutions_alone_and_layers_are_averaged():
+  model = parse_config(ablation_lattice.get_config("base")).model
+  assert state_bytes(dataclasses.replace(model, dtype="bfloat16"), 0) == StateBytes(16_388, 2 * 960)
+  hybrid = parse_config(ablation_lattice.get_config("hybrid")).model
+  window, lattice = (state_bytes(dataclasses.replace(hybrid, pattern=(name,)), 0) for name in hybrid.pattern)
+  assert state_bytes(hybrid, 0) == StateBytes((window.memory + lattice.memory) // 2, lattice.tail // 2)
+  assert window.text() == f"{window.memory:,}" and lattice.text() == "16,388 + tail 3,840"
+
+
+def test_recurrences_are_compared_at_equal_bytes():
+  configs = {name: parse_config(recurrences.get_config(name)) for name in recurrences.MEMORIES}
+  found = {name: state_bytes(config.model, 0).memory for name, config in configs.items()}
+  # 66 × 32 numbers a head and the document's id; TTT-Linear has to know how full its mini-batch is too
+  assert found == {name: 4 * (2 * 66 * 32 + 1) + 4 * (name == "ttt_linear") for name in recurrences.MEMORIES}
+  sizes = [count_parameters(abstract_variables(config.model)["params"]) for config in configs.values()]
+  assert max(sizes) / min(sizes) < 1.003

@@ -15,7 +15,7 @@ from lattice_jax.sweep.sweep_file import read_sweep
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
-  value.rpartition(":")[2] for name in ("lattice_slots", "lattice_ablation", "lattice_rounds", "recurrences")
+  value.rpartition(":")[2] for name in ("lattice_slots", "lattice_ablation", "lattice_rounds", "lattice_length")
   for value in read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml").parameters[0].values}
 
 

@@ -87,10 +87,13 @@ def test_the_state_of_every_memory_is_printed(tmp_path):
     config = to_dict(parse_config(ablation_lattice.get_config(name)))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"config": config}))
   text = format_table(sweeps.table(sweep, tmp_path / "runs"))
-  assert "| parameters | state of a layer | tokens/s |" in text
+  assert "| parameters | state of a layer | bytes between tokens | tokens/s |" in text
   assert metric_label(sweeps.METRIC) == "bits per byte on validation (cold)" and metric_label("loss") == "loss"
-  assert "| 3 | 1 | 2.0000 | 1,000 | unit 4,096 + tail 960 | 100 |" in text
-  assert "| 1 | 1 | 4.0000 | 1,000 | weight 2,112 + total 2,112 + tail 576 | 100 |" in text
+  assert "| 3 | 1 | 2.0000 | 1,000 | unit 4,096 + tail 960 | 16,388 + tail 3,840 | 100 |" in text
+  assert "| 1 | 1 | 4.0000 | 1,000 | weight 2,112 + total 2,112 + tail 576 | 16,904 + tail 2,304 | 100 |" in text
+  write_table(sweeps.table(sweep, tmp_path / "runs"), tmp_path / "out")
+  best = json.loads((tmp_path / "out" / "table.jsonl").read_text().splitlines()[0])
+  assert (best["state_bytes"], best["tail_bytes"]) == (16_388, 3_840)
 
 
 def test_a_base_is_shown_with_its_memory_and_still_found_by_its_name(tmp_path):

@@ -18,6 +18,7 @@ import pytest
 from lattice_jax import writers
 from lattice_jax.checkpoint import Checkpoints, load_for_eval
 from lattice_jax.files import read_jsonl
+from lattice_jax.models.state_size import state_bytes
 from lattice_jax.run_file import read_run
 from lattice_jax.runtime import Stop
 from lattice_jax.sharding import make_mesh
@@ -196,8 +197,11 @@ def test_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch, recorder)
     assert all(value >= 0 for name, value in record.items() if name.startswith("time_"))
 
 
-def test_more_rows_than_tokens_are_told(tmp_path, recorder):
-  loop.train(recorded_config(train__steps=1, model__vocab=300), tmp_path)
+def test_sizes_and_more_rows_than_tokens_are_told(tmp_path, recorder):
+  config = recorded_config(train__steps=1, model__vocab=300)
+  loop.train(config, tmp_path)
+  size = state_bytes(config.model, 0).text()
+  assert any(f"memory of a row and layer {size} bytes" in note for note in recorder.notes)
   assert any("model.vocab=300 has 41 more rows than data.tokenizer=bytes has tokens" in note for note in recorder.notes)
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice_jax.fields import at_least, positive, within
-from lattice_jax.memories.recurrent_config import PublishedConfig, check_faithful
+from lattice_jax.memories.recurrent_config import NO_ABLATION, MatrixConfig, check_faithful
 from lattice_jax.memories.section import Section
 
 
 @dataclass(frozen=True)
-class DeltaConfig(PublishedConfig):
+class DeltaConfig(MatrixConfig):
   """A head's state is key_dim × value_dim."""
 
   key_dim: int = positive(32, "of a head's queries and keys")
@@ -34,7 +34,7 @@ class DeltaConfig(PublishedConfig):
 
 def published(memory: str, config: Any) -> dict[str, Any]:
   """Fields as the published layer has them, with those of the config that it leaves open."""
-  step = {"unit_eps": 1e-6, "max_step": 2.0 if config.max_step == 2 else 1.0}
+  step = {"unit_eps": 1e-6, "max_step": 2.0 if config.max_step == 2 else 1.0, **NO_ABLATION}
   if memory != "kimi_delta":
     return step
   return step | {"gated": True, "gate_rank": config.gate_rank if config.gate_rank == config.value_dim else 0}

@@ -10,23 +10,18 @@ import functools
 import jax
 
 from lattice_jax.memories.delta.config import DeltaConfig, check
-from lattice_jax.memories.delta.op import MatrixState, delta, empty_state
-from lattice_jax.memories.recurrent import RecurrentMemory, width_bias
+from lattice_jax.memories.delta.op import delta
+from lattice_jax.memories.matrix import MatrixMemory, Result
+from lattice_jax.memories.recurrent import width_bias
 from lattice_jax.ops.decay.split import split_matrix_op
-from lattice_jax.types import Segment, SumCount
-
-Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
+from lattice_jax.types import Segment
 
 
-class DeltaNet(RecurrentMemory):
+class DeltaNet(MatrixMemory):
   """The value of a key is corrected, not added to."""
 
   config: DeltaConfig
   published = "deltanet"
-
-  @property
-  def unit_eps(self) -> float:
-    return self.config.unit_eps
 
   def check(self) -> None:
     check(self.published, self.config)
@@ -34,9 +29,6 @@ class DeltaNet(RecurrentMemory):
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     x_BTHK = super().feature(name, x_BTHK)
     return self.key_dim**-0.5 * x_BTHK if self.config.faithful and name == "query" else x_BTHK
-
-  def empty(self, batch: int) -> MatrixState:
-    return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim, dtype=self.state_dtype)
 
   def recur(self, x_BTD, q_BTHK, k_BTHK, v_BTHV, state, segment) -> Result:
     return self.correct(x_BTD, q_BTHK, k_BTHK, v_BTHV, None, state, segment)
@@ -47,7 +39,7 @@ class DeltaNet(RecurrentMemory):
     step_BTH = self.config.max_step * jax.nn.sigmoid(logit_BTH)
     op = functools.partial(delta, chunk_len=self.config.chunk_len, impl=self.impl)
     tokens = q_BTHK, k_BTHK, v_BTHV, step_BTH, decay_BTHK
-    return split_matrix_op(op, tokens, state, segment.ids_BT, segment.valid_BT)
+    return split_matrix_op(op, tokens, state, segment.ids_BT, segment.valid_BT, start=self.start())
 
 
 class GatedDeltaNet(DeltaNet):

@@ -25,6 +25,7 @@ def delta(
   q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
   decay: Float[Array, "B T H _"] | None = None, state: MatrixState | None = None, ids: Int[Array, "B T"] | None = None,
   valid: Bool[Array, "B T"] | None = None, *, chunk_len: int = 0, impl: str = "auto",
+  start: Float[Array, "H K V"] | None = None,
 ) -> tuple[Float[Array, "B T H V"], MatrixState]:
   """Multiplies the memory S by the token's decay, takes a gradient step on ½‖Sᵀk − v‖², and reads it with q.
 
@@ -38,7 +39,8 @@ def delta(
       None: one document, all valid.
     chunk_len: tokens taken at a time; a matter of cost alone. 0 is what is quickest: on a CPU, or in the kernel for
       TPUs, which takes 16, 32 or 64, whichever comes next, and 64 for more.
-    impl: "reference" is the definition, token by token; "pallas" and "interpret" take states in fp32.
+    impl: "reference" is the definition, token by token; "pallas" and "interpret" take states in fp32, and no start.
+    start: the memory with which documents begin, which their first token's decay multiplies; None is an empty one.
 
   Returns:
     Output in the state's dtype and the next state.
@@ -47,7 +49,7 @@ def delta(
   return call_matrix_op(
     "delta", _step, _chunk, (q, k, v, step[..., None]), decay, state, ids, valid,
     chunk_len=chunk_len or (_CHUNK_OF_CHANNELS if is_by_channel else _CHUNK), impl=impl,
-    kernel=delta_kernel(chunk_len))
+    kernel=delta_kernel(chunk_len), start=start)
 
 
 gated_delta = delta  # what users of the library look for where the memory decays
@@ -57,6 +59,7 @@ def kimi_delta(
   q: Float[Array, "B T H K"], k: Float[Array, "B T H K"], v: Float[Array, "B T H V"], step: Float[Array, "B T H"],
   decay: Float[Array, "B T H _"], state: MatrixState | None = None, ids: Int[Array, "B T"] | None = None,
   valid: Bool[Array, "B T"] | None = None, *, chunk_len: int = 0, impl: str = "auto",
+  start: Float[Array, "H K V"] | None = None,
 ) -> tuple[Float[Array, "B T H V"], MatrixState]:
   """Kimi delta attention (arXiv 2510.26692): `delta` with a decay a of every key channel.
 
@@ -65,7 +68,7 @@ def kimi_delta(
   Args:
     q: queries, already scaled; published layers scale by K^(−1/2).
     decay: a in [0, 1], not its logarithm, one factor a key channel.
-    k, v, step, state, ids, valid, chunk_len, impl: as of `delta`.
+    k, v, step, state, ids, valid, chunk_len, impl, start: as of `delta`.
 
   Returns:
     Output in the state's dtype and the next state.
@@ -79,7 +82,7 @@ def kimi_delta(
       "channel; for one a head, decays [batch, tokens, heads, 1], call gated_delta.")
   return call_matrix_op(
     "kimi_delta", _step, _chunk, (q, k, v, step[..., None]), decay, state, ids, valid,
-    chunk_len=chunk_len or _CHUNK_OF_CHANNELS, impl=impl, kernel=delta_kernel(chunk_len))
+    chunk_len=chunk_len or _CHUNK_OF_CHANNELS, impl=impl, kernel=delta_kernel(chunk_len), start=start)
 
 
 def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
@@ -90,9 +93,9 @@ def _step(memory_BHKV: jax.Array, decay_BHK: jax.Array, inputs: Inputs) -> tuple
   return jnp.einsum("BHK,BHKV->BHV", q_BHK, memory_BHKV, precision="highest"), memory_BHKV
 
 
-def _chunk(memory_BHKV: jax.Array, decay_BHCK: jax.Array, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+def _chunk(memory_BHKV: jax.Array, decay_BHCK: jax.Array, inputs: Inputs, *beginning) -> tuple[jax.Array, jax.Array]:
   q_BHCK, k_BHCK, v_BHCV, step_BHC1 = inputs
-  decay = cumulate(decay_BHCK)
+  decay = cumulate(decay_BHCK, *beginning)
   inverse_BHCS = inverse_unit_lower(jnp.tril(step_BHC1 * pair_scores(k_BHCK, k_BHCK, decay), -1))
   missing_BHCV = step_BHC1 * (v_BHCV - read_before(k_BHCK, decay, memory_BHKV))
   change_BHCV = jnp.einsum("BHCS,BHSV->BHCV", inverse_BHCS, missing_BHCV, precision="highest")

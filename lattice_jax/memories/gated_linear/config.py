@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice_jax.fields import choice, positive
-from lattice_jax.memories.recurrent_config import PublishedConfig, check_faithful
+from lattice_jax.memories.recurrent_config import NO_ABLATION, MatrixConfig, check_faithful
 from lattice_jax.memories.section import Section
 
 
 @dataclass(frozen=True)
-class GatedLinearConfig(PublishedConfig):
+class GatedLinearConfig(MatrixConfig):
   """A head's state is key_dim × value_dim, where linear is faithful key_dim × (value_dim + 1)."""
 
   key_dim: int = positive(32, "of a head's queries and keys")
@@ -30,7 +30,7 @@ def published(memory: str, config: Any) -> dict[str, Any]:
     "linear": {"conv_width": 0, "gated": False, "features": "elu"},
     "scalar_decay": {"conv_width": config.conv_width or 4, "gated": True, "features": "silu"},
     "gla": {"features": "silu" if config.conv_width else "none"},
-  }[memory]
+  }[memory] | NO_ABLATION
 
 
 def check(memory: str, config: GatedLinearConfig) -> None:

@@ -13,24 +13,19 @@ import jax.numpy as jnp
 
 from lattice_jax.memories.gated_linear.config import GatedLinearConfig, check
 from lattice_jax.memories.gated_linear.op import MatrixState, empty_state, gated_linear
-from lattice_jax.memories.recurrent import RecurrentMemory
+from lattice_jax.memories.matrix import MatrixMemory, Result
+from lattice_jax.memories.recurrent import l2_normalize
 from lattice_jax.modules import parameter
 from lattice_jax.ops.decay.split import split_matrix_op
-from lattice_jax.types import Segment, SumCount
-
-Result = tuple[jax.Array, MatrixState, dict[str, SumCount]]
+from lattice_jax.types import Segment
 
 _GLA_DIVISOR = 16  # logits of decays are divided by it, which keeps decays near one at the start
 
 
-class _Matrix(RecurrentMemory):
+class _GatedLinear(MatrixMemory):
   """What the three have in common."""
 
   config: GatedLinearConfig
-
-  @property
-  def unit_eps(self) -> float:
-    return self.config.unit_eps
 
   def check(self) -> None:
     check(self.published, self.config)
@@ -38,21 +33,22 @@ class _Matrix(RecurrentMemory):
   def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
     if self.config.features == "unit":
       return super().feature(name, x_BTHK)
-    if self.config.features == "elu":
-      return x_BTHK if name == "value" else nn.elu(x_BTHK) + 1
-    return nn.silu(x_BTHK) if self.config.features == "silu" else x_BTHK
-
-  def empty(self, batch: int) -> MatrixState:
-    return empty_state(batch, self.config.heads, self.key_dim, self.config.value_dim, dtype=self.state_dtype)
+    if self.config.features == "silu":
+      x_BTHK = nn.silu(x_BTHK)
+    elif self.config.features == "elu" and name != "value":
+      x_BTHK = nn.elu(x_BTHK) + 1
+    is_unit = name == "value" and self.has_unit_values
+    return l2_normalize(x_BTHK, eps=self.unit_eps) if is_unit else x_BTHK
 
   def add(self, q_BTHK, k_BTHK, v_BTHV, decay_BTHK, state, segment: Segment) -> Result:
     """Decays the memory, then adds to it."""
     op = functools.partial(gated_linear, chunk_len=self.config.chunk_len, impl=self.impl)
     tokens = q_BTHK, k_BTHK, v_BTHV, decay_BTHK
-    return split_matrix_op(op, tokens, state, segment.ids_BT, segment.valid_BT, only_decays=True)
+    return split_matrix_op(
+      op, tokens, state, segment.ids_BT, segment.valid_BT, only_decays=True, start=self.start())
 
 
-class LinearAttention(_Matrix):
+class LinearAttention(_GatedLinear):
   """Keys and values are summed, and nothing decays. Where faithful, outputs are weighted means of the values."""
 
   published = "linear"
@@ -74,7 +70,7 @@ class LinearAttention(_Matrix):
     return out_BTHV.astype(x_BTD.dtype) if self.config.faithful else super().finish(x_BTD, out_BTHV)
 
 
-class ScalarDecay(_Matrix):
+class ScalarDecay(_GatedLinear):
   """Mamba-2: one decay a token and head, which also says how much is written, and values on a short cut.
 
   Where faithful, its B and C, our keys and queries, are those of all heads, and the norm comes after the gate.
@@ -106,7 +102,7 @@ class ScalarDecay(_Matrix):
     return out_BTHV + skip_H[:, None] * v_BTHV, state, metrics
 
 
-class GLA(_Matrix):
+class GLA(_GatedLinear):
   """One decay a key channel, from a projection of low rank."""
 
   published = "gla"

@@ -61,7 +61,7 @@ def gated_slots(
     "gated_slots", state, ids, valid, like=q,
     empty=lambda: empty_state(len(q), q.shape[2], share.shape[-1], q.shape[-1], v.shape[-1]))
   chosen = choose_impl("gated_slots", impl, pallas_reason="there is no Pallas kernel for it yet")
-  decay, inputs = encode_documents((q, k, v, share), decay, ids, valid, state.document_B)
+  decay, inputs, _ = encode_documents((q, k, v, share), decay, ids, valid, state.document_B)
   slots = state.key_BHMK, state.value_BHMV
   if chosen == "reference":
     out_BTHV, slots = by_token(_step, decay, inputs, slots)

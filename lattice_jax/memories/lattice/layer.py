@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from lattice_jax.memories.lattice.config import LatticeConfig, check
 from lattice_jax.memories.lattice.op import Form, LatticeState, Rounds, Rule, empty_state, incoming, lattice_with_rounds
 from lattice_jax.memories.lattice.sphere import TINY
-from lattice_jax.memories.recurrent import RecurrentMemory, l2_normalize
+from lattice_jax.memories.recurrent import RecurrentMemory
 from lattice_jax.modules import parameter
 from lattice_jax.ops.sequence import relay_call
 from lattice_jax.types import Segment, SumCount
@@ -29,16 +29,16 @@ class Lattice(RecurrentMemory):
   def key_dim(self) -> int:
     return self.config.slots
 
+  @property
+  def has_unit_values(self) -> bool:
+    return self.config.unit_values
+
   def check(self) -> None:
     check(self.config)
 
   def empty(self, batch: int) -> LatticeState:
     config = self.config
     return empty_state(batch, config.heads, config.slots, config.value_dim, rule=_rule(config), form=_form(config))
-
-  def feature(self, name: str, x_BTHK: jax.Array) -> jax.Array:
-    x_BTHK = super().feature(name, x_BTHK)
-    return l2_normalize(x_BTHK, eps=self.unit_eps) if name == "value" and self.config.unit_values else x_BTHK
 
   def recur(
     self, x_BTD: jax.Array, q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, state: LatticeState,

@@ -25,15 +25,28 @@ class CumulativeDecay(NamedTuple):
   before_BHCK: when a token reads, of the memory before the chunk. after_BHCK: at the end of the chunk, of what a token
   wrote. levels: the same of neighbouring blocks of 1, 2, 4 … tokens, each [B, H, pairs, tokens of a block, K]: when a
   token of the second block reads, of the memory before that block; at the end of the first, of what its token wrote.
+  start: None where documents begin with an empty memory.
   """
 
   before_BHCK: jax.Array
   after_BHCK: jax.Array
   levels: tuple[tuple[jax.Array, jax.Array], ...]
+  start: StartShare | None = None
 
 
-def cumulate(decay_BHCK: jax.Array) -> CumulativeDecay:
-  """Shares from the decays of the tokens of a chunk; a token decays the memory, then writes."""
+class StartShare(NamedTuple):
+  """The memory with which documents begin, and its share that is left when a token of one that began here reads."""
+
+  memory_HKV: jax.Array
+  since_BHCK: jax.Array
+
+
+def cumulate(decay_BHCK: jax.Array, beginning: tuple[jax.Array, jax.Array] | None = None) -> CumulativeDecay:
+  """Shares from the decays of the tokens of a chunk; a token decays the memory, then writes.
+
+  beginning: first_BHCK, the decays of the first tokens of documents, which are zero in `decay` as those of all others
+    are here, and the memory with which documents begin, [H, K, V].
+  """
   size = decay_BHCK.shape[2]
   before = _fill(decay_BHCK, 1)
   after, levels, block = jnp.ones_like(before), [], 1
@@ -43,7 +56,13 @@ def cumulate(decay_BHCK: jax.Array) -> CumulativeDecay:
     before = _join(first_before, first_before[..., -1:, :] * second_before)
     after = _join(first_after * second_before[..., -1:, :], second_after)
     block *= 2
-  return CumulativeDecay(before[:, :, :size], after[:, :, :size], tuple(levels))
+  decay = CumulativeDecay(before[:, :, :size], after[:, :, :size], tuple(levels))
+  if beginning is None:
+    return decay
+  first_BHCK, start_HKV = beginning
+  # what is left of a start is what is left of a write of the first token's decay
+  one_BHC1 = jnp.ones_like(first_BHCK[..., :1])
+  return decay._replace(start=StartShare(start_HKV, mix(one_BHC1, one_BHC1, first_BHCK, decay)))
 
 
 def pair_scores(q_BHCK: jax.Array, k_BHSK: jax.Array, decay: CumulativeDecay) -> jax.Array:
@@ -81,8 +100,12 @@ def mix(q_BHCK: jax.Array, k_BHCK: jax.Array, v_BHCM: jax.Array, decay: Cumulati
 
 
 def read_before(q_BHCK: jax.Array, decay: CumulativeDecay, memory_BHKV: jax.Array) -> jax.Array:
-  """[B, H, C, V]: what queries read of what is left of the memory before the chunk."""
-  return jnp.einsum("BHCK,BHKV->BHCV", q_BHCK * decay.before_BHCK, memory_BHKV, precision="highest")
+  """[B, H, C, V]: what queries read of what is left of the memory before the chunk, or of a document's start in it."""
+  out_BHCV = jnp.einsum("BHCK,BHKV->BHCV", q_BHCK * decay.before_BHCK, memory_BHKV, precision="highest")
+  if decay.start is None:
+    return out_BHCV
+  q_BHCK = q_BHCK * decay.start.since_BHCK
+  return out_BHCV + jnp.einsum("BHCK,HKV->BHCV", q_BHCK, decay.start.memory_HKV, precision="highest")
 
 
 def read(
@@ -97,6 +120,8 @@ def read(
 def write(k_BHCK: jax.Array, v_BHCV: jax.Array, decay: CumulativeDecay, memory_BHKV: jax.Array) -> jax.Array:
   """The memory after the chunk."""
   written_BHKV = jnp.einsum("BHCK,BHCV->BHKV", k_BHCK * decay.after_BHCK, v_BHCV, precision="highest")
+  if decay.start is not None:
+    written_BHKV += decay.start.since_BHCK[:, :, -1, :, None] * decay.start.memory_HKV
   return decay.before_BHCK[:, :, -1, :, None] * memory_BHKV + written_BHKV
 
 

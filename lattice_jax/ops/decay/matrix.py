@@ -44,24 +44,35 @@ def empty_state(
 def call_matrix_op(
   op: str, step: Callable[..., Any], one_chunk: Callable[..., Any], inputs: Inputs, decay: jax.Array | None,
   state: MatrixState | None, ids: jax.Array | None, valid: jax.Array | None, *, chunk_len: int, impl: str,
-  kernel: MatrixKernel | None = None,
+  kernel: MatrixKernel | None = None, start: jax.Array | None = None,
 ) -> tuple[jax.Array, MatrixState]:
   """Output [B, T, H, V] and next state of `step`, as `by_token` calls it, or of `one_chunk`, as `by_chunk` does.
 
-  inputs: q, k, v and what else the op takes. kernel: None where there is none yet.
+  inputs: q, k, v and what else the op takes. kernel: None where there is none yet. start: [H, K, V], the memory with
+  which documents begin; None is an empty one.
   """
   q, _, v, *_ = inputs
   state, ids, valid = complete_call(
     op, state, ids, valid, like=q, empty=lambda: empty_state(len(q), *q.shape[2:], v.shape[-1]))
   reasons = {"pallas_reason": "there is no Pallas kernel for it yet"}
-  if kernel is not None:
+  if start is not None:
+    _check_start(op, start, state.memory_BHKV)
+    reasons = {"pallas_reason": "in its kernels documents begin with an empty memory, and `start` is another"}
+  elif kernel is not None:
     reasons = kernel.reasons(q.shape[1], state.memory_BHKV)
   chosen = choose_impl(op, impl, **reasons)
-  decay, inputs = encode_documents(inputs, decay, ids, valid, state.document_B)
+  decay, inputs, beginning = encode_documents(inputs, decay, ids, valid, state.document_B, start)
   if chosen == "reference":
-    out_BTHV, memory_BHKV = by_token(step, decay, inputs, state.memory_BHKV)
+    out_BTHV, memory_BHKV = by_token(step, decay, inputs, state.memory_BHKV, beginning)
   elif chosen in ("pallas", "interpret"):
     out_BTHV, memory_BHKV = kernel.run(decay, inputs, state.memory_BHKV, interpret=chosen == "interpret")
   else:
-    out_BTHV, memory_BHKV = by_chunk(one_chunk, decay, inputs, state.memory_BHKV, chunk_len)
+    out_BTHV, memory_BHKV = by_chunk(one_chunk, decay, inputs, state.memory_BHKV, chunk_len, beginning)
   return out_BTHV, MatrixState(memory_BHKV, document_after(ids, valid, state.document_B))
+
+
+def _check_start(op: str, start: jax.Array, memory_BHKV: jax.Array) -> None:
+  if start.shape != memory_BHKV.shape[1:]:
+    raise ValueError(
+      f"op {op!r} was given a start of shape {start.shape}, and the memory of a row is {memory_BHKV.shape[1:]}; give a "
+      "start of this shape, or None for an empty one.")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from lattice_jax.ops.decay.matrix import MatrixState
 from lattice_jax.ops.decay.tokens import encode_documents
-from lattice_jax.ops.sequence import AXIS, documents_between, num_shards, split_tokens
+from lattice_jax.ops.sequence import AXIS, documents_between, num_shards, relay_call, split_tokens
 
 # (q, k, v, …, decay, state, ids, valid) → output, next state
 MatrixOp = Callable[..., tuple[jax.Array, MatrixState]]
@@ -24,18 +24,26 @@ MatrixOp = Callable[..., tuple[jax.Array, MatrixState]]
 
 def split_matrix_op(
   op: MatrixOp, tokens: tuple[jax.Array | None, ...], state: MatrixState, ids: jax.Array, valid: jax.Array, *,
-  only_decays: bool = False,
+  only_decays: bool = False, start: jax.Array | None = None,
 ) -> tuple[jax.Array, MatrixState, dict[str, Any]]:
   """Output, next state and no sums of op(*tokens, state, ids, valid).
 
   Args:
     tokens: q, k, v, …, decay.
     only_decays: whether A is the product of the decays, and not whatever the op makes of a state without values.
+    start: with what documents begin; shards then wait for one another's matrix.
   """
+  if start is not None:
+    return relay_call(functools.partial(_begin_with, op, len(tokens)), tokens, state, ids, valid, (start,))
   if num_shards(ids.shape[1]) == 1:
     return *op(*tokens, state, ids, valid), {}
   body = functools.partial(_read_twice, op, only_decays)
   return split_tokens(body, (), (*tokens, ids, valid), state)
+
+
+def _begin_with(op: MatrixOp, num_tokens: int, *arrays: Any) -> tuple[jax.Array, MatrixState]:
+  start = arrays[num_tokens]
+  return op(*arrays[:num_tokens], *arrays[num_tokens + 1:], start=start)
 
 
 def _read_twice(op: MatrixOp, only_decays: bool, constants: Any, tokens: Any, state: MatrixState) -> Any:
