@@ -78,7 +78,7 @@ def _affine(op, arrays, state, before_B, ids, valid) -> tuple[jax.Array, jax.Arr
 
 def _affine_decay(op, arrays, state, before_B, ids, valid) -> tuple[jax.Array, jax.Array]:
   """The factor of every row of the matrix, [B, H, K or 1, 1], and B."""
-  decay_BTHK, _ = encode_documents(tuple(arrays[:1]), arrays[-1], ids, valid, before_B)
+  decay_BTHK, *_ = encode_documents(tuple(arrays[:1]), arrays[-1], ids, valid, before_B)
   _, after = op(*arrays, MatrixState(jnp.zeros_like(state.memory_BHKV), before_B), ids, valid)
   return decay_BTHK.astype(state.memory_BHKV.dtype).prod(1)[..., None], after.memory_BHKV
 
