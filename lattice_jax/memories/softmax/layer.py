@@ -50,6 +50,7 @@ class SoftmaxAttention(nn.Module):
     marks_BT = None if segment is None else segment.marks_BT
     if not isinstance(state, CacheView):
       state, segment = enter_layer(self, x_BTD, state, segment)
+
     def attend(q, k, v):
       # Kept only where the collection is asked for, by reports on attention.
       self.sow("intermediates", "op_inputs", {"q": q, "k": k, "v": v})

@@ -21,7 +21,7 @@ from lattice_jax.inspect.windows.profile_files import write_all
 from lattice_jax.inspect.windows.weights import layer_weights
 from lattice_jax.memories.local.config import LocalConfig, flat
 from lattice_jax.memories.local.profile import read_profile
-from lattice_jax.memories.softmax import layer as softmax_layer
+from lattice_jax.memories.softmax import split as softmax_split
 from lattice_jax.models.decoder import Decoder, init_state, init_variables
 from lattice_jax.ops.stored_weight import StoredWeight
 from lattice_jax.sharding import make_mesh, tree_bytes, unbox
@@ -175,7 +175,7 @@ def test_a_continuation_sees_all_keys_of_a_prompt_that_was_read_under_windows(lo
     score_BHTS = jnp.where(sees_HTS, jnp.einsum("BTHK,BSHK->BHTS", q, k) * 8**-0.5, -jnp.inf)
     return jnp.einsum("BHTS,BSHV->BTHV", jax.nn.softmax(score_BHTS), v), state
 
-  monkeypatch.setattr(softmax_layer, "softmax_attention", masked)
+  monkeypatch.setattr(softmax_split, "softmax_attention", masked)
   plain = dataclasses.replace(attention, scan_layers=False, remat="none")
   variables = {name: unstack(tree, attention) for name, tree in loaded.variables.items()}
   expected_BT, _ = jax.jit(lambda *tokens: Decoder(plain).apply(
