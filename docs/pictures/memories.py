@@ -19,7 +19,7 @@ OUT = Path(__file__).with_suffix(".svg")
 BLUE, RED, GREEN, PINK, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#555555"
 NAMES = {
   "lattice (base)": "Lattice", "scalar_decay": "scalar decay", "gated_deltanet": "Gated DeltaNet",
-  "ttt_linear": "TTT-Linear ¹", "gated_slots": "gated slots", "deltanet": "DeltaNet", "gla": "GLA",
+  "ttt_linear": "TTT-Linear", "gated_slots": "gated slots", "deltanet": "DeltaNet", "gla": "GLA",
   "linear": "linear attention", "softmax": "softmax", "vq (base)": "VQ", "nocache": "VQ, no cache"}
 
 
@@ -27,14 +27,14 @@ def read_lines(name: str) -> list[dict]:
   return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
 
 
-def read_scores(name: str, chosen: list[str]) -> list[tuple[str, float, float]]:
+def read_scores(file: str, chosen: list[str]) -> list[tuple[str, float, float]]:
   """(name, mean, deviation over seeds) of the chosen rows of a sweep's table, the best first."""
   scores = []
-  for line in (RESULTS / name / "table.md").read_text(encoding="utf-8").splitlines():
+  for line in (RESULTS / file).read_text(encoding="utf-8").splitlines():
     row = re.match(r"\| (.+?) \| \d+ \| ([\d.]+) ± ([\d.]+) \|", line)
     if row and row[1] in chosen:
       scores.append((NAMES[row[1]], float(row[2]), float(row[3])))
-  assert len(scores) == len(chosen), f"{name} lacks some of {chosen}"
+  assert len(scores) == len(chosen), f"{file} lacks some of {chosen}"
   return sorted(scores, key=lambda score: score[1])
 
 
@@ -93,13 +93,13 @@ def main() -> None:
   (speed, photos), (text, caches) = figure.subplots(2, 2)
   draw_speed(speed)
   draw_scores(
-    photos, read_scores("ablation_vq", ["softmax", "vq (base)", "nocache"]),
+    photos, read_scores("ablation_vq/table.md", ["softmax", "vq (base)", "nocache"]),
     "Quality against softmax: photographs (lower is better)", "bits per dim, three seeds", {"VQ": BLUE})
   draw_scores(
-    text, read_scores("recurrences", [
+    text, read_scores("recurrences/one_rate.md", [
       "lattice (base)", "scalar_decay", "gated_deltanet", "ttt_linear", "gated_slots", "deltanet", "gla", "linear"]),
     "Memories of one fixed size: text (lower is better)",
-    "bits per byte, three seeds (¹ half the size)", {"Lattice": RED})
+    "bits per byte, three seeds, one learning rate", {"Lattice": RED})
   draw_caches(caches)
   for axes in figure.axes:
     axes.spines[["top", "right"]].set_visible(False)
