@@ -21,9 +21,11 @@ def use_huge_pages() -> None:
 
   XLA's CPU backend takes a step's arrays anew each time, and the kernel clears them page by page: of small pages, a
   fifth of a step of configs/quickstart.py. glibc reads the wish before a program begins, so it must begin again; call
-  this before anything is imported that takes time. A GLIBC_TUNABLES of the user stays as it is.
+  this before anything is imported that takes time. A GLIBC_TUNABLES of the user stays as it is, and
+  so does a program that another one runs inside its own process.
   """
-  if _has_glibc() and "GLIBC_TUNABLES" not in os.environ and "[madvise]" in _read(_HUGE_PAGES):
+  is_itself = sys.orig_argv[-len(sys.argv):] == sys.argv
+  if is_itself and _has_glibc() and "GLIBC_TUNABLES" not in os.environ and "[madvise]" in _read(_HUGE_PAGES):
     os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from lattice_jax import allocator
 
+ROOT = Path(__file__).resolve().parents[1]
 glibc = pytest.mark.skipif(not allocator._has_glibc(), reason="what glibc does")
 
 
@@ -38,20 +40,30 @@ print("begins", os.environ.get("GLIBC_TUNABLES"), sys.argv[2:], flush=True)
 allocator.use_huge_pages()
 print("goes on", flush=True)
 """
+INSIDE = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+print("another", flush=True)
+sys.argv[-1] = "d"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @glibc
-@pytest.mark.parametrize(("pages", "own", "expected"), [
-  ("always [madvise] never", None, [
+@pytest.mark.parametrize(("pages", "own", "is_inside", "expected"), [
+  ("always [madvise] never", None, False, [
     "begins None ['--a', 'b c']", "begins glibc.malloc.hugetlb=1 ['--a', 'b c']", "goes on"]),
-  ("[always] madvise never", None, ["begins None ['--a', 'b c']", "goes on"]),
-  ("always [madvise] never", "", ["begins  ['--a', 'b c']", "goes on"]),
+  ("[always] madvise never", None, False, ["begins None ['--a', 'b c']", "goes on"]),
+  ("always [madvise] never", None, True, ["another", "begins None ['--a', 'd']", "goes on"]),
+  ("always [madvise] never", "", False, ["begins  ['--a', 'b c']", "goes on"]),
 ])
-def test_a_program_begins_again_once_on_huge_pages(tmp_path, pages, own, expected):
+def test_a_program_begins_again_once_on_huge_pages(tmp_path, pages, own, is_inside, expected):
+  for name, text in (("program.py", PROGRAM), ("inside.py", INSIDE)):
+    (tmp_path / name).write_text(text)
   (tmp_path / "enabled").write_text(pages)
   environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
   environment |= {} if own is None else {"GLIBC_TUNABLES": own}
   done = subprocess.run(
-    [sys.executable, "-c", PROGRAM, str(tmp_path / "enabled"), "--a", "b c"], env=environment, capture_output=True,
-    text=True, check=True)
+    [sys.executable, *(["inside.py"] if is_inside else []), "program.py", "enabled", "--a", "b c"],
+    env=environment | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, check=True)
   assert done.stdout.splitlines() == expected
