@@ -12,7 +12,7 @@ import pytest
 from lattice_jax import allocator
 
 ROOT = Path(__file__).resolve().parents[1]
-glibc = pytest.mark.skipif(not allocator._has_glibc(), reason="what glibc does")
+glibc = pytest.mark.skipif(not allocator._has_glibc(), reason="needs Linux with glibc, whose allocator this is about")
 
 
 def resident_mb():
