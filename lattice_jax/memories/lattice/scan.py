@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lattice_jax.memories.lattice.adjoint import lengths_along, pull_back, pull_token
 from lattice_jax.memories.lattice.rule import Rule
 from lattice_jax.memories.lattice.state import LatticeSlots
-from lattice_jax.memories.lattice.step import move, move_adjoint, read, read_adjoint, returning_adjoint
+from lattice_jax.memories.lattice.step import move, outer, read
 from lattice_jax.memories.lattice.tokens import Tokens, to_chunks
 from lattice_jax.ops.chunk_scan import as_bits, as_floats
 from lattice_jax.ops.documents import from_chunks, select
@@ -36,18 +38,20 @@ def _scan(rule, tokens_NBC, is_start_NBC, start, slots):
 
 
 def _forward(rule, tokens_NBC, is_start_NBC, start, slots):
-  def one_token(slots, xs):
-    token, is_start_B = xs
-    slots, _ = move(rule, select(is_start_B, start, slots), token, start)
-    return slots, read(slots, token)
+  def one_token(before, xs):
+    token, is_start_next_B = xs
+    after, moved = move(rule, before, token, start)
+    return select(is_start_next_B, start, after), read(before, token, moved, start)
 
-  def one_chunk(slots, xs):
-    tokens_bits, is_start_BC = xs
+  def one_chunk(before, xs):
+    tokens_bits, is_start_next_BC = xs
     tokens_BC = as_floats(tokens_bits, tokens_NBC)
-    after, out_CBHV = jax.lax.scan(one_token, slots, _by_token(tokens_BC, is_start_BC, slots.unit_BHMV.dtype))
-    return after, (jnp.moveaxis(out_CBHV, 0, 1), slots)
+    after, out_CBHV = jax.lax.scan(one_token, before, _by_token((tokens_BC, is_start_next_BC), before))
+    return after, (jnp.moveaxis(out_CBHV, 0, 1), before)
 
-  last, (out_NBCHV, boundary) = jax.lax.scan(one_chunk, slots, (as_bits(tokens_NBC), is_start_NBC))
+  # The carry are the slots that the next token finds, so that a document's start is chosen while they are written.
+  first = select(is_start_NBC[0, :, 0], start, slots)
+  last, (out_NBCHV, boundary) = jax.lax.scan(one_chunk, first, (as_bits(tokens_NBC), _of_next(is_start_NBC)))
   # Results are kept too: whatever reads them would otherwise run the scan again for them.
   out_NBCHV, boundary, last = checkpoint_name((out_NBCHV, boundary, last), MEMORY_BOUNDARY)
   return (out_NBCHV, last), (tokens_NBC, is_start_NBC, start, boundary)
@@ -57,45 +61,65 @@ def _backward(rule, saved, cotangents):
   tokens_NBC, is_start_NBC, start, boundary = saved
   d_out_NBCHV, d_last = cotangents
 
-  def replay(slots, xs):
-    token, is_start_B = xs
-    before = select(is_start_B, start, slots)
+  def replay(before, xs):
+    token, is_start_next_B = xs
     after, moved = move(rule, before, token, start)
-    return after, (before, moved)
+    return select(is_start_next_B, start, after), (before, moved)
 
   def one_token(carry, xs):
-    d_after, d_start = carry
-    token, is_start_B, before, moved, d_out_BHV = xs
-    if rule.state == "returning":
-      d_before, d_token, d_back = returning_adjoint(rule, before, token, moved, start, d_after, d_out_BHV)
-      d_start = jax.tree.map(jnp.add, d_start, d_back)
-    else:
-      d_before, d_token = move_adjoint(rule, before, token, moved, d_after, d_out_BHV)
+    (X_BHMV, d_norm_BHM), d_start = carry
+    token, is_start_B, before, moved, along, (q_BHM, d_out_BHV) = xs
+    before = jax.lax.optimization_barrier(before)
+    d_before, pull, d_back_BHMV = pull_back(rule, before, token, moved, along, start, X_BHMV, d_norm_BHM)
     zero = jax.tree.map(jnp.zeros_like, d_before)
     d_start = jax.tree.map(lambda total, d: total + d.sum(0), d_start, select(is_start_B, d_before, zero))
-    return (select(is_start_B, zero, d_before), d_start), d_token
+    if d_back_BHMV is not None:
+      d_start = d_start.replace(unit_BHMV=d_start.unit_BHMV + d_back_BHMV.sum(0))
+    d_after = select(is_start_B, zero, d_before)
+    return ((d_after.unit_BHMV + outer(q_BHM, d_out_BHV), d_after.norm_BHM), d_start), pull
 
   def one_chunk(carry, xs):
-    tokens_bits, is_start_BC, slots, d_out_BCHV = xs
+    d_after, d_start = carry
+    tokens_bits, is_start_BC, is_start_next_BC, before, d_out_BCHV = xs
     tokens_BC = as_floats(tokens_bits, tokens_NBC)
-    by_token = _by_token(tokens_BC, is_start_BC, slots.unit_BHMV.dtype)
-    d_out_CBHV = jnp.moveaxis(d_out_BCHV, 1, 0)
-    _, replayed_CB = jax.lax.scan(replay, slots, by_token)
-    d_q_CBHM = jax.vmap(read_adjoint, in_axes=(0, 0, None, 0))(*replayed_CB, start, d_out_CBHV)
-    carry, d_tokens_CB = jax.lax.scan(one_token, carry, (*by_token, *replayed_CB, d_out_CBHV), reverse=True)
-    d_tokens_CB = d_tokens_CB.replace(q_BTHM=d_q_CBHM)
-    return carry, as_bits(
+    tokens_CB, is_start_CB, is_start_next_CB, d_out_CBHV = _by_token(
+      (tokens_BC, is_start_BC, is_start_next_BC, d_out_BCHV), before)
+    _, (before_CB, moved_CB) = jax.lax.scan(replay, before, (tokens_CB, is_start_next_CB))
+    along_CB = jax.vmap(lengths_along, in_axes=(0, 0, None))(before_CB, moved_CB, start)
+    # What a token's output asks for is added where the cotangent of the slots before its next one is written.
+    reads_CB = tokens_CB.q_BTHM, d_out_CBHV
+    X_BHMV = d_after.unit_BHMV + outer(*jax.tree.map(lambda x_CB: x_CB[-1], reads_CB))
+    (d_after, d_start), pull_CB = jax.lax.scan(
+      one_token, ((X_BHMV, d_after.norm_BHM), d_start),
+      (tokens_CB, is_start_CB, before_CB, moved_CB, along_CB, jax.tree.map(_of_previous, reads_CB)), reverse=True)
+    d_tokens_CB = jax.vmap(functools.partial(pull_token, rule), in_axes=(0, 0, 0, 0, None, 0))(
+      before_CB, tokens_CB, moved_CB, pull_CB, start, d_out_CBHV)
+    return (LatticeSlots(*d_after), d_start), as_bits(
       jax.tree.map(lambda d, x: jnp.moveaxis(d, 0, 1).astype(x.dtype), d_tokens_CB, tokens_BC))
 
   zero = jax.tree.map(jnp.zeros_like, start)
-  (d_slots, d_start), d_tokens_NBC = jax.lax.scan(
-    one_chunk, (d_last, zero), (as_bits(tokens_NBC), is_start_NBC, boundary, d_out_NBCHV), reverse=True)
-  return as_floats(d_tokens_NBC, tokens_NBC), None, d_start, d_slots
+  (d_first, d_start), d_tokens_NBC = jax.lax.scan(
+    one_chunk, (d_last, zero), (as_bits(tokens_NBC), is_start_NBC, _of_next(is_start_NBC), boundary, d_out_NBCHV),
+    reverse=True)
+  return as_floats(d_tokens_NBC, tokens_NBC), None, d_start, d_first
 
 
 _scan.defvjp(_forward, _backward)
 
 
-def _by_token(tokens_BC: Tokens, is_start_BC: jax.Array, dtype: jnp.dtype) -> tuple[Tokens, jax.Array]:
-  """[B, C, …] → [C, B, …] in the state's dtype."""
-  return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0).astype(dtype), tokens_BC), is_start_BC.T
+def _by_token(tree: Any, slots: LatticeSlots) -> Any:
+  """[B, C, …] → [C, B, …], numbers in the slots' dtype."""
+  dtype = slots.unit_BHMV.dtype
+  return jax.tree.map(
+    lambda x: jnp.moveaxis(x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, 1, 0), tree)
+
+
+def _of_next(is_start_NBC: jax.Array) -> jax.Array:
+  """The flag of the token after each; none after the last."""
+  next_NB1 = jnp.pad(is_start_NBC[1:, :, :1], ((0, 1), (0, 0), (0, 0)))
+  return jnp.concatenate([is_start_NBC[..., 1:], next_NB1], axis=-1)
+
+
+def _of_previous(x_CB: jax.Array) -> jax.Array:
+  """That of the token before each, zero before the first."""
+  return jnp.concatenate([jnp.zeros_like(x_CB[:1]), x_CB[:-1]])
