@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import re
-
-import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = sorted(
@@ -19,42 +18,51 @@ def name_of(path):
   return str(path.relative_to(ROOT))
 
 
-@pytest.fixture(params=SOURCES, ids=name_of)
-def source(request):
-  return request.param
+@functools.cache
+def text_of(path):
+  return path.read_text(encoding="utf-8")
 
 
-def test_file_is_short(source):
-  limit = MAX_KERNEL_LINES if "pallas_kernels" in source.parts else MAX_LINES
-  if source.parent == ROOT:
-    limit = MAX_ENTRY_LINES
-  lines = len(source.read_text(encoding="utf-8").splitlines())
-  assert lines <= limit, f"{name_of(source)} has {lines} lines, at most {limit}: split it by idea"
+@functools.cache
+def nodes_of(path):
+  return list(ast.walk(ast.parse(text_of(path))))
 
 
-def test_functions_are_short(source):
-  for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-    if isinstance(node, ast.FunctionDef):
-      lines = node.end_lineno - node.lineno + 1
-      assert lines <= MAX_FUNCTION_LINES, f"{node.name} has {lines} lines, at most {MAX_FUNCTION_LINES}"
+def test_files_are_short():
+  limits = {
+    path: MAX_ENTRY_LINES if path.parent == ROOT else MAX_KERNEL_LINES if "pallas_kernels" in path.parts else MAX_LINES
+    for path in SOURCES}
+  lines = {path: len(text_of(path).splitlines()) for path in SOURCES}
+  long = [f"{name_of(path)} has {lines[path]} lines, at most {limit}" for path, limit in limits.items()
+          if lines[path] > limit]
+  assert not long, "split by idea"
 
 
-def test_module_says_what_it_is(source):
-  tree = ast.parse(source.read_text(encoding="utf-8"))
-  assert not tree.body or ast.get_docstring(tree), "a file that holds code starts with a docstring"
+def test_functions_are_short():
+  long = [
+    f"{name_of(path)}: {node.name} has {node.end_lineno - node.lineno + 1} lines" for path in SOURCES
+    for node in nodes_of(path)
+    if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES]
+  assert not long, f"at most {MAX_FUNCTION_LINES} lines"
 
 
-def test_defaults_live_in_the_config(source):
+def test_modules_say_what_they_are():
+  silent = [
+    name_of(path) for path in SOURCES if nodes_of(path)[0].body and not ast.get_docstring(nodes_of(path)[0])]
+  assert not silent, "a file that holds code starts with a docstring"
+
+
+def test_defaults_live_in_the_config():
   calls = [
-    node for node in ast.walk(ast.parse(source.read_text(encoding="utf-8")))
+    f"{name_of(path)}:{node.lineno}" for path in SOURCES for node in nodes_of(path)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
     and len(node.args) == 2]
-  assert not calls, f"line {calls[0].lineno}: `.get(name, default)` is a second place for a default"
+  assert not calls, "`.get(name, default)` is a second place for a default"
 
 
-def test_no_left_overs(source):
-  marks = re.findall(r"\b(?:TODO|FIXME|XXX|breakpoint\(|NotImplementedError)", source.read_text(encoding="utf-8"))
-  assert not marks
+def test_no_left_overs():
+  pattern = r"\b(?:TODO|FIXME|XXX|breakpoint\(|NotImplementedError)"
+  assert not [f"{name_of(path)}: {mark}" for path in SOURCES for mark in re.findall(pattern, text_of(path))]
 
 
 def test_shell_scripts_stop_at_the_first_error():

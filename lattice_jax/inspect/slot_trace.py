@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lattice_jax.memories.lattice.op import LatticeSlots, Rule
 from lattice_jax.memories.lattice.sphere import TINY, unit
-from lattice_jax.memories.lattice.step import Move, move
+from lattice_jax.memories.lattice.step import Move, find, move
 from lattice_jax.memories.lattice.tokens import Tokens
 
 
@@ -78,7 +78,7 @@ def _replay(inputs: SlotInputs, rule: Rule) -> tuple[dict[str, jax.Array], jax.A
   start = LatticeSlots(start_HMV[None], jnp.ones_like(length_HM)[None] if rule.state == "accumulated" else None)
 
   def one_token(slots: LatticeSlots, token: Tokens) -> tuple[LatticeSlots, dict[str, jax.Array]]:
-    after, moved = move(rule, slots, token, start)
+    after, moved = move(rule, slots, token, start, find(rule, slots, token, start))
     return after, jax.tree.map(lambda x_B: x_B[0], _describe(rule, slots, token, after, moved))
 
   slots, by_token = jax.lax.scan(one_token, start, tokens)
@@ -88,16 +88,16 @@ def _replay(inputs: SlotInputs, rule: Rule) -> tuple[dict[str, jax.Array], jax.A
 def _describe(
   rule: Rule, before: LatticeSlots, token: Tokens, after: LatticeSlots, moved: Move
 ) -> dict[str, jax.Array]:
-  energy_BH1 = (moved.h_BHV**2).sum(-1, keepdims=True)
-  across_BHM = jnp.sqrt(jnp.maximum(energy_BH1 - moved.along_BHM**2, 0))
+  energy_BH1 = (moved.found.h_BHV**2).sum(-1, keepdims=True)
+  across_BHM = jnp.sqrt(jnp.maximum(energy_BH1 - moved.found.along_BHM**2, 0))
   code_BHM = token.k_BTHM
   if rule.objective == "encoding":
-    code_BHM = code_BHM - moved.along_BHM
+    code_BHM = code_BHM - moved.found.along_BHM
   cosine_BHMM = _cosines(after.unit_BHMV)
   num_slots = cosine_BHMM.shape[-1]
   value_BHV, _ = unit(token.v_BTHV)
   in_slot_BHM = jnp.einsum("BHMV,BHV->BHM", before.unit_BHMV, value_BHV, precision="highest")
-  turn_BHM = jnp.arctan2(jnp.abs(moved.b_BHM) * across_BHM, moved.a_BHM + moved.b_BHM * moved.along_BHM)
+  turn_BHM = jnp.arctan2(jnp.abs(moved.b_BHM) * across_BHM, moved.a_BHM + moved.b_BHM * moved.found.along_BHM)
   if rule.state == "returning":  # not in the plane of slot and direction: twice the angle of half the chord
     chord_BHM = jnp.linalg.norm(after.unit_BHMV - before.unit_BHMV, axis=-1)
     turn_BHM = 2 * jnp.arcsin(jnp.minimum(chord_BHM / 2, 1))

@@ -44,13 +44,13 @@ class Pull(NamedTuple):
 
 def lengths_along(before: LatticeSlots, moved: Move, start: LatticeSlots) -> Along:
   """What the adjoint needs of a token's slots and direction alone. S has rows of length one."""
-  energy_BH1 = (moved.h_BHV * moved.h_BHV).sum(-1, keepdims=True)
-  before_BHM = moved.keep_BHM + moved.write_BHM * moved.along_BHM
-  h_BHM = moved.keep_BHM * moved.along_BHM + moved.write_BHM * energy_BH1
+  energy_BH1 = (moved.found.h_BHV * moved.found.h_BHV).sum(-1, keepdims=True)
+  before_BHM = moved.keep_BHM + moved.write_BHM * moved.found.along_BHM
+  h_BHM = moved.keep_BHM * moved.found.along_BHM + moved.write_BHM * energy_BH1
   if moved.rest_BH1 is None:
     return Along(before_BHM, h_BHM, None, energy_BH1)
-  start_before_BHM = project(of_rows(start, before) * before.unit_BHMV, jnp.ones_like(moved.h_BHV))
-  start_h_BHM = project(of_rows(start, before), moved.h_BHV)
+  start_before_BHM = project(of_rows(start, before) * before.unit_BHMV, jnp.ones_like(moved.found.h_BHV))
+  start_h_BHM = project(of_rows(start, before), moved.found.h_BHV)
   return Along(
     before_BHM + moved.back_BHM * start_before_BHM, h_BHM + moved.back_BHM * start_h_BHM,
     moved.keep_BHM * start_before_BHM + moved.write_BHM * start_h_BHM + moved.back_BHM, energy_BH1)
@@ -64,7 +64,7 @@ def pull_back(
 
   X: that of the slots after the token, what its output asks for included. d_norm: that of their norms, or None.
   """
-  S_BHMV, start_BHMV, h_BHV, length_BHM = before.unit_BHMV, of_rows(start, before), moved.h_BHV, moved.length_BHM
+  S_BHMV, start_BHMV, (h_BHV, _, length_BHM) = before.unit_BHMV, of_rows(start, before), moved.found
   keep_BHM, write_BHM, back_BHM, ones_BHV = moved.keep_BHM, moved.write_BHM, moved.back_BHM, jnp.ones_like(h_BHV)
   X_S_BHM, X_h_BHM = project(S_BHMV * X_BHMV, ones_BHV), project(X_BHMV, h_BHV)
 
@@ -80,7 +80,7 @@ def pull_back(
     radial_BHM -= length_BHM * d_next_BHM * next_BHM
   d_a_BHM = (X_S_BHM - radial_BHM * along.before_BHM) / length_BHM
   d_b_BHM = (X_h_BHM - radial_BHM * along.h_BHM) / length_BHM
-  k_BHM, step_BH1, forget_BH1, along_BHM, norm_BHM = gate_inputs(before, token, moved.along_BHM)
+  k_BHM, step_BH1, forget_BH1, along_BHM, norm_BHM = gate_inputs(before, token, moved.found.along_BHM)
   pull_gates = jax.vjp(
     lambda along, norm: gates(rule, k_BHM, step_BH1, forget_BH1, along, norm), along_BHM, norm_BHM)[1]
   d_along_BHM, d_norm_BHM = pull_gates((d_a_BHM, d_b_BHM))
@@ -107,14 +107,14 @@ def pull_token(
   rule: Rule, before: LatticeSlots, token: Tokens, moved: Move, pull: Pull, start: LatticeSlots, d_out_BHV: jax.Array
 ) -> Tokens:
   """Cotangents of a token, from those of its step's parts and of its output."""
-  along_BHM, norm_BHM = moved.along_BHM, before.norm_BHM
+  along_BHM, norm_BHM = moved.found.along_BHM, before.norm_BHM
   k_BHM, step_BH1, forget_BH1, *_ = gate_inputs(before, token, along_BHM)
   pull_gates = jax.vjp(lambda *inputs: gates(rule, *inputs, along_BHM, norm_BHM), k_BHM, step_BH1, forget_BH1)[1]
   d_k_BHM, d_step_BH1, d_forget_BH1 = pull_gates((pull.a_BHM, pull.b_BHM))
   if pull.rest_BHM is not None:
     d_forget_BH1 -= pull.rest_BHM.sum(-1, keepdims=True)
   if norm_BHM is not None:
-    d_forget_BH1 += (pull.next_BHM * norm_BHM * moved.length_BHM).sum(-1, keepdims=True)
+    d_forget_BH1 += (pull.next_BHM * norm_BHM * moved.found.length_BHM).sum(-1, keepdims=True)
   if rule.objective == "decoding":
     d_k_BHM -= project(before.unit_BHMV, pull.h_BHV)
   d_q_BHM = _pull_query(before, moved, start, d_out_BHV)
@@ -122,7 +122,7 @@ def pull_token(
 
 
 def _pull_query(before: LatticeSlots, moved: Move, start: LatticeSlots, d_out_BHV: jax.Array) -> jax.Array:
-  h_d_out_BH1 = (moved.h_BHV * d_out_BHV).sum(-1, keepdims=True)
+  h_d_out_BH1 = (moved.found.h_BHV * d_out_BHV).sum(-1, keepdims=True)
   d_q_BHM = moved.keep_BHM * project(before.unit_BHMV, d_out_BHV) + moved.write_BHM * h_d_out_BH1
   if moved.rest_BH1 is not None:
     d_q_BHM += moved.back_BHM * project(of_rows(start, before), d_out_BHV)

@@ -1,4 +1,5 @@
-"""The exact token scan with a hand-written adjoint: it keeps one state a chunk and replays the chunk from it."""
+"""The exact token scan with a hand-written adjoint: it keeps one state a chunk and what each token
+found, and replays the chunk from them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lattice_jax.memories.lattice.adjoint import lengths_along, pull_back, pull_token
 from lattice_jax.memories.lattice.rule import Rule
 from lattice_jax.memories.lattice.state import LatticeSlots
-from lattice_jax.memories.lattice.step import move, outer, read
+from lattice_jax.memories.lattice.step import find, move, outer, read
 from lattice_jax.memories.lattice.tokens import Tokens, to_chunks
 from lattice_jax.ops.chunk_scan import as_bits, as_floats
 from lattice_jax.ops.documents import from_chunks, select
@@ -24,7 +25,7 @@ _LEAST_CHUNK = 64
 def lattice_scan(
   rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots
 ) -> tuple[jax.Array, LatticeSlots]:
-  """As `lattice_reference`; keeps about √T states for the backward pass, and makes √T again."""
+  """As `lattice_reference`; keeps about √T states and what tokens found for the backward pass, and makes √T again."""
   length = is_start_BT.shape[1]
   # The power of two below √T, as that mostly divides T and nothing must be filled up.
   chunk = min(length, max(_LEAST_CHUNK, 1 << (length.bit_length() - 1) // 2))
@@ -40,30 +41,33 @@ def _scan(rule, tokens_NBC, is_start_NBC, start, slots):
 def _forward(rule, tokens_NBC, is_start_NBC, start, slots):
   def one_token(before, xs):
     token, is_start_next_B = xs
-    after, moved = move(rule, before, token, start)
-    return select(is_start_next_B, start, after), read(before, token, moved, start)
+    found = find(rule, before, token, start)
+    out_BHV = read(rule, before, token, start, found)
+    before, out_BHV = jax.lax.optimization_barrier((before, out_BHV))
+    after, _ = move(rule, before, token, start, found)
+    return select(is_start_next_B, start, after), (out_BHV, found)
 
   def one_chunk(before, xs):
     tokens_bits, is_start_next_BC = xs
     tokens_BC = as_floats(tokens_bits, tokens_NBC)
-    after, out_CBHV = jax.lax.scan(one_token, before, _by_token((tokens_BC, is_start_next_BC), before))
-    return after, (jnp.moveaxis(out_CBHV, 0, 1), before)
+    after, (out_CBHV, found_CB) = jax.lax.scan(one_token, before, _by_token((tokens_BC, is_start_next_BC), before))
+    return after, (jnp.moveaxis(out_CBHV, 0, 1), (before, found_CB))
 
   # The carry are the slots that the next token finds, so that a document's start is chosen while they are written.
   first = select(is_start_NBC[0, :, 0], start, slots)
-  last, (out_NBCHV, boundary) = jax.lax.scan(one_chunk, first, (as_bits(tokens_NBC), _of_next(is_start_NBC)))
+  last, (out_NBCHV, kept) = jax.lax.scan(one_chunk, first, (as_bits(tokens_NBC), _of_next(is_start_NBC)))
   # Results are kept too: whatever reads them would otherwise run the scan again for them.
-  out_NBCHV, boundary, last = checkpoint_name((out_NBCHV, boundary, last), MEMORY_BOUNDARY)
-  return (out_NBCHV, last), (tokens_NBC, is_start_NBC, start, boundary)
+  out_NBCHV, kept, last = checkpoint_name((out_NBCHV, kept, last), MEMORY_BOUNDARY)
+  return (out_NBCHV, last), (tokens_NBC, is_start_NBC, start, kept)
 
 
 def _backward(rule, saved, cotangents):
-  tokens_NBC, is_start_NBC, start, boundary = saved
+  tokens_NBC, is_start_NBC, start, kept = saved
   d_out_NBCHV, d_last = cotangents
 
   def replay(before, xs):
-    token, is_start_next_B = xs
-    after, moved = move(rule, before, token, start)
+    token, is_start_next_B, found = xs
+    after, moved = move(rule, before, token, start, found)
     return select(is_start_next_B, start, after), (before, moved)
 
   def one_token(carry, xs):
@@ -80,11 +84,11 @@ def _backward(rule, saved, cotangents):
 
   def one_chunk(carry, xs):
     d_after, d_start = carry
-    tokens_bits, is_start_BC, is_start_next_BC, before, d_out_BCHV = xs
+    tokens_bits, is_start_BC, is_start_next_BC, (before, found_CB), d_out_BCHV = xs
     tokens_BC = as_floats(tokens_bits, tokens_NBC)
     tokens_CB, is_start_CB, is_start_next_CB, d_out_CBHV = _by_token(
       (tokens_BC, is_start_BC, is_start_next_BC, d_out_BCHV), before)
-    _, (before_CB, moved_CB) = jax.lax.scan(replay, before, (tokens_CB, is_start_next_CB))
+    _, (before_CB, moved_CB) = jax.lax.scan(replay, before, (tokens_CB, is_start_next_CB, found_CB))
     along_CB = jax.vmap(lengths_along, in_axes=(0, 0, None))(before_CB, moved_CB, start)
     # What a token's output asks for is added where the cotangent of the slots before its next one is written.
     reads_CB = tokens_CB.q_BTHM, d_out_CBHV
@@ -99,7 +103,7 @@ def _backward(rule, saved, cotangents):
 
   zero = jax.tree.map(jnp.zeros_like, start)
   (d_first, d_start), d_tokens_NBC = jax.lax.scan(
-    one_chunk, (d_last, zero), (as_bits(tokens_NBC), is_start_NBC, _of_next(is_start_NBC), boundary, d_out_NBCHV),
+    one_chunk, (d_last, zero), (as_bits(tokens_NBC), is_start_NBC, _of_next(is_start_NBC), kept, d_out_NBCHV),
     reverse=True)
   return as_floats(d_tokens_NBC, tokens_NBC), None, d_start, d_first
 
