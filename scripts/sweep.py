@@ -26,7 +26,8 @@ from lattice_jax.sweep.plot import plot_table
 from lattice_jax.sweep.runner import Runner
 from lattice_jax.sweep.search import make_search
 from lattice_jax.sweep.sweep_file import Sweep, read_sweep
-from lattice_jax.sweep.table import format_table, make_table, write_table
+from lattice_jax.sweep.table import check_against, make_table
+from lattice_jax.sweep.table_files import format_table, write_table
 
 
 def main() -> int:
@@ -34,6 +35,7 @@ def main() -> int:
   sweep = read_sweep(arguments.file)
   workdir = arguments.workdir or Path("runs/sweeps") / arguments.file.stem
   search = make_search(sweep, workdir, arguments.seed)
+  check_against(sweep, arguments.against)
   stopped_by, failed = 0, 0
   if arguments.table_only:
     if not workdir.is_dir():
@@ -72,7 +74,7 @@ def report(sweep: Sweep, workdir: Path, total: int, arguments: argparse.Namespac
   out = arguments.out or workdir
   write_table(table, out)
   print(f"\n{format_table(table)}\nwrote {out}/table.md, table.jsonl, table.csv", end="")
-  if table.varying:
+  if len(table.rows) > 1 and table.varying:
     plot_table(table, out / "plot.png", arguments.x)
     print(" and plot.png", end="")
   print(flush=True)

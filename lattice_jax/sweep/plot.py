@@ -28,7 +28,7 @@ def plot_table(table: SweepTable, out: Path, names: Sequence[str] = ()) -> None:
   the standard deviation over seeds.
   """
   chosen = list(names) or list(table.varying)[:_MOST_PANELS]
-  if not chosen:
+  if len(table.rows) < 2 or not chosen:
     raise ValueError("no two settings are done yet, so there is nothing to plot.")
   numbers = {name: numbers_of(table, name) for name in chosen}
   width = 8 if len(chosen) == 1 else 5 * len(chosen)

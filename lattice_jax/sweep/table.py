@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.config_checks import parse_config
-from lattice_jax.files import Record, to_jsonl
-from lattice_jax.markdown import markdown_table
+from lattice_jax.files import Record
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.models.state_size import StateBytes, describe_state, state_bytes
 from lattice_jax.run_file import read_run
@@ -22,6 +20,7 @@ from lattice_jax.sweep.sweep_file import Sweep
 from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord, read_evaluation, read_records
 
 Setting = tuple[tuple[str, Value], ...]
+_FIRST = "first"  # the name of the best row
 
 
 @dataclass(frozen=True)
@@ -105,14 +104,18 @@ class SweepTable:
 
   @property
   def varying(self) -> dict[str, dict[Value, str]]:
-    """The parameters by which rows differ: their values, in the file's order or ascending, and the text of each."""
+    """The parameters by which rows differ: their values, in the file's order or ascending, and the text of each.
+
+    All values of the file where it lists them, so that a row is called the same from the first trial to the last.
+    """
     shown = {}
     for parameter in self.sweep.parameters:
-      found = {dict(row.setting)[parameter.name] for row in self.rows if not is_seed(parameter.name)}
+      if is_seed(parameter.name):
+        continue
+      found = parameter.values if isinstance(parameter, Choice) else sorted(
+        {dict(row.setting)[parameter.name] for row in self.rows})
       if len(found) > 1:
-        ordered = [value for value in parameter.values if value in found] if isinstance(parameter, Choice) \
-          else sorted(found)
-        shown[parameter.name] = short_values(ordered)
+        shown[parameter.name] = short_values(found)
     return shown
 
   @property
@@ -135,9 +138,9 @@ class SweepTable:
     memories = {row.results[0].memory for row in self.rows if dict(row.setting)[name] == value}
     return f"{memories.pop()} (base)" if text == "base" and len(memories) == 1 and "" not in memories else text
 
-  def label(self, row: SettingRow) -> str:
-    """The row's setting, as in codes=256,window=64."""
-    return ",".join(f"{self.names[name]}={shown[dict(row.setting)[name]]}" for name, shown in self.varying.items())
+  def label(self, setting: Setting) -> str:
+    """A row's setting, as in codes=256,window=64."""
+    return ",".join(f"{self.names[name]}={shown[dict(setting)[name]]}" for name, shown in self.varying.items())
 
   def difference(self, row: SettingRow, of: Callable[[TrialResult], float]) -> Spread | None:
     """The difference to the reference over common seeds; None for the reference itself or without common seeds."""
@@ -150,7 +153,10 @@ class SweepTable:
 
 def make_table(
     sweep: Sweep, workdir: Path, *, total: int, command: str, beyond: Sequence[int], against: str) -> SweepTable:
-  """against: "" for no differences, "first" for those to the best row, or the label of a row, as in codes=256."""
+  """against: "" for no differences, "first" for those to the best row, or the label of a row, as in codes=256.
+
+  There are none either while no trial of that row is done.
+  """
   found = read_records(workdir)
   records = [record for record in found if _is_of(sweep, record)]
   done = [record for record in records if record.state == DONE]
@@ -165,9 +171,25 @@ def make_table(
   table = SweepTable(
     sweep, command, tuple(rows), tuple(beyond), None, failed, unfinished=total - len(done) - len(failed),
     foreign=len(found) - len(records))
-  if not against or not rows:
-    return table
-  return SweepTable(**vars(table) | {"reference": _find(table, against)})
+  check_against(sweep, against, table)
+  labels = {table.label(row.setting): row for row in reversed(rows)} | {_FIRST: rows[0] if rows else None}
+  return SweepTable(**vars(table) | {"reference": labels[against] if against in labels else None})
+
+
+def check_against(sweep: Sweep, against: str, table: SweepTable | None = None) -> None:
+  """Raises ValueError if no row is called so, nor will be; a search without a list of values is known by its table."""
+  table = table or SweepTable(sweep, "", (), (), None, (), 0, 0)
+  settings = [row.setting for row in table.rows]
+  varied = [parameter for parameter in sweep.parameters if not is_seed(parameter.name)]
+  if all(isinstance(parameter, Choice) for parameter in varied):
+    settings = [
+      tuple(zip([parameter.name for parameter in varied], values, strict=True))
+      for values in itertools.product(*(parameter.values for parameter in varied))]
+  elif not settings:
+    return
+  labels = [table.label(setting) for setting in settings]
+  if against not in ("", _FIRST, *labels):
+    raise ValueError(f"--against={against} is not one of {', '.join(filter(None, [*labels, _FIRST]))}.")
 
 
 def _is_of(sweep: Sweep, record: TrialRecord) -> bool:
@@ -177,13 +199,6 @@ def _is_of(sweep: Sweep, record: TrialRecord) -> bool:
     parameters.keys() == record.values.keys() and record.arguments == sweep.arguments(record.values)
     and all(record.values[name] in parameter.values for name, parameter in parameters.items()
             if isinstance(parameter, Choice)))
-
-
-def _find(table: SweepTable, against: str) -> SettingRow:
-  labels = {table.label(row): row for row in table.rows} | {"first": table.rows[0]}
-  if against not in labels:
-    raise ValueError(f"--against={against} is not one of {', '.join(labels)}.")
-  return labels[against]
 
 
 def _read_result(record: TrialRecord, folder: Path, sweep: Sweep, beyond: Sequence[int]) -> TrialResult:
@@ -217,77 +232,3 @@ def bits_beyond(line: Record, start: int, folder: Path) -> float:
   if not tokens:
     raise ValueError(f"--beyond={start}: {folder} has no target at position {start} or later.")
   return sum(bucket["bits_per_byte"] * bucket["tokens"] for bucket in later) / tokens
-
-
-def records(table: SweepTable) -> list[dict[str, Any]]:
-  """One record per row, flat except for the list of results by seed."""
-  return [_record(table, row) for row in table.rows]
-
-
-def _record(table: SweepTable, row: SettingRow) -> dict[str, Any]:
-  record: dict[str, Any] = dict(row.setting) | {"trials": len(row.results)}
-  for name, of in table.columns.items():
-    record |= _fields(name, row.spread(of))
-    if table.reference is not None:
-      record |= _fields(f"{name} difference", table.difference(row, of))
-  return record | {
-    "parameters": row.results[0].parameters, "state": row.results[0].state,
-    "state_bytes": row.results[0].bytes and row.results[0].bytes.memory,
-    "tail_bytes": row.results[0].bytes and row.results[0].bytes.tail,
-    "tokens_per_second": row.tokens_per_second,
-    "commit": ", ".join(sorted({str(result.commit) for result in row.results})), "command": table.command,
-    "by_seed": [
-      dict(result.seeds) | {name: of(result) for name, of in table.columns.items()} for result in row.results]}
-
-
-def _fields(name: str, value: Spread | None) -> dict[str, float | None]:
-  return {f"{name} mean": value.mean if value else None, f"{name} sd": value.sd if value else None}
-
-
-def format_table(table: SweepTable) -> str:
-  """The table in Markdown, how it was made, and what is missing."""
-  head = [*table.names.values(), "trials"]
-  for name in table.columns:
-    head += [name] if table.reference is None else [name, f"Δ to {table.label(table.reference)}"]
-  has_state = any(row.results[0].state for row in table.rows)
-  head += ["parameters", *["state of a layer", "bytes between tokens"] * has_state, "tokens/s"]
-  lines = [head]
-  for row in table.rows:
-    cells = [shown[dict(row.setting)[name]] for name, shown in table.shown.items()] + [str(len(row.results))]
-    for of in table.columns.values():
-      cells.append(row.spread(of).text())
-      if table.reference is not None:
-        difference = table.difference(row, of)
-        cells.append(difference.text("+") if difference else "–")
-    first = row.results[0]
-    state = [first.state, first.bytes.text() if first.bytes else ""] * has_state
-    cells += [f"{first.parameters:,}", *state, f"{row.tokens_per_second:,.0f}"]
-    lines.append(cells)
-  origin = (f"Trained at commit {', '.join(table.commits) or 'none yet'}. Mean ± sample standard deviation over seeds; "
-            "tokens/s: median over updates.")
-  if has_state:
-    origin += (" State of a layer: floating-point numbers of a row by part, heads together; bytes between tokens: of "
-               "all that a layer keeps of a row from one token to the next; «tail»: of the convolutions.")
-  text = [f"# {table.sweep.title}", "", f"    {table.command}", "", origin, "",
-          markdown_table(lines, "l" * len(table.varying) + "r" * (len(head) - len(table.varying)))]
-  if table.failed or table.unfinished:
-    text += ["", f"{table.unfinished} trial(s) not finished, {len(table.failed)} failed."]
-    text += [f"- {record.id}: {record.error}" for record in table.failed]
-  if table.foreign:
-    text += ["", f"{table.foreign} trial(s) in the folder are not of this sweep file and are left out."]
-  return "\n".join(text) + "\n"
-
-
-def write_table(table: SweepTable, folder: Path) -> None:
-  """Writes table.md, table.jsonl and table.csv."""
-  folder.mkdir(parents=True, exist_ok=True)
-  rows = records(table)
-  (folder / "table.md").write_text(format_table(table), encoding="utf-8")
-  (folder / "table.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
-  text = io.StringIO()
-  if rows:
-    names = [name for name in rows[0] if name != "by_seed"]
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-  (folder / "table.csv").write_text(text.getvalue(), encoding="utf-8")

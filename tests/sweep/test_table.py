@@ -13,7 +13,8 @@ from lattice_jax.config_checks import parse_config, to_dict
 from lattice_jax.sweep.labels import metric_label
 from lattice_jax.sweep.plot import numbers_of, plot_table
 from lattice_jax.sweep.search import GridSearch
-from lattice_jax.sweep.table import format_table, spread, write_table
+from lattice_jax.sweep.table import check_against, spread
+from lattice_jax.sweep.table_files import format_table, write_table
 from lattice_jax.sweep.trials import DONE, FAILED, TrialRecord
 from tests.sweep import fake, sweeps
 
@@ -63,8 +64,20 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     "| 4 | 1 | 3.1000 | +0.0000 | 1,000 | 100 |",
     "| 1 | 2 | 4.0500 ± 0.0707 | +1.0000 ± 0.0000 | 1,000 | 100 |"]
   assert sweeps.table(sweep, runs, against="first").reference.setting == (("size", 2),)
-  with pytest.raises(ValueError, match=r"--against=size=3 is not one of size=2, size=4, size=1, first"):
+  with pytest.raises(ValueError, match=r"--against=size=3 is not one of size=1, size=2, size=4, first"):
     sweeps.table(sweep, runs, against="size=3")
+
+
+def test_a_row_is_called_the_same_before_its_trials_are_done(tmp_path):
+  sweep = sweeps.read(tmp_path)
+  finish(sweep, tmp_path / "runs")
+  for trial in (tmp_path / "runs").glob("size=[24]_seed=*/trial.json"):
+    trial.unlink()
+  table = sweeps.table(sweep, tmp_path / "runs", against="size=2")  # not done, so there are no differences to it
+  assert [table.label(row.setting) for row in table.rows] == ["size=1"] and table.reference is None
+  check_against(sweep, "size=4")
+  with pytest.raises(ValueError, match=r"--against=4 is not one of size=1, size=2, size=4, first"):
+    check_against(sweep, "4")
 
 
 def test_trials_of_an_older_file_are_left_out(tmp_path):

@@ -101,6 +101,15 @@ def test_chunks_of_the_scan_do_not_show():
 
 
 @pytest.mark.parametrize("rule", [RULES[0], Rule("encoding", "accumulated")], ids=name_of)
+def test_documents_may_begin_where_a_call_a_chunk_and_its_rest_do(rule):
+  with jax.enable_x64(True):
+    here = scene(rule, length=130, dtype="float64")
+    starts = np.isin(np.arange(130), [0, 63, 64, 128, 129])  # chunks of 64 tokens
+    here = here.replace(ids=jnp.broadcast_to(100 + np.cumsum(starts), here.ids.shape))
+    assert_near(run(rule, here, "xla"), run(rule, here, "reference"), 1e-11)
+
+
+@pytest.mark.parametrize("rule", [RULES[0], Rule("encoding", "accumulated")], ids=name_of)
 def test_any_split_gives_the_same_output_and_state(rule):
   with jax.enable_x64(True):
     here = scene(rule, length=LENGTH, dtype="float64")
