@@ -33,10 +33,11 @@ from lattice_jax.memories.lattice.op import (
   lattice_with_rounds,
 )
 
-DEFINITION, CHECKPOINTED = "definition", "definition, checkpointed"
+DEFINITION, CHECKPOINTED, RETURNING = "definition", "definition, checkpointed", "scan, slots that return"
 BASELINES = (DEFINITION, CHECKPOINTED, BLOCKWISE)
 MODES = ("fwd", "fwd+bwd")
 _CHECKPOINT_EVERY = 64  # tokens
+_RETURNING_RULE, _FORGET = Rule(state="returning"), 0.98
 _CORRELATION = 0.8  # of neighbouring tokens before SiLU, as after a convolution
 
 Inputs = tuple[jax.Array, ...]  # q, k, v, step, start
@@ -74,6 +75,9 @@ def cases(head: str, length: int, mode: str, batch: int) -> Iterator[BenchCase]:
   forms |= {DEFINITION: _run(Form(), "reference"), CHECKPOINTED: _run_checkpointed}
   for name, attend in forms.items():
     yield BenchCase(name, group, run(attend), arguments, batch * length, exact)
+  returning = run(_run(Form(), rule=_RETURNING_RULE))
+  yield BenchCase(RETURNING, group, returning, arguments, batch * length, functools.cache(
+    functools.partial(in_float64, returning, arguments)))
   yield BenchCase(BLOCKWISE, group, run(_blockwise), arguments, batch * length)
   devices = jax.device_count()
   if devices > 1 and shape.heads % devices == 0:
@@ -98,13 +102,14 @@ def make_inputs(shape: Shape, batch: int, length: int) -> Inputs:
   return q, k, v, step, jnp.asarray(rng.normal(size=(shape.heads, shape.slots, shape.value_dim)), jnp.float32)
 
 
-def _run(form: Form, impl: str = "xla") -> Callable[..., Any]:
+def _run(form: Form, impl: str = "xla", rule: Rule | None = None) -> Callable[..., Any]:
   """Inputs → outputs and last slots."""
 
   def attend(q, k, v, step, start):
     ids, valid = jnp.zeros(step.shape[:2], jnp.int32), jnp.ones(step.shape[:2], bool)
+    forget = jnp.full(step.shape, _FORGET, step.dtype) if rule else None
     out, state = lattice(
-      q, k, v, step, None, start, _empty(start, step, form), ids, valid, rule=Rule(), form=form, impl=impl)
+      q, k, v, step, forget, start, _empty(start, step, form), ids, valid, rule=rule or Rule(), form=form, impl=impl)
     return out, state.slots.unit_BHMV
 
   return attend
