@@ -48,6 +48,18 @@ class Membership:
       integer("JAX_PROCESS_ID") if self.process is None else self.process)
 
 
+def check_alone() -> None:
+  """Raises ValueError on a host of a TPU slice of several, where a process that joins no other waits for them for ever.
+
+  Other clusters may start many runs that have nothing to do with one another, so theirs are not asked.
+  """
+  hosts = [name for name in (os.environ.get("TPU_WORKER_HOSTNAMES") or "").split(",") if name]
+  if len(hosts) > 1:
+    raise ValueError(
+      f"this is one of the {len(hosts)} hosts of a TPU slice (TPU_WORKER_HOSTNAMES), whose chips work together only; add "
+      "--distributed, and start the same command on every host.")
+
+
 def listen(address: str | None, timeout: int) -> threading.Event:
   """An event that is set once something answers at the address; JAX does not say who was missing."""
   answered = threading.Event()

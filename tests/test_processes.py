@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -11,7 +12,7 @@ import sys
 
 import pytest
 
-from lattice_jax.members import Membership, describe_absence
+from lattice_jax.members import Membership, check_alone, describe_absence
 from lattice_jax.processes import describe_death
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -91,3 +92,13 @@ def test_the_others_name_the_one_that_was_killed_and_end(victim):
       process.communicate()
   assert processes[1 - victim].returncode == 1
   assert errors.startswith(f"peer_run.py: process {victim} has ended") and errors.count("\n") == 1, errors
+
+
+@pytest.mark.parametrize(("hosts", "refused"), [(None, False), ("localhost", False), ("t-0,t-1,t-2,t-3", True)])
+def test_a_host_of_a_tpu_slice_is_not_left_to_wait_for_the_others(hosts, refused, monkeypatch):
+  if hosts is None:
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES", raising=False)
+  else:
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", hosts)
+  with pytest.raises(ValueError, match="one of the 4 hosts of a TPU slice") if refused else contextlib.nullcontext():
+    check_alone()

@@ -10,7 +10,7 @@ from lattice_jax.commands.domains import COUNT, POSITIVE, Storage
 from lattice_jax.commands.flags import define, define_config, define_set
 from lattice_jax.commands.run import CPU_DEVICES
 from lattice_jax.domains import Place, Switch, Text
-from lattice_jax.members import Membership
+from lattice_jax.members import Membership, check_alone
 from lattice_jax.runtime import enable_compilation_cache, initialize_distributed
 
 COMPILED = "/compiled"  # programs, beside the checkpoints, which every host sees
@@ -42,6 +42,8 @@ def main() -> None:
   for flag in (COORDINATOR, NUM_PROCESSES, PROCESS):
     if flag.value is not None and not DISTRIBUTED.value:
       raise ValueError(f"--{flag.name} has no effect without --distributed; leave it out, or ask for that too.")
+  if not DISTRIBUTED.value:
+    check_alone()
   config = read_config(CONFIG.value, SET.value)
   profile = parse_profile(PROFILE.value)
   workdir = fill_run_id(WORKDIR.value)
