@@ -56,8 +56,8 @@ def check_alone() -> None:
   hosts = [name for name in (os.environ.get("TPU_WORKER_HOSTNAMES") or "").split(",") if name]
   if len(hosts) > 1:
     raise ValueError(
-      f"this is one of the {len(hosts)} hosts of a TPU slice (TPU_WORKER_HOSTNAMES), whose chips work together only; add "
-      "--distributed, and start the same command on every host.")
+      f"this is one of the {len(hosts)} hosts of a TPU slice (TPU_WORKER_HOSTNAMES), whose chips work together only; "
+      "add --distributed, and start the same command on every host.")
 
 
 def listen(address: str | None, timeout: int) -> threading.Event:
