@@ -2,7 +2,7 @@
 
 Figures are the vendors': https://docs.cloud.google.com/tpu/docs/v5e, …/v5p, …/v6e and …/v4, and the data sheets of
 NVIDIA's A100, H100 and H200 in their SXM form, read in December 2026. `usable_bytes` is what a program may take: for
-TPUs what libtpu 0.0.42.1 names where it refuses a larger one, for GPUs what CUDA reports for the whole device.
+TPUs the limit that libtpu names where it refuses a larger one, for GPUs what CUDA reports for the whole device.
 """
 
 from __future__ import annotations
@@ -37,6 +37,14 @@ class Chip:
   @property
   def is_tpu(self) -> bool:
     return self.name.startswith("v")
+
+  @property
+  def compiles_here(self) -> bool:
+    """Whether a whole update can be compiled for it by a machine that has none.
+
+    Not for GPUs, for which only single kernels have been compiled so far, nor for v4, whose chips are two devices each.
+    """
+    return self.is_tpu and self.usable_bytes is not None
 
   @property
   def ring_rate(self) -> float:

@@ -52,6 +52,7 @@ LAYERS = (
   ("lattice_jax.training",),
   ("lattice_jax.library", "lattice_jax.sweep"),
   ("lattice_jax.aot", "lattice_jax.self_check"),
+  ("lattice_jax.preflight",),
   ("lattice_jax.commands",),
   ("lattice_jax.self_check.__main__",),
 )

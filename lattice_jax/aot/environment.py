@@ -1,4 +1,4 @@
-"""What must stand in the environment before JAX starts, so that it compiles for machines that are not there.
+"""What must stand in the environment before JAX and libtpu start, so that they compile for machines that are not there.
 
 Needs no JAX, and is imported before it.
 """
@@ -16,11 +16,6 @@ VARIABLES = {
   "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_MIN_LOG_LEVEL": "3"}
 _COMPILERS = {"tpu": "libtpu", "h100": "jax_cuda13_plugin"}
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-def compile_for_absent(backend: str) -> None:
-  """Sets the environment for the backend "tpu" or "gpu", whose kernels programs then get."""
-  os.environ.update(VARIABLES | {"LATTICE_JAX_BACKEND": backend})
 
 
 def ensure_compiler(kind: str) -> None:

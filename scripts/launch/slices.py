@@ -10,8 +10,8 @@ from lattice_jax.domains import did_you_mean
 
 # (chip, prefix of types, what a type counts by chip, Kubernetes' name)
 _TPUS = (
-  ("v4", "v4", 2, "tpu-v4-podslice"), ("v5e", "v5litepod", 1, "tpu-v5-lite-podslice"), ("v5p", "v5p", 2, "tpu-v5p-slice"),
-  ("v6e", "v6e", 1, "tpu-v6e-slice"))
+  ("v4", "v4", 2, "tpu-v4-podslice"), ("v5e", "v5litepod", 1, "tpu-v5-lite-podslice"),
+  ("v5p", "v5p", 2, "tpu-v5p-slice"), ("v6e", "v6e", 1, "tpu-v6e-slice"))
 _TPUS_A_HOST = 4
 _GPUS = {"a100": "nvidia-tesla-a100", "h100": "nvidia-h100-80gb", "h200": "nvidia-h200-141gb"}
 
