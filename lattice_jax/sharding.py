@@ -108,17 +108,17 @@ def check_rows(config: Config, *, data: int, readers: int = 1) -> None:
       f"the {data} devices of the mesh's data axis; use a multiple of {unit}, such as data.batch={fitting}.")
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Rows over the `data` axis, tokens over `seq`."""
   return NamedSharding(mesh, PartitionSpec("data", AXIS))
 
 
-def param_shardings(boxed: Any, mesh: Mesh, config: MeshConfig) -> Any:
+def param_shardings(boxed: Any, mesh: Mesh | AbstractMesh, config: MeshConfig) -> Any:
   """Shardings of a tree of boxed arrays (or their shapes): parameters, buffers, or optimizer state made from them.
 
   The result has the structure of the unboxed arrays. Leaves without a box are replicated. A mesh axis that does not
@@ -151,7 +151,7 @@ def unbox(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, tree, is_leaf=is_box)
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of a memory state, from the shape suffix of each field's name: B → data, H → model."""
   return _apply(memory_axes(state), state, mesh)
 
@@ -199,7 +199,7 @@ def tree_bytes(tree: Any) -> int:
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _apply(axes: Any, tree: Any, mesh: Mesh) -> Any:
+def _apply(axes: Any, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
   return jax.tree.map(lambda axes, leaf: NamedSharding(mesh, axes.fitting(leaf.shape, mesh)), axes, tree)
 
 

@@ -61,21 +61,21 @@ def answer(arguments: argparse.Namespace) -> None:
   os.environ["LATTICE_JAX_BACKEND"] = "tpu" if parse_topology(arguments.topology)[0].is_tpu else "gpu"
   from lattice_jax.config_text import read_config  # --help need not wait for JAX
   from lattice_jax.preflight import account, machine, report, search
-  from lattice_jax.training.holdings import holdings
+  from lattice_jax.preflight.held import everything_held
 
   config, asked = read_config(arguments.config, arguments.set), machine.find_machine(arguments.topology)
-  mesh = machine.abstract_mesh(config, asked)
+  mesh, share = machine.abstract_mesh(config, asked), arguments.utilisation
   if arguments.shardings:
-    return print_now(report.holdings_text(config, holdings(config, mesh), mesh))
+    return print_now(report.holdings_text(config, everything_held(config, mesh), mesh))
   if not asked.chip.compiles_here and not arguments.search:
-    return print_now(report.formula_text(config, asked, holdings(config, mesh), utilisation=arguments.utilisation))
+    return print_now(report.formula_text(config, asked, everything_held(config, mesh), utilisation=share))
   asked.check_compiles()
   ensure_compiler("tpu")
   if arguments.search:
     found = search.search(config, asked, measure)
-    return print_now(f"\n{report.search_text(found, utilisation=arguments.utilisation)}")
+    return print_now(f"\n{report.search_text(found, utilisation=share)}")
   taken = account.take_account(config, asked)
-  return print_now(report.account_text(taken, utilisation=arguments.utilisation, price=arguments.price))
+  return print_now(report.account_text(taken, utilisation=share, price=arguments.price))
 
 
 def measure(config: Config, machine: Machine) -> Account:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax.config import Config
 from lattice_jax.inspect.hlo import count_collectives, count_kernels
@@ -46,7 +46,7 @@ def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
     **memory_facts(compiled), "collectives": count_collectives(text), "kernels": count_kernels(text)}
 
 
-def abstract_batches(config: Config, mesh: Mesh) -> Batch:
+def abstract_batches(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
   """Shapes and shardings of the batches of one call."""
   stacked = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
   shape = (config.train.steps_per_dispatch, config.data.batch, config.data.update_len)

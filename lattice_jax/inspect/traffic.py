@@ -22,6 +22,7 @@ _APPLIED = re.compile(r"\bto_apply=%?([\w.-]+)")  # of a call; elsewhere what is
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _IN_FAST_MEMORY = re.compile(r"\b(?:pred|[a-z]+\d+\w*)\[[\d,]*\]\{[^}]*S\([1-9]\d*\)[^}]*\}")
+_CONTEXT = re.compile(r"\b[us]32\[\](?:\{[^}]*\})?")  # by which an asynchronous instruction is waited for
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_traffic(text: str, mesh: Mapping[str, int]) -> Traffic:
   """
   computations = read_computations(text)
   by_name = {line.name: line for lines in computations.values() for line in lines}
-  runs, uncounted = _runs(computations, _entry(text))
+  runs, uncounted = _runs(computations, by_name, _entry(text))
   inner = {line.calls for line in by_name.values() if line.opcode == "fusion"}
   collectives, memory = [], 0
   for name, count in runs.items():
@@ -69,9 +70,8 @@ def read_traffic(text: str, mesh: Mapping[str, int]) -> Traffic:
       kind = line.opcode.removesuffix("-start")
       if kind in COLLECTIVES:
         collectives.append(_collective(kind, line, by_name, mesh, count))
-      if name not in inner and not line.opcode.endswith(("-start", "-done")):
-        inside = computations[line.calls] if line.opcode == "fusion" else ()
-        memory += count * instruction_bytes(line, inside, by_name, _bytes_in_memory)
+      if name not in inner:
+        memory += count * _memory_bytes(line, computations, by_name)
   return Traffic(tuple(collectives), memory, uncounted)
 
 
@@ -79,7 +79,9 @@ def _entry(text: str) -> str:
   return re.search(r"^ENTRY %?([\w.-]+)", text, re.MULTILINE)[1]
 
 
-def _runs(computations: Mapping[str, list[Instruction]], entry: str) -> tuple[dict[str, int], int]:
+def _runs(
+  computations: Mapping[str, list[Instruction]], by_name: Mapping[str, Instruction], entry: str
+) -> tuple[dict[str, int], int]:
   """(how often each computation runs that does, loops that do not say how often they turn)."""
   runs: dict[str, int] = defaultdict(int)
   uncounted = 0
@@ -90,9 +92,9 @@ def _runs(computations: Mapping[str, list[Instruction]], entry: str) -> tuple[di
     for line in computations[name]:
       times = count
       if line.opcode == "while":
-        turns = _TURNS.search(line.rest)
+        turns = _turns(line, computations, by_name)
         uncounted += turns is None
-        times *= int(turns[1]) if turns else 1
+        times *= 1 if turns is None else turns
       branches = _BRANCHES.search(line.rest)
       called = _CALLED.findall(line.rest) + (re.findall(r"[\w.-]+", branches[1]) if branches else [])
       for inner in called + (_APPLIED.findall(line.rest) if line.opcode == "call" else []):
@@ -101,6 +103,47 @@ def _runs(computations: Mapping[str, list[Instruction]], entry: str) -> tuple[di
 
   visit(entry, 1)
   return dict(runs), uncounted
+
+
+def _turns(
+  loop: Instruction, computations: Mapping[str, list[Instruction]], by_name: Mapping[str, Instruction]
+) -> int | None:
+  """Of a loop that says so, or whose counter begins at a constant and ends below one; loops of JAX count by one."""
+  if told := _TURNS.search(loop.rest):
+    return int(told[1])
+  condition = re.search(r"\bcondition=%?([\w.-]+)", loop.rest)[1]
+  end = next(line for line in computations[condition] if line.is_root)
+  first = by_name[loop.operands[0]]
+  if end.opcode != "compare" or "direction=LT" not in end.rest or first.opcode != "tuple":
+    return None
+  counter, limit = (by_name[name] for name in end.operands)
+  if counter.opcode != "get-tuple-element":
+    return None
+  begin = by_name[first.operands[int(re.search(r"\bindex=(\d+)", counter.rest)[1])]]
+  numbers = _constant(begin, by_name), _constant(limit, by_name)
+  return None if None in numbers else max(0, numbers[1] - numbers[0])
+
+
+def _constant(line: Instruction, by_name: Mapping[str, Instruction]) -> int | None:
+  while line.opcode == "copy":
+    line = by_name[line.operands[0]]
+  value = re.match(r"(-?\d+)\)", line.rest)
+  return int(value[1]) if line.opcode == "constant" and value else None
+
+
+def _memory_bytes(
+  line: Instruction, computations: Mapping[str, list[Instruction]], by_name: Mapping[str, Instruction]
+) -> int:
+  """Bytes that an instruction which is not inside a fusion moves to and from memory; 0 where another one has them."""
+  if line.opcode.endswith("-done"):
+    return 0
+  if line.opcode.endswith("-start"):  # its result is a tuple of what it reads and what it writes
+    read = sum(array_bytes(by_name[name].shape) for name in line.operands if name in by_name)
+    shape = _CONTEXT.sub("", line.shape)
+    # of a slice only what is cut out is read
+    return _bytes_in_memory(shape) + (array_bytes(shape) - 2 * read if line.opcode == "slice-start" else 0)
+  inside = computations[line.calls] if line.opcode == "fusion" else ()
+  return instruction_bytes(line, inside, by_name, _bytes_in_memory)
 
 
 def _bytes_in_memory(shape: str) -> int:

@@ -6,6 +6,8 @@ import re
 import time
 from dataclasses import dataclass
 
+import jax
+
 from lattice_jax.aot.train_step import compile_update, memory_facts
 from lattice_jax.config import Config
 from lattice_jax.inspect.traffic import Traffic, read_traffic
@@ -98,7 +100,7 @@ def take_account(config: Config, machine: Machine) -> Account:
   begin = time.perf_counter()
   try:
     compiled = compile_update(config, make_mesh(config.mesh, machine.devices()))
-  except Exception as error:
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
     needed = _needed_bytes(str(error))
     if needed is None:
       raise

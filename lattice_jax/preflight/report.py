@@ -41,7 +41,7 @@ def formula_text(config: Config, machine: Machine, held: Sequence[Holding], *, u
   seconds = done / chip.peak_flops / utilisation
   return f"""{_title(config, machine)}
 
-Parameters, optimizer and memory take {state / 1e9:.3f} GB of a chip{usable}.
+Parameters, optimizer, memory and batch take {state / 1e9:.3f} GB of a chip{usable}.
 An update is {done / 1e12:,.3f} TFLOP a chip by formula: {seconds:.3f} s at {utilisation:.0%} of its peak, an
 assumption, if compute binds. Not known is what a program for {chip.name} needs beside the state, and what chips
 exchange: whole updates are not compiled here for it, and no number is made up. On the machine itself train.py compiles

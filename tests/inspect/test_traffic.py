@@ -45,8 +45,8 @@ TURNS = '{"known_trip_count":{"n":"3"}}'
 PART = 4 * 8 * 4
 
 
-def traffic(gather="[4,2]<=[8]", everyone="{{0,1,2,3,4,5,6,7}}", turns=TURNS):
-  return read_traffic(PROGRAM.replace("GATHER", gather).replace("ALL,", f"{everyone},").replace("TURNS", turns), MESH)
+def traffic(gather="[4,2]<=[8]", everyone="{{0,1,2,3,4,5,6,7}}", turns=TURNS, program=PROGRAM):
+  return read_traffic(program.replace("GATHER", gather).replace("ALL,", f"{everyone},").replace("TURNS", turns), MESH)
 
 
 def by_name(moved):
@@ -85,6 +85,24 @@ def test_loops_that_do_not_say_their_turns_count_once_and_are_told():
   once = traffic(turns="{}")
   assert (once.uncounted_loops, by_name(once)["all-gather"].runs) == (1, 1)
   assert traffic().uncounted_loops == 0
+
+
+def test_a_loop_that_counts_between_constants_says_its_turns_too():
+  """As XLA writes it for TPUs."""
+  counted = PROGRAM.replace("%goes_on = pred[] constant(true)", "%goes_on = pred[] compare(%n, %most), direction=LT")
+  counted = counted.replace("  %p.1 =", "  %most = s32[] constant(5)\n  %p.1 =").replace(
+    "  ROOT %goes_on", "  %n = s32[] get-tuple-element(%p.1), index=0\n  ROOT %goes_on").replace(
+    "tuple(%zero,", "tuple(%begin,").replace("  %near", "  %begin = s32[] copy(%zero)\n  %near")
+  found = traffic(turns="{}", program=counted)
+  assert (found.uncounted_loops, by_name(found)["all-gather"].runs) == (0, 5)
+
+
+@pytest.mark.parametrize(("started", "expected"), [
+  ("(f32[4,8]{1,0:S(1)}, f32[4,8]{1,0}, u32[]{:S(2)}) copy-start(%a)", PART),
+  ("((f32[4,8]{1,0}), f32[2,8]{1,0:S(1)}, u32[]{:S(2)}) slice-start(%a), slice={[0:2], [0:8]}", PART // 2)])
+def test_what_is_fetched_into_fast_memory_is_counted_once(started, expected):
+  fetched = PROGRAM.replace("  %start =", f"  %fetch = {started}\n  %start =", 1)
+  assert traffic(program=fetched).memory_bytes - traffic().memory_bytes == expected
 
 
 def test_fast_memory_is_not_counted():
