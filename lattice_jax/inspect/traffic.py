@@ -6,6 +6,7 @@ so; the body of any other loop counts once.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -181,16 +182,26 @@ def _groups(line: Instruction, chips: int) -> np.ndarray:
     return _iota(match[2], match[3]).reshape(_numbers(match[1]))
   if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
                         r"\{([^}]*)\}", line.rest):
-    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-    named = re.findall(r"'(\w+)'", match[4])
-    if len(named) == len(match[4].split(",")) and ":" not in match[4]:
-      ids = _iota(match[2] or str(chips), match[3]).reshape([int(size) for size in sizes.values()])
-      last = [list(sizes).index(name) for name in named]
-      group = math.prod(ids.shape[axis] for axis in last)
-      return np.moveaxis(ids, last, range(-len(last), 0)).reshape(-1, group)
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match[1])}
+    named = [(name, int(before or 1), int(size or sizes[name]))
+             for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", match[4])]
+    return _along(_iota(match[2] or str(chips), match[3]), sizes, named)
   if "replica_groups={}" in line.rest:
     return np.arange(chips)[None]
   raise ValueError(f"the chips of {line.opcode} {line.name} are written in an unknown way: {line.rest[:300]}")
+
+
+def _along(ids: np.ndarray, sizes: Mapping[str, int], named: list[tuple[str, int, int]]) -> np.ndarray:
+  """Groups of the chips that differ along parts of a mesh's axes: (axis, what of its size is before the part, size)."""
+  shape, inside = [], []
+  for axis, whole in sizes.items():
+    parts = [(before, before * size) for name, before, size in named if name == axis]
+    cuts = sorted({1, whole, *(cut for part in parts for cut in part)})
+    for low, high in itertools.pairwise(cuts):
+      inside += [len(shape)] if any(begin <= low and high <= end for begin, end in parts) else []
+      shape.append(high // low)
+  ids = ids.reshape(shape)
+  return np.moveaxis(ids, inside, range(-len(inside), 0)).reshape(-1, math.prod(shape[axis] for axis in inside))
 
 
 def _iota(sizes: str, turned: str | None) -> np.ndarray:

@@ -70,6 +70,8 @@ def test_what_a_chip_receives_is_counted_by_hand():
   ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", ("model",), 2),
   ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", ("data",), 4),
   ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", ("data", "model"), 8),
+  ("mesh['axis_0'=8] {'axis_0':(4)2}", ("model",), 2), ("mesh['axis_0'=8] {'axis_0':(1)4}", ("data",), 4),
+  ("mesh['axis_0'=2,'axis_1'=4], device_ids=([4,2]T(1,0)) {'axis_0'}", ("model",), 2),
   ("{}", ("data", "model"), 8)])
 def test_groups_are_read_however_they_are_written(written, axes, size):
   gather = by_name(traffic(gather=written))["all-gather"]

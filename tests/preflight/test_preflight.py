@@ -18,7 +18,6 @@ from lattice_jax.preflight.machine import Machine, abstract_mesh, find_machine
 from lattice_jax.preflight.report import account_text, formula_text, search_text
 from lattice_jax.preflight.search import search, with_rows
 from lattice_jax.sharding import make_mesh
-from lattice_jax.training.holdings import holdings
 from scripts import preflight as script
 from tests.training import tiny
 
@@ -34,17 +33,15 @@ def take_on_cpu(monkeypatch, **changes):
 
 
 def test_an_account_is_what_is_counted_by_hand(monkeypatch):
-  """Arguments are the state, the batch and two numbers; gradients of whole parameters are summed over all chips."""
+  """Arguments are the state, the batch and two numbers; what whole parameters need is summed over all chips."""
   config, account = take_on_cpu(monkeypatch, mesh__fsdp=False)
   mesh = abstract_mesh(config, V5E)
   held = sum(one.device_bytes for one in everything_held(config, mesh))
   assert account.memory["argument_bytes"] == held + 2 * 4
   assert account.peak_bytes >= held
-  parameters = sum(one.device_bytes for one in holdings(config, mesh) if one.path.startswith("params"))
-  assert parameters == (259 * 16 + 2 * 16) * 4
-  # the statistics of the decoder, one number a token, and a few sums are added up too
-  least = 2 * 7 / 8 * parameters
-  assert least <= account.traffic.received_bytes <= least + 2 * 7 / 8 * 2 * 259 * 4 + 1000
+  # gradients of the embedding, as rows that are read and as the head, of the gains; statistics; a few numbers
+  summed = (2 * 259 * 16 + 2 * 16 + 259) * 4
+  assert 0 <= account.traffic.received_bytes - 2 * 7 / 8 * summed < 100
   assert {one.axes for one in account.traffic.collectives} == {("data",)}
   text = account_text(account, utilisation=0.3, price=2)
   assert "It fits" in text and "all-reduce" in text and f"{account.roofline.binding}" in text
