@@ -15,6 +15,11 @@ from lattice_jax.preflight.search import Found
 from lattice_jax.training.holdings import Holding, sentences
 
 
+def figure(number: float) -> str:
+  """Two places behind the point, or two digits of a number below one."""
+  return f"{number:,.2f}" if number >= 1 or number == 0 else f"{number:.2g}"
+
+
 def account_text(account: Account, *, utilisation: float, price: float | None) -> str:
   """What one update holds, exchanges and takes."""
   config, machine = account.config, account.machine
@@ -37,12 +42,12 @@ def formula_text(config: Config, machine: Machine, held: Sequence[Holding], *, u
   """What is known of an update without its compiled program: the state, and the operations."""
   done, chip = work(config).done_flops / machine.chips, machine.chip
   state = sum(one.device_bytes for one in held)
-  usable = f" of {chip.usable_bytes / 1e9:.2f} GB" if chip.usable_bytes else ""
+  usable = f" of {figure(chip.usable_bytes / 1e9)} GB" if chip.usable_bytes else ""
   seconds = done / chip.peak_flops / utilisation
   return f"""{_title(config, machine)}
 
-Parameters, optimizer, memory and batch take {state / 1e9:.3f} GB of a chip{usable}.
-An update is {done / 1e12:,.3f} TFLOP a chip by formula: {seconds:.3f} s at {utilisation:.0%} of its peak, an
+Parameters, optimizer, memory and batch take {figure(state / 1e9)} GB of a chip{usable}.
+An update is {figure(done / 1e12)} TFLOP a chip by formula: {figure(seconds)} s at {utilisation:.0%} of its peak, an
 assumption, if compute binds. Not known is what a program for {chip.name} needs beside the state, and what chips
 exchange: whole updates are not compiled here for it, and no number is made up. On the machine itself train.py compiles
 before the first update, and a program that does not fit is refused there."""
@@ -51,16 +56,16 @@ before the first update, and a program that does not fit is refused there."""
 def fit_sentence(account: Account) -> str:
   """Whether it fits, in bytes."""
   usable = account.machine.chip.usable_bytes
-  share = f" of the {usable / 1e9:.2f} GB that a program may take" if usable else ""
+  share = f" of the {figure(usable / 1e9)} GB that a program may take" if usable else ""
   if not account.fits:
     return (
-      f"It does not fit: the compiler needs {account.peak_bytes / 1e9:.2f} GB of a chip{share}. --search finds the "
+      f"It does not fit: the compiler needs {figure(account.peak_bytes / 1e9)} GB of a chip{share}. --search finds the "
       "largest that does; fewer rows, model.remat=full or a larger mesh take less.")
   memory = account.memory
   arguments, temporary = memory["argument_bytes"] / 1e9, memory["temp_bytes"] / 1e9
   return (
-    f"It fits: {account.peak_bytes / 1e9:.2f} GB of a chip at the peak{share}; {arguments:.2f} GB are state and batch, "
-    f"temporary arrays take {temporary:.2f} GB.")
+    f"It fits: {figure(account.peak_bytes / 1e9)} GB of a chip at the peak{share}; {figure(arguments)} GB are state "
+    f"and batch, temporary arrays take {figure(temporary)} GB.")
 
 
 def _collectives(account: Account) -> list[str]:
@@ -74,9 +79,9 @@ def _collectives(account: Account) -> list[str]:
     return ["The chips exchange nothing."]
   rows = [["collective", "over", "chips", "runs an update", "a chip receives MB"]]
   for (name, axes, size), (runs, received) in sorted(groups.items(), key=lambda item: -item[1][1]):
-    rows.append([name, axes, str(size), f"{runs:,}", f"{received / 1e6:,.2f}"])
+    rows.append([name, axes, str(size), f"{runs:,}", figure(received / 1e6)])
   rows.append(["all", "", "", f"{sum(runs for runs, _ in groups.values()):,}",
-               f"{account.traffic.received_bytes / 1e6:,.2f}"])
+               figure(account.traffic.received_bytes / 1e6)])
   return [markdown_table(rows, "llrrr")]
 
 
@@ -85,11 +90,11 @@ def _roofline(account: Account) -> list[str]:
   rows = [["resource", "an update of one chip", "peak of a chip", "ms at the peak"]]
   done = work.done_flops / account.machine.chips / 1e12
   rows += [
-    ["compute", f"{done:,.3f} TFLOP", f"{chip.peak_flops / 1e12:,.0f} TFLOP/s", f"{1e3 * roofline.compute:,.2f}"],
-    ["HBM bytes", f"{traffic.memory_bytes / 1e9:,.3f} GB", f"{chip.memory_rate / 1e9:,.0f} GB/s",
-     f"{1e3 * roofline.memory:,.2f}"],
-    ["interconnect", f"{traffic.received_bytes / 1e9:,.3f} GB", f"{chip.ring_rate / 1e9:,.0f} GB/s",
-     f"{1e3 * roofline.interconnect:,.2f}"]]
+    ["compute", f"{figure(done)} TFLOP", f"{chip.peak_flops / 1e12:,.0f} TFLOP/s", figure(1e3 * roofline.compute)],
+    ["HBM bytes", f"{figure(traffic.memory_bytes / 1e9)} GB", f"{chip.memory_rate / 1e9:,.0f} GB/s",
+     figure(1e3 * roofline.memory)],
+    ["interconnect", f"{figure(traffic.received_bytes / 1e9)} GB", f"{chip.ring_rate / 1e9:,.0f} GB/s",
+     figure(1e3 * roofline.interconnect)]]
   lines = [markdown_table(rows, "lrrr"), f"An update is bound by {roofline.binding}."]
   if traffic.uncounted_loops > 1:  # the loop over updates is one
     lines.append(
@@ -104,7 +109,7 @@ def estimate(account: Account, *, utilisation: float, price: float | None) -> st
   share = account.work.flops / (seconds * chips * account.machine.chip.peak_flops)
   cost = f", {hours * chips * price:,.0f} at {price:g} for a chip-hour" if price else ""
   return (
-    f"At {utilisation:.0%} of that bound, an assumption, an update takes {seconds:.3f} s ({share:.0%} mfu), and "
+    f"At {utilisation:.0%} of that bound, an assumption, an update takes {figure(seconds)} s ({share:.0%} mfu), and "
     f"{steps:,} updates {hours:,.1f} hours: {hours * chips:,.0f} chip-hours{cost}.")
 
 
@@ -132,12 +137,12 @@ def search_text(found: Sequence[Found], *, utilisation: float) -> str:
   for one in found:
     if one.account is None:
       tokens, peak = one.smallest.config.data.update_len, one.smallest.peak_bytes
-      rows.append([one.what, "0", f"{tokens:,}", f"{peak / 1e9:.2f}", "", ""])
+      rows.append([one.what, "0", f"{tokens:,}", figure(peak / 1e9), "", ""])
       lines.append(f"{one.what}: not even one row a slice of the data axis fits.")
       continue
     account = one.account
     rows.append([
       one.what, f"{account.config.data.batch:,}", f"{account.config.data.update_len:,}",
-      f"{account.peak_bytes / 1e9:.2f}", f"{account.roofline.bound / utilisation:.3f}", account.roofline.binding])
+      figure(account.peak_bytes / 1e9), figure(account.roofline.bound / utilisation), account.roofline.binding])
     lines.append(f"{one.what}: {one.line()}")
   return "\n".join([markdown_table(rows, "lrrrrl"), *lines])
