@@ -8,34 +8,62 @@ but where tokens depend on one another, `lattice_jax.ops.sequence` says what goe
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax.config import Config, MeshConfig
 from lattice_jax.ops.sequence import AXIS
 
+AXES = ("data", AXIS, "model")
 MEMORY_AXES = {"B": "data", "H": "model"}
+
+
+@dataclass(frozen=True)
+class Axes:
+  """An array's axes: what each is called, and the mesh axis over which it should be split; None for neither."""
+
+  names: tuple[str | None, ...]
+  wanted: tuple[str | None, ...]
+
+  def fitting(self, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """What is wanted, without mesh axes that do not divide the array's, or that another of its axes has."""
+    spec: list[str | None] = []
+    for axis, size in zip(self.wanted, shape, strict=True):
+      fits = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
+      spec.append(axis if fits else None)
+    return PartitionSpec(*spec)
+
+  def undivided(self, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> list[int]:
+    """The numbers of the axes that are whole on each device only because a mesh axis does not divide them."""
+    spec = self.fitting(shape, mesh)
+    return [number for number, axis in enumerate(self.wanted) if axis is not None and axis not in spec]
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
   """The `data` × `seq` × `model` mesh over all devices, or over the given ones."""
   devices = jax.devices() if devices is None else devices
+  return jax.make_mesh(
+    mesh_sizes(config, len(devices)), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+  """(data, seq, model) of a mesh over so many devices. Raises ValueError if they do not multiply to their number."""
   of_row = config.seq * config.model
-  if len(devices) % of_row or config.data == 0 or config.data < -1:
+  if num_devices % of_row or config.data == 0 or config.data < -1:
     raise ValueError(
-      f"mesh.data={config.data}, mesh.seq={config.seq} and mesh.model={config.model} do not fit {len(devices)} "
+      f"mesh.data={config.data}, mesh.seq={config.seq} and mesh.model={config.model} do not fit {num_devices} "
       "devices; mesh.seq × mesh.model must divide their number, and mesh.data=-1 takes the rest.")
-  data = len(devices) // of_row if config.data == -1 else config.data
-  if data * of_row != len(devices):
+  data = num_devices // of_row if config.data == -1 else config.data
+  if data * of_row != num_devices:
     raise ValueError(
       f"mesh.data={data} × mesh.seq={config.seq} × mesh.model={config.model} is not the number of devices, "
-      f"{len(devices)}; use mesh.data=-1, or {len(devices) // of_row}.")
-  return jax.make_mesh(
-    (data, config.seq, config.model), ("data", AXIS, "model"), axis_types=(AxisType.Auto,) * 3, devices=devices)
+      f"{num_devices}; use mesh.data=-1, or {num_devices // of_row}.")
+  return data, config.seq, config.model
 
 
 def reader_of(mesh: Mesh) -> tuple[int, int]:
@@ -66,7 +94,12 @@ def reader_among(process_DN: list[list[int]], process: int) -> tuple[int, int]:
 
 def check_batch(config: Config, mesh: Mesh) -> None:
   """Every slice of the `data` axis, and every reader, must get the same number of rows of each micro-batch."""
-  rows, data, readers = config.data.batch // config.train.accumulate, mesh.shape["data"], reader_of(mesh)[1]
+  check_rows(config, data=mesh.shape["data"], readers=reader_of(mesh)[1])
+
+
+def check_rows(config: Config, *, data: int, readers: int = 1) -> None:
+  """As `check_batch`, of a mesh whose `data` axis is so long, and whose rows so many processes read."""
+  rows = config.data.batch // config.train.accumulate
   if rows % data or rows % readers:
     unit = math.lcm(data, readers) * config.train.accumulate
     fitting = max(unit, config.data.batch // unit * unit)
@@ -75,34 +108,37 @@ def check_batch(config: Config, mesh: Mesh) -> None:
       f"the {data} devices of the mesh's data axis; use a multiple of {unit}, such as data.batch={fitting}.")
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
   """Rows over the `data` axis, tokens over `seq`."""
   return NamedSharding(mesh, PartitionSpec("data", AXIS))
 
 
-def param_shardings(boxed: Any, mesh: Mesh, config: MeshConfig) -> Any:
+def param_shardings(boxed: Any, mesh: Mesh | AbstractMesh, config: MeshConfig) -> Any:
   """Shardings of a tree of boxed arrays (or their shapes): parameters, buffers, or optimizer state made from them.
 
   The result has the structure of the unboxed arrays. Leaves without a box are replicated. A mesh axis that does not
   divide its dimension, or that the array already uses, is dropped for that array.
   """
+  return _apply(param_axes(boxed, mesh, config), unbox(boxed), mesh)
+
+
+def param_axes(boxed: Any, mesh: Mesh | AbstractMesh, config: MeshConfig) -> Any:
+  """The `Axes` of each array by `mesh.rules`, in a tree of the structure of the unboxed arrays."""
   rules = dict(config.rules) | ({"embed": "data"} if config.fsdp else {})
   for logical, axis in rules.items():
     if axis not in mesh.shape:
       raise ValueError(f"mesh.rules sends {logical!r} to {axis!r}; the mesh has the axes {', '.join(mesh.shape)}.")
 
-  def leaf_sharding(leaf: Any) -> NamedSharding:
-    if not is_box(leaf):
-      return replicated(mesh)
-    wanted = [rules[name] if name in rules else None for name in leaf.names]
-    return NamedSharding(mesh, _fitting_spec(wanted, leaf.value.shape, mesh))
+  def leaf_axes(leaf: Any) -> Axes:
+    names = leaf.names if is_box(leaf) else (None,) * leaf.ndim
+    return Axes(names, tuple(rules[name] if name in rules else None for name in names))
 
-  return jax.tree.map(leaf_sharding, boxed, is_leaf=is_box)
+  return jax.tree.map(leaf_axes, boxed, is_leaf=is_box)
 
 
 def is_box(leaf: Any) -> bool:
@@ -115,13 +151,18 @@ def unbox(tree: Any) -> Any:
   return jax.tree.map(lambda leaf: leaf.value if is_box(leaf) else leaf, tree, is_leaf=is_box)
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh) -> Any:
   """Shardings of a memory state, from the shape suffix of each field's name: B → data, H → model."""
-  def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    wanted = [MEMORY_AXES[letter] if letter in MEMORY_AXES else None for letter in shape_letters(path, leaf)]
-    return NamedSharding(mesh, _fitting_spec(wanted, leaf.shape, mesh))
+  return _apply(memory_axes(state), state, mesh)
 
-  return jax.tree_util.tree_map_with_path(leaf_sharding, state)
+
+def memory_axes(state: Any) -> Any:
+  """The `Axes` of each field of a memory state."""
+  def leaf_axes(path: tuple[Any, ...], leaf: Any) -> Axes:
+    letters = tuple(shape_letters(path, leaf))
+    return Axes(letters, tuple(MEMORY_AXES[letter] if letter in MEMORY_AXES else None for letter in letters))
+
+  return jax.tree_util.tree_map_with_path(leaf_axes, state)
 
 
 def shape_letters(path: tuple[Any, ...], leaf: Any) -> str:
@@ -158,12 +199,8 @@ def tree_bytes(tree: Any) -> int:
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _fitting_spec(wanted: list[str | None], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-  spec: list[str | None] = []
-  for axis, size in zip(wanted, shape, strict=True):
-    fits = axis is not None and axis not in spec and size % mesh.shape[axis] == 0
-    spec.append(axis if fits else None)
-  return PartitionSpec(*spec)
+def _apply(axes: Any, tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+  return jax.tree.map(lambda axes, leaf: NamedSharding(mesh, axes.fitting(leaf.shape, mesh)), axes, tree)
 
 
 def _is_name(key: Any) -> bool:

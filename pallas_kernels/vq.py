@@ -24,6 +24,7 @@ from pallas_kernels.tiles import (
   LANES,
   SUBLANES,
   VMEM_BUDGET,
+  auto_axes,
   dot,
   eight_rows,
   launch,
@@ -114,7 +115,7 @@ def vq_attention(
   batch = mesh_axis("data", qu.shape[0])
   run = functools.partial(
     _local, tile=tile, span=span, backend=backend, interpret=interpret, boundary_name=boundary_name)
-  if batch or heads or width:
+  if auto_axes():
     token, place = PartitionSpec(batch, None, heads), PartitionSpec(batch)
     value = PartitionSpec(batch, None, heads, width)
     head = PartitionSpec(heads)
@@ -213,7 +214,7 @@ def nearest_code(
   k, rows = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (k, rows))
   batch, heads = mesh_axis("data", k.shape[0]), mesh_axis("model", k.shape[2])
   run = functools.partial(on_hopper.search().nearest if backend == "gpu" else _nearest, interpret=interpret)
-  if batch or heads:
+  if auto_axes():
     token = PartitionSpec(batch, None, heads)
     run = on_parts(run, (token, PartitionSpec(heads)), token)
   return run(k, rows)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from pallas_kernels import on_hopper
 from pallas_kernels.flash import EMPTY_KEY, EMPTY_QUERY, FAR_BACK, Plan, attend, reach
 from pallas_kernels.flash_kernels import ID, SHOWN
-from pallas_kernels.tiles import LANES, VMEM_BUDGET, eight_rows, mesh_axis, on_parts, pad_to, round_up
+from pallas_kernels.tiles import LANES, VMEM_BUDGET, auto_axes, eight_rows, mesh_axis, on_parts, pad_to, round_up
 
 TILES = (256, 128)
 
@@ -84,7 +84,7 @@ def window_attention(
     _local, window=window, skip=skip, sinks=sinks, is_self=is_self, backend=backend, tile=tile, interpret=interpret,
     boundary_name=boundary_name)
   rows, heads = mesh_axis("data", q.shape[0]), mesh_axis("model", q.shape[2], k.shape[2])
-  if rows or heads:
+  if auto_axes():
     token, place = PartitionSpec(rows, None, heads), PartitionSpec(rows)
     run = on_parts(run, (token, token, token, *(place,) * 5), (token, token))
   return run(q, k, v, query_index, query_id, key_index, key_id, is_sink)

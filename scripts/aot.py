@@ -16,12 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# Read when JAX and libtpu start.
-os.environ.update({
-  # Looks for no chip, and lets several processes load libtpu at once.
-  "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_MIN_LOG_LEVEL": "3",
-  "MOSAIC_GPU_DUMP_PTXAS": "1"})  # registers and spills of every kernel
+from lattice_jax.aot.environment import VARIABLES
+
+# Read when JAX and libtpu start; the last one prints registers and spills of every kernel.
+os.environ.update(VARIABLES | {"MOSAIC_GPU_DUMP_PTXAS": "1"})
 
 from lattice_jax.aot import bundles, cases, ops, results_page, targets
 from lattice_jax.commands.arguments import Parser, one_of, path

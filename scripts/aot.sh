@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiles kernels and a training step for TPUs and an H100 without having them; called by scripts/test.sh --aot.
 # Arguments: some of tpu, h100, step; by default all. Results go to docs/results/aot, or to the folder AOT_OUT.
+#   bash scripts/aot.sh environment tpu      # or h100: only makes the environment, for scripts/preflight.py
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
 ensure_venv requirements.txt
@@ -17,6 +18,14 @@ compiler_venv() {
     install "$folder/bin/python" "$file" "$stamp" --no-deps
   fi
 }
+
+if [ "${1:-}" = environment ]; then
+  case ${2:-} in
+    tpu | h100) compiler_venv "$2" ;;
+    *) echo "environment is for tpu or h100, not ${2:-nothing}." >&2; exit 2 ;;
+  esac
+  exit
+fi
 
 out=${AOT_OUT:-docs/results/aot}
 [ "$#" -gt 0 ] || set -- tpu h100 step

@@ -19,7 +19,7 @@ LAYERS = (
   ("pallas_kernels", "lattice_jax.allocator", "lattice_jax.markdown", "lattice_jax.page_style", "lattice_jax.shown",
    "lattice_jax.types"),
   ("lattice_jax.domains", "lattice_jax.failures"),
-  ("lattice_jax.members",),
+  ("lattice_jax.chips", "lattice_jax.members"),
   ("lattice_jax.anchor_rule", "lattice_jax.byte_size", "lattice_jax.fields", "lattice_jax.processes"),
   ("lattice_jax.files",),
   ("lattice_jax.cache.policies",),
@@ -52,6 +52,7 @@ LAYERS = (
   ("lattice_jax.training",),
   ("lattice_jax.library", "lattice_jax.sweep"),
   ("lattice_jax.aot", "lattice_jax.self_check"),
+  ("lattice_jax.preflight",),
   ("lattice_jax.commands",),
   ("lattice_jax.self_check.__main__",),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax.config import Config
 from lattice_jax.inspect.hlo import count_collectives, count_kernels
@@ -17,25 +17,36 @@ from lattice_jax.training.step import make_program
 from lattice_jax.types import Batch, abstract_segment
 
 
-def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
-  """Facts of the compiled program of `train.steps_per_dispatch` updates, which takes over (donates) its state."""
+def compile_update(config: Config, mesh: Mesh) -> jax.stages.Compiled:
+  """The program of `train.steps_per_dispatch` updates, which takes over (donates) its state."""
   check_batch(config, mesh)
-  begin = time.perf_counter()
   with jax.set_mesh(mesh):
     state = abstract_state(config, mesh)
     program = make_program(config, make_optimizer(config), mesh, state)
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    compiled = program.lower(state, abstract_batches(config, mesh), number, number).compile()
-  memory, text = compiled.memory_analysis(), compiled.as_text()
+    return program.lower(state, abstract_batches(config, mesh), number, number).compile()
+
+
+def memory_facts(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """Bytes of one chip: at the peak; of arguments, those in them that results take over; of what lies beside them."""
+  memory = compiled.memory_analysis()
+  return {
+    "peak_bytes": memory.peak_memory_in_bytes, "argument_bytes": memory.argument_size_in_bytes,
+    "alias_bytes": memory.alias_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes}
+
+
+def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
+  """Facts of the compiled program of `compile_update`."""
+  begin = time.perf_counter()
+  compiled = compile_update(config, mesh)
+  text = compiled.as_text()
   return {
     "config": config.name, "chips": mesh.size, "mesh": dict(mesh.shape), "batch": config.data.batch,
     "seq_len": config.data.seq_len, "update_len": config.data.update_len, "seconds": time.perf_counter() - begin,
-    "peak_bytes": memory.peak_memory_in_bytes, "argument_bytes": memory.argument_size_in_bytes,
-    "alias_bytes": memory.alias_size_in_bytes, "temp_bytes": memory.temp_size_in_bytes,
-    "collectives": count_collectives(text), "kernels": count_kernels(text)}
+    **memory_facts(compiled), "collectives": count_collectives(text), "kernels": count_kernels(text)}
 
 
-def abstract_batches(config: Config, mesh: Mesh) -> Batch:
+def abstract_batches(config: Config, mesh: Mesh | AbstractMesh) -> Batch:
   """Shapes and shardings of the batches of one call."""
   stacked = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
   shape = (config.train.steps_per_dispatch, config.data.batch, config.data.update_len)

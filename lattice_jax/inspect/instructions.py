@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _LINE = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
@@ -80,7 +80,8 @@ def describe_instructions(text: str) -> dict[str, Described]:
       op_name = _metadata_of(user, inside[user.name])
     path, pass_ = module_path(op_name)
     described[line.name] = Described(
-      line.name, _kind(line, inner), path, pass_, re.sub(r"\{[^}]*\}", "", line.shape), _bytes(line, inner, by_name))
+      line.name, _kind(line, inner), path, pass_, re.sub(r"\{[^}]*\}", "", line.shape),
+      instruction_bytes(line, inner, by_name))
   return described
 
 
@@ -100,6 +101,31 @@ def array_bytes(shape: str) -> int:
   """Bytes of an array, or of all arrays of a tuple."""
   return sum(_bits(dtype) * math.prod(map(int, filter(None, sizes.split(",")))) for dtype, sizes in
              _ARRAY.findall(shape)) // 8
+
+
+def instruction_bytes(
+  line: Instruction, inner: Sequence[Instruction], by_name: Mapping[str, Instruction],
+  bytes_of: Callable[[str], int] = array_bytes,
+) -> int:
+  """Bytes that an instruction reads and writes, as far as they are not another instruction's.
+
+  inner: the instructions of a fusion. bytes_of: of a shape; 0 for arrays that are not to be counted.
+  """
+  if line.opcode in _FREE:
+    return 0
+  size = bytes_of(line.shape)
+  if line.opcode in _CUTS:
+    return 2 * size
+  if line.opcode in _WRITES:
+    return 2 * _written_bytes(line, by_name) if size else 0
+  operands = [bytes_of(by_name[name].shape) for name in line.operands if name in by_name]
+  if not inner:
+    return size + sum(operands)
+  read = sum(_read_bytes(index, whole, inner) for index, whole in enumerate(operands))
+  root = next(part for part in inner if part.is_root)
+  while root.opcode == "bitcast" and root.operands[0] in by_name:
+    root = by_name[root.operands[0]]
+  return read + (_written_bytes(root, by_name) if size and root.opcode in _WRITES else size)
 
 
 def _bits(dtype: str) -> int:
@@ -141,24 +167,6 @@ def _kind(line: Instruction, inner: Sequence[Instruction]) -> str:
   return "fusion that moves" if large <= _MOVING else "fusion"
 
 
-def _bytes(line: Instruction, inner: Sequence[Instruction], by_name: dict[str, Instruction]) -> int:
-  if line.opcode in _FREE:
-    return 0
-  size = array_bytes(line.shape)
-  if line.opcode in _CUTS:
-    return 2 * size
-  if line.opcode in _WRITES:
-    return 2 * _written_bytes(line, by_name)
-  operands = [array_bytes(by_name[name].shape) for name in line.operands if name in by_name]
-  if not inner:
-    return size + sum(operands)
-  read = sum(_read_bytes(index, whole, inner) for index, whole in enumerate(operands))
-  root = next(part for part in inner if part.is_root)
-  while root.opcode == "bitcast" and root.operands[0] in by_name:
-    root = by_name[root.operands[0]]
-  return read + (_written_bytes(root, by_name) if root.opcode in _WRITES else size)
-
-
 def _read_bytes(index: int, whole: int, inner: Sequence[Instruction]) -> int:
   """Of one operand of a fusion: all of it, or what is cut out of it where nothing else reads it."""
   name = next((line.name for line in inner if line.opcode == "parameter" and line.rest.startswith(f"{index})")), None)
@@ -179,5 +187,5 @@ def _read_bytes(index: int, whole: int, inner: Sequence[Instruction]) -> int:
   return min(read, whole)
 
 
-def _written_bytes(line: Instruction, by_name: dict[str, Instruction]) -> int:
+def _written_bytes(line: Instruction, by_name: Mapping[str, Instruction]) -> int:
   return array_bytes(by_name[line.operands[_WRITES[line.opcode]]].shape)

@@ -10,16 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from lattice_jax.chips import chip_of_kind
 from lattice_jax.config import Config
 from lattice_jax.files import Record
 from lattice_jax.metrics import bits_per_byte
 from lattice_jax.writers import Writer
 
-# Peak of one device in dense bf16 FLOP/s, from the vendors' data sheets; the first name that matches counts.
-PEAK_FLOPS = {
-  "H200": 989e12, "H100": 989e12, "A100": 312e12, "TPU v6": 918e12, "TPU v5p": 459e12, "TPU v5 lite": 197e12,
-  "TPU v5e": 197e12, "TPU v4": 275e12,
-}
 REPORTS_FOR_ETA = 10
 
 
@@ -101,8 +97,5 @@ def _mean(records: list[Record], name: str) -> float:
 
 def peak_flops() -> float | None:
   """The peak of all devices together; None if no data sheet is known, as for CPUs."""
-  kind = jax.devices()[0].device_kind
-  for name, peak in PEAK_FLOPS.items():
-    if name in kind:
-      return peak * jax.device_count()
-  return None
+  chip = chip_of_kind(jax.devices()[0].device_kind)
+  return chip.peak_flops * jax.device_count() if chip else None

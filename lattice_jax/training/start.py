@@ -28,6 +28,7 @@ from lattice_jax.processes import check_agreement, propagate_failure
 from lattice_jax.run_file import FILE, read_run, stored_config
 from lattice_jax.runtime import git_commit
 from lattice_jax.sharding import tree_bytes
+from lattice_jax.training.holdings import holdings, sentences
 from lattice_jax.training.init_from import load_start
 from lattice_jax.training.reporter import peak_flops
 from lattice_jax.training.state import TrainState, abstract_state, carries_memory, create_state
@@ -185,6 +186,7 @@ def _introduction(config: Config, data: Data, start: Start, parameters: int, mes
   lines.append(
     f"mesh {' × '.join(f'{axis} {size}' for axis, size in mesh.shape.items())} of {jax.devices()[0].device_kind}, "
     f"{jax.process_count()} process(es){f'; peak {peak / 1e12:.0f} TFLOP/s' if peak else ''}")
+  lines += sentences(holdings(config, mesh), mesh)
   if mesh.shape["seq"] > 1:
     ways = {name: EXCHANGES[find_memory(name).exchange] for name in config.model.pattern}
     lines.append(f"devices that share a row exchange: {'; '.join(f'{name}: {way}' for name, way in ways.items())}")

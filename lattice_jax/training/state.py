@@ -8,11 +8,11 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from lattice_jax.config import Config
 from lattice_jax.models import decoder
-from lattice_jax.sharding import param_shardings, state_shardings, unbox
+from lattice_jax.sharding import memory_axes, param_axes, param_shardings, state_shardings, unbox
 from lattice_jax.training.optimizer import Optimizer, decay_mask, learns_mask, stacked_mask
 
 
@@ -46,7 +46,7 @@ def make_optimizer(config: Config) -> Optimizer:
     learns_mask(params, config.model, config.optimizer.last_layers))
 
 
-def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, mesh: Mesh | AbstractMesh) -> TrainState:
   """The shapes, dtypes and shardings of the state, into which a checkpoint is restored."""
   boxed = _boxed_shapes(config)
   shardings = _shardings(boxed, config, mesh)
@@ -80,11 +80,17 @@ def initial_state(config: Config) -> TrainState:
   )
 
 
+def state_axes(config: Config, mesh: Mesh | AbstractMesh) -> TrainState:
+  """What the axes of each array of the state are, and over which axes of the mesh they should be split."""
+  boxed = _boxed_shapes(config)
+  return param_axes(boxed.replace(memory=()), mesh, config.mesh).replace(memory=memory_axes(boxed.memory))
+
+
 @functools.lru_cache(maxsize=4)
 def _boxed_shapes(config: Config) -> TrainState:
   return jax.eval_shape(lambda: initial_state(config))
 
 
-def _shardings(boxed: TrainState, config: Config, mesh: Mesh) -> TrainState:
+def _shardings(boxed: TrainState, config: Config, mesh: Mesh | AbstractMesh) -> TrainState:
   without_memory = param_shardings(boxed.replace(memory=()), mesh, config.mesh)
   return without_memory.replace(memory=state_shardings(boxed.memory, mesh))

@@ -67,9 +67,7 @@ def work(name: str) -> tuple[int, float]:
 
 def seconds(flops: float, slice: Slice, utilisation: float) -> float:
   """The time that a slice takes for so many operations."""
-  from lattice_jax.training.reporter import PEAK_FLOPS
-
-  return flops / (slice.chips * PEAK_FLOPS[slice.peak] * utilisation)
+  return flops / (slice.chips * slice.chip.peak_flops * utilisation)
 
 
 if __name__ == "__main__":

@@ -165,14 +165,15 @@ def normal_like(seed: int, tree: Any) -> Any:
   return jax.tree.unflatten(structure, [normal(seed + i, leaf.shape) for i, leaf in enumerate(leaves)])
 
 
+def init_boxed(layer: Any, model: ModelConfig, rng: jax.Array) -> Any:
+  """The variables of a layer, in the boxes that name their axes."""
+  return layer.init(rng, jnp.zeros((1, 2, model.dim)), layer.init_state(1, 2), whole_segment(1, 2), train=False)
+
+
 def _variables(row: Row, model: ModelConfig) -> Any:
   """Initial values plus noise, so that no parameter is at zero, where a missing path would not show."""
   layer = row.memory.make(model)
-
-  def init(rng):
-    return layer.init(rng, jnp.zeros((1, 2, model.dim)), layer.init_state(1, 2), whole_segment(1, 2), train=False)
-
-  variables = jax.device_get(meta.unbox(quick_jit(init)(jax.random.key(0))))
+  variables = jax.device_get(meta.unbox(quick_jit(lambda rng: init_boxed(layer, model, rng))(jax.random.key(0))))
   params = variables["params"]
   params = jax.tree.map(lambda param, noise: param + np.float32(0.2) * noise, params, normal_like(100, params))
   return {**variables, "params": row.adjust(params)}

@@ -1,4 +1,4 @@
-"""The laws of a memory layer on several devices, L10 and L14; see `laws`."""
+"""The laws of a memory layer on several devices, L10, L14 and L15; see `laws`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lattice_jax.config import MeshConfig
 from lattice_jax.ops.sequence import AXIS
+from lattice_jax.sharding import make_mesh, param_shardings, state_shardings
 from tests.contract.compare import assert_pulls_close, pull
-from tests.contract.harness import Form, float_leaves, form
+from tests.contract.harness import Form, float_leaves, form, init_boxed
 from tests.contract.memories import LENGTH, ROWS_PER_BATCH, Row
 from tests.contract.scenes import documents, mixed, scene
 from tests.contract.tolerances import fail
@@ -29,6 +31,30 @@ def devices_agree(row: Row) -> None:
   if got.y_BTD.sharding.is_fully_replicated:
     fail("L10", eight.label, "output", "was not spread over the devices")
   assert_pulls_close("L10", eight.label, jax.device_get(got), pull(subject, here), here.segment)
+
+
+def split_parameters_agree(row: Row, data: int, model: int) -> None:
+  """L15: parameters in parts give what whole ones give: split over `data` (FSDP), over `model`, or over both.
+
+  Heads of the state are split over `model` too.
+  """
+  subject = form(row)
+  here = mixed(subject)
+  config = MeshConfig(data=data, model=model)
+  mesh = make_mesh(config, jax.devices()[:data * model])
+  boxed = jax.eval_shape(lambda rng: init_boxed(subject.layer, subject.model, rng), jax.random.key(0))
+  variables = jax.device_put(subject.variables, param_shardings(boxed, mesh, config))
+  if all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(variables["params"])):
+    fail("L15", row.name, "parameters", "are whole on each device")
+  spread = jax.device_put((here.x_BTD, here.segment, here.d_y_BTD), NamedSharding(mesh, PartitionSpec("data")))
+  d_state = {path: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("data")))
+             for path, leaf in here.d_state.items()}
+  split = Form(f"{row.name} on {data} × {model} devices", row.memory, subject.model, variables)
+  with jax.set_mesh(mesh):
+    state = jax.device_put(here.state, state_shardings(here.state, mesh))
+    x_BTD, segment, d_y_BTD = spread
+    got = split.call(x_BTD, state, segment, d_y_BTD, d_state, loss_weight=1.0)
+  assert_pulls_close("L15", split.label, jax.device_get(got), pull(subject, here), here.segment)
 
 
 def sequence_shards_agree(row: Row, shards: int, variant: str = "", *, has_room: bool = True) -> None:

@@ -122,6 +122,12 @@ def test_L14_without_a_cache_tokens_on_several_devices_equal_one_device(row):
   meshes.sequence_shards_agree(row, 4, has_room=False)
 
 
+@each_row
+@pytest.mark.parametrize(("data", "model"), [(2, 2), *further((4, 1), (1, 2))], ids=["both", "fsdp", "tensor"])
+def test_L15_split_parameters_equal_whole_ones(row, data, model):
+  meshes.split_parameters_agree(row, data, model)
+
+
 @each_variant
 def test_L11_awkward_sizes_keep_token_by_token_equal(row, variant):
   laws.awkward_sizes(row, variant)

@@ -23,6 +23,7 @@ LAWS = {
   "L12": lambda row: laws.long_constant_input(row, "float32"),
   "L13": laws.packed_equals_separate,
   "L14": lambda row: meshes.sequence_shards_agree(row, 2),
+  "L15": lambda row: meshes.split_parameters_agree(row, 2, 2),
 }
 FAULTS = (
   ("L1", "forgets in some calls"),
@@ -43,6 +44,7 @@ FAULTS = (
   ("L12", "overflows at a gate's end"),
   ("L13", "counts from the row's start"),
   ("L14", "forgets between shards"),
+  ("L15", "leaves out a part of the sum"),
 )
 RIGHT = toy_row()
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.memories.memory import Memory
@@ -39,7 +40,8 @@ class MeanMemory(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD: jax.Array, state: MeanState, segment: Any, *, train: bool) -> LayerOutput:
-    w_DD = self.param("w", nn.initializers.normal(0.3), (2, x_BTD.shape[-1], x_BTD.shape[-1]))
+    init = nn.with_logical_partitioning(nn.initializers.normal(0.3), ("layers", "value", "embed"))
+    w_DD = self.param("w", init, (2, x_BTD.shape[-1], x_BTD.shape[-1]))
     valid_BT = jnp.ones_like(segment.valid_BT) if self.fault == "counts padding" else segment.valid_BT
     ids_BT = segment.ids_BT
     if self.fault == "ignores resets":
@@ -62,13 +64,20 @@ class MeanMemory(nn.Module):
       mean_BTD, state = read(inputs, state, ids_BT, valid_BT)
     if self.fault == "leaks a millionth":
       mean_BTD += 1e-6 * before_BD[:, None]
-    y_BTD = self._break(mean_BTD, h_BTD) @ w_DD[1] * x_BTD
+    y_BTD = self._product(self._break(mean_BTD, h_BTD), w_DD[1]) * x_BTD
     if self.fault == "changes its dtype":
       state = state.replace(count_B=state.count_B.astype(jnp.bfloat16))
     squares = jnp.sum(h_BTD**2 * segment.valid_BT[..., None])
     return LayerOutput(
       y_BTD.astype(x_BTD.dtype), state, {"size": (squares, segment.valid_BT.sum().astype(jnp.float32))}, {},
       {"total_D": jnp.sum(h_BTD * segment.valid_BT[..., None], (0, 1))})
+
+  def _product(self, mean_BTD: jax.Array, w_DD: jax.Array) -> jax.Array:
+    if self.fault != "leaves out a part of the sum" or "model" not in jax.sharding.get_abstract_mesh().axis_names:
+      return mean_BTD @ w_DD
+    parts = PartitionSpec(None, None, "model"), PartitionSpec("model")
+    return jax.shard_map(
+      jnp.matmul, in_specs=parts, out_specs=PartitionSpec(), axis_names={"model"}, check_vma=False)(mean_BTD, w_DD)
 
   def _break(self, mean_BTD: jax.Array, h_BTD: jax.Array) -> jax.Array:
     length = mean_BTD.shape[1]

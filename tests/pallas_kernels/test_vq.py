@@ -153,6 +153,16 @@ def test_a_mesh_that_splits_the_width_of_values_gives_the_same(smallest_result):
     assert_equal_trees(function(*floats), smallest_result)
 
 
+def test_where_a_mesh_divides_nothing_every_device_runs_the_kernels():
+  """XLA cannot split a kernel, and on TPUs refuses a program in which it would have to."""
+  function, floats = smallest_call(True)
+  arrays = inputs(13, 2, 1, 3, 4, "float32")
+  with jax.set_mesh(jax.make_mesh((3,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:3])):
+    assert "manual" in function.lower(*floats).as_text()
+    search = jax.jit(functools.partial(quantize, impl="interpret")).lower(arrays["k"], arrays["rows"])
+    assert "manual" in search.as_text()
+
+
 def test_no_memory_is_read_before_it_is_written_and_nothing_races(capfd, smallest_result):
   params = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
   function, floats = smallest_call(params)

@@ -122,6 +122,17 @@ def test_the_op_takes_it_by_name_and_a_mesh_gives_the_same():
     run("pallas").trace(*qkv)
 
 
+def test_where_a_mesh_divides_nothing_every_device_runs_the_kernel():
+  """XLA cannot split a kernel, and on TPUs refuses a program in which it would have to."""
+  qkv = inputs(13, 13, 3, 3, "float32")
+  (index, ids), _ = own_tokens(13, 5, 0)
+  order = Order(index_BT=jnp.asarray(index), id_BT=jnp.asarray(ids))
+  mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(lambda *qkv: attend(*qkv, order, order, window=5, skip=1, impl="interpret")).lower(*qkv)
+  assert "manual" in lowered.as_text()
+
+
 def test_keys_of_a_cache_with_the_nearest_tokens_left_out():
   length, slots, window, skip = 5, 19, 9, 2
   query_index = np.stack([np.arange(length)] * 2).astype(np.int32)
