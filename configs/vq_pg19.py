@@ -11,9 +11,9 @@ The tokenizer is lossless. The paper's own loses line breaks, which makes its te
 Cost: not yet measured (131 billion tokens). Expected: the paper reports a word perplexity of 26.6 on test, with its
 tokenizer; not yet measured.
 
-The variant `long` has sequences of 131,072 tokens, longer than most of the books, in one update each: as many tokens an
-update, so two rows. Each lies on 32 devices (`mesh.seq`), of which each has 4,096 tokens, and layers on 4
-(`mesh.model`): 128 chips a row, or 256 for both. It is ours and not of the paper:
+The variant `long` has sequences of 131,072 tokens, each in one update, and two rows, as many tokens an update as above.
+A row lies on 32 devices (`mesh.seq`) of 4,096 tokens each, and layers on 4 (`mesh.model`): 256 chips for both rows. It
+is ours and not of the paper:
 
 python train.py --config=configs/vq_pg19.py:long --workdir=runs/vq_pg19_long
 
