@@ -91,7 +91,8 @@ def use_paper_adafactor(config: ml_collections.ConfigDict) -> None:
 
 # Layers, model width, heads, MLP width, peak learning rate: sizes at which papers on recurrent memories compare.
 LADDER = {
-  "125m": (12, 768, 12, 2048, 6e-4), "350m": (24, 1024, 16, 2736, 3e-4), "760m": (24, 1536, 16, 4096, 2.5e-4)}
+  "125m": (12, 768, 12, 2048, 6e-4), "350m": (24, 1024, 16, 2736, 3e-4), "760m": (24, 1536, 16, 4096, 2.5e-4),
+  "1.3b": (24, 2048, 16, 5120, 4e-4)}
 
 
 def use_ladder(config: ml_collections.ConfigDict, size: str) -> None:
@@ -152,6 +153,7 @@ def apply_smoke(config: ml_collections.ConfigDict) -> None:
     config.model.vocab = BOOKS_VOCAB + (config.data.anchors.insert != "none")
   config.data.update({"seq_len": 64, "update_len": 64 // updates_per_sequence, "batch": 16})
   config.optimizer.warmup_steps = 2
+  config.mesh.update({"seq": 1, "model": 1})  # on whatever there is
   config.train.update({
     "steps": 4, "accumulate": min(2, config.train.accumulate),
     "steps_per_dispatch": min(2, config.train.steps_per_dispatch), "log_every": 1, "eval_every": 0, "save_every": 2})

@@ -39,14 +39,15 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
 
 def in_place_of_lattice(
   arg: str, full_size: Callable[[], ml_collections.ConfigDict], use_sample: Callable[[ml_collections.ConfigDict], None],
+  *, default: str = "deltanet",
 ) -> ml_collections.ConfigDict:
-  """Lattice's experiment with the recurrence that `arg` names, or DeltaNet."""
+  """Lattice's experiment with the recurrence that `arg` names, else with `default`."""
   def put(name: str, config: ml_collections.ConfigDict) -> None:
     config.name = config.name.replace("lattice", name)
     use_recurrence(config.model, name, unit=16)
 
   recurrences = {name: functools.partial(put, name) for name in RECURRENCES}
-  arg = common.with_one_of(arg, RECURRENCES, "deltanet")
+  arg = common.with_one_of(arg, RECURRENCES, default)
   return common.make_config(arg, full_size, {"sample": use_sample, **recurrences})
 
 

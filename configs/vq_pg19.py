@@ -11,6 +11,12 @@ The tokenizer is lossless. The paper's own loses line breaks, which makes its te
 Cost: not yet measured (131 billion tokens). Expected: the paper reports a word perplexity of 26.6 on test, with its
 tokenizer; not yet measured.
 
+The variant `long` has sequences of 131,072 tokens, each in one update, and two rows, as many tokens an update as above.
+A row lies on 32 devices (`mesh.seq`) of 4,096 tokens each, and layers on 4 (`mesh.model`): 256 chips for both rows. It
+is ours and not of the paper:
+
+python train.py --config=configs/vq_pg19.py:long --workdir=runs/vq_pg19_long
+
 A size for two CPU cores on the shipped novels, and one that only shows that everything runs:
 
 python train.py --config=configs/vq_pg19.py:sample --workdir=runs/vq_books --cpu_devices=2
@@ -25,7 +31,7 @@ from configs import common
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-  return common.make_config(arg, paper, {"sample": use_sample})
+  return common.make_config(arg, paper, {"long": use_long_sequences, "sample": use_sample})
 
 
 def paper() -> ml_collections.ConfigDict:
@@ -43,6 +49,14 @@ def paper() -> ml_collections.ConfigDict:
   config.train.update({"steps": 500_000, "log_every": 50, "eval_every": 5000, "save_every": 1000})
   config.eval.update({"batch": 128, "chunk_len": 2048})
   return config
+
+
+def use_long_sequences(config: ml_collections.ConfigDict) -> None:
+  """One update is a whole sequence, whose gradient then reaches from its last token to its first through the cache."""
+  config.name += "_long"
+  config.data.update({"seq_len": 131_072, "update_len": 131_072, "batch": 2})
+  config.mesh.update({"seq": 32, "model": 4})
+  config.eval.update({"batch": 2, "chunk_len": 0})
 
 
 def use_sample(config: ml_collections.ConfigDict) -> None:

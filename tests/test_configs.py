@@ -109,6 +109,26 @@ def test_paper_size(name, arg):
   assert count(second) == published_count(*SIZES[name, arg], tied=tied, biases=False)
 
 
+def test_models_for_a_pod_are_of_one_size():
+  """Half a million tokens an update, a hundred billion in all, and equal parameters and states."""
+  lattice, delta = load("lattice_1b"), load("delta_1b")
+  assert parameters(lattice) == pytest.approx(1.33e9, rel=2e-3)
+  assert parameters(delta) == pytest.approx(parameters(lattice), rel=2e-3)
+  assert delta.model.pattern == ("gated_deltanet",)
+  for config in (lattice, delta):
+    assert config.data.batch * config.data.update_len == 2**19
+    assert tokens(config) == pytest.approx(1e11, rel=0.01)
+    assert config.data.batch % 64 == 0, "a row for each chip of a v5p 4×4×4"
+
+
+def test_long_sequences_change_no_tokens_of_an_update():
+  paper, long = parse_config(load("vq_pg19")), parse_config(load("vq_pg19", "long"))
+  assert long.data.update_len == long.data.seq_len == 131_072
+  assert long.data.batch * long.data.update_len == paper.data.batch * paper.data.update_len
+  assert (long.model, long.optimizer, long.train) == (paper.model, paper.optimizer, paper.train)
+  assert parse_config(load("vq_pg19", "long,smoke")).mesh.seq == 1, "runs on one device"
+
+
 DETAILS = (
   "model.norm_bias", "model.tied_bias", "model.float32_head", "model.position_wavelength", "model.vq.joined",
   "model.vq.key_gradient", "model.vq.stale_rows", "optimizer.zero_start")

@@ -19,8 +19,8 @@ _COLUMNS = {
   "vmem_limit_bytes": "VMEM requested MiB", "registers": "registers", "spill_bytes": "spilled bytes",
   "bundles": "bundles", "spills": "spills", "fills": "fills",
   "temp_bytes": "temporary MiB", "argument_bytes": "arguments MiB",
-  "peak_bytes": "peak MiB per chip", "collectives": "collectives"}
-_MEBIBYTES = ("vmem_bytes", "vmem_limit_bytes", "temp_bytes", "argument_bytes", "peak_bytes")
+  "peak_bytes": "peak MiB per chip", "collectives": "collectives", "collective_bytes": "collectives MiB"}
+_MEBIBYTES = ("vmem_bytes", "vmem_limit_bytes", "temp_bytes", "argument_bytes", "peak_bytes", "collective_bytes")
 _INTRODUCTION = """# Compiled without the hardware
 
 `bash scripts/test.sh --aot` compiles every kernel with the real compilers of the targets, on a CPU, and fails if one

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax.config import Config
-from lattice_jax.inspect.hlo import count_collectives, count_kernels
+from lattice_jax.inspect.hlo import collective_bytes, count_collectives, count_kernels, square_buffers
 from lattice_jax.sharding import batch_sharding, check_batch
 from lattice_jax.training.state import abstract_state, make_optimizer
 from lattice_jax.training.step import make_program
 from lattice_jax.types import Batch, abstract_segment
+
+_WIDEST = 8000  # a quarter of 32,000 codes of text: mesh.model=4
 
 
 def compile_update(config: Config, mesh: Mesh) -> jax.stages.Compiled:
@@ -43,7 +45,27 @@ def compile_step(config: Config, mesh: Mesh) -> dict[str, Any]:
   return {
     "config": config.name, "chips": mesh.size, "mesh": dict(mesh.shape), "batch": config.data.batch,
     "seq_len": config.data.seq_len, "update_len": config.data.update_len, "seconds": time.perf_counter() - begin,
-    **memory_facts(compiled), "collectives": count_collectives(text), "kernels": count_kernels(text)}
+    **memory_facts(compiled),
+    "collectives": count_collectives(text), "collective_bytes": sum(collective_bytes(text).values()),
+    "kernels": count_kernels(text),
+    "pairs": square_buffers(text, config.data.update_len, config.mesh.seq) if _is_long(config) else []}
+
+
+def _is_long(config: Config) -> bool:
+  """Whether T is larger than a model's widths, so that an axis of that length is one of tokens."""
+  return config.data.update_len > _WIDEST
+
+
+def step_failures(record: dict[str, Any], most_bytes: float) -> list[str]:
+  """What is wrong with a compiled update of which a chip may need so many bytes."""
+  failures = []
+  if record["peak_bytes"] >= most_bytes:
+    failures.append(f"a chip needs {record['peak_bytes']:,} bytes, and {most_bytes:,.0f} are allowed")
+  if record["pairs"]:
+    failures.append(f"all pairs of tokens are in memory: {', '.join(record['pairs'][:3])}")
+  if not record["kernels"]:
+    failures.append("no Pallas kernel is in the program")
+  return failures
 
 
 def abstract_batches(config: Config, mesh: Mesh | AbstractMesh) -> Batch:

@@ -17,12 +17,15 @@ from lattice_jax.ops.documents import EMPTY
 
 def attend_new(
   policy: Policy, q_BTQK: jax.Array, k_BTHK: jax.Array, v_BTHV: jax.Array, arriving: Arrivals, *, impl: str,
-  query: Order | None = None,
+  query: Order | None = None, key: Order | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Attention to the call's own tokens: output and log-sum-exp, float32. query: where only some of them are queries."""
-  order = order_of(arriving)
+  """Attention to the call's own tokens: output and log-sum-exp, float32.
+
+  query: where only some of them are queries. key: where only some are keys, those of `arriving`.
+  """
+  order = order_of(arriving) if key is None else key
   query = order if query is None else query
-  if k_BTHK.shape[1] == 1:
+  if k_BTHK.shape[1] == 1 and key is None:
     return attend_itself(q_BTQK, k_BTHK, v_BTHV, order.id_BT != EMPTY)
   out, lse = attend(q_BTQK, k_BTHK, v_BTHV, query, order, window=policy.window, impl=impl)
   if not policy.window or not policy.sinks:

@@ -49,10 +49,15 @@ def vmem_of_kernels(text: str) -> list[tuple[int, int]]:
   return found
 
 
-def square_buffers(text: str, length: int) -> list[str]:
-  """Arrays with two axes of at least `length`, which hold all pairs of tokens at once."""
-  shapes = {match[0]: match[1] for match in re.findall(r"(\w+\[([\d,]+)\])", text)}
-  return sorted(shape for shape, sizes in shapes.items() if sum(int(size) >= length for size in sizes.split(",")) > 1)
+def square_buffers(text: str, length: int, shards: int = 1) -> list[str]:
+  """Arrays with two axes of at least `length`, which hold all pairs of tokens at once.
+
+  shards: that share the tokens: one of the axes may be as many times shorter, a shard's own tokens.
+  """
+  shapes = {match[0]: [int(size) for size in match[1].split(",")] for match in re.findall(r"(\w+\[([\d,]+)\])", text)}
+  return sorted(
+    shape for shape, sizes in shapes.items()
+    if max(sizes) >= length and sum(size >= length // shards for size in sizes) > 1)
 
 
 def rearranged(text: str, at_least: int = 500_000) -> list[tuple[str, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lattice_jax.fields import at_least, choice, positive, section, switch
+from lattice_jax.fields import at_least, choice, free, positive, section, switch
 from lattice_jax.memories.section import check_heads
 from lattice_jax.ops.rotary_config import RopeScalingConfig
 
@@ -24,6 +24,9 @@ class AttentionConfig:
   bias: str = choice(
     "none", ("none", "qkv", "all"), "qkv: of queries, keys and values; all: of the output projection too")
   qk_norm: bool = switch(False, "RMS-normalise queries and keys, as VQ does")
+  exchange: str = free(choice(
+    "gather", ("gather", "ring"), "of the memory \"attention\" where mesh.seq splits tokens. gather: every device has "
+    "the keys and values of all; ring: those of one device at a time, which go round"))
   gated: bool = switch(False, "value SiLU and output gate: the attention of a gated attention unit")
 
 

@@ -26,7 +26,10 @@ def cross_entropy(
   @jax.checkpoint
   def one_chunk(features_BCD, targets_BC):
     logits_BCA = jnp.einsum("BCD,DA->BCA", features_BCD, head, preferred_element_type=jnp.float32) + bias
-    target_BC = jnp.take_along_axis(logits_BCA, targets_BC[..., None], axis=-1)[..., 0]
+    # A sum and no gather: of a vocabulary on several devices each adds its part, and XLA cannot split a gather further
+    # where tokens are split by hand (`lattice_jax.ops.sequence`).
+    is_target_BCA = targets_BC[..., None] == jnp.arange(head.shape[1])
+    target_BC = jnp.where(is_target_BCA, logits_BCA, 0).sum(-1)
     return jax.nn.logsumexp(logits_BCA, axis=-1) - target_BC
 
   _, nll_NBC = jax.lax.scan(

@@ -4,7 +4,7 @@ import json
 
 import jax
 
-from lattice_jax.aot import bundles, cases, results_page, targets
+from lattice_jax.aot import bundles, cases, results_page, targets, train_step
 from lattice_jax.inspect import hlo
 
 KERNEL = """
@@ -27,6 +27,8 @@ def test_kernels_collectives_and_memory_are_read():
   assert hlo.vmem_of_kernels(text) == [(4096, 1 << 20)]
   assert hlo.square_buffers(text, 2048) == ["f32[2,2048,2048]"]
   assert not hlo.square_buffers(text, 4096)
+  assert hlo.square_buffers("f32[2,1024,4096]", 4096, shards=4) == ["f32[2,1024,4096]"]
+  assert not hlo.square_buffers("f32[2,1024,4096] f32[1024,1024]", 4096, shards=2)
 
 
 def test_spills_of_kernels_alone_are_counted_and_dumps_do_not_pile_up(tmp_path):
@@ -58,6 +60,14 @@ def test_each_thing_that_is_wrong_fails():
   searched = spilled | {"case": "nearest_code"}
   assert not cases._failures(searched, v6e, [])
   assert "8 times, 0 are allowed" in cases._failures(searched, v5e, [])[0]
+
+
+def test_each_thing_that_is_wrong_with_an_update_fails():
+  right = {"peak_bytes": 99, "pairs": [], "kernels": 1}
+  assert not train_step.step_failures(right, 100)
+  assert "needs 99 bytes, and 99 are allowed" in train_step.step_failures(right, 99)[0]
+  assert "f32[9,9]" in train_step.step_failures(right | {"pairs": ["f32[9,9]"]}, 100)[0]
+  assert "no Pallas kernel" in train_step.step_failures(right | {"kernels": 0}, 100)[0]
 
 
 def test_what_does_not_compile_is_a_line_and_does_not_end_the_suite(monkeypatch):

@@ -168,6 +168,7 @@ ROWS = (
     variants=(
       ("gated", _attention("attention", heads=1, kv_heads=1, gated=True, qk_norm=True)),
       ("no-rope", _attention("attention", kv_heads=1, rope_theta=0.0)),
+      ("ring", _attention("attention", exchange="ring")),
     ),
   ),
   Row(

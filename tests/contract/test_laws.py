@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lattice_jax.memories.registry import FOLDERS, find_memory
@@ -126,6 +128,20 @@ def test_L14_without_a_cache_tokens_on_several_devices_equal_one_device(row):
 @pytest.mark.parametrize(("data", "model"), [(2, 2), *further((4, 1), (1, 2))], ids=["both", "fsdp", "tensor"])
 def test_L15_split_parameters_equal_whole_ones(row, data, model):
   meshes.split_parameters_agree(row, data, model)
+
+
+@pytest.mark.parametrize("shards", [4, *further(2)])
+def test_L14_keys_that_go_round_give_what_one_device_gives(shards):
+  (row,) = (row for row in ROWS if row.name == "attention")
+  meshes.sequence_shards_agree(row, shards, "ring", has_room=False)
+
+
+@pytest.mark.parametrize("shards", [4, *further(2)])
+def test_L14_blocks_that_say_which_gradients_keys_get_are_those_of_one_device(shards):
+  """They are counted from a call's first token; shards of whole blocks count the same ones."""
+  (row,) = (row for row in ROWS if row.name == "vq")
+  vq = replace(row.model.vq, block_len=3, key_gradient="blocks")
+  meshes.sequence_shards_agree(replace(row, name="vq-blocks", model=replace(row.model, vq=vq)), shards)
 
 
 @each_variant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 
 import jax
@@ -15,6 +16,7 @@ from lattice_jax.memories.memory import EXCHANGES
 from lattice_jax.memories.registry import FOLDERS, find_memory
 from lattice_jax.ops.sequence import AXIS
 from lattice_jax.types import whole_segment
+from tests.contract.decoder_runs import buffer_shapes
 from tests.contract.harness import form, quick_jit
 from tests.contract.memories import ROWS
 from tests.thorough import further
@@ -24,14 +26,13 @@ BY_NAME = {row.name: row for row in ROWS}
 
 
 @functools.cache
-def moved_bytes(name, length, window=0):
+def compiled_text(name, length, window=0, exchange="gather", shards=SHARDS):
   """Of a layer's outputs and gradients with respect to parameters and inputs."""
   row, variables = BY_NAME[name], form(BY_NAME[name]).variables
-  model = row.model
-  if window:
-    model = replace(model, attention=replace(model.attention, window=window))
+  attention = replace(row.model.attention, window=window or row.model.attention.window, exchange=exchange)
+  model = replace(row.model, attention=attention)
   layer = row.memory.make(model)
-  mesh = jax.make_mesh((SHARDS,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:SHARDS])
+  mesh = jax.make_mesh((shards,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:shards])
   by_token = NamedSharding(mesh, PartitionSpec(None, AXIS))
 
   def loss(params, x_BTD, segment):
@@ -45,7 +46,11 @@ def moved_bytes(name, length, window=0):
   segment = jax.tree.map(split, jax.eval_shape(lambda: whole_segment(BATCH, length)))
   with jax.set_mesh(mesh):
     lowered = quick_jit(jax.grad(loss, argnums=(0, 1))).lower(variables["params"], x_BTD, segment)
-  found = collective_bytes(lowered.compile().as_text())
+  return lowered.compile().as_text()
+
+
+def moved_bytes(name, length, window=0):
+  found = collective_bytes(compiled_text(name, length, window))
   assert found, "nothing was handed on"
   return sum(found.values())
 
@@ -64,6 +69,18 @@ def test_windows_are_linear_in_the_window():
 def test_keys_that_are_gathered_are_linear_in_the_tokens():
   one, two, three = (moved_bytes("attention", times * SHORT) for times in (1, 2, 3))
   assert three - two == two - one > 0
+
+
+def test_a_ring_holds_the_keys_of_few_devices_at_a_time():
+  """All keys, or values, of the rows are larger than any array of a ring; to gather them makes one."""
+  length, shards = 2 * SHORT, 4  # so few that scores are smaller
+  model = BY_NAME["attention"].model.attention
+  fewest = BATCH * length * model.kv_heads * min(model.key_dim, model.value_dim)
+
+  def largest(exchange):
+    return max(math.prod(sizes) for _, sizes in buffer_shapes(compiled_text("attention", length, 0, exchange, shards)))
+
+  assert largest("gather") >= fewest > largest("ring")
 
 
 def test_every_memory_says_what_it_hands_on():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from lattice_jax.ops.sequence import each_alone, relay, with_halo
+from lattice_jax.ops.sequence import each_alone, prefix_scan, relay, split_tokens, with_halo, with_ring_of_keys
 
 MESH = {"data": 2, "seq": 4}
 
@@ -29,6 +29,33 @@ def test_sums_are_those_of_all_rows_and_tokens(rows):
   tokens, state = np.arange(rows * 8, dtype=np.float32).reshape(rows, 8), np.arange(rows, dtype=np.float32)
   got = on_mesh(lambda *args: relay(running_sum, (), *args), tokens, state)
   jax.tree.map(np.testing.assert_array_equal, got, running_sum((), tokens, state))
+
+
+@pytest.mark.parametrize("shards", [2, 3, 4])
+def test_a_prefix_scan_applies_in_order_what_shards_do(shards):
+  """Whole numbers, of which no rounding hides another order: x ← a x + b of every shard, one after the other."""
+  update_T = np.random.default_rng(0).integers(1, 4, (shards, 2)).astype(np.float32)
+  first = np.array([[5.0]], np.float32)
+
+  def body(constants, tokens, state):
+    own = tokens[:, 0, 0], tokens[:, 0, 1]
+    def then(earlier, later):
+      return earlier[0] * later[0], later[0] * earlier[1] + later[1]
+    before, after = prefix_scan(then, (jnp.ones(1), state[:, 0]), own)
+    return jnp.stack([before[1], after[1]], -1)[:, None], state, ()
+
+  got_TS = on_mesh(lambda *args: split_tokens(body, (), *args)[0], update_T[None], first, data=1, seq=shards)[0]
+  x = 5.0
+  for (a, b), (before, after) in zip(update_T, got_TS, strict=True):
+    assert before == x
+    x = a * x + b
+    assert after == x
+
+
+def test_a_ring_needs_halves():
+  x = np.zeros((2, 12, 1), np.float32)
+  with pytest.raises(ValueError, match=r"a call of 12 over mesh\.seq=4 devices gives each 3; give a multiple of 8"):
+    on_mesh(lambda x: with_ring_of_keys(lambda *args: (x, x), x, x, (), ()), x)
 
 
 def test_a_mesh_that_splits_more_than_rows_and_tokens_gives_the_same():

@@ -55,6 +55,7 @@ class SoftmaxAttention(nn.Module):
       # Kept only where the collection is asked for, by reports on attention.
       self.sow("intermediates", "op_inputs", {"q": q, "k": k, "v": v})
       return split_softmax_attention(
-        q, k, v, state, segment, window=self.window, cache=self.cache, impl=self.impl, marks=marks_BT)
+        q, k, v, state, segment, window=self.window, cache=self.cache, impl=self.impl, marks=marks_BT,
+        exchange=self.config.exchange)
 
     return attention_layer(self, self.config, x_BTD, segment, attend)

@@ -1,8 +1,7 @@
 """Transformer-VQ attention over tokens that lie on several devices (`lattice_jax.ops.sequence`).
 
 A shard needs the window before it, the last tokens of its neighbour, and the cache of all that is older. Sums by code
-are associative: every shard sums its own tokens, gathers the sums of all, and adds up those before it that belong to
-its document.
+are associative: every shard sums its own tokens, and a prefix scan adds up those before it that belong to its document.
 """
 
 from __future__ import annotations
@@ -18,7 +17,16 @@ from lattice_jax.memories.vq.state import Tokens, VQState
 from lattice_jax.memories.vq.summary import vq_memory
 from lattice_jax.ops.documents import EMPTY, keep_only
 from lattice_jax.ops.near_far import Far, FarMemory, NearFarState, close, from_runs, summarize, to_runs
-from lattice_jax.ops.sequence import AXIS, check_reach, documents_between, hand_on, num_shards, split_tokens, take_from
+from lattice_jax.ops.sequence import (
+  AXIS,
+  check_reach,
+  documents_between,
+  hand_on,
+  num_shards,
+  prefix_scan,
+  split_tokens,
+  take_from,
+)
 
 
 def split_vq_attention(
@@ -59,10 +67,13 @@ def _read(op, use_cache, constants, tokens, state: VQState) -> tuple[jax.Array, 
 def _all_before(memory: FarMemory, state: VQState, is_same_B: jax.Array, own: NearFarState) -> Any:
   """The summary of all tokens before the shard, as far as they are of the document of its start; window included."""
   first = state.replace(count_BHM=jax.lax.stop_gradient(state.count_BHM)).near_far
-  befores = [_everything(memory, first)]
-  for one_B, one in _unstack(jax.lax.all_gather((is_same_B, _everything(memory, own)), AXIS)):
-    befores.append(memory.merge(keep_only(one_B, befores[-1]), one))
-  return jax.tree.map(lambda *x: jnp.stack(x)[jax.lax.axis_index(AXIS)], *befores[:-1])
+
+  def then(earlier: Any, later: Any) -> Any:
+    goes_on_B, summary = later
+    return earlier[0] & goes_on_B, memory.merge(keep_only(goes_on_B, earlier[1]), summary)
+
+  before, _ = prefix_scan(then, (is_same_B, _everything(memory, first)), (is_same_B, _everything(memory, own)))
+  return before[1]
 
 
 def _own_end(memory: FarMemory, state, document_B, new, ids, valid) -> tuple[jax.Array, NearFarState]:
@@ -83,7 +94,3 @@ def _own_end(memory: FarMemory, state, document_B, new, ids, valid) -> tuple[jax
 def _everything(memory: FarMemory, state: NearFarState) -> Any:
   """The summary of window and cache."""
   return memory.merge(state.far.summary, summarize(memory, state.near).summary)
-
-
-def _unstack(tree: Any) -> list[Any]:
-  return [jax.tree.map(lambda x, n=n: x[n], tree) for n in range(len(jax.tree.leaves(tree)[0]))]

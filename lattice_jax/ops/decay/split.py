@@ -1,8 +1,8 @@
 """Memories of one matrix a head over tokens that lie on several devices (`lattice_jax.ops.sequence`).
 
 What a shard does to the matrix S is affine, S ← A S + B, and two shards one after another do the same with other A and
-B. Each shard finds its own A and B, gathers those of all, and has what all before it make of the first state; then it
-reads its tokens from there. All shards work at the same time, on the tokens twice, and exchange matrices alone.
+B. Each shard finds its own A and B, learns in a prefix scan what all before it make of the first state, and reads its
+tokens from there. All shards work at the same time, on the tokens twice, and exchange matrices alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ import jax.numpy as jnp
 
 from lattice_jax.ops.decay.matrix import MatrixState
 from lattice_jax.ops.decay.tokens import encode_documents
-from lattice_jax.ops.sequence import AXIS, documents_between, num_shards, relay_call, split_tokens
+from lattice_jax.ops.sequence import (
+  AXIS,
+  documents_between,
+  num_shards,
+  prefix_scan,
+  relay_call,
+  split_tokens,
+  take_from,
+)
 
 # (q, k, v, …, decay, state, ids, valid) → output, next state
 MatrixOp = Callable[..., tuple[jax.Array, MatrixState]]
@@ -51,16 +59,21 @@ def _read_twice(op: MatrixOp, only_decays: bool, constants: Any, tokens: Any, st
   document_SB = documents_between(ids, valid, state.document_B)
   before_B = document_SB[jax.lax.axis_index(AXIS)]
   affine = _affine_decay if only_decays else _affine
-  kept_SBHKK, added_SBHKV = jax.lax.all_gather(affine(op, arrays, state, before_B, ids, valid), AXIS)
-  memories = [state.memory_BHKV]
-  for kept_BHKK, added_BHKV in zip(kept_SBHKK, added_SBHKV, strict=True):
-    if only_decays:
-      memories.append(kept_BHKK * memories[-1] + added_BHKV)
-    else:
-      memories.append(jnp.einsum("BHKJ,BHJV->BHKV", kept_BHKK, memories[-1], precision="highest") + added_BHKV)
-  start = MatrixState(jnp.stack(memories)[jax.lax.axis_index(AXIS)], before_B)
-  out_BTHV, _ = op(*arrays, start, ids, valid)
-  return out_BTHV, MatrixState(memories[-1], document_SB[-1]), {}
+  own = affine(op, arrays, state, before_B, ids, valid)
+  first = jnp.zeros_like(own[0]), state.memory_BHKV
+  (_, before_BHKV), (_, after_BHKV) = prefix_scan(functools.partial(_then, only_decays), first, own)
+  out_BTHV, _ = op(*arrays, MatrixState(before_BHKV, before_B), ids, valid)
+  shards = jax.lax.axis_size(AXIS)
+  return out_BTHV, MatrixState(take_from(shards - 1, after_BHKV), document_SB[-1]), {}
+
+
+def _then(only_decays: bool, earlier: tuple[jax.Array, jax.Array], later: tuple[jax.Array, jax.Array]) -> Any:
+  """A and B of two shards, one after the other."""
+  kept_BHKK, added_BHKV = later
+  if only_decays:
+    return kept_BHKK * earlier[0], kept_BHKK * earlier[1] + added_BHKV
+  both = [jnp.einsum("BHKJ,BHJV->BHKV", kept_BHKK, x_BHKV, precision="highest") for x_BHKV in earlier]
+  return both[0], both[1] + added_BHKV
 
 
 def _affine(op, arrays, state, before_B, ids, valid) -> tuple[jax.Array, jax.Array]:

@@ -95,9 +95,9 @@ def splits_more() -> bool:
   return any(mesh.shape[name] > 1 for name in mesh.axis_names if name not in mesh.manual_axes)
 
 
-def hand_on(tree: Any) -> Any:
-  """What the shard before has; the first has none before it, and gets zeros."""
-  pairs = [(shard, shard + 1) for shard in range(jax.lax.axis_size(AXIS) - 1)]
+def hand_on(tree: Any, by: int = 1) -> Any:
+  """What the shard before has, or `by` before; the first, which have none so far before them, get zeros."""
+  pairs = [(shard, shard + by) for shard in range(jax.lax.axis_size(AXIS) - by)]
   return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, pairs), tree)
 
 

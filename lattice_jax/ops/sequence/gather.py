@@ -31,17 +31,26 @@ def with_all_keys(
     keys = jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True), keys)
     length = num_tokens(queries)
     parts = 2 if length % 2 == 0 else 1
-    queries_P = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0), queries)
     number_P = jax.lax.axis_index(AXIS) * parts + jnp.arange(parts)
-    queries_P, number_P = _exchange((queries_P, number_P))
+    queries_P, number_P = exchange((halves_of(queries, parts), number_P))
     places_PT = number_P[:, None] * (length // parts) + jnp.arange(length // parts)
-    outputs_P = _exchange(jax.lax.map(lambda part: attend(*part, keys, state), (queries_P, places_PT)), is_back=True)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], length, *x.shape[3:]), outputs_P), state, ()
+    outputs_P = jax.lax.map(lambda part: attend(*part, keys, state), (queries_P, places_PT))
+    return joined(exchange(outputs_P, is_back=True)), state, ()
 
   return split_tokens(body, (), (queries, keys), state)[0]
 
 
-def _exchange(tree: Any, *, is_back: bool = False) -> Any:
+def halves_of(tree: Any, parts: int) -> Any:
+  """[parts, B, T / parts, …] of arrays [B, T, …]."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0], parts, -1, *x.shape[2:]), 1, 0), tree)
+
+
+def joined(tree: Any) -> Any:
+  """Undoes `halves_of`."""
+  return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), tree)
+
+
+def exchange(tree: Any, *, is_back: bool = False) -> Any:
   """Halves [2, …] of stretches where they are read: half h of 2 N by shard h, or by 2 N − 1 − h. One part stays."""
   shards = jax.lax.axis_size(AXIS)
 
