@@ -188,6 +188,6 @@ KINDS = (
   Kind("Codebooks", _codebooks, _names("vq"),
        "python scripts/plot.py --what=codebook {run} --out={run}/codebook.png"),
   Kind("Anchors", _anchors, _names("anchor"), "python scripts/anchors.py --workdir={run} --out={run}/anchors"),
-  Kind("Caches", _caches, _names("softmax"),
+  Kind("Caches", _caches, _names("attention"),
        "python eval.py --workdir={run} --task=passkey --cache=lagkv:ratio=0.25"),
 )

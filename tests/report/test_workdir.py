@@ -109,5 +109,5 @@ def test_only_fields_that_differ_are_compared(tmp_path):
   assert [[cell.text for cell in row] for row in table.rows] == [["train.seed", "0", "1"], ["extra", "–", "x"]]
   assert tables.config_table(runs[:1]) is None
   same = {row[0].text: row[1].text for row in tables.common_config(runs).rows}
-  assert same == {"name": "tiny", "model.dim": "16", "model.pattern": '["lattice", "vq", "anchor", "softmax"]',
+  assert same == {"name": "tiny", "model.dim": "16", "model.pattern": '["lattice", "vq", "anchor", "attention"]',
                   "data.source": "books_sample", "train.steps": "40"}

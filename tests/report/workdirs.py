@@ -10,7 +10,7 @@ import numpy as np
 from lattice_jax.files import to_jsonl
 
 CONFIG = {
-  "name": "tiny", "model": {"dim": 16, "pattern": ["lattice", "vq", "anchor", "softmax"]},
+  "name": "tiny", "model": {"dim": 16, "pattern": ["lattice", "vq", "anchor", "attention"]},
   "data": {"source": "books_sample"}, "train": {"steps": 40, "seed": 0}}
 BUCKETS = [{"start": 0, "stop": 8, "tokens": 8, "bits_per_byte": 3.5},
            {"start": 8, "stop": 16, "tokens": 8, "bits_per_byte": 2.5},
