@@ -1,6 +1,6 @@
 """Pages opened in a real browser: the Chromium, Chrome or Edge of this machine, without a window.
 
-python -m tests.browser prints which one that is, or ends with status 1 and says what to install.
+python -m tests.browser says what to install where there is none, and ends with status 1.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ class Page:
 
 
 def main():
-  sys.stdout.write(f"{find()}\n" if find() else f"{MISSING}\n")
-  return find() is None
+  if find() is None:
+    sys.stdout.write(f"{MISSING}\n")
+    return 1
+  return 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ function drawMap(box) {
   const levels = Uint8Array.from(atob(map.data), letter => letter.charCodeAt(0)), width = levels.length / map.rows.length;
   const canvas = document.createElement("canvas"), bar = document.createElement("canvas");
   paint(canvas, levels, width);
-  const height = Math.max(60, Math.min(420, map.rows.length * Math.max(2, Math.min(18, 320 / map.rows.length))));
+  const height = Math.max(60, Math.min(420, map.rows.length * Math.max(2, Math.min(18, 420 / map.rows.length))));
   canvas.style.height = `${height}px`;
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", `${map.rows.length} rows of ${width}: ${map.caption}`);

@@ -20,6 +20,7 @@ from tests.sweep import wandb_trial
 from tests.sweep.wandb_server import ENTITY, KEY, PROJECT, Server
 
 ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)  # processes of their own, each of which imports W&B
 METRIC = "eval_validation_cold/bits_per_byte"
 # the agent asks the server every five seconds; here there is nothing to spare
 AGENT = "import wandb.wandb_agent as a; a.Agent.POLL_INTERVAL = 0.5; from wandb.cli.cli import cli; cli()"
