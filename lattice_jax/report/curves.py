@@ -73,6 +73,11 @@ def values_of(lines: Sequence[Record], metric: str) -> np.ndarray:
   return np.array([line[metric] if metric in line and _is_finite(line[metric]) else np.nan for line in lines])
 
 
+def finite_or_none(values: Iterable[Any]) -> list[float | None]:
+  """What JSON can hold of these values."""
+  return [_number(value) if _is_finite(value) else None for value in values]
+
+
 def seconds_of(run: Run) -> float:
   """How long the run trained, all its processes together, as far as its updates say."""
   elapsed = _elapsed(run.updates)

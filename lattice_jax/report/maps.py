@@ -84,7 +84,7 @@ def heat_map(
     values_RN = np.stack([join(part, axis=1) for part in np.split(
       values_RN, range(size, values_RN.shape[1], size), axis=1)], axis=1)
   finite = values_RN[np.isfinite(values_RN)]
-  low, high = span or (float(finite.min()), float(finite.max()))
+  low, high = span or ((float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0))
   high = high if high > low else low + 1.0
   scaled_RN = np.log(np.maximum(values_RN, low) / low) / np.log(high / low) if is_log else (
     (values_RN - low) / (high - low))

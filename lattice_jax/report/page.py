@@ -11,7 +11,7 @@ from typing import Any
 from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.page_style import STYLE, themed
 from lattice_jax.report import tables
-from lattice_jax.report.curves import all_curves, evaluations_of, seconds_of
+from lattice_jax.report.curves import all_curves, evaluations_of, finite_or_none, seconds_of
 from lattice_jax.report.maps import HeatMap, find_maps
 from lattice_jax.report.workdir import Run
 
@@ -100,7 +100,7 @@ def _positions(runs: Sequence[Run]) -> list[dict[str, Any]]:
       if len(filled) > 1:
         series.append({
           "run": index, "label": label, "unit": run.unit, "starts": [part["start"] for part in filled],
-          "stop": filled[-1]["stop"], "values": [part["bits_per_byte"] for part in filled]})
+          "stop": filled[-1]["stop"], "values": finite_or_none(part["bits_per_byte"] for part in filled)})
   return series
 
 

@@ -39,7 +39,7 @@ def environment(server, folder, **changes):
   outside = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
   return outside | {
     "WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "WANDB_ENTITY": ENTITY, "WANDB_PROJECT": PROJECT,
-    "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "0.2",  # seconds; by default a server hears from a run every 15
+    "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.2",  # seconds; by default a server hears from a run every 15
     "WANDB_ERROR_REPORTING": "false", "WANDB_DIR": str(folder), "NETRC": str(folder / "none"),
     "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), **changes}
 
