@@ -54,7 +54,7 @@ def write_results(folder):
   wave_THM = np.abs(np.sin(np.arange(24 * 2 * 3) / 5)).reshape(24, 2, 3)
   layers = [{"name": "layer 1", "turn_THM": wave_THM.tolist(), "keep_THM": (1 - wave_THM).tolist(),
              "similarity_HMM": np.eye(3)[None].repeat(2, 0).tolist()}]
-  write_json(folder / "audit" / "audit.json", {"text": "a book", "layers": layers})
+  write_json(folder / "audit" / "audit.json", {"text": "</script><script>window.broken = 2</script>", "layers": layers})
   write_json(folder / "codebook.json", {
     "step": 40, "row": "layer", "rows": ["1", "2"], "share_RM": [[0.5, 0.25, 0.25, 0.0], [0.25] * 4]})
   write_json(folder / "anchors" / "report.json", {
