@@ -55,9 +55,10 @@ def create_sweep(server, file, folder):
 
 
 def start_agent(server, sweep, folder):
-  return subprocess.Popen(
-    [sys.executable, "-c", AGENT, "agent", f"{ENTITY}/{PROJECT}/{sweep}"], cwd=ROOT, env=environment(server, folder),
-    stdout=(folder / "agent.txt").open("w"), stderr=subprocess.STDOUT)
+  with (folder / "agent.txt").open("w") as said:
+    return subprocess.Popen(
+      [sys.executable, "-c", AGENT, "agent", f"{ENTITY}/{PROJECT}/{sweep}"], cwd=ROOT,
+      env=environment(server, folder), stdout=said, stderr=subprocess.STDOUT)
 
 
 def until(is_so, agent, folder):
@@ -123,7 +124,8 @@ def test_an_agent_resumes_a_training_from_its_checkpoint(server, tmp_path):
     "program": "train.py", "method": "grid", "metric": {"name": METRIC, "goal": "minimize"},
     "parameters": {"config": {"value": "configs/quickstart.py:smoke"}, "config.train.seed": {"values": [1]}},
     "command": ["${env}", "${interpreter}", "${program}", "${args}", "--config.train.steps=200",
-                "--config.train.log_every=5", "--config.train.writers=stdout,jsonl,wandb", workdirs]}))
+                "--config.train.log_every=5", "--config.train.save_every=1000",
+                "--config.train.writers=stdout,jsonl,wandb", workdirs]}))
   sweep = create_sweep(server, tmp_path / "sweep.yaml", tmp_path)
   agent = start_agent(server, sweep, tmp_path)
   until(lambda: any(run.rows for run in server.runs.values()), agent, tmp_path)
