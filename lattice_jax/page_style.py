@@ -1,12 +1,21 @@
 """The style sheet of dashboards and reports, for light and dark screens, wide and narrow ones."""
 
-STYLE = """
-:root{color-scheme:light dark;--page:#f6f7f9;--card:#fff;--ink:#1b1f24;--muted:#5c6670;--line:#d9dee4;--go:#1a7f37;
+_LIGHT = """--page:#f6f7f9;--card:#fff;--ink:#1b1f24;--muted:#5c6670;--line:#d9dee4;--go:#1a7f37;
 --stop:#c0262d;--wait:#8a5a00;--goback:#dcf4e2;--stopback:#fde3e3;--waitback:#fdf0d0;--control:#57606a;
---treatment:#2f5fd0;--band:#2f5fd033}
-@media(prefers-color-scheme:dark){:root{--page:#12151a;--card:#1b2027;--ink:#e6eaef;--muted:#98a3af;--line:#343c46;
+--treatment:#2f5fd0;--band:#2f5fd033"""
+_DARK = """--page:#12151a;--card:#1b2027;--ink:#e6eaef;--muted:#98a3af;--line:#343c46;
 --go:#5fd07f;--stop:#ff8a87;--wait:#f0bd4f;--goback:#12351d;--stopback:#471b1d;--waitback:#3d2f0c;--control:#aab4bf;
---treatment:#86a8ff;--band:#86a8ff33}}
+--treatment:#86a8ff;--band:#86a8ff33"""
+
+
+def themed(light: str, dark: str) -> str:
+  """Rules that give the whole page these variables: as the screen asks, or as `data-theme` on its root says."""
+  return (
+    f":root{{color-scheme:light dark;{light}}}\n@media(prefers-color-scheme:dark){{:root{{{dark}}}}}\n"
+    f":root[data-theme=light]{{color-scheme:light;{light}}}\n:root[data-theme=dark]{{color-scheme:dark;{dark}}}\n")
+
+
+STYLE = themed(_LIGHT, _DARK) + """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:14px/1.45 system-ui,sans-serif;
 font-variant-numeric:tabular-nums}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiles kernels and a training step for TPUs and an H100 without having them; called by scripts/test.sh --aot.
-# Arguments: some of tpu, h100, step; by default all. Results go to docs/results/aot, or to the folder AOT_OUT.
+# Arguments: some of tpu, h100, step, by default these three; and large, which takes longer than all of them and is meant
+# for the night. Results go to docs/results/aot, or to the folder AOT_OUT.
 #   bash scripts/aot.sh environment tpu      # or h100: only makes the environment, for scripts/preflight.py
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_venv.sh"
@@ -31,8 +32,8 @@ out=${AOT_OUT:-docs/results/aot}
 [ "$#" -gt 0 ] || set -- tpu h100 step
 for what in "$@"; do
   case $what in
-    tpu | h100 | step) ;;
-    *) echo "--aot compiles tpu, h100 or step, not $what." >&2; exit 2 ;;
+    tpu | h100 | step | large) ;;
+    *) echo "--aot compiles tpu, h100, step or large, not $what." >&2; exit 2 ;;
   esac
 done
 for what in "$@"; do

@@ -41,8 +41,9 @@ def default_plot(paths: list[Path]) -> str:
 
 
 def default_out(what: str) -> Path:
-  """A default name never replaces a file; for retrieval, which draws several, not even one that begins with it."""
-  taken = sorted(Path().glob(f"{what}*.png" if what == "retrieval" else f"{what}.png"))
+  """A default name never replaces a file; where several are written, not even one that begins with it."""
+  patterns = {"retrieval": "retrieval*.png", "codebook": "codebook.*"}
+  taken = sorted(Path().glob(patterns[what] if what in patterns else f"{what}.png"))
   if taken:
     raise ValueError(f"{taken[0]} exists already; name the file to write with --out, which may replace one.")
   return Path(f"{what}.png")
@@ -58,8 +59,7 @@ def draw(what: str, paths: list[Path], out: Path) -> list[Path]:
   if what == "codebook":
     from lattice_jax.inspect.codebooks import plot_codebook  # the other plots do not need JAX's devices
 
-    plot_codebook(paths[0], out)
-    return [out]
+    return plot_codebook(paths[0], out)
   from lattice_jax.inspect import plots
 
   drawing = {"loss": plots.plot_loss, "position": plots.plot_buckets, "answers": plots.plot_answers}

@@ -22,10 +22,18 @@ print(f"jax {jax.__version__}, flax {flax.__version__}, Python {platform.python_
 else
   ensure_venv requirements.txt requirements-test.txt
   "$venv_python" -m ruff check .
-  if [ "${1:-}" = --all ]; then
+  without=()  # kinds of tests that do not run
+  if [ "$#" -eq 0 ]; then
+    without+=("not thorough")
+  elif [ "$1" = --all ]; then
     shift
-  elif [ "$#" -eq 0 ]; then
-    set -- -m "not thorough"
+  fi
+  if [ "$#" -eq 0 ] && [ -z "${CI:-}" ] && ! "$venv_python" -m tests.browser; then
+    without+=("not browser")
+  fi
+  if [ "${#without[@]}" -gt 0 ]; then
+    kinds=$(printf " and %s" "${without[@]}")
+    set -- -m "${kinds# and }" "$@"
   fi
 fi
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)

@@ -50,7 +50,7 @@ LAYERS = (
   ("lattice_jax.inspect",),
   ("lattice_jax.bench",),
   ("lattice_jax.training",),
-  ("lattice_jax.library", "lattice_jax.sweep"),
+  ("lattice_jax.library", "lattice_jax.report", "lattice_jax.sweep"),
   ("lattice_jax.aot", "lattice_jax.self_check"),
   ("lattice_jax.preflight",),
   ("lattice_jax.commands",),

@@ -12,7 +12,8 @@ import jax
 
 from lattice_jax.markdown import markdown_table
 
-KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training steps"}
+KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training steps",
+         "large": "Training steps that compile for minutes (`bash scripts/test.sh --aot large`)"}
 _COMPILERS = ("libtpu", "jax-cuda13-plugin")
 _COLUMNS = {
   "update_len": "tokens per update", "seconds": "compiled in s", "kernels": "kernels", "vmem_bytes": "VMEM used MiB",

@@ -9,6 +9,7 @@ from lattice_jax.commands.devices import simulate_devices
 from lattice_jax.commands.domains import COUNT, POSITIVE, Storage
 from lattice_jax.commands.flags import define, define_config, define_set
 from lattice_jax.commands.run import CPU_DEVICES
+from lattice_jax.commands.run_id import fill_run_id
 from lattice_jax.domains import Place, Switch, Text
 from lattice_jax.members import Membership, check_alone
 from lattice_jax.runtime import enable_compilation_cache, initialize_distributed
@@ -58,17 +59,6 @@ def main() -> None:
 
   loop.train(
     config, Path(workdir), init_from=INIT_FROM.value, profile=profile, checkpoints=CHECKPOINTS.value)
-
-
-def fill_run_id(workdir: str) -> str:
-  """Replaces {run_id} by WANDB_RUN_ID, so that every trial of a sweep has a folder of its own."""
-  if "{run_id}" not in workdir:
-    return workdir
-  if not os.environ.get("WANDB_RUN_ID"):
-    raise ValueError(
-      f"--workdir={workdir} is filled from the environment variable WANDB_RUN_ID, which is not set; `wandb agent` sets "
-      "it, or set it yourself, or give a --workdir without {run_id}.")
-  return workdir.replace("{run_id}", os.environ["WANDB_RUN_ID"])
 
 
 def parse_profile(text: str | None) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.colors import LogNorm
 
 from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.config import ModelConfig
+from lattice_jax.files import replace_file
 from lattice_jax.inspect.plots import new_figure, save_figure
 
 _COUNT = "codebook_count"
@@ -39,8 +41,11 @@ def perplexity(share_RM: np.ndarray) -> np.ndarray:
   return np.exp(-(share_RM * np.log(np.maximum(share_RM, 1e-30))).sum(-1))
 
 
-def plot_codebook(workdir: Path, out: Path) -> None:
-  """Draws a heat map of code use in the newest checkpoint: a row per layer, its codes sorted by use."""
+def plot_codebook(workdir: Path, out: Path) -> list[Path]:
+  """Draws a heat map of code use in the newest checkpoint: a row per layer, its codes sorted by use.
+
+  Returns `out` and the JSON beside it, which holds the shares and is what a report draws from.
+  """
   config, _, buffers, step = load_for_eval(workdir)
   names, share_RM = code_shares(config.model, buffers)
   codes = share_RM.shape[1]
@@ -57,7 +62,8 @@ def plot_codebook(workdir: Path, out: Path) -> None:
   axes.set_yticks(range(0, len(names), every), names[::every])
   figure.colorbar(image, ax=axes, label="times an even share", pad=0.02)
   _draw_perplexity(side, perplexity(share_RM), codes, axes.get_ylim())
-  save_figure(figure, out)
+  numbers = {"step": step, "row": axes.get_ylabel(), "rows": names, "share_RM": share_RM.tolist()}
+  return [save_figure(figure, out), _write_numbers(out.with_suffix(".json"), numbers)]
 
 
 def _draw_perplexity(side: Any, perplexity_R: np.ndarray, codes: int, limits: tuple[float, float]) -> None:
@@ -66,6 +72,11 @@ def _draw_perplexity(side: Any, perplexity_R: np.ndarray, codes: int, limits: tu
   side.set_xlim(0, codes)
   side.set_yticks([])
   side.set_xlabel(f"perplexity\n(of {codes} codes)")
+
+
+def _write_numbers(path: Path, numbers: dict[str, Any]) -> Path:
+  replace_file(path, json.dumps(numbers) + "\n")
+  return path
 
 
 def _counts(model: ModelConfig, buffers: Any) -> Iterator[tuple[int, np.ndarray]]:

@@ -18,11 +18,16 @@ def run_names(workdirs: Sequence[Path]) -> list[str]:
   memories = [_memory(run) for run in runs]
   if len(runs) > 1 and len(set(memories)) == len(runs) and None not in memories:
     names = dict(zip(runs, memories, strict=True))
-  else:
-    longest = max(len(run.parts) for run in runs)
-    depth = next(depth for depth in range(1, longest + 1) if len({run.parts[-depth:] for run in runs}) == len(runs))
-    names = {run: "/".join(run.parts[-depth:]) for run in runs}
-  return [names[path.resolve()] for path in workdirs]
+    return [names[path.resolve()] for path in workdirs]
+  return folder_names(workdirs)
+
+
+def folder_names(workdirs: Sequence[Path]) -> list[str]:
+  """The shortest ends of the paths that tell the runs apart."""
+  runs = list(dict.fromkeys(path.resolve() for path in workdirs))
+  longest = max(len(run.parts) for run in runs)
+  depth = next(depth for depth in range(1, longest + 1) if len({run.parts[-depth:] for run in runs}) == len(runs))
+  return ["/".join(path.resolve().parts[-depth:]) for path in workdirs]
 
 
 def result_names(names: Sequence[str], results: Sequence[dict[str, Any]], figure: str, form: str) -> list[str]:

@@ -140,9 +140,11 @@ class Run:
       feed = self._fetch(batches, computing=self.dispatched.metrics) if self.step < config.steps else None
       self._log(before)
     if self.step < config.steps or self.step not in self.evaluated:
+      status = 128 + request.number
+      self.writers.preempted(status)
       raise Stop(
         f"stopped by {request.name} at step {self.step} of {config.steps}; everything is saved, and the same "
-        "command continues from here.", 128 + request.number)
+        "command continues from here.", status)
     self.writers.note(f"done; next: python eval.py --workdir={self.workdir}")
     return self.state
 

@@ -66,13 +66,8 @@ class Reporter:
     return tuple(np.mean(pace, axis=0).tolist()) if pace else (0.0, 0.0)
 
   def evaluation(self, step: int, result: Any) -> None:
-    """Records an evaluation, with the loss by position; only texts have word_perplexity and only tasks accuracy."""
-    words = {} if result.word_perplexity is None else {"word_perplexity": result.word_perplexity}
-    task = {} if result.accuracy is None else {"accuracy": result.accuracy}
-    self._writer.evaluation({
-      "step": step, "split": result.split, "protocol": result.protocol, "bits_per_byte": result.bits_per_byte,
-      "nll_per_token": result.nll_per_token, **words, **task, "tokens": result.tokens, "time_eval": result.seconds,
-      "buckets": [dataclasses.asdict(bucket) for bucket in result.buckets]})
+    """Records an evaluation."""
+    self._writer.evaluation(evaluation_record(step, result))
 
   def _record(self, step: int, values: Record) -> Record:
     bits = bits_per_byte(values["loss"], tokens_per_byte=self._tokens_per_byte)
@@ -89,6 +84,16 @@ class Reporter:
       "time_data_wait": sum(record["time_data_wait"] * record["time_step"] for record in window) / seconds,
       "mfu": speed * self._flops_per_token / self._peak_flops if self._peak_flops else None,
       "time_left": (total - step) * float(np.mean(self._recent_seconds))})
+
+
+def evaluation_record(step: int, result: Any) -> Record:
+  """The line of an evaluation, with the loss by position; only texts have word_perplexity and only tasks accuracy."""
+  words = {} if result.word_perplexity is None else {"word_perplexity": result.word_perplexity}
+  task = {} if result.accuracy is None else {"accuracy": result.accuracy}
+  return {
+    "step": step, "split": result.split, "protocol": result.protocol, "bits_per_byte": result.bits_per_byte,
+    "nll_per_token": result.nll_per_token, **words, **task, "tokens": result.tokens, "time_eval": result.seconds,
+    "buckets": [dataclasses.asdict(bucket) for bucket in result.buckets]}
 
 
 def _mean(records: list[Record], name: str) -> float:

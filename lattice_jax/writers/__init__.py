@@ -63,6 +63,9 @@ class Writers(Writer):
   def flush(self) -> None:
     self._tell(lambda writer: writer.flush())
 
+  def preempted(self, status: int) -> None:
+    self._tell(lambda writer: writer.preempted(status))
+
   @contextlib.contextmanager
   def busy(self, what: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:

@@ -47,6 +47,9 @@ class Writer:
   def flush(self) -> None:
     """Called before every checkpoint: all that was written must be on disk, and its files must still exist."""
 
+  def preempted(self, status: int) -> None:
+    """Called before `close` if a signal ended the run early, which the same command goes on with. status: its exit."""
+
   def close(self) -> None:
     """Called once, at the end."""
 

@@ -192,6 +192,9 @@ def test_every_number_and_place_of_a_script_has_a_domain(run, monkeypatch, name)
 @pytest.mark.parametrize(("name", "words", "sentence"), [
   ("lengths", ("run", "--lengths=0,5", "--out=o"), "lengths.py: --lengths=0,5 must be values with commas between them"),
   ("lengths", ("nowhere", "--lengths=512", "--out=o"), "lengths.py: nowhere"),
+  ("report", ("nowhere",), "report.py: there is no folder nowhere; give the workdir of a run, or the folder"),
+  ("sweep_eval", ("--workdir=a",), "sweep_eval.py: give either the workdir of a trained --run or a --pretrained model"),
+  ("sweep_eval", ("--run=a", "--workdir=a", "--writers=wandb"), "sweep_eval.py: --writers=wandb leaves out jsonl"),
   ("sweep", ("sweep.yaml", "--jobs=0"), "sweep.py: --jobs=0 must be positive."),
   ("sweep", ("sweep.yaml", "--job=1"), "sweep.py: unknown flag --job. Did you mean '--jobs'?"),
   ("sweep", ("sweep.yaml", "more"), "sweep.py: unexpected argument 'more'; flags are written as --name=value."),

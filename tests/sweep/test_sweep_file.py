@@ -195,10 +195,11 @@ def test_ids_are_short_unique_and_fit_for_a_folder_and_a_wandb_run(tmp_path):
 def test_shipped_sweeps_are_valid_and_every_trial_has_a_folder_of_its_own(path):
   sweep = read_sweep(path)
   raw = yaml.safe_load(path.read_text())
-  assert sweep.program == "train.py"
+  assert sweep.program in ("train.py", "scripts/sweep_eval.py")
   assert f"--workdir=runs/sweeps/{path.stem}/{{run_id}}" in raw["command"]
-  writers = next(word for word in raw["command"] if word.startswith("--config.train.writers="))
-  assert "'wandb'" in writers and "'jsonl'" in writers, "online, W&B needs the metric; offline, the table does"
+  flag = "--config.train.writers=" if sweep.program == "train.py" else "--writers="
+  writers = next(word for word in raw["command"] if word.startswith(flag))
+  assert "wandb" in writers and "jsonl" in writers, "online, W&B needs the metric; offline, the table does"
   if sweep.method == "grid":
     search = GridSearch(sweep)
     ids = [search.trial(index).id for index in range(search.total)]
