@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,24 @@ class SlotLayout:
   @property
   def state_bytes(self) -> int:
     return self.values * self.slots * LANES * 4
+
+
+class Tokens(NamedTuple):
+  """Packed tokens, or a program's references to a chunk of them. any_start: whether a document begins in any lane.
+
+  gates: (rate,) of retracted slots; (step, rest) of returning ones, rest being the share they get of their start.
+  """
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  gates: tuple[jax.Array, ...]
+  is_start: jax.Array
+  any_start: jax.Array
+
+  @property
+  def returns(self) -> bool:
+    return len(self.gates) == 2
 
 
 def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: int) -> SlotLayout:
