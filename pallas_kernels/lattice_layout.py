@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,9 @@ class SlotLayout:
     return self.values * self.slots * LANES * 4
 
 
-class Tokens(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
   """Packed tokens, or a program's references to a chunk of them. any_start: whether a document begins in any lane.
 
   gates: (rate,) of retracted slots; (step, rest) of returning ones, rest being the share they get of their start.
