@@ -43,6 +43,26 @@ class SlotLayout:
     return self.values * self.slots * LANES * 4
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """Packed tokens, or a program's references to a chunk of them. any_start: whether a document begins in any lane.
+
+  gates: (rate,) of retracted slots; (step, rest) of returning ones, rest being the share they get of their start.
+  """
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  gates: tuple[jax.Array, ...]
+  is_start: jax.Array
+  any_start: jax.Array
+
+  @property
+  def returns(self) -> bool:
+    return len(self.gates) == 2
+
+
 def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: int) -> SlotLayout:
   """As many rows a group as there are, and as `STATE_BYTES` leave room for, at least eight."""
   num_rows, slots = batch * heads, round_up(slots, 16)

@@ -21,6 +21,8 @@ from tests.memories.lattice.cases import LENGTH, SLOTS, VALUE, assert_near, run,
 from tests.thorough import further
 
 LIMIT = TOLERANCE["output", "float32"]
+RETURNING = Rule("decoding", "returning")
+RULES = [*map(Rule, OBJECTIVES), RETURNING, Rule("encoding", "returning")]
 
 
 def inputs(batch, length, heads, slots, value_dim, dtype=jnp.float32):
@@ -43,14 +45,22 @@ def inputs(batch, length, heads, slots, value_dim, dtype=jnp.float32):
   return arguments, (normal(batch, length, heads, value_dim), normal(batch, heads, slots, value_dim))
 
 
+def rest_of(rule, rate):
+  """What returning slots get of their start; None of others."""
+  if rule.state == "returning":
+    return jnp.asarray(np.random.default_rng(1).uniform(0, 0.4, rate.shape), rate.dtype)
+  return None
+
+
 @functools.cache
 def compiled(interpret, objective="decoding"):
   @quick_jit
-  def results_and_gradients(arguments, cotangents):
+  def results_and_gradients(arguments, cotangents, rest=None):
     q, k, v, rate, is_start, start, slots = arguments
     results, pull = jax.vjp(
-      lambda q, k, v, rate, start, slots: recurrence(
-        q, k, v, rate, is_start, start, slots, objective=objective, interpret=interpret), q, k, v, rate, start, slots)
+      lambda q, k, v, rate, start, slots, rest: recurrence(
+        q, k, v, rate, is_start, start, slots, objective=objective, rest=rest, interpret=interpret),
+      q, k, v, rate, start, slots, rest)
     return results, pull(cotangents)
 
   return results_and_gradients
@@ -72,16 +82,20 @@ def test_lanes_hold_the_parts_of_rows():
   np.testing.assert_array_equal(unpack_state(layout, packed_state, state.shape), np.float32(state))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_equals_the_definition_with_all_gradients(objective):
+def rules(*some):
+  return pytest.mark.parametrize("rule", some, ids=lambda rule: f"{rule.objective}-{rule.state}")
+
+
+@rules(*RULES, *further(Rule("similarity", "returning")))
+def test_equals_the_definition_with_all_gradients(rule):
   """An odd number of tokens, documents that begin anywhere, invalid tokens, a row without any."""
-  here = scene(Rule(objective), length=LENGTH, dtype="float32")
-  assert_near(run(Rule(objective), here, "interpret"), run(Rule(objective), here, "reference"), LIMIT)
+  here = scene(rule, length=LENGTH, dtype="float32")
+  assert_near(run(rule, here, "interpret"), run(rule, here, "reference"), LIMIT)
 
 
 @pytest.mark.parametrize("length", [150, *further(1)])
-def test_one_token_and_several_chunks(length):
-  rule = Rule()
+@rules(Rule(), *further(RETURNING))
+def test_one_token_and_several_chunks(rule, length):
   here = scene(rule, length=length, dtype="float32")
   assert length == 1 or choose_layout(*here.q.shape[:3], SLOTS, VALUE).chunks == 3
   assert_near(run(rule, here, "interpret"), run(rule, here, "reference"), LIMIT)
@@ -123,16 +137,15 @@ def test_more_heads_than_lanes():
     assert rms_ratio(a, b) <= LIMIT
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_one_token_of_two_blocks_of_rows_and_two_strips_of_slots(objective):
+@rules(*RULES)
+def test_one_token_of_two_blocks_of_rows_and_two_strips_of_slots(rule):
   (q, k, v, rate, is_start, start, slots), _ = inputs(43, 1, 3, 70, 5)
-  is_start = jnp.zeros_like(is_start)
-  got = jax.jit(functools.partial(recurrence, objective=objective, interpret=True))(
-    q, k, v, rate, is_start, start, slots)
+  is_start, rest = jnp.zeros_like(is_start), rest_of(rule, rate)
+  got = jax.jit(functools.partial(recurrence, objective=rule.objective, interpret=True))(
+    q, k, v, rate, is_start, start, slots, rest=rest)
+  forget = jnp.ones_like(rate) if rest is None else 1 - rest
   out, after = quick_jit(lambda *token: lattice_reference(
-    Rule(objective), Tokens(*token, jnp.ones_like(rate)), is_start, LatticeSlots(start, None),
-    LatticeSlots(slots, None)))(
-      q, k, v, rate)
+    rule, Tokens(*token), is_start, LatticeSlots(start, None), LatticeSlots(slots, None)))(q, k, v, rate, forget)
   assert rms_ratio(got[0], out) <= LIMIT and rms_ratio(got[1], after.unit_BHMV) <= LIMIT
 
 
@@ -142,14 +155,16 @@ def test_two_runs_are_equal_to_the_last_bit():
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_no_memory_is_read_before_it_is_written_and_nothing_races(capfd):
+@rules(Rule(), RETURNING)
+def test_no_memory_is_read_before_it_is_written_and_nothing_races(rule, capfd):
   params = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan", num_cores_or_threads=2)
   arguments, cotangents = inputs(1, 3, 1, 2, 3)
-  got, want = (compiled(interpret)(arguments, cotangents) for interpret in (params, True))
+  rest = rest_of(rule, arguments[3])
+  got, want = (compiled(interpret)(arguments, cotangents, rest) for interpret in (params, True))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
   q, k, v, rate, is_start, start, slots = arguments
   one = *(x[:, :1] for x in (q, k, v, rate, is_start)), start, slots
-  step = functools.partial(recurrence, *one, objective="decoding")
+  step = functools.partial(recurrence, *one, objective="decoding", rest=None if rest is None else rest[:, :1])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), step(interpret=params), step(interpret=True))
   assert "RACE" not in capfd.readouterr().out
@@ -168,12 +183,14 @@ def test_sixty_six_thousand_tokens():
   np.testing.assert_allclose(jnp.linalg.norm(last, axis=-1), 1, rtol=1e-6)
 
 
-def test_a_mesh_splits_rows_and_heads():
+@rules(RETURNING, *further(Rule()))
+def test_a_mesh_splits_rows_and_heads(rule):
   mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
   arguments, cotangents = inputs(2, 3, 2, 2, 3)
-  want = compiled(True)(arguments, cotangents)
+  rest = rest_of(rule, arguments[3])
+  want = compiled(True)(arguments, cotangents, rest)
   with jax.set_mesh(mesh):
-    got = compiled.__wrapped__(True)(arguments, cotangents)
+    got = compiled.__wrapped__(True)(arguments, cotangents, rest)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     assert rms_ratio(a, b) <= LIMIT
 
@@ -188,16 +205,17 @@ def test_lowers_for_a_tpu(case):
 
 
 def test_what_no_kernel_does_is_said():
-  sizes = {"retracted": True, "projected": True, "exact": True, "dtype": jnp.float32, "slots": 64, "value_dim": 64}
+  sizes = {"state": "returning", "projected": True, "exact": True, "dtype": jnp.float32, "slots": 64, "value_dim": 64}
   assert supports(objective="decoding", **sizes) is None
   for change, reason in (
-    ({"retracted": False}, "those of state='retracted'"), ({"projected": False}, "orthogonal"),
-    ({"exact": False}, "form='scan'"), ({"dtype": jnp.float64}, "float32, not float64"),
-    ({"slots": 2048}, "not 2048 slots of 64")):
+    ({"state": "accumulated"}, "state='retracted' or 'returning', not 'accumulated'"),
+    ({"projected": False}, "orthogonal"), ({"exact": False}, "form='scan'"),
+    ({"dtype": jnp.float64}, "float32, not float64"), ({"slots": 2048}, "not 2048 slots of 64")):
     assert reason in supports(**{"objective": "decoding", **sizes, **change})
-  assert supports_backend("tpu", slots=64, value_dim=64) is None
-  assert "for cpu" in supports_backend("cpu", slots=64, value_dim=64)
-  assert "at most 64 slots of 128, not 128 of 64" in supports_backend("gpu", slots=128, value_dim=64)
+  assert supports_backend("tpu", state="returning", slots=64, value_dim=64) is None
+  assert "for cpu" in supports_backend("cpu", state="retracted", slots=64, value_dim=64)
+  assert "not 'returning'" in supports_backend("gpu", state="returning", slots=64, value_dim=64)
+  assert "at most 64 slots of 128, not 128 of 64" in supports_backend("gpu", state="retracted", slots=128, value_dim=64)
 
   def call(form, impl):
     state = empty_state(1, 1, SLOTS, VALUE, rule=Rule(), form=form)

@@ -16,8 +16,9 @@ def make_cases(sizes: Sizes) -> Iterator[Case]:
 
   def run(rule, form, ids, valid, inputs, impl):
     state = lattice.empty_state(1, sizes.heads, sizes.slots, sizes.width, rule=rule, form=form)
-    q, k, v, step, start = inputs
-    out, state = lattice.lattice(q, k, v, step, None, start, state, ids, valid, rule=rule, form=form, impl=impl)
+    q, k, v, step, start, *forget = inputs
+    out, state = lattice.lattice(
+      q, k, v, step, forget[0] if forget else None, start, state, ids, valid, rule=rule, form=form, impl=impl)
     return out, state.slots.unit_BHMV
 
   inputs = q, k, v, gates(sizes), start
@@ -25,6 +26,8 @@ def make_cases(sizes: Sizes) -> Iterator[Case]:
   for objective in lattice.OBJECTIVES:
     yield Case("lattice", f"scan, {objective}", functools.partial(
       run, lattice.Rule(objective), lattice.Form(), ids, valid), inputs)
+  returning = functools.partial(run, lattice.Rule(state="returning"), lattice.Form(), ids, valid)
+  yield Case("lattice", "scan, returning", returning, (*inputs, (1 + gates(sizes)) / 2))
   for name in lattice.FORMS[1:]:
     form = lattice.Form(name, chunk_len=8, rounds=8)
     yield Case("lattice", name, functools.partial(run, lattice.Rule(), form, ids, valid), inputs)

@@ -21,12 +21,12 @@ def choose_lattice_impl(
   """As `choose_impl`, for heads of so many slots and values, held in `dtype`."""
   sizes = {"slots": slots, "value_dim": value_dim}
   reason = kernels.supports(
-    objective=rule.objective, retracted=rule.state == "retracted", projected=rule.is_projected,
-    exact=form.name == "scan", dtype=dtype, **sizes)
+    objective=rule.objective, state=rule.state, projected=rule.is_projected, exact=form.name == "scan", dtype=dtype,
+    **sizes)
   backend = target_backend()
   return choose_impl(
     "lattice", impl, pallas_reason=reason,
-    backend_reason=kernels.supports_backend(backend, **sizes),
+    backend_reason=kernels.supports_backend(backend, state=rule.state, **sizes),
     auto_reason=kernels.AUTO_REASON[backend] if backend in kernels.AUTO_REASON else None)
 
 
@@ -34,9 +34,13 @@ def lattice_kernel(
   rule: Rule, tokens: Tokens, is_start_BT: jax.Array, start: LatticeSlots, slots: LatticeSlots, *, interpret: bool
 ) -> tuple[jax.Array, LatticeSlots]:
   """As `lattice_reference`, where `choose_lattice_impl` allows it. interpret: runs the TPU kernel anywhere."""
-  tokens = with_rates(tokens, slots.unit_BHMV.dtype)
+  dtype, rest_BTH = slots.unit_BHMV.dtype, None
+  if rule.state == "returning":
+    rest_BTH = 1 - tokens.forget_BTH.astype(dtype)
+  else:
+    tokens = with_rates(tokens, dtype)
   out_BTHV, unit_BHMV = kernels.recurrence(
     tokens.q_BTHM, tokens.k_BTHM, tokens.v_BTHV, tokens.step_BTH, is_start_BT, start.unit_BHMV, slots.unit_BHMV,
-    objective=rule.objective, backend="tpu" if interpret else target_backend(), interpret=interpret,
+    objective=rule.objective, rest=rest_BTH, backend="tpu" if interpret else target_backend(), interpret=interpret,
     boundary_name=MEMORY_BOUNDARY)
   return out_BTHV, LatticeSlots(unit_BHMV, None)

@@ -54,7 +54,8 @@ def lattice(
     rule: `Rule()` by default, one step on the decoding objective, after which slots have length one again.
     form: how it is computed; approximate forms define what is computed, and `state` must be made for the same form.
       `Form()` by default, the exact scan.
-    impl: "reference" is the definition, token by token; "pallas" has kernels for form "scan" of retracted slots.
+    impl: "reference" is the definition, token by token; "pallas" has kernels for form "scan" of slots that are
+      not accumulated.
 
   Returns:
     Output in the state's dtype and the next state.
