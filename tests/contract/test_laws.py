@@ -101,6 +101,7 @@ def test_L9_bfloat16_is_near_and_sums_are_fp32(row):
   laws.bfloat16_accurate(row)
 
 
+@pytest.mark.thorough  # L15 splits rows over devices too
 @each_row
 def test_L10_eight_devices_equal_one(row):
   meshes.devices_agree(row)
