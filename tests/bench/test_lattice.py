@@ -27,7 +27,7 @@ def test_errors_are_those_of_outputs_slots_and_gradients_against_float64(monkeyp
   results = measure(list(lattice.cases("tiny", 16, "fwd+bwd", 1)), rounds=1, max_bytes=GIGA)
   errors = {result.case.name: result.error for result in results}
   spread = {f"{name}, heads over {devices} devices" for name in ("scan", lattice.BLOCKWISE)}
-  assert devices > 1 and set(errors) == {"scan", "additive", *lattice.BASELINES, *spread}
+  assert devices > 1 and set(errors) == {"scan", "additive", lattice.RETURNING, *lattice.BASELINES, *spread}
   assert all((errors[name] is None) == (lattice.BLOCKWISE in name) for name in errors)
   additive = errors.pop("additive")
   assert max(error for error in errors.values() if error is not None) < 1e-5 < additive
