@@ -45,10 +45,29 @@ class Axes:
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-  """The `data` × `seq` × `model` mesh over all devices, or over the given ones."""
+  """The `data` × `seq` × `model` mesh over all devices, or over the given ones.
+
+  JAX places devices so that neighbours in the mesh are neighbours in the machine; on a torus its way may leave a host
+  and come back. Slices of `data` are then sorted by process, because a process reads rows that follow one another.
+  """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh(
-    mesh_sizes(config, len(devices)), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  types = (AxisType.Auto,) * 3
+  mesh = jax.make_mesh(mesh_sizes(config, len(devices)), AXES, axis_types=types, devices=devices)
+  order = sorted_by_process(_processes(mesh))
+  return mesh if order == sorted(order) else Mesh(mesh.devices[order], AXES, axis_types=types)
+
+
+def sorted_by_process(process_DN: list[list[int]]) -> list[int]:
+  """Places on the `data` axis, those that hold the same processes' devices one after another, else in their order."""
+  first: dict[tuple[int, ...], int] = {}
+  for place, processes in enumerate(process_DN):
+    first.setdefault(tuple(sorted(set(processes))), place)
+  return sorted(range(len(process_DN)), key=lambda place: (first[tuple(sorted(set(process_DN[place])))], place))
+
+
+def _processes(mesh: Mesh) -> list[list[int]]:
+  """Those of the devices that hold each slice of the `data` axis."""
+  return [[device.process_index for device in row.flat] for row in mesh.devices]
 
 
 def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
@@ -74,7 +93,7 @@ def reader_of(mesh: Mesh) -> tuple[int, int]:
   Raises:
     ValueError: they hold some of the same rows, and some others.
   """
-  return reader_among([[device.process_index for device in row.flat] for row in mesh.devices], jax.process_index())
+  return reader_among(_processes(mesh), jax.process_index())
 
 
 def reader_among(process_DN: list[list[int]], process: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import pytest
 from lattice_jax.config import MeshConfig
 from lattice_jax.config_checks import check_config
 from lattice_jax.evaluation.evaluator import evaluate
-from lattice_jax.sharding import make_mesh, reader_among
+from lattice_jax.sharding import make_mesh, reader_among, sorted_by_process
 from lattice_jax.training import loop
 from tests.training import tiny
 from tests.training.tiny import make_config, run_updates
@@ -117,3 +117,14 @@ def test_windows_that_cannot_be_split_are_padded():
       eval=dataclasses.replace(config.eval, seq_len=13, batch=4), data=config.data, mesh=mesh).bits_per_byte
 
   assert bits(make_mesh(SEQ, jax.devices()[:4])) == pytest.approx(bits(None), rel=1e-5)
+
+
+def test_a_way_through_the_machine_that_comes_back_to_a_host_is_put_in_its_hosts_order():
+  assert sorted_by_process([[2], [0], [1], [0], [2]]) == [0, 4, 1, 3, 2]  # a torus: 2 and 0 are left and met again
+  assert sorted_by_process([[0, 1], [2, 3], [1, 0], [3, 2]]) == [0, 2, 1, 3]  # rows that two processes share
+  assert sorted_by_process([[0], [0], [1]]) == [0, 1, 2]
+  way = [[2], [0], [1], [0], [2], [1]]
+  with pytest.raises(ValueError, match="some rows in common"):
+    reader_among(way, 0)
+  assert [reader_among([way[place] for place in sorted_by_process(way)], process) for process in (2, 0, 1)] == [
+    (0, 3), (1, 3), (2, 3)]
