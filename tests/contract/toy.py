@@ -59,7 +59,7 @@ class MeanMemory(nn.Module):
     before_BD = state.mean_BD
     if self.fault == "forgets between shards" and num_shards(x_BTD.shape[1]) > 1:
       tokens = inputs, ids_BT, valid_BT
-      mean_BTD, state, _ = split_tokens(lambda _, x, state: (*read(x[0], state, *x[1:]), ()), (), tokens, state)
+      mean_BTD, state, _ = split_tokens(lambda shard, _, x, state: (*read(x[0], state, *x[1:]), ()), (), tokens, state)
     else:
       mean_BTD, state = read(inputs, state, ids_BT, valid_BT)
     if self.fault == "leaks a millionth":

@@ -37,11 +37,11 @@ def test_a_prefix_scan_applies_in_order_what_shards_do(shards):
   update_T = np.random.default_rng(0).integers(1, 4, (shards, 2)).astype(np.float32)
   first = np.array([[5.0]], np.float32)
 
-  def body(constants, tokens, state):
+  def body(shard, constants, tokens, state):
     own = tokens[:, 0, 0], tokens[:, 0, 1]
     def then(earlier, later):
       return earlier[0] * later[0], later[0] * earlier[1] + later[1]
-    before, after = prefix_scan(then, (jnp.ones(1), state[:, 0]), own)
+    before, after = prefix_scan(then, shard, (jnp.ones(1), state[:, 0]), own)
     return jnp.stack([before[1], after[1]], -1)[:, None], state, ()
 
   got_TS = on_mesh(lambda *args: split_tokens(body, (), *args)[0], update_T[None], first, data=1, seq=shards)[0]
@@ -62,6 +62,15 @@ def test_a_mesh_that_splits_more_than_rows_and_tokens_gives_the_same():
   tokens, state = np.arange(16, dtype=np.float32).reshape(2, 8), np.zeros(2, np.float32)
   got = on_mesh(lambda *args: relay(running_sum, (), *args), tokens, state, seq=4, model=2)
   jax.tree.map(np.testing.assert_array_equal, got, running_sum((), tokens, state))
+
+
+def test_no_shard_asks_for_its_own_number():
+  """XLA refuses a program that does where the mesh splits heads as well, unless it happens to simplify the question."""
+  def call(x):
+    return relay(running_sum, (), x, x[:, 0]), with_halo(running_sum, (), x, x > 0, x[:, 0], reach=1, name="reach")
+  with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "seq", "model"), axis_types=(AxisType.Auto,) * 3)):
+    program = jax.jit(call).lower(np.zeros((2, 8), np.float32)).as_text()
+  assert "manual_computation" in program and "partition_id" not in program
 
 
 def test_a_call_of_one_token_is_whole():

@@ -47,24 +47,23 @@ def split_vq_attention(
   return out_BTQV, after
 
 
-def _read(op, use_cache, constants, tokens, state: VQState) -> tuple[jax.Array, VQState, dict[str, Any]]:
+def _read(op, use_cache, shard, constants, tokens, state: VQState) -> tuple[jax.Array, VQState, dict[str, Any]]:
   q, key, v, ids, valid = tokens
-  shard = jax.lax.axis_index(AXIS)
   document_B = documents_between(ids, valid, state.document_B)[shard]
   memory, new = vq_memory(state.count_BHM.shape[2]), Tokens(key.code_BTH, key.key_BTHK, v)
   is_same_B, own = _own_end(memory, state, document_B, new, ids, valid)
   older = jax.tree.map(jnp.zeros_like, own.far.summary)
   if use_cache:
-    before = _all_before(memory, state, is_same_B, own)
+    before = _all_before(memory, state, shard, is_same_B, own)
     older = memory.merge(keep_only(is_same_B, before), own.far.summary)
   came = VQState.of(NearFarState(own.near, Far(older, own.far.document_B)))
   start = jax.tree.map(lambda first, came: jnp.where(shard == 0, first, came), state, hand_on(came))
   out_BTQV, after = op(q, key, v, *constants, start, ids, valid)
   last_B = jax.lax.pmax(jnp.where(valid.any(1), shard, 0), AXIS)
-  return out_BTQV, take_from(last_B, after), {}
+  return out_BTQV, take_from(last_B, shard, after), {}
 
 
-def _all_before(memory: FarMemory, state: VQState, is_same_B: jax.Array, own: NearFarState) -> Any:
+def _all_before(memory: FarMemory, state: VQState, shard: jax.Array, is_same_B: jax.Array, own: NearFarState) -> Any:
   """The summary of all tokens before the shard, as far as they are of the document of its start; window included."""
   first = state.replace(count_BHM=jax.lax.stop_gradient(state.count_BHM)).near_far
 
@@ -72,7 +71,7 @@ def _all_before(memory: FarMemory, state: VQState, is_same_B: jax.Array, own: Ne
     goes_on_B, summary = later
     return earlier[0] & goes_on_B, memory.merge(keep_only(goes_on_B, earlier[1]), summary)
 
-  before, _ = prefix_scan(then, (is_same_B, _everything(memory, first)), (is_same_B, _everything(memory, own)))
+  before, _ = prefix_scan(then, shard, (is_same_B, _everything(memory, first)), (is_same_B, _everything(memory, own)))
   return before[1]
 
 

@@ -54,17 +54,19 @@ def _begin_with(op: MatrixOp, num_tokens: int, *arrays: Any) -> tuple[jax.Array,
   return op(*arrays[:num_tokens], *arrays[num_tokens + 1:], start=start)
 
 
-def _read_twice(op: MatrixOp, only_decays: bool, constants: Any, tokens: Any, state: MatrixState) -> Any:
+def _read_twice(
+  op: MatrixOp, only_decays: bool, shard: jax.Array, constants: Any, tokens: Any, state: MatrixState) -> Any:
   *arrays, ids, valid = tokens
   document_SB = documents_between(ids, valid, state.document_B)
-  before_B = document_SB[jax.lax.axis_index(AXIS)]
+  before_B = document_SB[shard]
   affine = _affine_decay if only_decays else _affine
   own = affine(op, arrays, state, before_B, ids, valid)
   first = jnp.zeros_like(own[0]), state.memory_BHKV
-  (_, before_BHKV), (_, after_BHKV) = prefix_scan(functools.partial(_then, only_decays), first, own)
+  (_, before_BHKV), (_, after_BHKV) = prefix_scan(
+    functools.partial(_then, only_decays), shard, first, own)
   out_BTHV, _ = op(*arrays, MatrixState(before_BHKV, before_B), ids, valid)
   shards = jax.lax.axis_size(AXIS)
-  return out_BTHV, MatrixState(take_from(shards - 1, after_BHKV), document_SB[-1]), {}
+  return out_BTHV, MatrixState(take_from(shards - 1, shard, after_BHKV), document_SB[-1]), {}
 
 
 def _then(only_decays: bool, earlier: tuple[jax.Array, jax.Array], later: tuple[jax.Array, jax.Array]) -> Any:

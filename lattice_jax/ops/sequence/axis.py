@@ -14,6 +14,8 @@ _ROWS = "data"  # the axis that splits rows
 
 # (constants, tokens, state) → (outputs, next state, sums): see the package's docstring
 Op = Callable[[Any, Any, Any], tuple[Any, Any, Any]]
+# the same of one shard's tokens, behind the shard's number, an int32 scalar
+ShardOp = Callable[[jax.Array, Any, Any, Any], tuple[Any, Any, Any]]
 
 
 def num_shards(length: int) -> int:
@@ -55,7 +57,7 @@ def num_tokens(tokens: Any) -> int:
   return jax.tree.leaves(tokens)[0].shape[1]
 
 
-def split_tokens(body: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+def split_tokens(body: ShardOp, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
   """Runs `body` on every shard's own tokens; the state that it returns must be the same on all. Sums are added up.
 
   Rows that the mesh splits are split here too, so that XLA puts no collective among them where shards take turns.
@@ -65,20 +67,23 @@ def split_tokens(body: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any
   return _shard(body, rows, constants, tokens, state)
 
 
-def _shard(body: Op, rows: str | None, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+def _shard(body: ShardOp, rows: str | None, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
   axes = tuple(filter(None, (rows, AXIS)))
   dtypes = jax.tree.map(lambda x: x.dtype, constants)
 
-  def run(constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+  def run(shard_1: jax.Array, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
     constants = jax.tree.map(lambda x, dtype: x.astype(dtype), constants, dtypes)
-    outputs, state, sums = body(constants, tokens, state)
+    outputs, state, sums = body(shard_1[0], constants, tokens, state)
     return outputs, state, jax.tree.map(lambda x: jax.lax.psum(x, axes), sums)
 
   by_token, by_row, whole = PartitionSpec(rows, AXIS), PartitionSpec(rows), PartitionSpec()
   split = jax.shard_map(
-    run, axis_names=set(axes), in_specs=(whole, by_token, by_row), out_specs=(by_token, by_row, whole), check_vma=False)
+    run, axis_names=set(axes), in_specs=(PartitionSpec(AXIS), whole, by_token, by_row),
+    out_specs=(by_token, by_row, whole), check_vma=False)
+  # numbers as data: XLA refuses some programs in which a shard asks for its own, where the mesh splits heads as well
+  number_N = jnp.arange(jax.sharding.get_abstract_mesh().shape[AXIS])
   # a gradient with respect to what all shards share is a sum over them
-  return split(jax.tree.map(lambda x: x.astype(_sum_dtype(x)), constants), tokens, state)
+  return split(number_N, jax.tree.map(lambda x: x.astype(_sum_dtype(x)), constants), tokens, state)
 
 
 def each_alone(function: Callable[[Any, Any], Any], constants: Any, tokens: Any) -> Any:
@@ -86,7 +91,7 @@ def each_alone(function: Callable[[Any, Any], Any], constants: Any, tokens: Any)
   if num_shards(num_tokens(tokens)) == 1:
     return function(constants, tokens)
   return _shard(
-    lambda constants, tokens, state: (function(constants, tokens), state, ()), None, constants, tokens, ())[0]
+    lambda shard, constants, tokens, state: (function(constants, tokens), state, ()), None, constants, tokens, ())[0]
 
 
 def splits_more() -> bool:
@@ -101,11 +106,14 @@ def hand_on(tree: Any, by: int = 1) -> Any:
   return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, pairs), tree)
 
 
-def take_from(shard_B: jax.Array | int, tree: Any) -> Any:
-  """Row by row, on all shards, what the shard of that number has in arrays [B, …]; a number alone is for all rows."""
+def take_from(shard_B: jax.Array | int, shard: jax.Array, tree: Any) -> Any:
+  """Row by row, on all shards, what the shard of that number has in arrays [B, …]; a number alone is for all rows.
+
+  shard: the number of the shard that this runs on.
+  """
 
   def take(x: jax.Array) -> jax.Array:
-    is_mine = jax.lax.axis_index(AXIS) == shard_B
+    is_mine = shard == shard_B
     mine = jnp.where(is_mine.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
     return jax.lax.psum(mine.astype(_sum_dtype(x)), AXIS).astype(x.dtype)
 

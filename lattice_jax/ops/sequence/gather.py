@@ -26,12 +26,12 @@ def with_all_keys(
     state: tree of arrays [B, …].
   """
 
-  def body(constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+  def body(shard: jax.Array, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
     queries, keys = tokens
     keys = jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True), keys)
     length = num_tokens(queries)
     parts = 2 if length % 2 == 0 else 1
-    number_P = jax.lax.axis_index(AXIS) * parts + jnp.arange(parts)
+    number_P = shard * parts + jnp.arange(parts)
     queries_P, number_P = exchange((halves_of(queries, parts), number_P))
     places_PT = number_P[:, None] * (length // parts) + jnp.arange(length // parts)
     outputs_P = jax.lax.map(lambda part: attend(*part, keys, state), (queries_P, places_PT))

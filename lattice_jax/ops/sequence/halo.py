@@ -43,12 +43,12 @@ def with_halo(
   return outputs, after, sums
 
 
-def _with_halo(op: Op, reach: int, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+def _with_halo(
+  op: Op, reach: int, shard: jax.Array, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
   tokens, valid_BT = tokens
-  shard = jax.lax.axis_index(AXIS)
   # Of a shard with fewer valid tokens this is wrong, but then the shards after it have none.
   _, own_end, _ = op(constants, jax.tree.map(lambda x: x[:, -reach:], tokens), state)
   start = jax.tree.map(lambda first, came: jnp.where(shard == 0, first, came), state, hand_on(own_end))
   outputs, after, sums = op(constants, tokens, start)
   last_B = jax.lax.pmax(jnp.where(valid_BT.any(1), shard, 0), AXIS)
-  return outputs, take_from(last_B, after), sums
+  return outputs, take_from(last_B, shard, after), sums

@@ -11,15 +11,17 @@ import jax.numpy as jnp
 from lattice_jax.ops.sequence.axis import AXIS, hand_on
 
 
-def prefix_scan(then: Callable[[Any, Any], Any], first: Any, own: Any) -> tuple[Any, Any]:
+def prefix_scan(
+  then: Callable[[Any, Any], Any], shard: jax.Array, first: Any, own: Any) -> tuple[Any, Any]:
   """(what there is before the shard, what there is after it), in ⌈log₂ N⌉ rounds in which each shard gets one update.
 
   Args:
     then: associative (earlier, later) → both, one after the other; of zeros it may make anything finite.
+    shard: the number of the shard that this runs on.
     first: what there is before the first shard, in the form of an update; the same on all shards.
     own: the shard's update, a tree of arrays.
   """
-  shard, shards = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
+  shards = jax.lax.axis_size(AXIS)
 
   def where(condition: jax.Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda yes, no: jnp.where(condition, yes, no), yes, no)

@@ -59,8 +59,8 @@ def num_groups(rows: int, shards: int) -> int:
   return max(count for count in range(1, min(rows, _GROUPS_A_SHARD * shards) + 1) if rows % count == 0)
 
 
-def _relay(op: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
-  shard, shards = jax.lax.axis_index(AXIS), jax.lax.axis_size(AXIS)
+def _relay(op: Op, shard: jax.Array, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+  shards = jax.lax.axis_size(AXIS)
   groups = num_groups(jax.tree.leaves(tokens)[0].shape[0], shards)
   tokens_G, state_G = jax.tree.map(lambda x: x.reshape(groups, x.shape[0] // groups, *x.shape[1:]), (tokens, state))
   first = jax.tree.map(lambda x: x[0], (tokens_G, state_G))
@@ -90,5 +90,5 @@ def _relay(op: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, A
   # the shard's own groups came one after another, the first of them in the step of its number
   own_S = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, shard, groups), (outputs_S, after_S))
   outputs, after = jax.tree.map(lambda x: x.reshape(groups * x.shape[1], *x.shape[2:]), own_S)
-  return outputs, take_from(shards - 1, after), jax.tree.map(lambda x: x.sum(0), sums_S)
+  return outputs, take_from(shards - 1, shard, after), jax.tree.map(lambda x: x.sum(0), sums_S)
 

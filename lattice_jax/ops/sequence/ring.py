@@ -42,20 +42,19 @@ def with_ring_of_keys(attend: Attend, queries: jax.Array, keys: Any, facts: Any,
       f"a ring halves the tokens of each device, and a call of {length} over mesh.seq={shards} devices gives each "
       f"{length // shards}; give a multiple of {2 * shards} tokens, or use model.attention.exchange='gather'.")
 
-  def body(constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+  def body(shard: jax.Array, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
     queries, keys, facts = tokens
     facts = jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, axis=1, tiled=True), facts)
-    queries_P, keys_P = _early_first(exchange(halves_of((queries, keys), 2)))
-    outputs_P = _ring(attend, queries_P, keys_P, (facts, state))
-    return joined(exchange(_early_first(outputs_P), is_back=True)), state, ()
+    queries_P, keys_P = _early_first(shard, exchange(halves_of((queries, keys), 2)))
+    outputs_P = _ring(attend, shard, queries_P, keys_P, (facts, state))
+    return joined(exchange(_early_first(shard, outputs_P), is_back=True)), state, ()
 
   return split_tokens(body, (), (queries, keys, facts), state)[0]
 
 
-def _early_first(tree: Any) -> Any:
+def _early_first(shard: jax.Array, tree: Any) -> Any:
   """Swaps the halves on odd shards, where `exchange` puts the late one first; undoes itself."""
-  is_even = jax.lax.axis_index(AXIS) % 2 == 0
-  return jax.tree.map(lambda x_P: jnp.where(is_even, x_P, x_P[::-1]), tree)
+  return jax.tree.map(lambda x_P: jnp.where(shard % 2 == 0, x_P, x_P[::-1]), tree)
 
 
 def _places(shard: jax.Array, half: int) -> jax.Array:
@@ -88,13 +87,14 @@ def _put(tree: Any, half: jax.Array | int, value: Any) -> Any:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(attend: Attend, queries_P: jax.Array, keys_P: Any, others: Any) -> jax.Array:
-  return _forward(attend, queries_P, keys_P, others)[0]
+def _ring(attend: Attend, shard: jax.Array, queries_P: jax.Array, keys_P: Any, others: Any) -> jax.Array:
+  return _forward(attend, shard, queries_P, keys_P, others)[0]
 
 
-def _forward(attend: Attend, queries_P: jax.Array, keys_P: Any, others: Any) -> tuple[jax.Array, jax.Array]:
+def _forward(
+  attend: Attend, shard: jax.Array, queries_P: jax.Array, keys_P: Any, others: Any) -> tuple[jax.Array, jax.Array]:
   """Output and log-sum-exp of both halves."""
-  shard, half = jax.lax.axis_index(AXIS), queries_P.shape[2]
+  half = queries_P.shape[2]
   place_PS = _places(shard, half)
 
   def read(owner: jax.Array, keys_P: Any, query: Any, key: Any) -> tuple[jax.Array, jax.Array]:
@@ -118,14 +118,15 @@ def _forward(attend: Attend, queries_P: jax.Array, keys_P: Any, others: Any) -> 
   return found_P
 
 
-def _ring_fwd(attend: Attend, queries_P: jax.Array, keys_P: Any, others: Any) -> tuple[jax.Array, Any]:
-  found_P = _forward(attend, queries_P, keys_P, others)
-  return found_P[0], (queries_P, keys_P, others, found_P)
+def _ring_fwd(
+  attend: Attend, shard: jax.Array, queries_P: jax.Array, keys_P: Any, others: Any) -> tuple[jax.Array, Any]:
+  found_P = _forward(attend, shard, queries_P, keys_P, others)
+  return found_P[0], (shard, queries_P, keys_P, others, found_P)
 
 
-def _ring_bwd(attend: Attend, saved: Any, d_out_P: jax.Array) -> tuple[Any, Any, None]:
-  queries_P, keys_P, others, found_P = saved
-  shard, half = jax.lax.axis_index(AXIS), queries_P.shape[2]
+def _ring_bwd(attend: Attend, saved: Any, d_out_P: jax.Array) -> tuple[None, Any, Any, None]:
+  shard, queries_P, keys_P, others, found_P = saved
+  half = queries_P.shape[2]
   place_PS = _places(shard, half)
 
   def add(owner: jax.Array, keys_P: Any, sums: Any, query: Any, key: Any) -> Any:
@@ -158,7 +159,7 @@ def _ring_bwd(attend: Attend, saved: Any, d_out_P: jax.Array) -> tuple[Any, Any,
   (_, (d_queries_P, d_keys_P)), _ = jax.lax.scan(one_step, carry, jnp.arange(1, jax.lax.axis_size(AXIS)))
   d_queries_P, d_keys_P = jax.tree.map(
     lambda d_x, x: d_x.astype(x.dtype), (d_queries_P, _rotate(d_keys_P)), (queries_P, keys_P))
-  return d_queries_P, d_keys_P, None
+  return None, d_queries_P, d_keys_P, None
 
 
 _ring.defvjp(_ring_fwd, _ring_bwd)
