@@ -90,6 +90,7 @@ EXCHANGES = {
   "sums": "sums by code, and the last tokens of the device before",
   "halo": "the last tokens of the device before",
   "gather": "keys and values of all devices",
+  "anchors": "the last tokens of the devices before, and of all devices what closed segments leave",
 }
 
 

@@ -125,6 +125,13 @@ def test_L14_without_a_cache_tokens_on_several_devices_equal_one_device(row):
   meshes.sequence_shards_agree(row, 4, has_room=False)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("variant", [name for row in ROWS if row.name == "anchor" for name, _ in row.variants])
+def test_L14_anchors_of_other_rules_are_gathered_too(variant):
+  (row,) = (row for row in ROWS if row.name == "anchor")
+  meshes.sequence_shards_agree(row, 2, variant, has_room=False)
+
+
 @each_row
 @pytest.mark.parametrize(("data", "model"), [(2, 2), *further((4, 1), (1, 2))], ids=["both", "fsdp", "tensor"])
 def test_L15_split_parameters_equal_whole_ones(row, data, model):

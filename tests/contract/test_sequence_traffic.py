@@ -71,6 +71,14 @@ def test_keys_that_are_gathered_are_linear_in_the_tokens():
   assert three - two == two - one > 0
 
 
+def test_anchors_are_gathered_and_not_the_tokens_around_them():
+  """In a round an eighth of the tokens at most; the program says it up to three times, with the gradients."""
+  def growth(name):
+    return moved_bytes(name, 4 * SHORT) - moved_bytes(name, 2 * SHORT)
+
+  assert 0 < 4 * growth("anchor") < growth("attention")
+
+
 def test_a_ring_holds_the_keys_of_few_devices_at_a_time():
   """All keys, or values, of the rows are larger than any array of a ring; to gather them makes one."""
   length, shards = 2 * SHORT, 4  # so few that scores are smaller

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from lattice_jax.ops.sequence import each_alone, prefix_scan, relay, split_tokens, with_halo, with_ring_of_keys
+from lattice_jax.ops.attention import MASKED, Order, attend
+from lattice_jax.ops.sequence import (
+  attend_some,
+  each_alone,
+  prefix_scan,
+  relay,
+  split_tokens,
+  with_halo,
+  with_ring_of_keys,
+)
 
 MESH = {"data": 2, "seq": 4}
 
@@ -50,6 +61,38 @@ def test_a_prefix_scan_applies_in_order_what_shards_do(shards):
     assert before == x
     x = a * x + b
     assert after == x
+
+
+@pytest.mark.parametrize("wanted", [
+  range(0), (0, 5, 17, 18, 39), range(20, 40), range(40)], ids=["none", "few", "all-of-two-shards", "all"])
+def test_tokens_that_are_wanted_are_attended_to_as_if_all_lay_together(wanted):
+  """Ten tokens on each of four shards, of which a round takes two."""
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(2, 40, 1, 3)).astype(np.float32) for _ in range(3))
+  is_wanted_BT = np.zeros((2, 40), bool)
+  is_wanted_BT[0, list(wanted)] = True
+  weight_BTQV = rng.normal(size=(2, 40, 1, 3)).astype(np.float32)
+
+  def attend_at(q_BTQK, query_T, keys, key_BS, others):
+    query = Order(jnp.broadcast_to(query_T, q_BTQK.shape[:2]), jnp.zeros(q_BTQK.shape[:2], int))
+    return attend(q_BTQK, *keys, query, Order(key_BS, jnp.where(key_BS < 0, -1, 0)))
+
+  def score(read, tensors):
+    out, lse = read(*tensors)
+    return (out * weight_BTQV).sum() + jnp.where(lse > MASKED / 2, lse, 0).sum(), (out, lse)
+
+  def whole(q, k, v):
+    return attend_at(q, np.arange(40), (k, v), np.where(is_wanted_BT, np.arange(40), -1), None)
+
+  def body(shard, constants, tokens, state):
+    return attend_some(attend_at, shard, tokens[0], tokens[1:3], tokens[3], None), state, ()
+
+  def on_shards(q, k, v):
+    return split_tokens(body, (), (q, k, v, is_wanted_BT), ())[0]
+
+  want, got = (
+    on_mesh(jax.value_and_grad(functools.partial(score, read), has_aux=True), (q, k, v)) for read in (whole, on_shards))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), got, want)
 
 
 def test_a_ring_needs_halves():

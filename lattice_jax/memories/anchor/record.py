@@ -74,6 +74,7 @@ MEMORIES = {
     protects=lambda model: model.anchor.protected,
     marks_after=lambda model: model.anchor.max_segment,
     composes_kernels=True,
+    exchange="anchors",
     carried=Carried(
       rides=lambda state: isinstance(state, AnchorCache) and state.num_slots > 0,
       enter=AnchorView,

@@ -86,6 +86,21 @@ def _put(tree: Any, half: jax.Array | int, value: Any) -> Any:
   return jax.tree.map(lambda x_P, x: jax.lax.dynamic_update_index_in_dim(x_P, x, half, 0), tree, value)
 
 
+def part_gradient(
+  part: Callable[[Any, Any], tuple[jax.Array, jax.Array]], queries: Any, keys: Any, found: tuple[jax.Array, jax.Array],
+  d_found: tuple[jax.Array, jax.Array | float],
+) -> tuple[Any, Any]:
+  """Gradients that go to queries and keys by part(queries, keys) → output and log-sum-exp over some of all keys.
+
+  found, d_found: output and log-sum-exp over all keys, and their cotangents.
+  """
+  (out, lse), pull = jax.vjp(part, queries, keys)
+  (whole_out, whole_lse), (d_out, d_lse) = found, d_found
+  # what of the whole is this part's, and how the whole moves with the part's log-sum-exp
+  share = jnp.exp(lse - whole_lse)
+  return pull((d_out * share[..., None], share * ((d_out * (out - whole_out)).sum(-1) + d_lse)))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _ring(attend: Attend, shard: jax.Array, queries_P: jax.Array, keys_P: Any, others: Any) -> jax.Array:
   return _forward(attend, shard, queries_P, keys_P, others)[0]
@@ -134,11 +149,8 @@ def _ring_bwd(attend: Attend, saved: Any, d_out_P: jax.Array) -> tuple[None, Any
     def part(queries: jax.Array, keys: Any) -> tuple[jax.Array, jax.Array]:
       return attend(queries, _take(place_PS, query), keys, _take(_places(owner, half), key), others)
 
-    (out, lse), pull = jax.vjp(part, _take(queries_P, query), _take(keys_P, key))
-    whole_out, whole_lse = _take(found_P, query)
-    # what of the whole output is this part's, and how it moves with the part's log-sum-exp
-    d_out = _take(d_out_P, query) * jnp.exp(lse - whole_lse)[..., None]
-    more = pull((d_out, (d_out * (out - whole_out)).sum(-1)))
+    more = part_gradient(
+      part, _take(queries_P, query), _take(keys_P, key), _take(found_P, query), (_take(d_out_P, query), 0.0))
     return tuple(
       _put(total_P, place, jax.tree.map(jnp.add, _take(total_P, place), one))
       for total_P, place, one in zip(sums, (query, key), more, strict=True))
