@@ -69,8 +69,9 @@ def train(
       # before this there is nothing to save, and a signal ends the program as usual
       with stop_request(run.acknowledge) as request:
         state = run.loop(request)
-    except BaseException:
-      within(CLOSING_TIMEOUT, run.close)
+    except BaseException as error:
+      status = error.status if isinstance(error, Stop) else 1
+      within(CLOSING_TIMEOUT, lambda: run.close(status))
       raise
     run.close()
     return state
@@ -140,11 +141,10 @@ class Run:
       feed = self._fetch(batches, computing=self.dispatched.metrics) if self.step < config.steps else None
       self._log(before)
     if self.step < config.steps or self.step not in self.evaluated:
-      status = 128 + request.number
-      self.writers.preempted(status)
+      self.writers.preempted()
       raise Stop(
         f"stopped by {request.name} at step {self.step} of {config.steps}; everything is saved, and the same "
-        "command continues from here.", status)
+        "command continues from here.", 128 + request.number)
     self.writers.note(f"done; next: python eval.py --workdir={self.workdir}")
     return self.state
 
@@ -154,10 +154,10 @@ class Run:
       f"{signal_name} received: the run saves and stops as soon as its current work is done; a second Ctrl-C ends it "
       "at once")
 
-  def close(self) -> None:
-    """Closes the trace, the writers and the checkpoints' threads, also after a failure."""
+  def close(self, status: int = 0) -> None:
+    """Closes the trace, the writers and the checkpoints' threads, also after a failure. status: see `Writer.close`."""
     self.trace.close()
-    self.writers.close()
+    self.writers.close(status)
     self.checkpoints.close()
 
   def _is_stop_agreed(self, request: StopRequest, is_eval_due: bool) -> bool:

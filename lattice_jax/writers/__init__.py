@@ -63,8 +63,8 @@ class Writers(Writer):
   def flush(self) -> None:
     self._tell(lambda writer: writer.flush())
 
-  def preempted(self, status: int) -> None:
-    self._tell(lambda writer: writer.preempted(status))
+  def preempted(self) -> None:
+    self._tell(lambda writer: writer.preempted())
 
   @contextlib.contextmanager
   def busy(self, what: str) -> Iterator[None]:
@@ -77,11 +77,11 @@ class Writers(Writer):
     """The hints of all writers that have one."""
     return [hint for hint in (writer.hint() for writer in self._writers) if hint]
 
-  def close(self) -> None:
+  def close(self, status: int = 0) -> None:
     for writer in self._writers:
       # a run that ends well flushed before its last save; after a failure, that failure is reported and not this one
       with contextlib.suppress(OSError):
-        writer.close()
+        writer.close(status)
 
   def _tell(self, what: Callable[[Writer], None]) -> None:
     with writing(self._workdir):

@@ -47,11 +47,11 @@ class Writer:
   def flush(self) -> None:
     """Called before every checkpoint: all that was written must be on disk, and its files must still exist."""
 
-  def preempted(self, status: int) -> None:
-    """Called before `close` if a signal ended the run early, which the same command goes on with. status: its exit."""
+  def preempted(self) -> None:
+    """Called before `close` if a signal ended the run early, which the same command goes on with."""
 
-  def close(self) -> None:
-    """Called once, at the end."""
+  def close(self, status: int = 0) -> None:
+    """Called once, at the end. status: that the command will exit with."""
 
   def hint(self) -> str:
     """How to view what is written, if that is not obvious."""

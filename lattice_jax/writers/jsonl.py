@@ -34,7 +34,8 @@ class JsonlWriter(Writer):
     os.fsync(self._file.fileno())
     check_present(self._path, self._file)
 
-  def close(self) -> None:
+  def close(self, status: int = 0) -> None:
+    del status
     self._file.close()
 
 

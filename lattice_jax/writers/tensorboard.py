@@ -44,7 +44,8 @@ class TensorBoardWriter(Writer):
   def hint(self) -> str:
     return f"curves: tensorboard --logdir={self._path.parent} (pip install tensorboard)"
 
-  def close(self) -> None:
+  def close(self, status: int = 0) -> None:
+    del status
     self._records.close()
 
   def _write(self, event: Event) -> None:

@@ -33,7 +33,6 @@ class WandbWriter(Writer):
   def __init__(self, info: RunInfo):
     self._unit, self._path = info.unit, info.workdir / "wandb.json"
     self._sent = _read_sent(self._path)
-    self._exit_status = 0
     self._save()
     self._run = _start(info, self._sent["id"])
     self._sent["rows"] = max(self._sent["rows"], self._run.step)
@@ -49,13 +48,12 @@ class WandbWriter(Writer):
     for path in (self._path, Path(self._run.dir)):
       check_present(path)
 
-  def preempted(self, status: int) -> None:
+  def preempted(self) -> None:
     # a sweep gives a run that is marked and ends with a status other than 0 to another agent, under the same id
     self._run.mark_preempting()
-    self._exit_status = status
 
-  def close(self) -> None:
-    self._run.finish(exit_code=self._exit_status)
+  def close(self, status: int = 0) -> None:
+    self._run.finish(exit_code=status)
     wandb.teardown()  # waits until everything is on disk, which `finish` does not
 
   def _send(self, kind: str, record: Record) -> None:

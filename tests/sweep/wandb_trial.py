@@ -35,8 +35,8 @@ def main() -> None:
     if step == int(flags["patience"]) and not start:
       (workdir / "waits").write_text(json.dumps({"pid": os.getpid()}))
       wait_for(signals)
-      writers.preempted(128 + signals[0])
-      writers.close()
+      writers.preempted()
+      writers.close(128 + signals[0])
       sys.exit(128 + signals[0])
   writers.close()
 

@@ -45,7 +45,7 @@ class Recorder(writers.Writer):
   """Keeps what a run tells, and calls `on_update` after every update."""
 
   def __init__(self):
-    self.events, self.notes, self.on_update = [], [], lambda step: None
+    self.events, self.notes, self.ends, self.on_update = [], [], [], lambda step: None
 
   def note(self, text):
     self.notes.append(text)
@@ -62,6 +62,12 @@ class Recorder(writers.Writer):
 
   def flush(self):
     self.events.append(("save", self.events[-1][1]))
+
+  def preempted(self):
+    self.ends.append("preempted")
+
+  def close(self, status):
+    self.ends.append(status)
 
 
 @pytest.fixture
@@ -127,6 +133,7 @@ def test_signal_saves_and_the_same_command_goes_on(tmp_path, recorder, number):
   assert 7 <= step < 10
   recorder.on_update = lambda step: None
   loop.train(recorded_config(), tmp_path / "stopped")
+  assert recorder.ends == [0, "preempted", 128 + number, 0]
   assert f"resumed from the checkpoint of step {step}" in " ".join(recorder.notes)
   tiny.assert_same_bits(
     saved_state(recorded_config(), tmp_path / "stopped"), saved_state(recorded_config(), tmp_path / "unbroken"))
@@ -205,11 +212,11 @@ def test_sizes_and_more_rows_than_tokens_are_told(tmp_path, recorder):
   assert any("model.vocab=300 has 41 more rows than data.tokenizer=bytes has tokens" in note for note in recorder.notes)
 
 
-def test_non_finite_loss_is_dumped_and_the_dump_replays_it(tmp_path):
-  config = tiny.make_config(optimizer__learning_rate=1e38, optimizer__clip_norm=0.0, train__steps_per_dispatch=4)
+def test_non_finite_loss_is_dumped_and_the_dump_replays_it(tmp_path, recorder):
+  config = recorded_config(optimizer__learning_rate=1e38, optimizer__clip_norm=0.0, train__steps_per_dispatch=4)
   with pytest.raises(Stop, match="is not finite") as stopped:
     loop.train(config, tmp_path)
-  assert stopped.value.status == 1
+  assert stopped.value.status == 1 and recorder.ends == [1]
   (folder,) = tmp_path.glob("nan_step_*")
   step = int(folder.name.removeprefix("nan_step_"))
   with np.load(folder / "batch_0.npz") as batch:

@@ -82,7 +82,7 @@ def test_full_disk_is_one_sentence_and_closing_adds_none(tmp_path, monkeypatch):
     def report(self, record):
       raise OSError(28, "No space left on device")
 
-    def close(self):
+    def close(self, status):
       raise OSError(28, "No space left on device")
 
   monkeypatch.setitem(writers.WRITERS, "full", lambda info: Full())
