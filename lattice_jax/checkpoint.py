@@ -23,7 +23,7 @@ from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_sha256
 from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import named_leaves, words_and_places
-from lattice_jax.processes import warn
+from lattice_jax.processes import could_not_talk, warn
 from lattice_jax.run_file import check_run, read_config, read_run
 from lattice_jax.save_failures import ObservedHandler
 from lattice_jax.sharding import param_shardings, unbox
@@ -40,9 +40,7 @@ class Checkpoints:
   from the seed and the step. They lie in `folder`, or in that of the workdir.
   """
 
-  def __init__(
-    self, workdir: Path, *, folder: epath.Path | None = None, keep_last: int = 1, keep_best: int = 0
-  ):
+  def __init__(self, workdir: Path, *, folder: epath.Path | None = None, keep_last: int = 1, keep_best: int = 0):
     self._workdir = workdir
     self._folder = checkpoint_folder(workdir) if folder is None else folder
     self._saving: int | None = None  # the step of the latest save
@@ -224,6 +222,8 @@ def _newest_readable(
         tree = _read(manager, step, abstract)
     # Orbax and TensorStore report damage by a dozen kinds of exceptions, KeyError and JSON errors among them.
     except Exception as error:
+      if could_not_talk(error):
+        raise  # a process has died, and the checkpoint is as it was
       unreadable[step] = first_line(error)
       continue
     if problem is not None:

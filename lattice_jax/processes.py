@@ -162,11 +162,17 @@ def describe_death(text: str, own: int | None = None) -> str | None:
 
 def await_abort(error: BaseException | None) -> None:
   """If processes could not talk, waits for the service, which aborts this process if another one has died."""
-  while error is not None:
+  if could_not_talk(error):
+    time.sleep(2 * _heartbeat_timeout())
+
+
+def could_not_talk(error: BaseException | None) -> bool:
+  """Whether the error says, or was raised because of one that says, that processes could not talk to one another."""
+  while error is not None and are_joined():
     if _BROKEN.match(str(error)) and _OF_FILES not in str(error):
-      time.sleep(2 * _heartbeat_timeout())
-      return
+      return True
     error = error.__cause__ or error.__context__
+  return False
 
 
 def _heartbeat_timeout() -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lattice_jax import checkpoint, processes
 from lattice_jax.checkpoint import Checkpoints, checksums, load_for_eval, load_variables
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import abstract_state
@@ -115,6 +116,17 @@ def test_no_readable_checkpoint_is_one_sentence_and_changes_nothing(workdir):
   assert "\n" not in str(refused.value)
   assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]
   gc.collect()
+
+
+def test_a_process_that_dies_while_all_read_is_no_damage(workdir, monkeypatch):
+  def lost(*args):
+    raise RuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+  monkeypatch.setattr(processes, "are_joined", lambda: True)
+  monkeypatch.setattr(checkpoint, "_read", lost)
+  with pytest.raises(RuntimeError, match="Gloo AllGather failed"):
+    restore(workdir)
+  assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "3"]
 
 
 def test_empty_workdir_has_no_checkpoint(tmp_path):
