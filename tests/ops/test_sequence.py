@@ -64,14 +64,14 @@ def test_a_prefix_scan_applies_in_order_what_shards_do(shards):
 
 
 @pytest.mark.parametrize("wanted", [
-  range(0), (0, 5, 17, 18, 39), range(20, 40), range(40)], ids=["none", "few", "all-of-two-shards", "all"])
+  range(0), (0, 5, 17, 18, 43), range(22, 44), range(44)], ids=["none", "few", "all-of-two-shards", "all"])
 def test_tokens_that_are_wanted_are_attended_to_as_if_all_lay_together(wanted):
-  """Ten tokens on each of four shards, of which a round takes two."""
+  """Eleven tokens on each of four shards, of which a round takes two."""
   rng = np.random.default_rng(0)
-  q, k, v = (rng.normal(size=(2, 40, 1, 3)).astype(np.float32) for _ in range(3))
-  is_wanted_BT = np.zeros((2, 40), bool)
+  q, k, v = (rng.normal(size=(2, 44, 1, 3)).astype(np.float32) for _ in range(3))
+  is_wanted_BT = np.zeros((2, 44), bool)
   is_wanted_BT[0, list(wanted)] = True
-  weight_BTQV = rng.normal(size=(2, 40, 1, 3)).astype(np.float32)
+  weight_BTQV = rng.normal(size=(2, 44, 1, 3)).astype(np.float32)
 
   def attend_at(q_BTQK, query_T, keys, key_BS, others):
     query = Order(jnp.broadcast_to(query_T, q_BTQK.shape[:2]), jnp.zeros(q_BTQK.shape[:2], int))
@@ -82,7 +82,7 @@ def test_tokens_that_are_wanted_are_attended_to_as_if_all_lay_together(wanted):
     return (out * weight_BTQV).sum() + jnp.where(lse > MASKED / 2, lse, 0).sum(), (out, lse)
 
   def whole(q, k, v):
-    return attend_at(q, np.arange(40), (k, v), np.where(is_wanted_BT, np.arange(40), -1), None)
+    return attend_at(q, np.arange(44), (k, v), np.where(is_wanted_BT, np.arange(44), -1), None)
 
   def body(shard, constants, tokens, state):
     return attend_some(attend_at, shard, tokens[0], tokens[1:3], tokens[3], None), state, ()
