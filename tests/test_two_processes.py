@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from lattice_jax.training.workdir import locked
@@ -86,6 +87,24 @@ def test_two_processes_train_save_and_evaluate_as_one_and_one_goes_on(tmp_path, 
       assert bucket == other_bucket and (bits == other_bits or bits == pytest.approx(other_bits, rel=1e-5))
     assert line == {
       name: pytest.approx(value, rel=1e-5) if isinstance(value, float) else value for name, value in other.items()}
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_four_processes_two_and_one_go_on_with_the_same_run(tmp_path, start):
+  """Eight devices in all each time: every checkpoint is read by another number of processes than wrote it."""
+  parts, whole = tmp_path / "parts", tmp_path / "whole"
+  for steps, count in enumerate((4, 2, 1, 2), 1):
+    address, arguments = free_address(), (f"--config.train.steps={2 * steps}", f"--cpu_devices={8 // count}")
+    end(*(start(
+      parts, *arguments, *(() if count == 1 else (
+        "--distributed", f"--coordinator={address}", f"--num_processes={count}", f"--process={number}")))
+      for number in range(count)))
+  end(start(whole, "--config.train.steps=8", "--config.train.eval_every=2", "--cpu_devices=8"))
+  found, expected = (
+    [(line["step"], line["loss"]) for line in records(run) if "loss" in line] for run in (parts, whole))
+  assert [step for step, _ in found] == list(range(1, 9))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_signal_to_one_of_two_stops_and_saves_both(tmp_path, start):
