@@ -19,6 +19,7 @@ from lattice_jax.ops.sequence import (
   split_tokens,
   with_halo,
   with_ring_of_keys,
+  with_those_before,
 )
 
 MESH = {"data": 2, "seq": 4}
@@ -93,6 +94,19 @@ def test_tokens_that_are_wanted_are_attended_to_as_if_all_lay_together(wanted):
   want, got = (
     on_mesh(jax.value_and_grad(functools.partial(score, read), has_aux=True), (q, k, v)) for read in (whole, on_shards))
   jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-5), got, want)
+
+
+@pytest.mark.parametrize(("count", "got"), [(0, 0), (2, 2), (3, 3), (7, 7), (20, 9)])
+def test_tokens_before_a_shard_come_from_as_many_shards_as_it_takes(count, got):
+  """Three tokens on each of four shards; nothing is before the first."""
+  def body(shard, constants, tokens, state):
+    behind, place_S = with_those_before(count, shard, tokens)
+    return jnp.stack([behind, jnp.broadcast_to(place_S, behind.shape)], 2)[:, None], state, ()
+
+  tokens = np.arange(1, 13)[None]
+  found = on_mesh(lambda x: split_tokens(body, (), x, ())[0], tokens, data=1, seq=4)
+  place_NS = 3 * np.arange(4)[:, None] - got + np.arange(got + 3)
+  np.testing.assert_array_equal(found[0], np.stack([np.where(place_NS < 0, 0, place_NS + 1), place_NS], 2))
 
 
 def test_a_ring_needs_halves():

@@ -22,7 +22,7 @@ from lattice_jax.memories.anchor.state import AnchorCache, AnchorView
 from lattice_jax.ops.attention import MASKED, Order, attend, merge
 from lattice_jax.ops.attention.kernel import reasons_against
 from lattice_jax.ops.documents import EMPTY
-from lattice_jax.ops.sequence import AXIS, attend_some, hand_on, num_shards, relay_call, split_tokens
+from lattice_jax.ops.sequence import AXIS, attend_some, num_shards, relay_call, split_tokens, with_those_before
 from lattice_jax.types import Segment
 
 
@@ -59,7 +59,7 @@ def _read(config: AnchorConfig, impl: str, shard: jax.Array, constants: Any, tok
   places = find_places(config, state, segment)
   query_T = shard * length + jnp.arange(length)
   order = segment_order(places)
-  (k_BSHK, v_BSHV), place_S = _with_those_before(config.max_segment - 1, shard, (k, v))
+  (k_BSHK, v_BSHV), place_S = with_those_before(config.max_segment - 1, shard, (k, v))
   own = attend(q, k_BSHK, v_BSHV, _at(order, query_T), _at(order, place_S), window=config.max_segment, impl=impl)
   stays_BT = places.is_anchor_BT | places.is_protected_BT
   left = attend_some(
@@ -72,19 +72,6 @@ def _at(order: Order, place_S: jax.Array) -> Order:
   """Order of the tokens at places of the rows, of which negative ones hold none."""
   index_BS, id_BS = order.index_BT[:, place_S], order.id_BT[:, place_S]
   return Order(index_BT=index_BS, id_BT=jnp.where(place_S < 0, EMPTY, id_BS))
-
-
-def _with_those_before(count: int, shard: jax.Array, tree: Any) -> tuple[Any, jax.Array]:
-  """Arrays [B, T, …] behind those of so many tokens before the shard's own, and the places of all in the rows."""
-  length = jax.tree.leaves(tree)[0].shape[1]
-  count = min(count, length * (jax.lax.axis_size(AXIS) - 1))
-  parts, missing, by = [tree], count, 1
-  while missing > 0:
-    last = jax.tree.map(lambda x: x[:, -min(missing, length):], tree)  # noqa: B023
-    parts.insert(0, hand_on(last, by=by))
-    missing, by = missing - length, by + 1
-  joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
-  return joined, shard * length - count + jnp.arange(count + length)
 
 
 def _attend_left(config, impl, q_BTQK, query_T, keys, key_BS, places):

@@ -25,7 +25,7 @@ from lattice_jax.ops.sequence.axis import (
 )
 from lattice_jax.ops.sequence.between import documents_between
 from lattice_jax.ops.sequence.gather import with_all_keys
-from lattice_jax.ops.sequence.halo import with_halo
+from lattice_jax.ops.sequence.halo import with_halo, with_those_before
 from lattice_jax.ops.sequence.prefix import prefix_scan
 from lattice_jax.ops.sequence.relay import relay, relay_call
 from lattice_jax.ops.sequence.ring import with_ring_of_keys
@@ -33,4 +33,5 @@ from lattice_jax.ops.sequence.some import attend_some
 
 __all__ = [
   "AXIS", "attend_some", "check_reach", "documents_between", "each_alone", "hand_on", "lay_out", "num_shards",
-  "prefix_scan", "relay", "relay_call", "split_tokens", "take_from", "with_all_keys", "with_halo", "with_ring_of_keys"]
+  "prefix_scan", "relay", "relay_call", "split_tokens", "take_from", "with_all_keys", "with_halo", "with_ring_of_keys",
+  "with_those_before"]

@@ -52,3 +52,21 @@ def _with_halo(
   outputs, after, sums = op(constants, tokens, start)
   last_B = jax.lax.pmax(jnp.where(valid_BT.any(1), shard, 0), AXIS)
   return outputs, take_from(last_B, shard, after), sums
+
+
+def with_those_before(count: int, shard: jax.Array, tree: Any) -> tuple[Any, jax.Array]:
+  """Within a shard, arrays [B, S + T, …] for [B, T, …], behind the S ≤ `count` tokens before its own.
+
+  S is less where all shards before the last have fewer tokens. Also the places of all in the rows, [S + T]; before the
+  rows begin they are negative, and the arrays are zeros.
+
+  shard: the number of the shard that this runs on.
+  """
+  length = num_tokens(tree)
+  count = min(count, length * (jax.lax.axis_size(AXIS) - 1))
+  parts = [tree]
+  for by in range(1, -(-count // length) + 1):
+    size = min(length, count - (by - 1) * length)
+    parts.insert(0, hand_on(jax.tree.map(lambda x: x[:, length - size:], tree), by=by))  # noqa: B023
+  joined = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
+  return joined, shard * length - count + jnp.arange(count + length)
