@@ -49,6 +49,17 @@ partitions keep on average at most, with "drift" it may be left out (lattice_jax
 """
 
 
+_OF_WINDOW = {"sinks", "tokens"}
+_OF_PARTITIONS = _OF_WINDOW | {"lag", "keep", "ratio", "text_len", "skip_layers", "call_len"}
+_READ = {  # by what a policy chooses
+  "nothing": set(), "recent": _OF_WINDOW, "all": _OF_PARTITIONS, "partition": _OF_PARTITIONS | {"budget", "drift"}}
+
+
+def unread_fields(policy: str) -> set[str]:
+  """Names of the shared fields that mean nothing to this policy."""
+  return {field.name for field in dataclasses.fields(_SharedFields)} - _READ[POLICIES[policy].chooses]
+
+
 def own_fields(policy: str) -> set[str]:
   """Names of the fields that only this policy reads."""
   section = POLICIES[policy].section

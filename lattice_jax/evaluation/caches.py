@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from lattice_jax.cache.config import own_fields
+from lattice_jax.cache.config import own_fields, unread_fields
 from lattice_jax.cache.policies.registry import DROPPING, POLICIES
 from lattice_jax.cache.policy import make_policy
 from lattice_jax.config import CacheConfig, Config, ModelConfig
@@ -27,9 +27,18 @@ def cache_overrides(text: str, argument: str = "--cache") -> list[str]:
   wrong = [field for field in fields.split(",") if fields and field.count("=") != 1]
   if wrong:
     raise ValueError(f"{argument}={text}: {wrong[0]!r} must have the form field=value, as in lagkv:lag=128,ratio=0.25.")
-  own = own_fields(policy)
+  own, names = own_fields(policy), [field.partition("=")[0] for field in fields.split(",") if field]
+  if unread := [name for name in names if name in unread_fields(policy)]:
+    raise ValueError(
+      f"{argument}={text}: {unread[0]} means nothing to the policy {policy!r}, which would do the same without it; "
+      f"leave it out.{_readers(unread[0])}")
   paths = [f"{policy}." * (field.partition("=")[0] in own) + field for field in fields.split(",") if field]
   return [f"model.cache.policy={policy}", *(f"model.cache.{path}" for path in paths)]
+
+
+def _readers(field: str) -> str:
+  readers = [policy for policy in POLICIES if field not in unread_fields(policy)]
+  return f" These read it: {', '.join(readers)}." if readers else ""
 
 
 def parse_cache(text: str) -> CacheConfig:

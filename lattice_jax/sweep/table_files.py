@@ -56,7 +56,7 @@ def format_table(table: SweepTable) -> str:
     state = [first.state, first.bytes.text() if first.bytes else ""] * has_state
     cells += [f"{first.parameters:,}", *state, f"{row.tokens_per_second:,.0f}"]
     lines.append(cells)
-  origin = (f"Trained at commit {', '.join(table.commits) or 'none yet'}. Mean ± sample standard deviation over seeds; "
+  origin = (f"Made at commit {', '.join(table.commits) or 'none yet'}. Mean ± sample standard deviation over seeds; "
             "tokens/s: median over updates.")
   if has_state:
     origin += (" State of a layer: floating-point numbers of a row by part, heads together; bytes between tokens: of "

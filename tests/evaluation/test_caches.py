@@ -24,7 +24,10 @@ def test_a_policy_is_written_with_its_fields():
   ("lagvk:ratio=0.5", r"names the policy 'lagvk'; full, window, .* Did you mean 'lagkv'"),
   ("lagkv:ratio", "'ratio' must have the form field=value, as in"),
   ("lagkv:ration=0.5", "Did you mean 'ratio'"), ("lagkv:ratio=2", r"model\.cache\.ratio=2.* must lie in"),
-  ("window:tokens=3,sinks=4", "has no room for a window beside"), ("lagkv", "needs its budget as one of")], ids=str)
+  ("window:tokens=3,sinks=4", "has no room for a window beside"), ("lagkv", "needs its budget as one of"),
+  ("window:tokens=64,ratio=0.5", "ratio means nothing to the policy 'window', which would do the same without it"),
+  ("full:sinks=4", "leave it out. These read it: window, lagkv, "), ("full:policy=window", "policy means nothing"),
+  ("h2o:keep=4,budget=memory", "budget means nothing to the policy 'h2o'")], ids=str)
 def test_what_is_no_policy_is_refused_in_one_sentence(text, message):
   with pytest.raises(ValueError, match=message):
     parse_caches(CONFIG, [text])

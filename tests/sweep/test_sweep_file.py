@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lattice_jax.config import Config, ModelConfig
+from lattice_jax.config_text import apply_overrides
+from lattice_jax.evaluation.caches import cache_overrides
 from lattice_jax.sweep.parameters import Choice, Interval, Multiples, Normal, parse_parameter
 from lattice_jax.sweep.search import GridSearch
 from lattice_jax.sweep.sweep_file import read_sweep
@@ -204,6 +207,15 @@ def test_shipped_sweeps_are_valid_and_every_trial_has_a_folder_of_its_own(path):
     search = GridSearch(sweep)
     ids = [search.trial(index).id for index in range(search.total)]
     assert not [name for name in ids if re.search(r"[:;,#?/']", name)], "characters that W&B refuses"
+
+
+@pytest.mark.parametrize(
+  "path", [path for path in FILES if "sweep_eval.py" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem)
+def test_every_setting_that_is_evaluated_can_be(path):
+  search = GridSearch(read_sweep(path))
+  for values in (search.trial(index).values for index in range(search.total)):
+    overrides = cache_overrides(values["cache"]) if "cache" in values else values["set"].split()
+    apply_overrides(Config(model=ModelConfig(pattern=("attention",))), overrides)
 
 
 @pytest.mark.parametrize(("name", "entry", "message"), [
