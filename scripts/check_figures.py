@@ -2,13 +2,12 @@
 
 python scripts/check_figures.py
 
-docs/figures.yaml declares them: the text around a figure, its format, and where its value stands. A figure that is not
-declared there is not checked. Exit status 1: a page says something else than its results.
+docs/figures/*.yaml declare them: the text around a figure, its format, and where its value stands. Exit status 1: a page
+says something else than its results, or a page that docs/figures/pages.yaml calls complete has a figure that is not declared.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,58 +18,88 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.commands.arguments import Parser
 from lattice_jax.commands.run import run_script
+from scripts.figures.prose import Span, figures_of, places_of, tables_of
+from scripts.figures.values import value_of
 
 ROOT = Path(__file__).resolve().parents[1]
-REGISTRY = "docs/figures.yaml"
+REGISTRY = "docs/figures"
+PAGES = "pages.yaml"
+Entry = dict[str, Any]
 
 
 def main() -> int:
   Parser(__doc__).parse_args()
-  pages = yaml.safe_load((ROOT / REGISTRY).read_text(encoding="utf-8"))
-  found = [mistake(ROOT, page, entry) for page, entries in pages.items() for entry in entries]
-  mistakes = [text for text in found if text]
-  print("\n".join([*mistakes, f"{len(found)} texts with figures in {len(pages)} pages; {len(mistakes)} mistakes."]))
-  return min(1, len(mistakes))
+  entries, complete = read_registry(ROOT / REGISTRY)
+  texts = [text for page in sorted(entries) for entry in entries[page] for text in texts_of(entry)]
+  found = [mistake for page in sorted({*entries, *complete})
+           for mistake in mistakes_of(ROOT, page, entries[page] if page in entries else [], page in complete)]
+  compared = sum("from" in text for text in texts)
+  print("\n".join([*found, f"{compared} texts compared with stored results, {len(texts) - compared} texts that have none, "
+                          f"in {len(entries)} pages, of which {len(complete)} are complete; {len(found)} mistakes."]))
+  return min(1, len(found))
 
 
-def mistake(root: Path, page: str, entry: dict[str, Any]) -> str:
-  """What is wrong with one entry of the registry; "" if its text, with today's values, stands in the page."""
+def read_registry(folder: Path) -> tuple[dict[str, list[Entry]], list[str]]:
+  """Entries by page, and the pages in which every figure must be declared."""
+  entries: dict[str, list[Entry]] = {}
+  for path in sorted(folder.glob("*.yaml")):
+    if path.name != PAGES:
+      for page, declared in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        entries.setdefault(page, []).extend(declared)
+  return entries, yaml.safe_load((folder / PAGES).read_text(encoding="utf-8"))["complete"]
+
+
+def mistakes_of(root: Path, page: str, entries: list[Entry], is_complete: bool) -> list[str]:
+  """What is wrong with a page: sentences, one for each wrong entry and, in a complete page, for each figure without one."""
+  text = (root / page).read_text(encoding="utf-8")
+  mistakes: list[str] = []
+  declared: list[Span] = []
+  for entry in entries:
+    for one in texts_of(entry):
+      spans, mistake = check_text(root, page, text, one)
+      declared += spans
+      mistakes += [mistake] if mistake else []
+  if is_complete:
+    mistakes += [
+      f"{page}:{text.count(chr(10), 0, start) + 1}: {text[start:stop]!r} is not declared in {REGISTRY}."
+      for start, stop in figures_of(text) if not any(a <= start and stop <= b for a, b in declared)]
+  return mistakes
+
+
+def texts_of(entry: Entry) -> list[Entry]:
+  """The texts of an entry: one for each of its `rows`, whose words stand in the place of <name>, and of a list of `says`."""
+  rows = entry["rows"] if "rows" in entry else [{}]
+  says = entry["says"] if "says" in entry and isinstance(entry["says"], list) else [None]
+  return [_fill({**entry, "says": text} if text else entry, row) for row in rows for text in says]
+
+
+def _fill(part: Any, words: dict[str, Any]) -> Any:
+  if isinstance(part, dict):
+    return {key: _fill(value, words) for key, value in part.items() if key != "rows"}
+  if isinstance(part, list):
+    return [_fill(value, words) for value in part]
+  if isinstance(part, str):
+    for name, word in words.items():
+      if part == f"<{name}>":
+        return word
+      part = part.replace(f"<{name}>", str(word))
+  return part
+
+
+def check_text(root: Path, page: str, text: str, entry: Entry) -> tuple[list[Span], str]:
+  """Where the figures of one text stand in a page, and what is wrong with it or ""."""
+  if "because" in entry:
+    key = "table" if "table" in entry else "says"
+    spans = tables_of(text, entry["table"]) if key == "table" else sum(places_of(text, entry["says"], {}), [])
+    return spans, "" if spans else f"{page} does not have {entry[key]!r}, which {REGISTRY} declares."
   try:
-    values = {name: look_up(root, place) for name, place in entry["from"].items()}
-    says = entry["says"].format(**values)
-  except (ValueError, LookupError, TypeError) as error:
-    return f"{REGISTRY}: {entry['says']!r} of {page}: {error}"
+    values = {name: value_of(root, source) for name, source in entry["from"].items()}
+    says, places = entry["says"].format(**values), places_of(text, entry["says"], values)
+  except (ValueError, LookupError, TypeError, ZeroDivisionError) as error:
+    return [], f"{REGISTRY}: {entry['says']!r} of {page}: {error}"
   if says == entry["says"]:
-    return f"{REGISTRY}: {says!r} of {page} has no figure; write {{name}} where one stands."
-  text = _plain((root / page).read_text(encoding="utf-8"))
-  return "" if _plain(says) in text else f"{page} does not say {says!r}, as its results do."
-
-
-def look_up(root: Path, place: list[Any]) -> Any:
-  """The value at [file, step, …]. Raises ValueError where the file or a step is not there or not the only one."""
-  file, *steps = place
-  try:
-    text = (root / file).read_text(encoding="utf-8")
-  except OSError as error:
-    raise ValueError(f"{file} cannot be read ({error.strerror})") from error
-  value = [json.loads(line) for line in text.splitlines()] if file.endswith(".jsonl") else json.loads(text)
-  for step in steps:
-    if isinstance(step, dict):
-      value = _only([one for one in value if step.items() <= {key: one.get(key) for key in step}.items()], step, file)
-    else:
-      value = value[step]
-  return value
-
-
-def _only(matches: list[Any], step: dict[str, Any], file: str) -> Any:
-  if len(matches) != 1:
-    raise ValueError(f"{len(matches)} entries of {file} have {step}; name one")
-  return matches[0]
-
-
-def _plain(text: str) -> str:
-  """With one kind of minus and single blanks, as a page may break its lines anywhere."""
-  return " ".join(text.replace("−", "-").split())
+    return [], f"{REGISTRY}: {says!r} of {page} has no figure; write {{name}} where one stands."
+  return sum(places, []), "" if places else f"{page} does not say {says!r}, as its results do."
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""Figures in the prose of a Markdown page, and where a text with figures stands in it."""
+
+from __future__ import annotations
+
+import re
+import string
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+Span = tuple[int, int]
+
+# "%" and units of time, memory, loss and speed. Tokens, bytes and updates are sizes as a rule.
+_UNIT = (
+  r"(?:%|‰|µs|ms|s|seconds?|min|minutes?|hours?|h|days?|[kMGT]i?B(?:/s)?|nats?|bits?|points?|"
+  r"(?:tokens|bytes|steps|updates)(?:/s| per second| a second))(?![\w/])")
+_FIGURE = re.compile(
+  rf"(?<![\w.])(\d[\d,]*(?:(?:\.\d+)+(?:e[+-]?\d+)?|e[+-]?\d+|(?=\s?{_UNIT})))(?:\s?{_UNIT})?(?!\w)")
+_RELEASE = re.compile(r"\d+(\.\d+){2,}")
+# Code, targets of links, addresses, papers, and the releases of programs and models that are named.
+_NO_PROSE = re.compile(
+  r"`[^`]+`|\]\([^)\s]*\)|https?://\S+|arXiv \d+\.\d+|\b(?:[Pp]ython|jax|Mosaic|Llama|NumPy|CUDA|CPython|torch) \d[\d.]*")
+_NO_PROSE_BLOCKS = {"fence", "code_block", "thead_open", "html_block"}
+
+
+def figures_of(text: str) -> list[Span]:
+  """Where numbers with a decimal point or a unit stand in running text and in cells of tables.
+
+  No prose are blocks of code, `code`, heads of tables, targets of links, and numbers of papers and releases.
+  """
+  hidden = _hide(text)
+  return [found.span(1) for found in _FIGURE.finditer(hidden) if not _RELEASE.search(found[1])]
+
+
+def _hide(text: str) -> str:
+  """The text with as many blanks in the place of what is no prose."""
+  lines = text.splitlines(keepends=True)
+  for token in MarkdownIt().enable("table").parse(text):
+    if token.type in _NO_PROSE_BLOCKS and token.map:
+      for row in range(*token.map):
+        lines[row] = re.sub(r"[^\n]", " ", lines[row])
+  return _NO_PROSE.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), "".join(lines))
+
+
+def tables_of(text: str, header: str) -> list[Span]:
+  """Where the tables stand whose first line begins with `header`."""
+  starts = [0]
+  for line in text.splitlines(keepends=True):
+    starts.append(starts[-1] + len(line))
+  return [
+    (starts[token.map[0]], starts[token.map[1]]) for token in MarkdownIt().enable("table").parse(text)
+    if token.type == "table_open" and token.map and text.startswith(header, starts[token.map[0]])]
+
+
+def places_of(text: str, says: str, values: dict[str, Any]) -> list[list[Span]]:
+  """Where `says` stands with these values put in: of every place the spans of its {…}, or its own if it has none.
+
+  A minus is − or -, and a blank may be the end of a line. Raises LookupError, TypeError and ValueError as format does.
+  """
+  pieces = []
+  for literal, field, spec, conversion in string.Formatter().parse(says):
+    pieces.append(_pattern(literal))
+    if field is not None:
+      shown = f"{{{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}".format(**values)
+      pieces.append(f"({_pattern(shown)})")
+  pattern = re.compile(rf"(?<!\d)(?<!\d[.,]){'(?<![+−-])' if says[0] == '{' else ''}{''.join(pieces)}(?!\d|[.,]\d)")
+  return [[found.span(group) for group in range(min(1, pattern.groups), pattern.groups + 1)]
+          for found in pattern.finditer(text)]
+
+
+def _pattern(text: str) -> str:
+  escaped = re.sub(r"[−-]", "−", re.sub(r"\s+", " ", text))
+  return re.escape(escaped).replace(r"\ ", r"\s+").replace("−", "[−-]")

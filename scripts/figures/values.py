@@ -1,0 +1,114 @@
+"""Values of stored results: what a place in a JSON, JSONL or CSV file or in a Markdown table holds, and arithmetic on it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_NUMBER = r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_CELL = re.compile(rf"({_NUMBER})(?: ± ({_NUMBER})|%)?")
+
+
+def _ratio(top: float, bottom: float) -> float:
+  return top / bottom
+
+
+def _less(a: float, b: float) -> float:
+  return a - b
+
+
+def _product(*numbers: float) -> float:
+  return functools.reduce(lambda a, b: a * b, numbers)
+
+
+def _of_many(fold: Callable[[list[float]], float]) -> Callable[..., float]:
+  """A function of a list as one of a list or of several values."""
+  return lambda *values: fold(values[0] if len(values) == 1 else list(values))
+
+
+OPERATIONS: dict[str, Callable[..., float]] = {
+  "ratio": _ratio, "less": _less, "product": _product, "sum": _of_many(sum), "mean": _of_many(statistics.fmean),
+  "sd": _of_many(statistics.stdev), "median": _of_many(statistics.median), "min": _of_many(min), "max": _of_many(max)}
+
+
+def value_of(root: Path, source: Any) -> Any:
+  """The value of a place [file, step, …], of a number, or of an operation on such: {ratio: [[file, …], [file, …]]}.
+
+  Raises ValueError where a file, a step or an operation is not there, or where a step is not the only one.
+  """
+  if isinstance(source, int | float):
+    return source
+  if isinstance(source, list):
+    return look_up(root, source)
+  (name, parts), *more = source.items()
+  if more or name not in OPERATIONS:
+    raise ValueError(f"{', '.join(source)} is no operation; choose one of {', '.join(OPERATIONS)}")
+  return OPERATIONS[name](*(value_of(root, part) for part in parts))
+
+
+def look_up(root: Path, place: list[Any]) -> Any:
+  """The value at [file, step, …]. Raises ValueError where the file or a step is not there or not the only one."""
+  file, *steps = place
+  try:
+    text = (root / file).read_text(encoding="utf-8")
+  except OSError as error:
+    raise ValueError(f"{file} cannot be read ({error.strerror})") from error
+  return _walk(_parse(text, file), steps, file)
+
+
+def _parse(text: str, file: str) -> Any:
+  kind = Path(file).suffix
+  if kind == ".jsonl":
+    return [json.loads(line) for line in text.splitlines()]
+  if kind == ".csv":
+    return [{key: _cell(cell) for key, cell in row.items()} for row in csv.DictReader(text.splitlines())]
+  return read_tables(text) if kind == ".md" else json.loads(text)
+
+
+def _walk(value: Any, steps: list[Any], file: str) -> Any:
+  if not steps:
+    return value
+  step, *rest = steps
+  if isinstance(step, dict) and set(step) == {"all"}:
+    matches = _matches(value, step["all"])
+    if not matches:
+      raise ValueError(f"no entry of {file} has {step['all']}")
+    return [_walk(one, rest, file) for one in matches]
+  if isinstance(step, dict):
+    matches = _matches(value, step)
+    if len(matches) != 1:
+      raise ValueError(f"{len(matches)} entries of {file} have {step}; name one")
+    return _walk(matches[0], rest, file)
+  return _walk(value[step], rest, file)
+
+
+def _matches(entries: list[dict[str, Any]], step: dict[str, Any]) -> list[Any]:
+  return [one for one in entries if step.items() <= {key: one.get(key) for key in step}.items()]
+
+
+def read_tables(text: str) -> list[dict[str, Any]]:
+  """Rows of all tables of a Markdown text; a cell is a number, [mean, deviation] of «a ± b», or a text."""
+  rows: list[dict[str, Any]] = []
+  header: list[str] = []
+  for line in text.splitlines():
+    cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+    if not line.startswith("|"):
+      header = []
+    elif not header:
+      header = cells
+    elif set(line) - set("|-: "):
+      rows.append({name: _cell(cell) for name, cell in zip(header, cells, strict=True)})
+  return rows
+
+
+def _cell(text: str) -> Any:
+  found = _CELL.fullmatch(text.replace(",", ""))
+  if not found:
+    return text
+  return [float(found[1]), float(found[2])] if found[2] else float(found[1])
