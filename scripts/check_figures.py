@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lattice_jax.commands.arguments import Parser
 from lattice_jax.commands.run import run_script
 from scripts.figures.prose import Span, figures_of, places_of, tables_of
-from scripts.figures.values import value_of
+from scripts.figures.values import RESULTS, value_of
 
 ROOT = Path(__file__).resolve().parents[1]
 REGISTRY = "docs/figures"
@@ -88,10 +88,11 @@ def _fill(part: Any, words: dict[str, Any]) -> Any:
 
 def check_text(root: Path, page: str, text: str, entry: Entry) -> tuple[list[Span], str]:
   """Where the figures of one text stand in a page, and what is wrong with it or ""."""
+  if "table" in entry:
+    return _check_table(root, page, text, entry)
   if "because" in entry:
-    key = "table" if "table" in entry else "says"
-    spans = tables_of(text, entry["table"]) if key == "table" else sum(places_of(text, entry["says"], {}), [])
-    return spans, "" if spans else f"{page} does not have {entry[key]!r}, which {REGISTRY} declares."
+    spans = sum(places_of(text, entry["says"], {}), [])
+    return spans, "" if spans else f"{page} does not say {entry['says']!r}, which {REGISTRY} declares."
   try:
     values = {name: value_of(root, source) for name, source in entry["from"].items()}
     says, places = entry["says"].format(**values), places_of(text, entry["says"], values)
@@ -100,6 +101,16 @@ def check_text(root: Path, page: str, text: str, entry: Entry) -> tuple[list[Spa
   if says == entry["says"]:
     return [], f"{REGISTRY}: {says!r} of {page} has no figure; write {{name}} where one stands."
   return sum(places, []), "" if places else f"{page} does not say {says!r}, as its results do."
+
+
+def _check_table(root: Path, page: str, text: str, entry: Entry) -> tuple[list[Span], str]:
+  """As check_text, for all tables whose first line begins so; `stands_in` names the file that has them too."""
+  spans = tables_of(text, entry["table"])
+  if not spans:
+    return [], f"{page} has no table {entry['table']!r}, which {REGISTRY} declares."
+  source = (root / RESULTS / entry["stands_in"]).read_text(encoding="utf-8") if "stands_in" in entry else text
+  other = [text.count("\n", 0, start) + 1 for start, stop in spans if text[start:stop].strip() not in source]
+  return spans, f"{page}:{other[0]}: the table is not that of {entry['stands_in']}." if other else ""
 
 
 if __name__ == "__main__":

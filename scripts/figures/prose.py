@@ -55,14 +55,14 @@ def tables_of(text: str, header: str) -> list[Span]:
 def places_of(text: str, says: str, values: dict[str, Any]) -> list[list[Span]]:
   """Where `says` stands with these values put in: of every place the spans of its {…}, or its own if it has none.
 
-  A minus is − or -, and a blank may be the end of a line. Raises LookupError, TypeError and ValueError as format does.
+  A minus is − or -, a blank may be the end of a line, and 1e-06 is 1e-6. Raises LookupError, TypeError and ValueError as format does.
   """
   pieces = []
   for literal, field, spec, conversion in string.Formatter().parse(says):
     pieces.append(_pattern(literal))
     if field is not None:
       shown = f"{{{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}".format(**values)
-      pieces.append(f"({_pattern(shown)})")
+      pieces.append(rf"\**({_pattern(shown)})\**")  # bold or not
   pattern = re.compile(rf"(?<!\d)(?<!\d[.,]){'(?<![+−-])' if says[0] == '{' else ''}{''.join(pieces)}(?!\d|[.,]\d)")
   return [[found.span(group) for group in range(min(1, pattern.groups), pattern.groups + 1)]
           for found in pattern.finditer(text)]
@@ -70,4 +70,5 @@ def places_of(text: str, says: str, values: dict[str, Any]) -> list[list[Span]]:
 
 def _pattern(text: str) -> str:
   escaped = re.sub(r"[−-]", "−", re.sub(r"\s+", " ", text))
-  return re.escape(escaped).replace(r"\ ", r"\s+").replace("−", "[−-]")
+  pattern = re.escape(escaped).replace(r"\ ", r"\s+").replace("−", "[−-]")
+  return re.sub(r"(?<=\de\[−-\])0?(?=\d\b)", "0?", pattern)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+RESULTS = "docs/results"
 _NUMBER = r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-_CELL = re.compile(rf"({_NUMBER})(?: ± ({_NUMBER})|%)?")
+_CELL = re.compile(rf"{_NUMBER}(?:(?: ± | \(|–| to | … | / |, ){_NUMBER})*\)?(?: ?%| ×)?")
 
 
 def _ratio(top: float, bottom: float) -> float:
@@ -27,14 +28,19 @@ def _product(*numbers: float) -> float:
   return functools.reduce(lambda a, b: a * b, numbers)
 
 
+def _list(*values: float) -> list[float]:
+  return list(values)
+
+
 def _of_many(fold: Callable[[list[float]], float]) -> Callable[..., float]:
   """A function of a list as one of a list or of several values."""
   return lambda *values: fold(values[0] if len(values) == 1 else list(values))
 
 
-OPERATIONS: dict[str, Callable[..., float]] = {
-  "ratio": _ratio, "less": _less, "product": _product, "sum": _of_many(sum), "mean": _of_many(statistics.fmean),
-  "sd": _of_many(statistics.stdev), "median": _of_many(statistics.median), "min": _of_many(min), "max": _of_many(max)}
+OPERATIONS: dict[str, Callable[..., Any]] = {
+  "ratio": _ratio, "less": _less, "product": _product, "list": _list, "sum": _of_many(sum), "min": _of_many(min),
+  "max": _of_many(max), "mean": _of_many(statistics.fmean), "sd": _of_many(statistics.stdev),
+  "median": _of_many(statistics.median)}
 
 
 def value_of(root: Path, source: Any) -> Any:
@@ -53,10 +59,14 @@ def value_of(root: Path, source: Any) -> Any:
 
 
 def look_up(root: Path, place: list[Any]) -> Any:
-  """The value at [file, step, …]. Raises ValueError where the file or a step is not there or not the only one."""
+  """The value at [file of docs/results, step, …]. Raises ValueError where the file or a step is not there or not the only one.
+
+  A step is a name, a number, {name: value, …} for the one entry of a list that has these values, or {all: {…}} for all such:
+  what follows is then taken of each.
+  """
   file, *steps = place
   try:
-    text = (root / file).read_text(encoding="utf-8")
+    text = (root / RESULTS / file).read_text(encoding="utf-8")
   except OSError as error:
     raise ValueError(f"{file} cannot be read ({error.strerror})") from error
   return _walk(_parse(text, file), steps, file)
@@ -89,26 +99,33 @@ def _walk(value: Any, steps: list[Any], file: str) -> Any:
 
 
 def _matches(entries: list[dict[str, Any]], step: dict[str, Any]) -> list[Any]:
-  return [one for one in entries if step.items() <= {key: one.get(key) for key in step}.items()]
+  """Entries that have the values of a step; a list stands for any one of its values."""
+  wanted = {key: value if isinstance(value, list) else [value] for key, value in step.items()}
+  return [one for one in entries if all(key in one and one[key] in values for key, values in wanted.items())]
 
 
 def read_tables(text: str) -> list[dict[str, Any]]:
-  """Rows of all tables of a Markdown text; a cell is a number, [mean, deviation] of «a ± b», or a text."""
+  """Rows of all tables of a Markdown text, with the heading above them as `section`.
+
+  A cell is a number, a list of numbers («a ± b», «a (b to c)») or a text; of equal columns the second one is «name 2».
+  """
   rows: list[dict[str, Any]] = []
   header: list[str] = []
+  section = ""
   for line in text.splitlines():
-    cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+    cells = [cell.strip(" *") for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
     if not line.startswith("|"):
-      header = []
+      header, section = [], line.lstrip("# ") if line.startswith("#") else section
     elif not header:
-      header = cells
+      header = [f"{cell} 2" if cell in cells[:place] else cell for place, cell in enumerate(cells)]
     elif set(line) - set("|-: "):
-      rows.append({name: _cell(cell) for name, cell in zip(header, cells, strict=True)})
+      rows.append({"section": section, **dict(zip(header, map(_cell, cells), strict=True))})
   return rows
 
 
 def _cell(text: str) -> Any:
-  found = _CELL.fullmatch(text.replace(",", ""))
-  if not found:
+  plain = re.sub(r"(?<=\d),(?=\d{3})", "", text).replace("−", "-")
+  if not _CELL.fullmatch(plain):
     return text
-  return [float(found[1]), float(found[2])] if found[2] else float(found[1])
+  numbers = [float(number) for number in re.findall(_NUMBER, plain.replace("–", " "))]
+  return numbers if len(numbers) > 1 else numbers[0]
