@@ -58,14 +58,21 @@ def places_of(text: str, says: str, values: dict[str, Any]) -> list[list[Span]]:
   A minus is − or -, a blank may be the end of a line, and 1e-06 is 1e-6. Raises LookupError, TypeError and ValueError as format does.
   """
   pieces = []
-  for literal, field, spec, conversion in string.Formatter().parse(says):
+  for literal, field, spec, _ in string.Formatter().parse(says):
     pieces.append(_pattern(literal))
     if field is not None:
-      shown = f"{{{field}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}".format(**values)
-      pieces.append(rf"\**({_pattern(shown)})\**")  # bold or not
+      value, _ = string.Formatter().get_field(field, (), values)
+      shown = "|".join(_pattern(text) for text in _shown(value, spec or ""))
+      pieces.append(rf"\**({shown})\**")  # bold or not
   pattern = re.compile(rf"(?<!\d)(?<!\d[.,]){'(?<![+−-])' if says[0] == '{' else ''}{''.join(pieces)}(?!\d|[.,]\d)")
   return [[found.span(group) for group in range(min(1, pattern.groups), pattern.groups + 1)]
           for found in pattern.finditer(text)]
+
+
+def _shown(value: Any, spec: str) -> list[str]:
+  """The value in its format. What lies half way between two figures may be either, as a table that is stored is rounded too."""
+  near = [value * (1 + shift) for shift in (-1e-9, 1e-9)] if isinstance(value, float) and spec else []
+  return sorted({format(one, spec) for one in [value, *near]})
 
 
 def _pattern(text: str) -> str:

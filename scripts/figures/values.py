@@ -20,8 +20,9 @@ def _ratio(top: float, bottom: float) -> float:
   return top / bottom
 
 
-def _less(a: float, b: float) -> float:
-  return a - b
+def _less(a: Any, b: Any) -> Any:
+  """a − b; of lists one by one."""
+  return [x - y for x, y in zip(a, b, strict=True)] if isinstance(a, list) else a - b
 
 
 def _product(*numbers: float) -> float:
