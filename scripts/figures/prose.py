@@ -15,11 +15,11 @@ _UNIT = (
   r"(?:%|‰|µs|ms|s|seconds?|min|minutes?|hours?|h|days?|[kMGT]i?B(?:/s)?|nats?|bits?|points?|"
   r"(?:tokens|bytes|steps|updates)(?:/s| per second| a second))(?![\w/])")
 _FIGURE = re.compile(
-  rf"(?<![\w.])(\d[\d,]*(?:(?:\.\d+)+(?:e[+-]?\d+)?|e[+-]?\d+|(?=\s?{_UNIT})))(?:\s?{_UNIT})?(?!\w)")
+  rf"(?<![\w.])(\d+(?:,\d{{3}})*(?:(?:\.\d+)+(?:e[+-]?\d+)?|e[+-]?\d+|(?=\s?{_UNIT})))(?:\s?{_UNIT})?(?!\w)")
 _RELEASE = re.compile(r"\d+(\.\d+){2,}")
 # Code, targets of links, addresses, papers, and the releases of programs and models that are named.
 _NO_PROSE = re.compile(
-  r"`[^`]+`|\]\([^)\s]*\)|https?://\S+|arXiv \d+\.\d+|\b(?:[Pp]ython|jax|Mosaic|Llama|NumPy|CUDA|CPython|torch) \d[\d.]*")
+  r"`[^`]+`|\]\([^)\s]*\)|https?://\S+|arXiv\s+\d+\.\d+|\b(?:[Pp]ython|jax|Mosaic|Llama|NumPy|CUDA|CPython|torch) \d[\d.]*")
 _NO_PROSE_BLOCKS = {"fence", "code_block", "thead_open", "html_block"}
 
 
