@@ -17,8 +17,8 @@ returning   Lattice whose slots go back to where a document began
 
 Cost: 12 minutes on a core of an AMD EPYC with DeltaNet or linear attention, 32 with Lattice. Expected: 98 % of all
 answers with Lattice, 97 % among 64 pairs; after 2,000 updates 92 % with either of the other two, 86 and 87 % among 64
-pairs (docs/results/recall). On 64 tokens with 8 pairs (data.seq_len, data.update_len, data.recall.pairs, and data.batch=64)
-attention answered 99.4 % after 800 updates.
+pairs (docs/results/recall). On 64 tokens with 8 pairs (data.seq_len, data.update_len, data.recall.pairs, and
+data.batch=64) attention answered 99.4 % after 800 updates.
 """
 
 from __future__ import annotations

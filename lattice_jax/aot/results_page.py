@@ -52,6 +52,11 @@ def write(out: Path, kind: str, records: Sequence[dict[str, Any]]) -> None:
       by_case = {(record["target"], record["case"]): record for record in before["records"]}
   by_case |= {(record["target"], record["case"]): record for record in records}
   path.write_text(json.dumps(versions | {"records": list(by_case.values())}, indent=1) + "\n", encoding="utf-8")
+  write_page(out)
+
+
+def write_page(out: Path) -> None:
+  """Makes `out`/README.md from the JSON files there."""
   parts = [_INTRODUCTION]
   for name, title in KINDS.items():
     if (out / f"{name}.json").is_file():

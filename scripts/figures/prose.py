@@ -19,7 +19,7 @@ _FIGURE = re.compile(
 _RELEASE = re.compile(r"\d+(\.\d+){2,}")
 # Code, targets of links, addresses, papers, and the releases of programs and models that are named.
 _NO_PROSE = re.compile(
-  r"`[^`]+`|\]\([^)\s]*\)|https?://\S+|arXiv\s+\d+\.\d+|\b(?:[Pp]ython|jax|Mosaic|Llama|NumPy|CUDA|CPython|torch) \d[\d.]*")
+  r"`[^`]+`|\]\([^)\s]*\)|https?://\S+|arXiv\s+\d+\.\d+|\b(?:[Pp]ython|jax|Llama|NumPy|CUDA|torch) \d[\d.]*")
 _NO_PROSE_BLOCKS = {"fence", "code_block", "thead_open", "html_block"}
 
 
@@ -52,10 +52,11 @@ def tables_of(text: str, header: str) -> list[Span]:
     if token.type == "table_open" and token.map and text.startswith(header, starts[token.map[0]])]
 
 
-def places_of(text: str, says: str, values: dict[str, Any]) -> list[list[Span]]:
-  """Where `says` stands with these values put in: of every place the spans of its {…}, or its own if it has none.
+def places_of(text: str, says: str, values: dict[str, Any]) -> list[Span]:
+  """Where the {…} of `says` stand, wherever it stands with these values; without any, where `says` itself stands.
 
-  A minus is − or -, a blank may be the end of a line, and 1e-06 is 1e-6. Raises LookupError, TypeError and ValueError as format does.
+  A minus is − or -, a blank may be the end of a line, and 1e-06 is 1e-6. Raises what str.format does for a field that
+  is not among the values or cannot be shown in its format.
   """
   pieces = []
   for literal, field, spec, _ in string.Formatter().parse(says):
@@ -65,12 +66,12 @@ def places_of(text: str, says: str, values: dict[str, Any]) -> list[list[Span]]:
       shown = "|".join(_pattern(text) for text in _shown(value, spec or ""))
       pieces.append(rf"\**({shown})\**")  # bold or not
   pattern = re.compile(rf"(?<!\d)(?<!\d[.,]){'(?<![+−-])' if says[0] == '{' else ''}{''.join(pieces)}(?!\d|[.,]\d)")
-  return [[found.span(group) for group in range(min(1, pattern.groups), pattern.groups + 1)]
-          for found in pattern.finditer(text)]
+  groups = range(min(1, pattern.groups), pattern.groups + 1)
+  return [found.span(group) for found in pattern.finditer(text) for group in groups]
 
 
 def _shown(value: Any, spec: str) -> list[str]:
-  """The value in its format. What lies half way between two figures may be either, as a table that is stored is rounded too."""
+  """The value in its format; half way between two figures either, as what is stored may have been rounded before."""
   near = [value * (1 + shift) for shift in (-1e-9, 1e-9)] if isinstance(value, float) and spec else []
   return sorted({format(one, spec) for one in [value, *near]})
 

@@ -1,4 +1,4 @@
-"""Values of stored results: what a place in a JSON, JSONL or CSV file or in a Markdown table holds, and arithmetic on it."""
+"""Values of stored results: what stands at a place in JSON, JSONL, CSV or a Markdown table, and arithmetic on it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 def value_of(root: Path, source: Any) -> Any:
   """The value of a place [file, step, …], of a number, or of an operation on such: {ratio: [[file, …], [file, …]]}.
 
-  Raises ValueError where a file, a step or an operation is not there, or where a step is not the only one.
+  Raises what look_up does, and ValueError for an operation that is not in OPERATIONS.
   """
   if isinstance(source, int | float):
     return source
@@ -60,21 +60,26 @@ def value_of(root: Path, source: Any) -> Any:
 
 
 def look_up(root: Path, place: list[Any]) -> Any:
-  """The value at [file of docs/results, step, …]. Raises ValueError where the file or a step is not there or not the only one.
+  """The value at [file of docs/results, step, …].
 
-  A step is a name, a number, {name: value, …} for the one entry of a list that has these values, or {all: {…}} for all such:
-  what follows is then taken of each.
+  A step is a name, a number, {name: value, …} for the one entry of a list that has these values, or {all: {…}} for all
+  such entries: what follows is then taken of each.
+
+  Raises:
+    ValueError: the file cannot be read, or not exactly one entry has the values of a step.
+    LookupError, TypeError: there is no such name or number.
   """
   file, *steps = place
+  return _walk(_read(root, file), steps, file)
+
+
+@functools.cache  # one file has many figures
+def _read(root: Path, file: str) -> Any:
+  kind = Path(file).suffix
   try:
     text = (root / RESULTS / file).read_text(encoding="utf-8")
   except OSError as error:
     raise ValueError(f"{file} cannot be read ({error.strerror})") from error
-  return _walk(_parse(text, file), steps, file)
-
-
-def _parse(text: str, file: str) -> Any:
-  kind = Path(file).suffix
   if kind == ".jsonl":
     return [json.loads(line) for line in text.splitlines()]
   if kind == ".csv":
