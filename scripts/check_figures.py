@@ -3,7 +3,8 @@
 python scripts/check_figures.py
 
 The files of docs/figures/ declare them. Exit status 1: a page says something else than its results, a figure of a
-complete page is not declared, or a page is in no list of docs/figures/pages.yaml.
+complete page is not declared, a page is in no list of docs/figures/pages.yaml, or a loss on a sample has the name of the
+data set that it was taken from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.commands.arguments import Parser
 from lattice_jax.commands.run import run_script
+from scripts.figures.labels import mislabelled
 from scripts.figures.prose import Span, figures_of, places_of, tables_of
 from scripts.figures.values import RESULTS, value_of
 
@@ -32,7 +34,7 @@ def main() -> int:
   Parser(__doc__).parse_args()
   entries, lists = read_registry(ROOT / REGISTRY)
   texts = [text for page in sorted(entries) for entry in entries[page] for text in texts_of(entry)]
-  found = unlisted(ROOT, lists)
+  found = unlisted(ROOT, lists) + wrong_labels(ROOT)
   for page in sorted({*entries, *lists["complete"]}):
     found += mistakes_of(ROOT, page, entries[page] if page in entries else [], page in lists["complete"])
   compared = sum("from" in text for text in texts)
@@ -57,6 +59,13 @@ def unlisted(root: Path, lists: dict[str, Any]) -> list[str]:
   pages = {path.relative_to(root).as_posix() for pattern in PATTERNS for path in root.glob(pattern)}
   return [f"{page} is in no list of {REGISTRY}/{PAGES}; add it to complete, and declare its figures."
           for page in sorted(pages - {*lists["complete"], *lists["written"]})]
+
+
+def wrong_labels(root: Path) -> list[str]:
+  """Sentences about losses in pages and docstrings of configs that could be taken for those of a whole data set."""
+  return [f"{path.relative_to(root)}: {line!r} has a loss and a data set's name; say which sample, which paper, or that it is the whole set."
+          for pattern in (*PATTERNS, "configs/*.py") for path in sorted(root.glob(pattern))
+          for line in mislabelled(path.read_text(encoding="utf-8"))]
 
 
 def mistakes_of(root: Path, page: str, entries: list[Entry], is_complete: bool) -> list[str]:

@@ -12,11 +12,13 @@ from lattice_jax.inspect.anchors.report import format_report as format_anchors
 from lattice_jax.inspect.local.run import PARTS
 from lattice_jax.inspect.windows.report import format_report as format_windows
 from scripts import check_figures
+from scripts.figures.labels import mislabelled
 from scripts.figures.prose import figures_of, places_of
 from scripts.figures.values import read_tables, value_of
 
 RESULTS = check_figures.ROOT / "docs" / "results"
 ENTRIES, LISTS = check_figures.read_registry(check_figures.ROOT / check_figures.REGISTRY)
+WHOLE_SETS = ("enwik8", "pg19", "imagenet64")
 ROW = {"says": "a loss of {row[loss]:.2f}", "from": {"row": ["table.jsonl", {"name": "a"}]}}
 TABLE = "| run | loss |\n|---|---:|\n| one | 2.9852 ± 0.0013 |\n| two | **12.5 %** |\n"
 
@@ -32,6 +34,22 @@ def test_every_page_is_complete_or_written_by_a_command():
   assert not {*LISTS["complete"]} & {*LISTS["written"]}
   for page, command in LISTS["written"].items():
     assert (check_figures.ROOT / page).is_file() and (check_figures.ROOT / command).is_file()
+
+
+def test_no_result_of_a_sample_has_the_name_of_a_whole_data_set():
+  assert not check_figures.wrong_labels(check_figures.ROOT)
+  for folder in RESULTS.iterdir():
+    if any(name in folder.name for name in WHOLE_SETS) and "sample" not in folder.name:
+      assert not [path for path in folder.rglob("*.json*") if '_sample"' in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(("text", "is_wrong"), [
+  ("Trained on PG-19 it has\n2.1 bits per byte.", True), ("| enwik8, test | 1.934 bits per byte |", True),
+  ("On enwiki_sample, of enwik8's source,\n2.1 bits per byte.", False), ("The paper: 0.99 bits per byte, enwik8.", False),
+  ("ImageNet64 has 12,288 tokens an image.", False), ("PG-19.\n\n2.1 bits per byte of the novels.", False),
+], ids=["text", "row", "sample", "paper", "size", "apart"])
+def test_a_label_without_sample_is_found(text, is_wrong):
+  assert bool(mislabelled(text)) == is_wrong
 
 
 def without_pictures(text: str) -> list[str]:
