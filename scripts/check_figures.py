@@ -3,8 +3,8 @@
 python scripts/check_figures.py
 
 The files of docs/figures/ declare them. Exit status 1: a page says something else than its results, a figure of a
-complete page is not declared, a page is in no list of docs/figures/pages.yaml, or a loss on a sample has the name of the
-data set that it was taken from.
+complete page is not declared, a page is in no list of docs/figures/pages.yaml, or a loss stands beside a data set's
+name and may be that of a sample.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def unlisted(root: Path, lists: dict[str, Any]) -> list[str]:
 
 def wrong_labels(root: Path) -> list[str]:
   """Sentences about losses in pages and docstrings of configs that could be taken for those of a whole data set."""
-  return [f"{path.relative_to(root)}: {line!r} has a loss and a data set's name; say which sample, which paper, or that it is the whole set."
+  return [f"{path.relative_to(root)}: {line!r} has a loss and a data set's name; say which sample, which paper, or that "
+          "it is the whole set."
           for pattern in (*PATTERNS, "configs/*.py") for path in sorted(root.glob(pattern))
           for line in mislabelled(path.read_text(encoding="utf-8"))]
 
