@@ -63,8 +63,8 @@ def unlisted(root: Path, lists: dict[str, Any]) -> list[str]:
 
 def wrong_labels(root: Path) -> list[str]:
   """Sentences about losses in pages and docstrings of configs that could be taken for those of a whole data set."""
-  return [f"{path.relative_to(root)}: {line!r} has a loss and a data set's name; say which sample, which paper, or that "
-          "it is the whole set."
+  return [f"{path.relative_to(root)}: {line!r} has a loss and a data set's name; say which sample, which paper, or "
+          "that it is the whole set."
           for pattern in (*PATTERNS, "configs/*.py") for path in sorted(root.glob(pattern))
           for line in mislabelled(path.read_text(encoding="utf-8"))]
 

@@ -46,7 +46,8 @@ def test_no_result_of_a_sample_has_the_name_of_a_whole_data_set():
 @pytest.mark.parametrize(("text", "is_wrong"), [
   ("Trained on PG-19 it has\n2.1 bits per byte.", True), ("| enwik8, test | 1.934 bits per byte |", True),
   ("On enwiki_sample, of enwik8's source,\n2.1 bits per byte.", False),
-  ("The paper has 0.99 bits per byte on enwik8.", False), ("ImageNet64 has 12,288 tokens an image.", False), ("PG-19.\n\n2.1 bits per byte of the novels.", False),
+  ("The paper has 0.99 bits per byte on enwik8.", False),
+  ("ImageNet64 has 12,288 tokens an image.", False), ("PG-19.\n\n2.1 bits per byte of the novels.", False),
 ], ids=["text", "row", "sample", "paper", "size", "apart"])
 def test_a_label_without_sample_is_found(text, is_wrong):
   assert bool(mislabelled(text)) == is_wrong
