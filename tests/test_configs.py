@@ -12,8 +12,8 @@ import pytest
 from configs import common
 from lattice_jax.config_checks import default_config, parse_config, to_dict
 from lattice_jax.data.sources import load_source
-from lattice_jax.models.decoder import abstract_variables
 from lattice_jax.models.parameters import count_parameters
+from tests import counting
 from tests.thorough import further
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -29,8 +29,7 @@ def tokens(config):
 
 
 def parameters(config):
-  model = parse_config(config).model
-  return count_parameters(abstract_variables(model)["params"])
+  return counting.parameters(parse_config(config).model)
 
 
 @pytest.mark.parametrize("arg", ["", "sample", "smoke", "sample,smoke"])
@@ -98,7 +97,7 @@ def test_paper_size(name, arg):
   model = parse_config(load(name, arg)).model
 
   def count(model):
-    return count_parameters(abstract_variables(model))
+    return count_parameters(counting.shapes(model))
 
   tied, positions = name != "vq_enwik8", name == "vq_imagenet64"
   first = published_count(*SIZES[name, arg], tied=tied, positions=positions, biases=True)

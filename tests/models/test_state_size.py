@@ -17,9 +17,8 @@ from configs import (
   recurrences,
 )
 from lattice_jax.config_checks import parse_config
-from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import count_parameters
 from lattice_jax.models.state_size import StateBytes, describe_state, state_bytes, state_numbers
+from tests import counting
 
 FAITHFUL = [f"{name}_faithful" for name in delta_enwik8.RECURRENCES]
 
@@ -57,8 +56,7 @@ def test_published_layers_have_the_states_that_are_claimed():
   ids=["ablation", "enwik8", "online_vq"])
 def test_parameters_are_as_equal_as_is_claimed(base, get_config, variants, within):
   def parameters(config):
-    model = parse_config(config).model
-    return count_parameters(abstract_variables(model)["params"])
+    return counting.parameters(parse_config(config).model)
 
   assert {name: parameters(get_config(name)) for name in variants} == pytest.approx(
     dict.fromkeys(variants, parameters(base)), rel=within)
@@ -105,5 +103,5 @@ def test_recurrences_are_compared_at_equal_bytes():
   found = {name: state_bytes(config.model, 0).memory for name, config in configs.items()}
   # 66 × 32 numbers a head and the document's id; TTT-Linear has to know how full its mini-batch is too
   assert found == {name: 4 * (2 * 66 * 32 + 1) + 4 * (name == "ttt_linear") for name in recurrences.MEMORIES}
-  sizes = [count_parameters(abstract_variables(config.model)["params"]) for config in configs.values()]
+  sizes = [counting.parameters(config.model) for config in configs.values()]
   assert max(sizes) / min(sizes) < 1.003

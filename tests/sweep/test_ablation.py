@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from configs import ablation_vq
 from lattice_jax.config_checks import parse_config
 from lattice_jax.data.sources import load_source
-from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import count_parameters
 from lattice_jax.sweep.sweep_file import read_sweep
+from tests.counting import parameters
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
@@ -26,11 +24,6 @@ def test_the_metric_is_one_that_the_data_has(name):
   source = load_source(parse_config(ablation_vq.get_config()).data, "validation")
   sweep = read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml")
   assert sweep.metric == f"eval_validation_cold/bits_per_{source.unit}"
-
-
-@functools.cache
-def parameters(model):
-  return count_parameters(abstract_variables(model)["params"])
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))

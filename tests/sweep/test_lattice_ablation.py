@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
 
 from configs import ablation_lattice
 from lattice_jax.config_checks import parse_config
-from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import count_parameters
 from lattice_jax.sweep.sweep_file import read_sweep
+from tests.counting import parameters
 
 ROOT = Path(__file__).parents[2]
 VARIANTS = {
   value.rpartition(":")[2] for name in ("lattice_slots", "lattice_ablation", "lattice_rounds", "lattice_length")
   for value in read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml").parameters[0].values}
-
-
-@functools.cache
-def parameters(model):
-  return count_parameters(abstract_variables(model)["params"])
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))

@@ -8,9 +8,8 @@ import pytest
 
 from configs import recurrences
 from lattice_jax.config_checks import parse_config
-from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import count_parameters
 from lattice_jax.sweep.sweep_file import read_sweep
+from tests import counting
 
 SWEEPS = Path(__file__).parents[2] / "configs" / "sweeps"
 
@@ -43,7 +42,7 @@ def test_an_ablation_changes_its_field_alone():
 
 def test_a_learned_start_is_taken_from_the_mlp():
   sizes = [
-    count_parameters(abstract_variables(parse_config(recurrences.get_config(arg)).model)["params"])
+    counting.parameters(parse_config(recurrences.get_config(arg)).model)
     for arg in ("gated_deltanet", "gated_deltanet,start")]
   assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
 

@@ -40,7 +40,8 @@ def keys_of_tokens(params):
 
 
 @pytest.mark.parametrize("devices", [8, *further(1)])
-@pytest.mark.parametrize("update_len", [32, 16], ids=["whole-sequences", "carried"])
+@pytest.mark.parametrize(
+  "update_len", [pytest.param(32, id="whole-sequences", marks=pytest.mark.thorough), pytest.param(16, id="carried")])
 def test_moving_average_over_the_global_batch_equals_numpy(update_len, devices):
   config = make_config(update_len)
   state = create_state(config, make_mesh(config.mesh, jax.devices()[:devices]))

@@ -12,6 +12,7 @@ from lattice_jax.evaluation.compare import compare
 from lattice_jax.evaluation.rollout import arms as arms_module
 from lattice_jax.evaluation.rollout.arms import Arm, ask_canary, read_unit
 from tests.evaluation.rollout.toy import MODEL, PROMPT_LEN, TOKENS_T, WINDOW, arm, variables
+from tests.thorough import further
 
 LAGKV = CacheConfig(policy="lagkv", sinks=2, lag=6, keep=2)
 PROMPT_T, ANSWER_T = TOKENS_T[:PROMPT_LEN], TOKENS_T[PROMPT_LEN:]
@@ -26,7 +27,7 @@ def log_probabilities():
   return np.array(log_TA, np.float64)
 
 
-@pytest.mark.parametrize("cache", [WINDOW, LAGKV], ids=["window", "lagkv"])
+@pytest.mark.parametrize("cache", [LAGKV, *further(WINDOW)], ids=["lagkv", "window"])
 def test_quality_is_that_of_a_comparison_of_caches(cache):
   pair = {"control": arm(), "treatment": arm(cache)}
   _, compared = compare(

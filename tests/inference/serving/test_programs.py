@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from lattice_jax.inference.serving import programs
 from lattice_jax.inference.session import start_state
 from lattice_jax.marks import Marker
 from lattice_jax.memories.registry import FOLDERS
+from tests.contract.harness import quick_jit
 from tests.memories.sizes import section_with
 
 SIZES = {
@@ -51,7 +53,7 @@ def test_a_row_takes_its_prompt_and_the_others_stay(model):
   prompt = numbers_like(jax.eval_shape(lambda: start_state(model, 1, MAX_LEN, marker)), 2)
   given = jax.tree.map(
     jnp.asarray, programs.admission(row=ROW, seed=7, allowed=5, temperature=0.5, top_k=3, top_p=0.25))
-  after = jax.tree.map(np.asarray, programs._admit(None, MAX_LEN, prompt, given, rows))
+  after = jax.tree.map(np.asarray, quick_jit(functools.partial(programs._admit, None, MAX_LEN))(prompt, given, rows))
   rows, prompt = jax.tree.map(np.asarray, (rows, prompt))
 
   for new, old, one in zip(*map(jax.tree.leaves, (after.session, rows.session, prompt)), strict=True):

@@ -21,6 +21,7 @@ from lattice_jax.memories.lattice.op import (
 from lattice_jax.types import MEMORY_BOUNDARY
 from tests.contract.harness import quick_jit
 from tests.memories.lattice.cases import LENGTH, SLOTS, VALUE, assert_near, correlated, run, scene, slots_like
+from tests.thorough import further
 
 RULES = [Rule(objective, state) for objective, state in itertools.product(OBJECTIVES, STATES)]
 UNPROJECTED = [Rule(objective, state, is_projected=False) for objective, state in
@@ -77,16 +78,19 @@ def test_one_token_takes_one_gradient_step(rule):
     length = jnp.linalg.norm(moved, axis=-1)
     want = jnp.einsum("bhm,bhmv->bhv", here.q[:, 0], moved / length[..., None])
     for impl in ("reference", "xla"):
-      got = run(rule, here, impl)
+      got = run(rule, here, impl, with_gradient=False)
       np.testing.assert_allclose(got.out[:2, 0], want[:2], rtol=0, atol=1e-12)
       np.testing.assert_allclose(got.state.slots.unit_BHMV[:2], (moved / length[..., None])[:2], rtol=0, atol=1e-12)
       if rule.state == "accumulated":
         np.testing.assert_allclose(got.state.slots.norm_BHM[:2], length[:2], rtol=1e-12)
 
 
-@pytest.mark.parametrize("rule", [*RULES, *UNPROJECTED], ids=name_of)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_scan_with_its_own_adjoint_equals_the_reference_with_all_gradients(rule, dtype):
+@pytest.mark.parametrize(
+  ("dtype", "rule"),
+  [*(("float64", rule) for rule in [*RULES, *UNPROJECTED]), ("float32", RULES[0]),
+   *further(*(("float32", rule) for rule in [*RULES[1:], *UNPROJECTED]))], ids=name_of)
+def test_scan_with_its_own_adjoint_equals_the_reference_with_all_gradients(dtype, rule):
+  """The mathematics in float64; L8 of the contract has rules in fp32 too."""
   with jax.enable_x64(dtype == "float64"):
     here = scene(rule, length=LENGTH, dtype=dtype)
     assert_near(run(rule, here, "xla"), run(rule, here, "reference"), 1e-11 if dtype == "float64" else 3e-5)
@@ -208,7 +212,7 @@ def test_slots_stay_of_length_one_over_ten_thousand_correlated_tokens(objective,
   assert np.abs(length - 1).max() <= 1e-5
 
 
-@pytest.mark.parametrize("step", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("step", [0.0, 2.0, *further(1.0)])
 @pytest.mark.parametrize("state", STATES)
 def test_finite_after_many_equal_tokens_at_both_ends_of_the_gates(state, step):
   length = 4096
