@@ -51,9 +51,9 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_collection_finish():
-  """Tracing makes so many objects that Python's collector, as it is, takes a tenth of the time of all tests.
+  """Tracing makes so many objects that Python's collector, as it is, takes 6 % of the time of the laws.
 
-  So it looks at what imports and collection made no more, and at the rest fifty times as rarely.
+  So it looks at what imports and collection made no more, and at the rest more rarely.
   """
   gc.collect()
   gc.freeze()
