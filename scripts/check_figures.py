@@ -8,7 +8,6 @@ declared there is not checked. Exit status 1: a page says something else than it
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax import stored_value
 from lattice_jax.commands.arguments import Parser
 from lattice_jax.commands.run import run_script
 
@@ -47,25 +47,8 @@ def mistake(root: Path, page: str, entry: dict[str, Any]) -> str:
 
 
 def look_up(root: Path, place: list[Any]) -> Any:
-  """The value at [file, step, …]. Raises ValueError where the file or a step is not there or not the only one."""
-  file, *steps = place
-  try:
-    text = (root / file).read_text(encoding="utf-8")
-  except OSError as error:
-    raise ValueError(f"{file} cannot be read ({error.strerror})") from error
-  value = [json.loads(line) for line in text.splitlines()] if file.endswith(".jsonl") else json.loads(text)
-  for step in steps:
-    if isinstance(step, dict):
-      value = _only([one for one in value if step.items() <= {key: one.get(key) for key in step}.items()], step, file)
-    else:
-      value = value[step]
-  return value
-
-
-def _only(matches: list[Any], step: dict[str, Any], file: str) -> Any:
-  if len(matches) != 1:
-    raise ValueError(f"{len(matches)} entries of {file} have {step}; name one")
-  return matches[0]
+  """The value at [file, step, …]. Raises ValueError or LookupError where there is none."""
+  return stored_value.look_up(root / place[0], place[1:], place[0])
 
 
 def _plain(text: str) -> str:
