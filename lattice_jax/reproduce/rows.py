@@ -43,13 +43,17 @@ class Train:
 class Program:
   """A command, in words behind `python`.
 
-  {out} stands for its folder, and {runs} for the folders of the runs that it needs. pretrained, source: of which
-  weights and which data the result is.
+  {out} stands for its folder, and {runs} for the folders of the runs that it needs. code: modules that compute the
+  result. pretrained, source, files: of which weights, which sample and which other files it is. starts_over: files that
+  an attempt which did not end leaves behind, and to which the next would append.
   """
 
   words: tuple[str, ...]
+  code: tuple[str, ...] = ()
   pretrained: str = ""
   source: str = ""
+  files: tuple[str, ...] = ()
+  starts_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,16 @@ class Paper:
   """How a row is made at the paper's size.
 
   evaluate: arguments of `eval.py` behind --workdir; without, the figure stands in the training's log. metric: the field
-  of the evaluation, or "speed", tokens a second. over: a row by whose `metric` this row's is divided.
-  incomparable: why the figure that comes out could not be compared with the published one; "" where it can.
+  of the evaluation, "speed", tokens a second, or "time", its inverse. over: a row of the table by whose figure this
+  one's is divided. topology: the machine it is meant for, where that is not the usual one. incomparable: why the figure
+  that comes out could not be compared with the published one; "" where it can.
   """
 
   make: Train | Program
   evaluate: tuple[str, ...] = ()
   metric: str = ""
   over: str = ""
+  topology: str = ""
   incomparable: str = ""
 
 

@@ -25,6 +25,8 @@ _METHODS = {"snapkv": "SnapKV", "window": "sinks + window (StreamingLLM)", "lagk
 _RATIOS = {"0.25": "0.73", "0.50": "0.47", "0.75": "0.2", "0.875": "0.067"}
 _PASSKEY = ("eval.py", "--pretrained=smollm2", "--task=passkey", "--answers=16", "--lengths=1024", "--trials=10",
             "--depths=0.25,0.5,0.75", "--examples=0", "--workdir={out}")
+_CODE = ("lattice_jax.cache", "lattice_jax.evaluation.caches", "lattice_jax.evaluation.retrieval.run",
+         "lattice_jax.memories.softmax", "lattice_jax.models.decoder", "lattice_jax.models.pretrained")
 _INCOMPARABLE = (
   "eval.py scores digits, each given the right ones before it, in prompts of its own; the paper scores what the model "
   "writes, in its own prompts")
@@ -38,12 +40,12 @@ MEASUREMENTS = (
   Measurement(
     "lagkv_passkey", Program((
       *_PASSKEY, *(f"--cache={_cache(lag, ratio)}" for lag in _SAMPLE_LAGS.values() for ratio in _TIMES.values())),
-      "smollm2", "books_sample"),
+      _CODE, "smollm2", "books_sample"),
     "SmolLM2-135M, 16 digits in 1,024 tokens of books_sample, 30 prompts", 3.5),
   Measurement(
     "lagkv_methods", Program((
       *_PASSKEY, *(f"--cache={_cache(32, ratio)}" for ratio in _RATIOS.values()), "--peers=window,snapkv"),
-      "smollm2", "books_sample"),
+      _CODE, "smollm2", "books_sample"),
     "SmolLM2-135M, 16 digits in 1,024 tokens of books_sample, 30 prompts", 3.5))
 
 

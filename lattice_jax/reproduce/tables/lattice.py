@@ -48,7 +48,8 @@ MEASUREMENTS = (
   _variant("lattice_scalar_decay", "scalar_decay", 1.5),
   Measurement(
     "lattice_lengths", Program((
-      "scripts/lengths.py", "{runs}", f"--lengths={','.join(map(str, _LENGTHS))}", "--out={out}")),
+      "scripts/lengths.py", "{runs}", f"--lengths={','.join(map(str, _LENGTHS))}", "--out={out}"),
+      ("lattice_jax.sweep.lengths", "lattice_jax.evaluation.evaluator"), source="enwiki_sample"),
     "enwiki_sample, test, runs of 512 bytes a window", 7.0, needs=tuple(_MEMORIES)),
   *map(_recall, _RECALLED))
 
@@ -130,8 +131,8 @@ RECALL = Table(
   "lattice_recall", "Associative recall", PAPER, tuple(
     Row(memory, f"{_OTHERS[memory] if memory in _OTHERS else memory.capitalize()}: right answers",
         Published("", "%", "missing"),
-        Paper(Train(f"configs/recall.py:{memory}"), ("--split=test",), "accuracy", incomparable=(
-          "sizes of the paper's task were not found")),
+        Paper(Train(f"configs/recall.py:{memory}"), ("--split=test",), "accuracy", topology="v5e:1x1",
+              incomparable="sizes of the paper's task were not found"),
         Sample(f"recall_{memory}", Curve(_ACCURACY), "share right")) for memory in _RECALLED),
   notes="The second version adds multi-query associative recall; accuracies were not found.")
 

@@ -12,19 +12,21 @@ _WHAT = {
   "chosen": "windows of single heads",
   "retrieval_heads": "a few heads whole, all others short, at the bytes of `chosen`"}
 _COMPARE = ("scripts/compare_windows.py", "--pretrained=smollm2", f"--profile={_PROFILE}")
+_CODE = ("lattice_jax.bench.local_decode", "lattice_jax.inspect.windows.losses", "lattice_jax.memories.local",
+         "lattice_jax.memories.softmax", "lattice_jax.models.decoder", "lattice_jax.models.pretrained")
 _INCOMPARABLE = "the paper's model, length and hardware are not known"
 
 MEASUREMENTS = (
   Measurement(
     "local_loss", Program((
       *_COMPARE, "--parts=loss", "--seq_len=8192", "--scored=6144", "--texts=2", "--out={out}"),
-      "smollm2", "books_sample"),
+      _CODE, "smollm2", "books_sample", (_PROFILE,)),
     "SmolLM2-135M, texts of 8,192 tokens of books_sample", 9.0),
   Measurement(
     "local_latency", Program((
       *_COMPARE, "--parts=latency", "--lengths", "8192", "--batch=1", "--batch_length=8192", "--steps=20",
       "--out={out}"),
-      "smollm2"),
+      _CODE, "smollm2", files=(_PROFILE,)),
     "SmolLM2-135M, a decode step of one row after 8,192 tokens", 1.5))
 
 
