@@ -1,4 +1,4 @@
-"""The code that a result depends on: the modules that its roots import, without comments and docstrings.
+"""The code that a result depends on: the modules that its roots reach by imports, without comments and docstrings.
 
 Of the working tree, or of a commit, so that a result of an older commit can be told to be of the same code.
 """
@@ -18,14 +18,25 @@ import lattice_jax
 
 ROOT = Path(lattice_jax.__file__).parents[1]
 _PACKAGES = ("lattice_jax", "pallas_kernels")
-# What reads, checks, stores and prints. A config's values are digested by themselves.
+# Modules, or packages with all of theirs, that are no part of a digest.
 _LEFT_OUT = (
-  "lattice_jax", "lattice_jax.checkpoint", "lattice_jax.checkpoint_folder", "lattice_jax.config",
-  "lattice_jax.config_checks", "lattice_jax.config_dict", "lattice_jax.config_text", "lattice_jax.domains",
-  "lattice_jax.failures", "lattice_jax.fields", "lattice_jax.files", "lattice_jax.markdown", "lattice_jax.members",
-  "lattice_jax.memories.registry", "lattice_jax.memories.section", "lattice_jax.page_style", "lattice_jax.processes",
-  "lattice_jax.run_file", "lattice_jax.runtime", "lattice_jax.save_failures", "lattice_jax.shown",
-  "lattice_jax.stored_config", "lattice_jax.writers")
+  # what reads, checks, stores and prints; a config's values are digested by themselves
+  "lattice_jax.allocator", "lattice_jax.byte_size", "lattice_jax.checkpoint", "lattice_jax.checkpoint_folder",
+  "lattice_jax.config", "lattice_jax.config_checks", "lattice_jax.config_dict", "lattice_jax.config_text",
+  "lattice_jax.domains", "lattice_jax.failures", "lattice_jax.fields", "lattice_jax.files", "lattice_jax.markdown",
+  "lattice_jax.members", "lattice_jax.memories.registry", "lattice_jax.memories.section", "lattice_jax.metrics",
+  "lattice_jax.page_style", "lattice_jax.processes", "lattice_jax.run_file", "lattice_jax.runtime",
+  "lattice_jax.save_failures", "lattice_jax.shown", "lattice_jax.stored_config", "lattice_jax.writers",
+  "lattice_jax.evaluation.loaded_model", "lattice_jax.evaluation.origin", "lattice_jax.evaluation.result_tables",
+  "lattice_jax.inspect.names", "lattice_jax.inspect.plots", "lattice_jax.sweep",
+  # what makes the data, which are digested by themselves
+  "lattice_jax.data.archives", "lattice_jax.data.corpus", "lattice_jax.data.hashing", "lattice_jax.data.own_texts",
+  "lattice_jax.data.photos", "lattice_jax.data.progress", "lattice_jax.data.published", "lattice_jax.data.sources",
+  "lattice_jax.data.synthetic", "lattice_jax.data.tokenizers", "lattice_jax.formats",
+  # where arrays lie, and what is compiled when
+  "lattice_jax.sharding", "lattice_jax.inference.compilation", "lattice_jax.inference.streaming",
+  # other ways to what the tests hold to be the same
+  "pallas_kernels")
 _NO_PART = ("/cases.py", "/config.py", "/fla.py")  # of a memory's folder: for tests and benchmarks; for other libraries
 
 Sources = Mapping[str, bytes]  # by path below the root
@@ -97,10 +108,12 @@ def _resolved(name: str, sources: Sources) -> Iterator[str]:
   """The file of a module, or of the module that holds the name; none of those left out."""
   for module in (name, name.rpartition(".")[0]):
     start = module.replace(".", "/")
+    if module == "lattice_jax":
+      return
     for path in (f"{start}.py", f"{start}/__init__.py"):
       if path in sources:
         is_part = not (path.startswith("lattice_jax/memories/") and path.endswith(_NO_PART))
-        if is_part and module not in _LEFT_OUT and not module.startswith("lattice_jax.writers."):
+        if is_part and not any(module == part or module.startswith(f"{part}.") for part in _LEFT_OUT):
           yield path
         return
 
