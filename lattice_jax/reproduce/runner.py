@@ -69,13 +69,15 @@ class Runner:
       return
     earlier = read_record(unit.folder)
     unit.folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(unit.measurement.make, Program):
+    spent = earlier.seconds if earlier else 0.0
+    if isinstance(unit.measurement.make, Program) and unit.measurement.make.starts_over:
+      spent = 0.0
       for name in unit.measurement.make.starts_over:
         (unit.folder / name).unlink(missing_ok=True)
     runs = [other.folder for other in needed]
     record = UnitRecord(
-      unit.measurement.name, unit.name, unit.command(runs), asdict(unit.fingerprint), STARTED,
-      earlier.seconds if earlier else 0.0, git_commit(), describe_machine())
+      unit.measurement.name, unit.name, unit.command(runs), asdict(unit.fingerprint), STARTED, spent, git_commit(),
+      describe_machine())
     record.write(unit.folder)
     self._say(f"{self._place(unit)} {'resumes' if earlier else 'begins'}")
     slot = min(set(range(jobs)) - {running.slot for running in self._running})
