@@ -4,7 +4,7 @@ python scripts/reproduce.py                                       # all tables a
 python scripts/reproduce.py lattice_slots                         # the rows of one
 python scripts/reproduce.py lattice_slots --scale=sample --jobs=2
 python scripts/reproduce.py lattice_slots --row=m16,m192 --scale=sample
-python scripts/reproduce.py all --scale=sample --jobs=2           # about 110 minutes on two cores
+python scripts/reproduce.py all --scale=sample --jobs=2           # about 75 minutes on two cores of an AMD EPYC
 python scripts/reproduce.py vq_main --scale=paper --topology=v5e:8x8 --price=2 --launcher=tpu_pod
 python scripts/reproduce.py vq_main --scale=paper --workdirs runs/vq_enwik8
 

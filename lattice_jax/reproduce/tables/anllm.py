@@ -15,8 +15,8 @@ _TRAIN = Train(
   init_from="models/Llama-2-7B")
 
 MEASUREMENTS = (
-  Measurement("anchor_run", Train("configs/anchor_smollm2.py", init_from="smollm2"),
-              "SmolLM2-135M, its last eight layers trained for 200 updates on books_sample", 19.0),
+  Measurement("anchor_run", Train("configs/anchor_smollm2.py", ("train.steps=100",), init_from="smollm2"),
+              "SmolLM2-135M, its last eight layers trained for 100 updates on books_sample", 10.0),
   Measurement(
     "anchor_report", Program((
       "scripts/anchors.py", "--pretrained=smollm2", "--after={runs}", "--parts=text,cache", "--steps=8", "--out={out}"),

@@ -23,7 +23,7 @@ _MEAN = "RULER-16K, mean of 13"
 _METHODS = {"snapkv": "SnapKV", "window": "sinks + window (StreamingLLM)", "lagkv": "LagKV"}
 # LagKV with lag 32 that leaves 768, 512, 256 and 128 of 1,024 tokens, as far as whole tokens of a partition allow.
 _RATIOS = {"0.25": "0.73", "0.50": "0.47", "0.75": "0.2", "0.875": "0.067"}
-_PASSKEY = ("eval.py", "--pretrained=smollm2", "--task=passkey", "--answers=16", "--lengths=1024", "--trials=10",
+_PASSKEY = ("eval.py", "--pretrained=smollm2", "--task=passkey", "--answers=16", "--lengths=1024", "--trials=6",
             "--depths=0.25,0.5,0.75", "--examples=0", "--workdir={out}")
 _CODE = ("lattice_jax.cache", "lattice_jax.evaluation.caches", "lattice_jax.evaluation.retrieval.run",
          "lattice_jax.memories.softmax", "lattice_jax.models.decoder", "lattice_jax.models.pretrained")
@@ -41,12 +41,12 @@ MEASUREMENTS = (
     "lagkv_passkey", Program((
       *_PASSKEY, *(f"--cache={_cache(lag, ratio)}" for lag in _SAMPLE_LAGS.values() for ratio in _TIMES.values())),
       _CODE, "smollm2", "books_sample"),
-    "SmolLM2-135M, 16 digits in 1,024 tokens of books_sample, 30 prompts", 3.5),
+    "SmolLM2-135M, 16 digits in 1,024 tokens of books_sample, 18 prompts", 2.2),
   Measurement(
     "lagkv_methods", Program((
       *_PASSKEY, *(f"--cache={_cache(32, ratio)}" for ratio in _RATIOS.values()), "--peers=window,snapkv"),
       _CODE, "smollm2", "books_sample"),
-    "SmolLM2-135M, 16 digits in 1,024 tokens of books_sample, 30 prompts", 3.5))
+    "SmolLM2-135M, 16 digits in 1,024 tokens of books_sample, 18 prompts", 2.2))
 
 
 def _ask(model: str, digits: int, *caches: str) -> Paper:

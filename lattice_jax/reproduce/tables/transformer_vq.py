@@ -19,16 +19,17 @@ PAPER = "Transformer-VQ, arXiv 2309.16354"
 _SEEDS = (0, 1, 2)
 _BITS, _DIMS = "eval_validation_cold/bits_per_byte", "eval_validation_cold/bits_per_dim"
 _VALIDATION, _TEST = ("--split=validation",), ("--split=test",)
-_PHOTOS = "photos_sample, 107,587 parameters, 1,500 updates"
+_STEPS = 800
+_PHOTOS = f"photos_sample, 107,587 parameters, {_STEPS} updates"
 
 
 def _main(name: str, config: str, data: str, steps: int, *overrides: str) -> Measurement:
   return Measurement(
-    name, Train(config, (f"train.steps={steps}", *overrides)), f"{data}, {steps} updates", 3.0)
+    name, Train(config, (f"train.steps={steps}", *overrides)), f"{data}, {steps} updates", 1.5)
 
 
 def _ablation(name: str, variant: str, minutes: float) -> Measurement:
-  return Measurement(name, Train(f"configs/ablation_vq.py:{variant}", seeds=_SEEDS), _PHOTOS, minutes)
+  return Measurement(name, Train(f"configs/ablation_vq.py:{variant}", (f"train.steps={_STEPS}",), _SEEDS), _PHOTOS, minutes)
 
 
 _EIGHT_CHIPS = "v5e:2x4"  # as many as TPU v3 cores in the paper
@@ -80,14 +81,14 @@ def _quadratic(head: str, length: int) -> Row:
 
 
 MEASUREMENTS = (
-  _main("vq_wiki", "configs/vq_enwik8.py:sample", "enwiki_sample, 1.65M parameters", 140),
-  _main("vq_books", "configs/vq_pg19.py:sample", "books_sample, 2.3M parameters", 110),
-  _main("vq_photos", "configs/vq_imagenet64.py:sample", "photos_sample", 120),
-  _main("vq_photos_small", "configs/vq_imagenet64.py:sample", "photos_sample, half as wide", 120,
+  _main("vq_wiki", "configs/vq_enwik8.py:sample", "enwiki_sample, 1.65M parameters", 72),
+  _main("vq_books", "configs/vq_pg19.py:sample", "books_sample, 2.3M parameters", 60),
+  _main("vq_photos", "configs/vq_imagenet64.py:sample", "photos_sample", 60),
+  _main("vq_photos_small", "configs/vq_imagenet64.py:sample", "photos_sample, half as wide", 60,
         "model.dim=64", "model.vq.value_dim=128"),
-  _ablation("vq_codes64", "codes64", 2.5), _ablation("vq_codes128", "base", 3.0),
-  _ablation("vq_codes256", "codes256", 4.5), _ablation("vq_nocache", "nocache", 2.5),
-  _bench("vq_speed_shga", "shga", "2048,8192", 1.0, "--modes=fwd+bwd", "--cases=input_scan,T×T", "--rounds=3"),
+  _ablation("vq_codes64", "codes64", 1.4), _ablation("vq_codes128", "base", 1.6),
+  _ablation("vq_codes256", "codes256", 2.4), _ablation("vq_nocache", "nocache", 1.4),
+  _bench("vq_speed_shga", "shga", "2048,8192", 1.0, "--modes=fwd+bwd", "--cases=input_scan,T×T", "--rounds=2"),
   _bench("vq_speed_mqa", "mqa", "2048,8192", 2.5, "--modes=fwd+bwd", "--cases=input_scan,T×T", "--rounds=2"),
   _bench("vq_speed_mha", "mha", "2048,8192", 2.5, "--modes=fwd+bwd", "--cases=input_scan,T×T", "--rounds=2"),
   _bench("vq_speed_long", "shga", "32768", 3.0, "--modes=fwd", "--cases=input_scan,T×T", "--rounds=2", "--max_gb=10"),
