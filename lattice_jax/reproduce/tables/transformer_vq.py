@@ -29,7 +29,8 @@ def _main(name: str, config: str, data: str, steps: int, *overrides: str) -> Mea
 
 
 def _ablation(name: str, variant: str, minutes: float) -> Measurement:
-  return Measurement(name, Train(f"configs/ablation_vq.py:{variant}", (f"train.steps={_STEPS}",), _SEEDS), _PHOTOS, minutes)
+  return Measurement(
+    name, Train(f"configs/ablation_vq.py:{variant}", (f"train.steps={_STEPS}",), _SEEDS), _PHOTOS, minutes)
 
 
 _EIGHT_CHIPS = "v5e:2x4"  # as many as TPU v3 cores in the paper
