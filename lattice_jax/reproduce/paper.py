@@ -17,6 +17,7 @@ from lattice_jax.preflight.machine import abstract_mesh, find_machine
 from lattice_jax.preflight.report import figure
 from lattice_jax.reproduce.fingerprint import is_same_experiment
 from lattice_jax.reproduce.readers import median_speed
+from lattice_jax.reproduce.registry import find_row, find_table
 from lattice_jax.reproduce.rows import Paper, Program, Row, Table, Train
 from lattice_jax.reproduce.source_code import ROOT
 from lattice_jax.run_file import read_config as read_run_config
@@ -107,9 +108,15 @@ def find_figures(table: Table, row: Row, runs: Sequence[Path]) -> list[float]:
   found = _figures(row.paper, runs)
   if not row.paper.over or not found:
     return found
-  base = next(other for other in table.rows if other.name == row.paper.over)
+  base = row_over(table, row)
   others = _figures(Paper(base.paper.make, metric=row.paper.metric), runs)
   return [one / sum(others) * len(others) for one in found] if others else []
+
+
+def row_over(table: Table, row: Row) -> Row:
+  """The row by whose figure this one's is divided, of its own table or of another."""
+  other, _, name = row.paper.over.rpartition("/")
+  return find_row(find_table(other) if other else table, name)
 
 
 def _figures(paper: Paper, runs: Sequence[Path]) -> list[float]:

@@ -82,11 +82,12 @@ class Runner:
     self._say(f"{self._place(unit)} {'resumes' if earlier else 'begins'}")
     slot = min(set(range(jobs)) - {running.slot for running in self._running})
     with (unit.folder / "stdout.txt").open("ab") as output, (unit.folder / "stderr.txt").open("ab") as errors:
+      error_start = errors.tell()  # the process shares the place, and moves it
       process = subprocess.Popen(
         [sys.executable, *unit.words(runs)], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
         env={"WANDB_MODE": "disabled"} | os.environ)
       pin(process.pid, slot, jobs)
-      self._running.append(Process(unit, record, process, slot, time.perf_counter(), errors.tell()))
+      self._running.append(Process(unit, record, process, slot, time.perf_counter(), error_start))
 
   def _wait(self, request: StopRequest) -> None:
     """Until a process ends. Passes a signal on, once, as SIGTERM, on which training saves and stops."""

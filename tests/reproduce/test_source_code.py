@@ -11,7 +11,7 @@ from lattice_jax.reproduce.source_code import code_digest, reached
 
 SOURCES = {
   "lattice_jax/__init__.py": b"import lattice_jax.other",
-  "lattice_jax/rule.py": b'"""Old words."""\nfrom lattice_jax.tools import double\n\ndef rule(x):\n  return double(x)\n',
+  "lattice_jax/rule.py": b'"""Old words."""\nfrom lattice_jax.tools import double\ndef rule(x):\n  return double(x)\n',
   "lattice_jax/tools.py": b"def double(x):\n  from lattice_jax.files import write\n  return 2 * x\n",
   "lattice_jax/files.py": b"write = print\n",
   "lattice_jax/other.py": b"x = 1\n",
@@ -43,7 +43,7 @@ def test_code_that_is_reached_counts():
 
 
 def test_a_root_that_is_not_there_is_named():
-  with pytest.raises(ValueError, match="there is no module lattice_jax.rules"):
+  with pytest.raises(ValueError, match=r"there is no module lattice_jax\.rules"):
     code_digest(["lattice_jax.rules"], SOURCES)
 
 
