@@ -115,10 +115,12 @@ def run_sample(asked: list, arguments: argparse.Namespace) -> int:
       print_now(f"{len(wanted)} runs are missing for {len(asked)} rows.")
       runner = Runner(units, jobs=arguments.jobs, say=print_now)
       stopped, failed = runner.run(list(wanted)), bool(runner.failed)
+    if stopped:
+      return 128 + stopped  # the folders of the runs have everything; the next call writes it
     write_results(collector, store, arguments)
   for problem in collector.problems:
     print_now(problem)
-  return 128 + stopped if stopped else int(failed or bool(collector.problems))
+  return int(failed or bool(collector.problems))
 
 
 def write_results(collector, store, arguments: argparse.Namespace) -> None:

@@ -85,8 +85,8 @@ class Paper:
   """How a row is made at the paper's size.
 
   evaluate: arguments of `eval.py` behind --workdir; without, the figure stands in the training's log. metric: the field
-  of the evaluation, "speed", tokens a second, or "time", its inverse. over: the row (or TABLE/ROW) by whose
-  figure this one's is divided. topology: the machine it is meant for, where that is not the usual one. incomparable: why the figure
+  of the evaluation, "speed", tokens a second, or "time", its inverse. over: the row (or TABLE/ROW) by whose figure this
+  one's is divided. topology: the machine it is meant for, where that is not the usual one. incomparable: why the figure
   that comes out could not be compared with the published one; "" where it can.
   """
 

@@ -125,7 +125,8 @@ def _latency(name: str, codes: int, text: str, source: str, sample: str, cache: 
   overrides = (f"model.vq.codes={codes}", *([] if cache else ["model.vq.cache=False"]))
   return Row(
     name, f"S = {codes}{'' if cache else ', without the compressive cache'}: time of an update over that with S = 512",
-    Published(text, "times", source), Paper(Train("configs/vq_enwik8.py", overrides), metric="time", over="vq_codes/s512"),
+    Published(text, "times", source),
+    Paper(Train("configs/vq_enwik8.py", overrides), metric="time", over="vq_codes/s512"),
     Sample(sample, StepTime(), "s a million tokens"))
 
 
