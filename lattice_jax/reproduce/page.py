@@ -67,9 +67,11 @@ def overview(found: Found, command: str) -> str:
     {command}
 
 Each published row that this program has a config or a measure for, [how it is made at either
-scale](../../reproduce.md), and what came out. {_at_paper_size(found)} Samples are small models on small texts: their
-figures show whether a claim's direction is seen there, and are no figures of the data sets that papers name. Some
-measurements serve several tables; together they take about {total:.0f} minutes on two cores.
+scale](../../reproduce.md), and what came out. {_at_paper_size(found)}
+
+Samples are small models on small texts: their figures show whether a claim's direction is seen there, and are no
+figures of the data sets that papers name. Some measurements serve several tables; together they take about {total:.0f}
+minutes on two idle cores of an AMD EPYC.
 
 {markdown_table(tables, "lrrrr")}
 
@@ -83,7 +85,9 @@ measurements serve several tables; together they take about {total:.0f} minutes 
 A result counts where its recorded fingerprint is that of today's config, code and data. Where the code has changed
 since, the older result is shown as such and not judged; so are results from before fingerprints were recorded.
 
-Sources of published figures: {"; ".join(f"«{name}»: {text}" for name, text in SOURCES.items())}.
+Sources of published figures:
+
+{chr(10).join(f"- {name}: {text}" for name, text in SOURCES.items())}
 
 ## Not in the tables
 

@@ -35,7 +35,7 @@ def test_without_results_everything_is_not_run_yet():
 
 def test_results_are_shown_with_their_command_commit_machine_and_time_and_claims_are_judged():
   page = paper_page(PAGES["lattice"], found(m16=(3.1, 3.2, 3.15), m192=(2.9, 3.01, 2.96)))
-  assert "| yes |" in row_of(page, "m192")[1] and "2.957 ± 0.055 (3)" in row_of(page, "m192")[1]
+  assert "| yes |" in row_of(page, "m192")[1] and "2.957 ± 0.0551 (3)" in row_of(page, "m192")[1]
   assert "`python train.py 0`; and seeds 1, 2; commit 0123456+; a machine; 4.5 minutes" in page
   (claim,) = [line for line in page.splitlines() if line.startswith("| more slots help")]
   assert "| 3 | holds |" in claim and "+0.1933" in claim
@@ -59,7 +59,7 @@ def test_results_of_other_code_are_shown_as_such_and_judge_nothing():
 def test_a_figure_at_the_papers_size_is_judged():
   known = Found(found().sample, {"vq_main/enwik8": [0.991], "vq_main/pg19": [27.0], "lattice_slots/m16": [15.52]})
   page = paper_page(PAGES["transformer_vq"], known)
-  assert row_of(page, "enwik8")[0].endswith("| 0.991 | agrees |")
+  assert row_of(page, "enwik8")[0].endswith("| 0.9910 | agrees |")
   assert row_of(page, "pg19")[0].endswith("| 27.00 | differs |")
   assert row_of(paper_page(PAGES["lattice"], known), "m16")[0].endswith("| 15.52 | not comparable |")
 
