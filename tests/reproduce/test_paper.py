@@ -69,7 +69,8 @@ def test_figures_come_from_whole_evaluations_of_finished_runs_of_the_rows_config
     make_run(tmp_path / "a", make, 0, bits_per_byte=1.01), make_run(tmp_path / "b", make, 1, bits_per_byte=1.03),
     make_run(tmp_path / "c", other, 0), make_run(tmp_path / "d", make, 2, steps=10),
     make_run(tmp_path / "e", make, 3, split="test"), make_run(tmp_path / "f", make, 4, tokens=4),
-    make_run(tmp_path / "g", make, 5, overrides=["model.vq.cache=False"]), make_run(tmp_path / "h", make, 6, seq_len=64)]
+    make_run(tmp_path / "g", make, 5, overrides=["model.vq.cache=False"]),
+    make_run(tmp_path / "h", make, 6, seq_len=64)]
   assert find_figures(CODES, row, runs) == [1.01, 1.03]
   assert find_figures(CODES, find_row(CODES, "s1024"), runs) == []
 
