@@ -22,6 +22,7 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -140,8 +141,12 @@ def write_results(collector, store, arguments: argparse.Namespace) -> None:
 
 
 def read_figures(out: Path) -> dict:
+  """The figures at the paper's size that an earlier call kept, by TABLE/ROW."""
+  from lattice_jax.reproduce.paper import Made
+
   file = out / _PAPER
-  return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+  stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+  return {key: [Made(**one) for one in made] for key, made in stored.items()}
 
 
 def print_paper(asked: list, arguments: argparse.Namespace) -> int:
@@ -166,13 +171,14 @@ def print_paper(asked: list, arguments: argparse.Namespace) -> int:
     found = find_figures(table, row, runs)
     if found:
       figures[f"{table.name}/{row.name}"] = found
-    known = figures[f"{table.name}/{row.name}"] if f"{table.name}/{row.name}" in figures else []
+    key = f"{table.name}/{row.name}"
+    known = [one.figure for one in figures[key]] if key in figures else []
     verdict = judge_published(row.published.text, known, row.paper.incomparable)
     print_now(f"  ours: {spread_text(known) or 'none'} – {verdict}"
               + (f" ({row.paper.incomparable})" if row.paper.incomparable else ""))
   if runs:
     arguments.out.mkdir(parents=True, exist_ok=True)
-    replace_json(arguments.out / _PAPER, figures)
+    replace_json(arguments.out / _PAPER, {key: [asdict(one) for one in made] for key, made in figures.items()})
     print_now(f"\nwrote {arguments.out / _PAPER}; `--scale=sample --page_only` puts it into the pages")
   return 0
 

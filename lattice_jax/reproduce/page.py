@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lattice_jax.markdown import markdown_table
 from lattice_jax.reproduce.earlier import EARLIER
+from lattice_jax.reproduce.paper import Made
 from lattice_jax.reproduce.readers import Values
 from lattice_jax.reproduce.registry import LEFT_OUT, MEASUREMENTS, PAGES, TABLES
 from lattice_jax.reproduce.results import Result, RowResult
@@ -24,7 +25,7 @@ class Found:
   """Everything that is known: results at sample scale and figures at the paper's size, by TABLE/ROW."""
 
   sample: Mapping[str, RowResult]
-  paper: Mapping[str, Sequence[float]]
+  paper: Mapping[str, Sequence[Made]]
 
   def readings(self, table: Table, claim: Claim) -> dict[str, Values]:
     return {name: self.sample[f"{table.name}/{name}"].readings for name in claim.rows}
@@ -113,7 +114,7 @@ def _table(table: Table, found: Found) -> list[str]:
   rows = [["row", "what", "published", "source", "ours, at the paper's size", "verdict"]]
   for row in table.rows:
     key = f"{table.name}/{row.name}"
-    ours = found.paper[key] if key in found.paper else []
+    ours = [one.figure for one in found.paper[key]] if key in found.paper else []
     verdict = judge_published(row.published.text, ours, row.paper.incomparable if row.paper else "")
     rows.append([
       f"`{row.name}`", row.what, f"{row.published.text} {row.published.unit}" if row.published.text else "–",
@@ -122,6 +123,7 @@ def _table(table: Table, found: Found) -> list[str]:
   reasons = {row.paper.incomparable for row in table.rows if row.paper} - {""}
   if reasons:
     parts.append(f"Not comparable at any size: {'; '.join(sorted(reasons))}.")
+  parts += _runs(table, found)
   parts += ["### At sample scale", f"    python scripts/reproduce.py {table.name} --scale=sample",
             _sample_table(table, found)]
   if table.claims:
@@ -130,6 +132,18 @@ def _table(table: Table, found: Found) -> list[str]:
   if how := _how(table, found):
     parts += ["How these were made:", how]
   return parts
+
+
+def _runs(table: Table, found: Found) -> list[str]:
+  """The runs at the paper's size, one a line."""
+  lines = []
+  for row in table.rows:
+    key = f"{table.name}/{row.name}"
+    for one in found.paper[key] if key in found.paper else []:
+      lines.append(
+        f"- `{row.name}`: {number(one.figure)}, `{one.run}`, commit {_short(one.commit)}, {one.machine}, "
+        f"{one.chip_hours:,.1f} chip-hours.")
+  return ["Runs:", "\n".join(lines)] if lines else []
 
 
 def _sample_table(table: Table, found: Found) -> str:

@@ -6,11 +6,12 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lattice_jax.config import Config
 from lattice_jax.config_text import read_config
+from lattice_jax.metrics import read_metric_lines
 from lattice_jax.preflight.account import SECONDS_AN_HOUR, work
 from lattice_jax.preflight.held import everything_held
 from lattice_jax.preflight.machine import abstract_mesh, find_machine
@@ -21,6 +22,7 @@ from lattice_jax.reproduce.registry import find_row, find_table
 from lattice_jax.reproduce.rows import Paper, Program, Row, Table, Train
 from lattice_jax.reproduce.source_code import ROOT
 from lattice_jax.run_file import read_config as read_run_config
+from lattice_jax.run_file import read_run
 
 RUNS = "runs/reproduce_paper"
 TOPOLOGY = "v5e:8x8"
@@ -52,6 +54,17 @@ class Estimate:
       f"{figure(self.state_bytes / 1e9)}{usable} GB of a chip; {figure(self.update_flops / 1e12)} TFLOP an update; "
       f"{figure(self.hours)} hours, {figure(self.hours * self.chips)} chip-hours{cost} at {utilisation:.0%} of the "
       "chips' peak, an assumption. By formula: what the program needs beside its state is not known.")
+
+
+@dataclass(frozen=True)
+class Made:
+  """A row's figure of one run at the paper's size, and what made it. chip_hours: of its updates."""
+
+  figure: float
+  run: str
+  commit: str | None
+  machine: str
+  chip_hours: float
 
 
 def estimate(config: Config, topology: str, *, utilisation: float) -> Estimate:
@@ -98,7 +111,7 @@ def commands_of(paper: Paper, workdir: str, launcher: str) -> list[str]:
   return found
 
 
-def find_figures(table: Table, row: Row, runs: Sequence[Path]) -> list[float]:
+def find_figures(table: Table, row: Row, runs: Sequence[Path]) -> list[Made]:
   """The row's figure of every run that was trained with its config, whatever the seed; [] where there is none.
 
   Raises ValueError where a run of this config cannot be read.
@@ -110,7 +123,10 @@ def find_figures(table: Table, row: Row, runs: Sequence[Path]) -> list[float]:
     return found
   base = row_over(table, row)
   others = _figures(Paper(base.paper.make, metric=row.paper.metric), runs)
-  return [one / sum(others) * len(others) for one in found] if others else []
+  if not others:
+    return []
+  mean = sum(other.figure for other in others) / len(others)
+  return [replace(one, figure=one.figure / mean) for one in found]
 
 
 def row_over(table: Table, row: Row) -> Row:
@@ -119,17 +135,27 @@ def row_over(table: Table, row: Row) -> Row:
   return find_row(find_table(other) if other else table, name)
 
 
-def _figures(paper: Paper, runs: Sequence[Path]) -> list[float]:
+def _figures(paper: Paper, runs: Sequence[Path]) -> list[Made]:
   config, found = config_of(paper.make), []
   for run in runs:
     if not is_same_experiment(read_run_config(run), config):
       continue
     if paper.metric in ("speed", "time"):
       speed = median_speed(run)
-      found.append(speed if paper.metric == "speed" else 1 / speed)
+      figures = [speed if paper.metric == "speed" else 1 / speed]
     else:
-      found += _evaluated(paper, run)
+      figures = _evaluated(paper, run)
+    found += [_made(figure, run) for figure in figures]
   return found
+
+
+def _made(figure: float, run: Path) -> Made:
+  facts = read_run(run, "git_commit", "devices")
+  updates = {line["step"]: line["time_step"] for line in read_metric_lines(run / "metrics.jsonl") if "time_step" in line}
+  devices = facts["devices"]
+  return Made(
+    figure, str(run), facts["git_commit"], f"{len(devices)} × {devices[0]}",
+    sum(updates.values()) * len(devices) / SECONDS_AN_HOUR)
 
 
 def _evaluated(paper: Paper, run: Path) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lattice_jax.reproduce.page import Found, list_text, number, overview, paper_page, spread_text
+from lattice_jax.reproduce.paper import Made
 from lattice_jax.reproduce.registry import PAGES, TABLES
 from lattice_jax.reproduce.results import Result, RowResult
 
@@ -57,9 +58,14 @@ def test_results_of_other_code_are_shown_as_such_and_judge_nothing():
 
 
 def test_a_figure_at_the_papers_size_is_judged():
-  known = Found(found().sample, {"vq_main/enwik8": [0.991], "vq_main/pg19": [27.0], "lattice_slots/m16": [15.52]})
+  def made(figure):
+    return [Made(figure, "runs/a", "abcdef0123", "64 × TPU v5e", 430.5)]
+
+  known = Found(found().sample, {
+    "vq_main/enwik8": made(0.991), "vq_main/pg19": made(27.0), "lattice_slots/m16": made(15.52)})
   page = paper_page(PAGES["transformer_vq"], known)
   assert row_of(page, "enwik8")[0].endswith("| 0.9910 | agrees |")
+  assert "- `enwik8`: 0.9910, `runs/a`, commit abcdef0, 64 × TPU v5e, 430.5 chip-hours." in page
   assert row_of(page, "pg19")[0].endswith("| 27.00 | differs |")
   assert row_of(paper_page(PAGES["lattice"], known), "m16")[0].endswith("| 15.52 | not comparable |")
 

@@ -52,13 +52,13 @@ def make_run(folder, make, seed, *, steps=None, **results):
   """A workdir as train.py and eval.py leave it."""
   config = to_dict(read_config(str(ROOT / make.config), [*make.overrides, f"train.seed={seed}"]))
   folder.mkdir()
-  (folder / "run.json").write_text(json.dumps({"config": config}))
+  (folder / "run.json").write_text(json.dumps({"config": config, "git_commit": "abc", "devices": ["TPU v5e"] * 8}))
   result = {
     "split": "validation", "protocol": "cold", "seq_len": 8192, "chunk_len": 2048, "overrides": [],
     "step": steps or config["train"]["steps"], "tokens": 5, "split_tokens": 5, "bits_per_byte": 1.0} | results
   (folder / "eval_a.json").write_text(json.dumps(result))
-  line = {"step": 1, "tokens_per_second": 100.0 * (1 + seed)}
-  (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+  lines = [{"step": step, "tokens_per_second": 100.0 * (1 + seed), "time_step": 900.0} for step in (1, 2)]
+  (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
   return folder
 
 
@@ -71,7 +71,9 @@ def test_figures_come_from_whole_evaluations_of_finished_runs_of_the_rows_config
     make_run(tmp_path / "e", make, 3, split="test"), make_run(tmp_path / "f", make, 4, tokens=4),
     make_run(tmp_path / "g", make, 5, overrides=["model.vq.cache=False"]),
     make_run(tmp_path / "h", make, 6, seq_len=64)]
-  assert find_figures(CODES, row, runs) == [1.01, 1.03]
+  found = find_figures(CODES, row, runs)
+  assert [one.figure for one in found] == [1.01, 1.03]
+  assert (found[0].commit, found[0].machine, found[0].chip_hours) == ("abc", "8 × TPU v5e", 4.0)
   assert find_figures(CODES, find_row(CODES, "s1024"), runs) == []
 
 
@@ -81,7 +83,8 @@ def test_a_time_is_over_that_of_another_tables_row(tmp_path):
   runs = [make_run(tmp_path / "a", row.paper.make, 1)]
   assert find_figures(CACHE, row, runs) == []  # nothing to divide by
   runs.append(make_run(tmp_path / "b", base, 0))
-  assert find_figures(CACHE, row, runs) == [pytest.approx(0.5)]  # 200 against 100 tokens a second
+  (found,) = find_figures(CACHE, row, runs)
+  assert found.figure == pytest.approx(0.5)  # 200 against 100 tokens a second
 
 
 def call(monkeypatch, capsys, *words):
@@ -99,7 +102,8 @@ def test_the_command_prints_what_a_row_takes_and_judges_what_there_is(monkeypatc
                       "--workdirs", str(run), f"--out={tmp_path / 'out'}")
   assert status == 0 and "published: 1.010 bits per byte [secondary]" in text and "ours: 1.012 – differs" in text
   assert "184,509,187 parameters; on v5e:8x8" in text and "takes: as above" in text
-  assert json.loads((tmp_path / "out" / "paper.json").read_text()) == {"vq_codes/s256": [1.012]}
+  kept = json.loads((tmp_path / "out" / "paper.json").read_text())
+  assert kept["vq_codes/s256"][0]["figure"] == 1.012 and kept["vq_codes/s256"][0]["run"] == str(run)
 
 
 def test_the_command_lists_rows_and_refuses_names_that_are_not_there(monkeypatch, capsys, tmp_path):
