@@ -151,7 +151,8 @@ def _figures(paper: Paper, runs: Sequence[Path]) -> list[Made]:
 
 def _made(figure: float, run: Path) -> Made:
   facts = read_run(run, "git_commit", "devices")
-  updates = {line["step"]: line["time_step"] for line in read_metric_lines(run / "metrics.jsonl") if "time_step" in line}
+  lines = read_metric_lines(run / "metrics.jsonl")
+  updates = {line["step"]: line["time_step"] for line in lines if "time_step" in line}
   devices = facts["devices"]
   return Made(
     figure, str(run), facts["git_commit"], f"{len(devices)} × {devices[0]}",
