@@ -32,7 +32,7 @@ class Found:
 
   def judge(self, table: Table, claim: Claim) -> Judgement:
     """A claim whose rows are not whole yet is not judged."""
-    if any(not self.sample[f"{table.name}/{name}"].is_whole for name in claim.rows):
+    if any(not self.sample[f"{table.name}/{name}"].is_whole for name in claim.judged):
       return Judgement(NOT_RUN)
     return judge_claim(claim, self.readings(table, claim))
 

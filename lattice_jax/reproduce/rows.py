@@ -139,9 +139,14 @@ class Claim:
   beside: tuple[str, ...] = ()
 
   @property
+  def judged(self) -> tuple[str, ...]:
+    """The rows by which it is judged."""
+    return tuple(name for text in (self.first, self.second) if text for name in text.split(" - "))
+
+  @property
   def rows(self) -> tuple[str, ...]:
     """Every row that the claim reads."""
-    return tuple(name for text in (self.first, self.second, *self.beside) if text for name in text.split(" - "))
+    return (*self.judged, *self.beside)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,15 @@ def test_a_claim_waits_for_all_seeds_of_its_rows():
   assert "| not run yet |" in next(line for line in page.splitlines() if line.startswith("| more slots help"))
 
 
+def test_a_row_that_stands_beside_a_claim_does_not_hold_up_its_verdict():
+  known = found()
+  known.sample["local_equal_memory/latency_chosen"] = RowResult((
+    Result("once", {}, {"once": 48.0}, "python", "abc", "a machine", 1.0),), (), 1)
+  page = paper_page(PAGES["local_attention"], known)
+  claim = next(line for line in page.splitlines() if line.startswith("| local attention cuts"))
+  assert "beside it `loss_chosen`: not run yet" in claim and claim.endswith("| +48.00 | – | 1 | holds |")
+
+
 def test_results_of_other_code_are_shown_as_such_and_judge_nothing():
   known = found(m16=(3.1, 3.2, 3.15))
   old = Result("0", {"code": "old"}, {"0": 2.5}, "python", "abcdef0123", "a machine", 1.0)
