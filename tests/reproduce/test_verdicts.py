@@ -22,6 +22,7 @@ from lattice_jax.reproduce.verdicts import (
   ("0.99", [0.995], AGREES), ("0.99", [0.985], AGREES), ("0.99", [0.9951], DIFFERS),
   ("26.6", [26.64], AGREES), ("26.6", [26.7], DIFFERS), ("65", [65.5], AGREES),
   ("0.99", [1.0, 1.03], AGREES),  # 1.015 ± 0.0212: within two deviations
+  ("0.99", [0.994, 0.9941], AGREES),  # beyond two deviations, within half a unit
   ("0.99", [1.01, 1.02], DIFFERS),  # 1.015 ± 0.0071
   ("> 3", [3.1], AGREES), ("> 3", [3.0], DIFFERS), (">= 30", [30.0], AGREES), ("< 2", [2.0], DIFFERS),
   ("", [1.0], INCOMPARABLE), ("0.99", [], NOT_RUN), ("", [], NOT_RUN),
