@@ -17,7 +17,7 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
   ("pallas_kernels", "lattice_jax.allocator", "lattice_jax.markdown", "lattice_jax.page_style", "lattice_jax.shown",
-   "lattice_jax.types"),
+   "lattice_jax.stored_value", "lattice_jax.types"),
   ("lattice_jax.domains", "lattice_jax.failures"),
   ("lattice_jax.chips", "lattice_jax.members"),
   ("lattice_jax.anchor_rule", "lattice_jax.byte_size", "lattice_jax.fields", "lattice_jax.processes"),
@@ -53,6 +53,7 @@ LAYERS = (
   ("lattice_jax.library", "lattice_jax.report", "lattice_jax.sweep"),
   ("lattice_jax.aot", "lattice_jax.self_check"),
   ("lattice_jax.preflight",),
+  ("lattice_jax.reproduce",),
   ("lattice_jax.commands",),
   ("lattice_jax.self_check.__main__",),
 )

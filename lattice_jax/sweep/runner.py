@@ -109,7 +109,7 @@ class Runner:
       return
     value, error = None, None
     if status:
-      error = f"{last_line(folder / 'stderr.txt', running.error_start) or 'no message'} ({_ending(status)})"
+      error = f"{last_line(folder / 'stderr.txt', running.error_start) or 'no message'} ({ending(status)})"
     else:
       try:
         value = read_evaluation(folder, self._sweep.metric)[0]
@@ -154,5 +154,6 @@ def last_line(path: Path, start: int) -> str:
   return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _ending(status: int) -> str:
+def ending(status: int) -> str:
+  """How a process ended, in words."""
   return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

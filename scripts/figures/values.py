@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lattice_jax.stored_value import walk
+
 RESULTS = "docs/results"
 _NUMBER = r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _CELL = re.compile(rf"{_NUMBER}(?:(?: ± | \(|–| to | … | / |, ){_NUMBER})*\)?(?: ?%| ×)?")
@@ -62,15 +64,10 @@ def value_of(root: Path, source: Any) -> Any:
 def look_up(root: Path, place: list[Any]) -> Any:
   """The value at [file of docs/results, step, …].
 
-  A step is a name, a number, {name: value, …} for the one entry of a list that has these values, or {all: {…}} for all
-  such entries: what follows is then taken of each.
-
-  Raises:
-    ValueError: the file cannot be read, or not exactly one entry has the values of a step.
-    LookupError, TypeError: there is no such name or number.
+  The steps are those of `lattice_jax.stored_value.walk`. Raises what it does, and ValueError for no such file.
   """
   file, *steps = place
-  return _walk(_read(root, file), steps, file)
+  return walk(_read(root, file), steps, file)
 
 
 @functools.cache  # one file has many figures
@@ -85,29 +82,6 @@ def _read(root: Path, file: str) -> Any:
   if kind == ".csv":
     return [{key: _cell(cell) for key, cell in row.items()} for row in csv.DictReader(text.splitlines())]
   return read_tables(text) if kind == ".md" else json.loads(text)
-
-
-def _walk(value: Any, steps: list[Any], file: str) -> Any:
-  if not steps:
-    return value
-  step, *rest = steps
-  if isinstance(step, dict) and set(step) == {"all"}:
-    matches = _matches(value, step["all"])
-    if not matches:
-      raise ValueError(f"no entry of {file} has {step['all']}")
-    return [_walk(one, rest, file) for one in matches]
-  if isinstance(step, dict):
-    matches = _matches(value, step)
-    if len(matches) != 1:
-      raise ValueError(f"{len(matches)} entries of {file} have {step}; name one")
-    return _walk(matches[0], rest, file)
-  return _walk(value[step], rest, file)
-
-
-def _matches(entries: list[dict[str, Any]], step: dict[str, Any]) -> list[Any]:
-  """Entries that have the values of a step; a list stands for any one of its values."""
-  wanted = {key: value if isinstance(value, list) else [value] for key, value in step.items()}
-  return [one for one in entries if all(key in one and one[key] in values for key, values in wanted.items())]
 
 
 def read_tables(text: str) -> list[dict[str, Any]]:
