@@ -1,13 +1,14 @@
 """The largest update that fits a machine, found from a handful of compiled ones.
 
-The peak of a chip is close to affine in the rows that it holds: two points give a line, the line a number of rows, and
-what is answered has been compiled.
+The peak of a chip is close to affine in the rows that it holds: what no row has a part in and the config's own rows
+give a line, the line a number of rows, which gives a better line. What is answered has been compiled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lattice_jax.config import Config
@@ -15,16 +16,17 @@ from lattice_jax.config_checks import check_config
 from lattice_jax.preflight.account import Account, take_account
 from lattice_jax.preflight.machine import Machine, abstract_mesh
 from lattice_jax.sharding import mesh_sizes
+from lattice_jax.training.holdings import holdings
 
 REMATS = ("none", "full")
-_TRIES = 3  # compiled to settle the number of rows, after the two points of the line
+_TRIES = 4  # compiled at most to settle the number of rows
 
 Measure = Callable[[Config, Machine], Account]
 
 
 @dataclass(frozen=True)
 class Found:
-  """The largest of its kind that fits. account: None if not even one row a chip does; then `smallest` is that one."""
+  """The largest of its kind that fits. account: None if not one row a chip does. smallest: the fewest rows tried."""
 
   what: str
   account: Account | None
@@ -45,7 +47,8 @@ def search(config: Config, machine: Machine, measure: Measure = take_account) ->
     ValueError: the mesh does not fit the machine.
   """
   abstract_mesh(with_rows(config, machine, 1), machine)
-  found = [_most_rows(config, machine, remat, measure) for remat in REMATS]
+  with ThreadPoolExecutor(len(REMATS)) as pool:  # a compilation keeps one core busy
+    found = list(pool.map(lambda remat: _most_rows(config, machine, remat, measure), REMATS))
   fitting = [one for one in found if one.account]
   longest = _longest(max(fitting, key=lambda one: one.account.work.tokens), machine, measure) if fitting else None
   return found + ([longest] if longest else [])
@@ -59,30 +62,49 @@ def with_rows(config: Config, machine: Machine, rows: int) -> Config:
 
 def _most_rows(config: Config, machine: Machine, remat: str, measure: Measure) -> Found:
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
-  limit = machine.chip.usable_bytes
-  what = f"most rows with remat={remat}"
+  limit, points = machine.chip.usable_bytes, {}
 
   def at(rows: int) -> Account:
-    return measure(with_rows(config, machine, rows), machine)
+    points[rows] = measure(with_rows(config, machine, rows), machine)
+    return points[rows]
 
-  one = at(1)
-  if not _fits(one, limit):
-    return Found(what, None, one)
-  best_rows, best = 1, one
-  other_rows, other = 2, at(2)
+  def fitting() -> list[int]:
+    return [rows for rows, account in points.items() if _fits(account, limit)]
+
+  rows = _own_rows(config, machine)
   for _ in range(_TRIES):
-    if _fits(other, limit) and other_rows > best_rows:
-      best_rows, best = other_rows, other
-    slope = (other.peak_bytes - one.peak_bytes) / (other_rows - 1)
-    rows = int((limit - one.peak_bytes) / slope) + 1 if slope > 0 else 2 * other_rows
-    if not _fits(other, limit):
-      rows = min(rows, other_rows - 1)
-    if rows <= best_rows:
+    at(rows)
+    rows = _next_rows(points, _row_free_bytes(config, machine), limit)
+    if rows in points:
       break
-    other_rows, other = rows, at(rows)
-  if _fits(other, limit) and other_rows > best_rows:
-    best = other
-  return Found(what, best, one)
+  if not fitting() and 1 not in points:
+    at(1)
+  best = max(fitting(), default=None)
+  return Found(f"most rows with remat={remat}", points[best] if best else None, points[min(points)])
+
+
+def _next_rows(points: dict[int, Account], free_bytes: int, limit: int) -> int:
+  """Where the line through the last two points meets the limit, or through the one and what no row has a part in."""
+  *before, (rows, account) = points.items()
+  begin, begin_bytes = (before[-1][0], before[-1][1].peak_bytes) if before else (0, free_bytes)
+  slope = (account.peak_bytes - begin_bytes) / (rows - begin)
+  wanted = int(rows + (limit - account.peak_bytes) / slope) if slope > 0 else 2 * rows
+  # between the most that fit and the fewest that do not
+  fits = [known for known, found in points.items() if _fits(found, limit)]
+  refused = [known for known, found in points.items() if not _fits(found, limit)]
+  return max(1, *fits, min([wanted, *(known - 1 for known in refused)]))
+
+
+def _own_rows(config: Config, machine: Machine) -> int:
+  """Rows of a slice that the config asks for, at least one: where the search begins."""
+  return max(1, config.data.batch // with_rows(config, machine, 1).data.batch)
+
+
+def _row_free_bytes(config: Config, machine: Machine) -> int:
+  """Bytes of a chip that are there however many rows it has: parameters and optimizer."""
+  mesh = abstract_mesh(with_rows(config, machine, 1), machine)
+  return sum(one.device_bytes for one in holdings(with_rows(config, machine, 1), mesh)
+             if not one.path.startswith("memory"))
 
 
 def _longest(found: Found, machine: Machine, measure: Measure) -> Found | None:
