@@ -166,7 +166,8 @@ def tabulate(arguments: argparse.Namespace) -> None:
   def write() -> None:
     files = {key: stored.row_path(arguments.out / "rows", name, machine) for key, (name, _, machine) in points.items()}
     rows = [stored.read_row(file) for file in files.values() if file.is_file()]
-    missing = [key.replace("@", " on ") for key, file in files.items() if not file.is_file()]
+    missing = {name: [machine.name for key, (other, _, machine) in points.items()
+                      if other == name and not files[key].is_file()] for name in CONFIGS}
     write_text(arguments.out / "README.md", table.page(
       rows, missing, ROOT / "docs" / "results" / "aot", utilisation=arguments.utilisation,
       command=f"python scripts/preflight.py --table --out={arguments.out}", price=arguments.price or PRICE))

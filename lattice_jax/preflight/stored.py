@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -19,7 +20,8 @@ from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.fields import leaves
 from lattice_jax.inspect.traffic import Collective, Traffic
 from lattice_jax.preflight.account import Account, Roofline, Work, roofline
-from lattice_jax.preflight.machine import Machine, find_machine
+from lattice_jax.preflight.machine import Machine, abstract_mesh, find_machine
+from lattice_jax.training.holdings import holdings
 
 # Files that decide what a program is and how it is read; others may change without a new compilation.
 _CODE = (
@@ -36,7 +38,8 @@ _NOT_COMPILED = ("eval.", "train.save_every", "train.log_every", "train.eval_eve
 class Row:
   """An account without its config. name: of the config, with its variants. key: of config, topology and compiler, which
   decide together with `code` what was compiled. traffic: collectives of one name, axes and group are one, whose bytes
-  are the mean of a run; None if the program does not fit. seconds: that the compiler took.
+  are the mean of a run; None if the program does not fit. seconds: that the compiler took. parameters, whole_bytes:
+  numbers that a chip would have of the parameters, and bytes of the training state, without `mesh.fsdp`.
   """
 
   name: str
@@ -56,6 +59,8 @@ class Row:
   memory: dict[str, int]
   traffic: Traffic | None
   seconds: float
+  parameters: int
+  whole_bytes: int
 
   @property
   def machine(self) -> Machine:
@@ -92,11 +97,20 @@ def row_path(folder: Path, name: str, machine: Machine) -> Path:
 
 
 def make_row(name: str, account: Account) -> Row:
-  config = account.config
+  config, sizes = account.config, whole_sizes(account.config, account.machine)
   return Row(
     name, account.machine.name, key_of(config, account.machine), code_of_programs(), compiler(), account.mesh,
     config.data.batch, config.data.update_len, config.model.remat, config.mesh.fsdp, config.train.steps, account.work,
-    account.fits, account.peak_bytes, account.memory, account.traffic and summed(account.traffic), account.seconds)
+    account.fits, account.peak_bytes, account.memory, account.traffic and summed(account.traffic), account.seconds,
+    *sizes)
+
+
+def whole_sizes(config: Config, machine: Machine) -> tuple[int, int]:
+  """(parameters of a chip, bytes of its training state) if `mesh.fsdp` split none over `data`."""
+  whole = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, fsdp=False))
+  held = holdings(whole, abstract_mesh(whole, machine))
+  return (sum(one.device_bytes // 4 for one in held if one.path.startswith("params/")),
+          sum(one.device_bytes for one in held))
 
 
 def summed(traffic: Traffic) -> Traffic:

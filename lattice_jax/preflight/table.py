@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lattice_jax.config import Config
@@ -38,11 +38,12 @@ def largest_machine(config: Config, topology: str) -> Machine:
 
 
 def page(
-  rows: Sequence[Row], missing: Sequence[str], suite: Path, *, command: str, utilisation: float, price: float
+  rows: Sequence[Row], missing: Mapping[str, Sequence[str]], suite: Path, *, command: str, utilisation: float,
+  price: float,
 ) -> str:
-  """Markdown. missing: the rows that have not been compiled. suite: the folder of the compile suite's results."""
-  left = (f"Not compiled yet: {', '.join(missing)}. The command goes on there." if missing
-          else "Every row has been compiled.")
+  """Markdown. missing: machines of each config that have not been compiled. suite: the compile suite's folder."""
+  names = "; ".join(f"{name} on {', '.join(chips)}" for name, chips in missing.items() if chips)
+  left = f"Not compiled yet, where the command goes on: {names}." if names else "Every row has been compiled."
   stale = [f"{row.name} on {row.topology}" for row in rows if not row.is_current]
   older = [f"Compiled before the last change of what decides a program: {', '.join(stale)}."] if stale else []
   return "\n".join([_introduction(command, utilisation, price), left, *older, "", "## Rows", "", _rows_table(
@@ -54,12 +55,12 @@ def _introduction(command: str, utilisation: float, price: float) -> str:
 
     {command}
 
-Each row is one update of a config at its full size, compiled for chips that are not there ({compiler()}); nothing was
-run. A config whose rows do not divide over the named slice is compiled for the largest smaller one over which they do.
-The peak is the compiler's, beside what a program may take of a chip. Bytes that a chip receives are read from the
-compiled program, counted as often as its loops turn, by a ring's algorithm; operations are by formula, with what
-`model.remat` repeats. The three times are those at the chip's peaks, and the longest binds. Seconds and hours are that
-bound at {utilisation:.0%}, an **assumption**, and the cost is at {price:g} for a chip-hour of any kind, another one
+Each row is one update of a config at its full size, compiled for chips that are not there ({compiler()});
+nothing was run. A config whose rows do not divide over 256, 64 and 256 chips is compiled for the largest smaller slice
+over which they do. The peak is the compiler's, beside what a program may take of a chip. Bytes that a chip receives are
+read from the compiled program, counted as often as its loops turn, by a ring's algorithm; operations are by formula,
+with what `model.remat` repeats. The three times are those at the chip's peaks, and the longest binds. Seconds and hours
+are that bound at {utilisation:.0%}, an **assumption**, and the cost is at {price:g} for a chip-hour of each, another
 ([many chips](../../scaling.md)).
 """
 

@@ -123,11 +123,14 @@ def _mend_data(row: Row) -> str:
     "parameters and gradients, as many however many rows a chip has. About "
     f"{needed} rows a chip in place of {rows} (data.batch={needed * row.mesh['data']:,}) would mend it; --search says "
     "whether they fit.")
-  gathered = sum(moved for (name, axes), moved in received_by(row).items() if name == "all-gather" and axes == "data")
-  if row.fsdp and gathered > row.traffic.received_bytes / 3:
+  over_data = sum(moved for (_, axes), moved in received_by(row).items() if axes == "data")
+  size = row.mesh["data"]
+  summed = 2 * 4 * row.parameters * (size - 1) / size  # gradients of float32; XLA may add them in bfloat16
+  if row.fsdp and summed < over_data and row.peak_bytes + row.whole_bytes <= row.machine.chip.usable_bytes:
     more += (
-      f" {gathered / row.traffic.received_bytes:.0%} are parameters that are gathered because they are split: where "
-      "they fit whole, mesh.fsdp=False leaves only the sum of the gradients.")
+      f" Or mesh.fsdp=False: parameters are then gathered no more, and their gradients' sum brings a chip at most "
+      f"{figure(summed / 1e9)} GB in place of {figure(over_data / 1e9)}; the training state takes "
+      f"{figure(row.whole_bytes / 1e9)} GB of it.")
   return more
 
 

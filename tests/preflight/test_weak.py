@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import jax
@@ -58,8 +59,12 @@ def test_the_share_is_of_the_exchange_and_what_it_waits_for():
 
 def test_what_is_advised_follows_from_what_moves_most():
   gather, total = Collective("all-gather", ("data",), 8, 2e11, 1), Collective("all-reduce", ("data",), 8, 1e11, 1)
-  assert "mesh.fsdp=False leaves only the sum" in weak.advice(row_of([gather, total]))
+  split = row_of([gather, total])
+  assert f"at most {8e-9 * split.parameters * 7 / 8:.2g} GB in place of 300.00" in weak.advice(split)
+  assert split.whole_bytes > 3 * 4 * split.parameters  # AdamW, and the memory
   assert "fsdp" not in weak.advice(row_of([gather, total], mesh__fsdp=False))
+  assert "fsdp" not in weak.advice(dataclasses.replace(split, parameters=10**12))
+  assert "fsdp" not in weak.advice(dataclasses.replace(split, whole_bytes=16 * 10**9))
   layers = Collective("all-reduce", ("model",), 4, 4e11, 1)
   assert "mesh.model=2 in place of 4" in weak.advice(row_of([gather, layers], mesh={"data": 2, "seq": 1, "model": 4}))
   tokens = Collective("collective-permute", ("seq",), 4, 4e11, 1)
