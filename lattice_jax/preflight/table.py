@@ -91,8 +91,8 @@ def _beside_the_suite(rows: Sequence[Row], suite: Path) -> list[str]:
   cells = [["config", "chips", "preflight, bytes", "compile suite, bytes", "difference"]]
   for row in rows:
     for record in suite_records(suite):
-      theirs = (record["config"], record["target"], record["mesh"], record["batch"], record["update_len"])
-      if theirs == (row.name.replace(":", "_"), row.topology, row.mesh, row.batch, row.update_len):
+      theirs = (record["case"], record["target"], record["mesh"], record["batch"], record["update_len"])
+      if theirs == (row.name, row.topology, row.mesh, row.batch, row.update_len):
         difference = row.peak_bytes / record["peak_bytes"] - 1
         cells.append([
           row.name, row.topology, f"{row.peak_bytes:,}", f"{record['peak_bytes']:,}", f"{difference:+.1%}"])

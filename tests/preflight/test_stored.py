@@ -81,9 +81,9 @@ def test_the_page_holds_each_row_what_is_missing_and_the_suite(tmp_path):
   row = stored.make_row("tiny", account_of(config, V5E))
   refused = stored.make_row("large", account_of(config, V5E, fits=False))
   stale = dataclasses.replace(row, name="older", code="before")
-  record = {"config": "tiny", "target": "v5e:2x4", "mesh": row.mesh, "batch": row.batch, "update_len": row.update_len,
+  record = {"case": "tiny", "target": "v5e:2x4", "mesh": row.mesh, "batch": row.batch, "update_len": row.update_len,
             "peak_bytes": 2_900_000_000}
-  (tmp_path / "step.json").write_text(json.dumps({"records": [record, record | {"config": "another"}]}))
+  (tmp_path / "step.json").write_text(json.dumps({"records": [record, record | {"case": "another"}]}))
   text = table.page(
     [row, refused, stale], {"long": ["v5e:16x16", "v6e:16x16"], "done": []}, tmp_path, command="go",
     utilisation=0.5, price=3)
