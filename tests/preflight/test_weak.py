@@ -64,7 +64,7 @@ def test_what_is_advised_follows_from_what_moves_most():
   assert split.whole_bytes > 3 * 4 * split.parameters  # AdamW, and the memory
   assert "fsdp" not in weak.advice(row_of([gather, total], mesh__fsdp=False))
   assert "fsdp" not in weak.advice(dataclasses.replace(split, parameters=10**12))
-  assert "fsdp" not in weak.advice(dataclasses.replace(split, whole_bytes=16 * 10**9))
+  assert "fsdp" not in weak.advice(dataclasses.replace(split, whole_bytes=17 * 10**9))
   layers = Collective("all-reduce", ("model",), 4, 4e11, 1)
   assert "mesh.model=2 in place of 4" in weak.advice(row_of([gather, layers], mesh={"data": 2, "seq": 1, "model": 4}))
   tokens = Collective("collective-permute", ("seq",), 4, 4e11, 1)
