@@ -20,7 +20,7 @@ def row_of(ones, *, mesh=None, chips="v5e:2x4", memory_bytes=0, **changes):
   """A row with these collectives."""
   machine = find_machine(chips)
   mesh = mesh or {"data": machine.chips, "seq": 1, "model": 1}
-  config = tiny.make_config(data__batch=mesh["data"], **changes)
+  config = tiny.make_config(data__batch=mesh["data"], mesh__seq=mesh["seq"], mesh__model=mesh["model"], **changes)
   moved = Traffic(tuple(ones), memory_bytes, 1)
   return stored.make_row("tiny", Account(config, machine, mesh, work(config), True, 1, {}, moved, 0.0))
 
