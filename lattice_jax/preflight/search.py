@@ -7,8 +7,9 @@ give a line, the line a number of rows, which gives a better line. What is answe
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from lattice_jax.config import Config
@@ -18,7 +19,6 @@ from lattice_jax.preflight.machine import Machine, abstract_mesh
 from lattice_jax.sharding import mesh_sizes
 from lattice_jax.training.holdings import holdings
 
-REMATS = ("none", "full")
 _TRIES = 4  # compiled at most to settle the number of rows
 
 Measure = Callable[[Config, Machine], Account]
@@ -41,17 +41,20 @@ class Found:
 
 
 def search(config: Config, machine: Machine, measure: Measure = take_account) -> list[Found]:
-  """For each of `REMATS` the most rows of the config's own length, then the longest rows, one on each slice of `data`.
+  """With `model.remat` none and full the most rows of the config's own length, then the longest rows with full.
 
   Raises:
     ValueError: the mesh does not fit the machine.
   """
   abstract_mesh(with_rows(config, machine, 1), machine)
-  with ThreadPoolExecutor(len(REMATS)) as pool:  # a compilation keeps one core busy
-    found = list(pool.map(lambda remat: _most_rows(config, machine, remat, measure), REMATS))
-  fitting = [one for one in found if one.account]
-  longest = _longest(max(fitting, key=lambda one: one.account.work.tokens), machine, measure) if fitting else None
-  return found + ([longest] if longest else [])
+  first: Future[Account] = Future()
+  with ThreadPoolExecutor(3) as pool:  # a compilation keeps about one core busy, and one of the three often waits
+    none = pool.submit(_most_rows, config, machine, "none", measure)
+    full = pool.submit(_most_rows, config, machine, "full", measure, first)
+    full.add_done_callback(lambda done: first.set_exception(done.exception()) if not first.done() else None)
+    longest = pool.submit(_longest, first, machine, measure)
+  found = [none.result(), full.result(), longest.result()]
+  return [one for one in found if one]
 
 
 def with_rows(config: Config, machine: Machine, rows: int) -> Config:
@@ -60,7 +63,9 @@ def with_rows(config: Config, machine: Machine, rows: int) -> Config:
   return dataclasses.replace(config, data=dataclasses.replace(config.data, batch=batch))
 
 
-def _most_rows(config: Config, machine: Machine, remat: str, measure: Measure) -> Found:
+def _most_rows(
+  config: Config, machine: Machine, remat: str, measure: Measure, first: Future[Account] | None = None) -> Found:
+  """first: gets the account of the config's own rows."""
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, remat=remat))
   limit, points = machine.chip.usable_bytes, {}
 
@@ -73,7 +78,9 @@ def _most_rows(config: Config, machine: Machine, remat: str, measure: Measure) -
 
   rows = _own_rows(config, machine)
   for _ in range(_TRIES):
-    at(rows)
+    account = at(rows)
+    if first and not first.done():
+      first.set_result(account)
     rows = _next_rows(points, _row_free_bytes(config, machine), limit)
     if rows in points:
       break
@@ -107,25 +114,44 @@ def _row_free_bytes(config: Config, machine: Machine) -> int:
              if not one.path.startswith("memory"))
 
 
-def _longest(found: Found, machine: Machine, measure: Measure) -> Found | None:
-  """Rows as long as can be, a power of two times the length, from what the most rows hold down; None: its own length.
+def _longest(first: Future[Account], machine: Machine, measure: Measure) -> Found | None:
+  """Rows as long as can be, a power of two times the length, one on each slice of `data`; None: its own length.
 
-  A length that the config does not allow, such as one beyond `model.context_len`, counts as one that does not fit.
+  first: of the config's own rows and length, from which the first length is guessed. A peak grows at most as the length
+  does. A length that the config does not allow, such as one beyond `model.context_len`, counts as one that does not
+  fit.
   """
-  config = with_rows(found.account.config, machine, 1)
-  times = found.account.config.data.batch // config.data.batch
-  for power in reversed(range(1, times.bit_length())):
-    length = config.data.update_len << power
-    longer = dataclasses.replace(config, data=dataclasses.replace(
-      config.data, update_len=length, seq_len=max(config.data.seq_len, length)))
-    try:
-      check_config(longer)
-    except ValueError:
-      continue
-    account = measure(longer, machine)
-    if _fits(account, machine.chip.usable_bytes):
-      return Found(f"longest rows with remat={config.model.remat}", account, account)
-  return None
+  own, limit = first.result(), machine.chip.usable_bytes
+  config = with_rows(own.config, machine, 1)
+  power, best, refused = _doublings(limit, own.peak_bytes / _own_rows(own.config, machine)), (0, None), 64
+  for _ in range(_TRIES):
+    power = min(power, refused - 1)
+    if power <= best[0]:
+      break
+    account = _longer(config, power, machine, measure)
+    if account and _fits(account, limit):
+      best = power, account
+      power += _doublings(limit, account.peak_bytes)
+    else:
+      refused = power
+  return Found(f"longest rows with remat={config.model.remat}", best[1], best[1]) if best[1] else None
+
+
+def _doublings(limit: int, size: float) -> int:
+  """How often a size can be doubled below a limit."""
+  return max(0, int(math.log2(limit / size)))
+
+
+def _longer(config: Config, power: int, machine: Machine, measure: Measure) -> Account | None:
+  """An update of rows 2 ** power times as long; None where the config allows no such length."""
+  length = config.data.update_len << power
+  longer = dataclasses.replace(config, data=dataclasses.replace(
+    config.data, update_len=length, seq_len=max(config.data.seq_len, length)))
+  try:
+    check_config(longer)
+  except ValueError:
+    return None
+  return measure(longer, machine)
 
 
 def _fits(account: Account, limit: int) -> bool:
