@@ -12,6 +12,7 @@ from lattice_jax.preflight.account import SECONDS_AN_HOUR
 from lattice_jax.preflight.machine import Machine, abstract_mesh, find_machine
 from lattice_jax.preflight.report import figure
 from lattice_jax.preflight.stored import Row, compiler
+from lattice_jax.preflight.weak import MOST_SHARE, advice
 
 _COLUMNS = (
   "config", "chips", "mesh", "rows × tokens, remat", "peak GB", "of GB", "a chip receives MB", "TFLOP a chip",
@@ -47,7 +48,8 @@ def page(
   stale = [f"{row.name} on {row.topology}" for row in rows if not row.is_current]
   older = [f"Compiled before the last change of what decides a program: {', '.join(stale)}."] if stale else []
   return "\n".join([_introduction(command, utilisation, price), left, *older, "", "## Rows", "", _rows_table(
-    rows, utilisation, price), "", "## Beside the compile suite", "", *_beside_the_suite(rows, suite), ""])
+    rows, utilisation, price), "", *_where_chips_wait(rows), "## Beside the compile suite", "",
+    *_beside_the_suite(rows, suite), ""])
 
 
 def _introduction(command: str, utilisation: float, price: float) -> str:
@@ -85,6 +87,14 @@ def _times(row: Row, utilisation: float, price: float) -> list[str]:
     figure(row.traffic.received_bytes / 1e6), figure(row.work.done_flops / chips / 1e12), figure(1e3 * found.compute),
     figure(1e3 * found.memory), figure(1e3 * found.interconnect), found.binding, figure(seconds), f"{hours:,.1f}",
     f"{hours * chips:,.0f}", f"{hours * chips * price:,.0f}"]
+
+
+def _where_chips_wait(rows: Sequence[Row]) -> list[str]:
+  sentences = [f"- {row.name} on {row.topology}: {advice(row)}" for row in rows if advice(row)]
+  return [
+    f"## Where the exchange passes {MOST_SHARE:.0%}", "",
+    "Of the time of an update at the chips' peaks, as if a chip computed nothing meanwhile.", "", *sentences, "",
+  ] if sentences else []
 
 
 def _beside_the_suite(rows: Sequence[Row], suite: Path) -> list[str]:

@@ -92,4 +92,9 @@ def test_the_page_holds_each_row_what_is_missing_and_the_suite(tmp_path):
   cells = next(line for line in text.splitlines() if line.startswith("| tiny | v5e:2x4 | data 8 |")).split(" | ")
   hours = row.roofline.bound / 0.5 * row.steps / 3600
   assert cells[-2:] == [f"{8 * hours:,.0f}", f"{24 * hours:,.0f} |"] and row.roofline.binding in cells
+  assert "passes 20%" not in text
+  waiting = dataclasses.replace(row, traffic=Traffic((Collective("all-reduce", ("data",), 8, 1e12, 1),), 5000, 1))
+  text = table.page([waiting], {}, tmp_path, command="go", utilisation=0.5, price=3)
+  assert "- tiny on v5e:2x4: On 8 chips the exchange is 100% of an update" in text
+  text = table.page([refused], {}, tmp_path, command="go", utilisation=0.5, price=3)
   assert "| large | v5e:2x4 | data 8 |" in text and "does not fit" in text
