@@ -36,6 +36,7 @@ def write_page(folder: Path) -> None:
     plot_scaling(rows, folder / f"{name}_{chip}.png")
     old = [f"{row.machine.chips}" for row in rows if not row.is_current]
     note = [f"Compiled before the last change of what decides a program: {', '.join(old)} chips."] if old else []
+    note += ["Only one number of chips has been compiled so far."] if len(rows) == 1 else []
     sentences = [advice(row) for row in rows if advice(row)] or [
       f"On none of these numbers of chips does the exchange pass {MOST_SHARE:.0%}."]
     first = rows[0]
