@@ -25,10 +25,10 @@ from lattice_jax.training.holdings import holdings
 
 # Files that decide what a program is and how it is read; others may change without a new compilation.
 _CODE = (
-  "lattice_jax/memories", "lattice_jax/models", "lattice_jax/modules.py", "lattice_jax/ops", "lattice_jax/dispatch.py",  "lattice_jax/sharding.py", "lattice_jax/training/adafactor.py",
-  "lattice_jax/training/optimizer.py", "lattice_jax/training/state.py", "lattice_jax/training/step.py",
-  "lattice_jax/aot/train_step.py", "lattice_jax/inspect/traffic.py", "lattice_jax/inspect/instructions.py",
-  "pallas_kernels")
+  "lattice_jax/memories", "lattice_jax/models", "lattice_jax/modules.py", "lattice_jax/ops", "lattice_jax/dispatch.py",
+  "lattice_jax/sharding.py", "lattice_jax/training/adafactor.py", "lattice_jax/training/optimizer.py",
+  "lattice_jax/training/state.py", "lattice_jax/training/step.py", "lattice_jax/aot/train_step.py",
+  "lattice_jax/inspect/traffic.py", "lattice_jax/inspect/instructions.py", "pallas_kernels")
 # Of a run, and not of an update.
 _NOT_COMPILED = ("eval.", "train.save_every", "train.log_every", "train.eval_every", "name")
 
