@@ -16,7 +16,7 @@ from tests.training import tiny
 V5E = find_machine("v5e:2x4")
 MOVED = Traffic((
   Collective("all-gather", ("data",), 8, 100.0, 2), Collective("all-reduce", ("data",), 8, 40.0, 1),
-  Collective("all-gather", ("data",), 8, 400.0, 1)), 5000, 1)
+  Collective("all-gather", ("data",), 8, 400.0, 1)), 5_000_000, 1)
 
 
 def account_of(config, machine, *, fits=True, traffic=MOVED):
