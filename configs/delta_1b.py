@@ -8,7 +8,8 @@ ttt_linear.
 Heads of 128 are what the paper of Gated DeltaNet finds best (arXiv 2412.06464). Its data are web pages, and its
 sequences 4,096 tokens.
 
-Cost: not yet measured (100 billion tokens). Expected: not yet measured.
+Cost: not yet measured (100 billion tokens); compiled for 64 chips of TPU v5p (4×4×4), an update takes 7.8 GB of each
+(docs/results/preflight). Expected: not yet measured.
 
 python train.py --config=configs/delta_1b.py:sample --workdir=runs/delta_books --cpu_devices=2
 python train.py --config=configs/delta_1b.py:smoke --workdir=runs/delta_1b_smoke  # a minute

@@ -8,7 +8,8 @@ tokens an update, AdamW with a peak of 4e-4, a warm-up of a billion tokens. Head
 a kernel goes through them token by token. PG-19 is read again and again; your own text is
 `--config.data.source=text:PATH`.
 
-Cost: not yet measured (100 billion tokens). Expected: not yet measured.
+Cost: not yet measured (100 billion tokens); compiled for the 64 chips, an update takes 18.4 GB of each
+(docs/results/preflight). Expected: not yet measured.
 
 A size for two CPU cores on the shipped novels, and one that only shows that everything runs:
 

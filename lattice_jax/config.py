@@ -64,7 +64,7 @@ class _DecoderConfig:
     "none", ("none", "full", "boundary"),
     "full: recompute all; boundary: all but what softmax attention's backward needs"))
   scan_layers: bool = switch(True, "layers as one array and one compiled body")
-  xent_chunk: int = free(positive(4096, "tokens whose logits exist at one time"))
+  xent_chunk: int = free(positive(4096, "tokens of a device whose logits exist at one time"))
   impl: str = free(choice(
     "auto", ("auto", "reference", "xla", "pallas", "interpret"), "of all ops; auto: by backend and shape"))
   context_len: int = at_least(0, 0, "tokens that a pretrained model was made to read; 0 = no bound of its own")

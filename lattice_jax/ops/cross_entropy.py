@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from lattice_jax.ops.documents import from_chunks, to_chunks
+from lattice_jax.ops.sequence import rows_of_a_device
 
 
 def cross_entropy(
@@ -18,10 +19,11 @@ def cross_entropy(
   Args:
     features: already scaled by the logit scale.
     head: in the features' dtype; products are accumulated in fp32.
-    chunk: tokens (over all rows) whose logits exist at one time; at least one column of the batch.
+    chunk: tokens (over all rows) of which a device has logits at one time; at least one column of the batch. Where
+      the head lies on many devices, every chunk gathers it and adds up its gradient, so that few large ones are best.
   """
   batch, length, _ = features.shape
-  columns = max(1, min(length, chunk // batch))
+  columns = max(1, min(length, chunk // rows_of_a_device(batch)))
 
   @jax.checkpoint
   def one_chunk(features_BCD, targets_BC):

@@ -35,3 +35,14 @@ def test_nats_and_gradients_are_those_of_the_softmax(chunk):
   wanted = d_logits @ head.T, np.einsum("btd,bta->da", features, d_logits), d_logits.sum((0, 1))
   for got, want in zip(grads, wanted, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("data", "turns"), [(1, 16), (4, 4), (3, 16)], ids=["one", "split", "not-divided"])
+def test_a_chunk_is_of_a_device_so_that_a_head_on_many_is_gathered_seldom(data, turns):
+  """8 rows of 16 tokens, 8 tokens a chunk: a device of four has two rows, and so four of their columns at a time."""
+  shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (
+    ((8, 16, DIM), "float32"), ((DIM, VOCAB), "float32"), ((VOCAB,), "float32"), ((8, 16), "int32"))]
+  with jax.set_mesh(jax.make_mesh((data,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+    program = jax.make_jaxpr(functools.partial(cross_entropy, chunk=8))(*shapes)
+  loops = [equation.params["length"] for equation in program.eqns if equation.primitive.name == "scan"]
+  assert loops == [turns]

@@ -20,6 +20,7 @@ from lattice_jax.ops.sequence.axis import (
   hand_on,
   lay_out,
   num_shards,
+  rows_of_a_device,
   split_tokens,
   take_from,
 )
@@ -33,5 +34,5 @@ from lattice_jax.ops.sequence.some import attend_some
 
 __all__ = [
   "AXIS", "attend_some", "check_reach", "documents_between", "each_alone", "hand_on", "lay_out", "num_shards",
-  "prefix_scan", "relay", "relay_call", "split_tokens", "take_from", "with_all_keys", "with_halo", "with_ring_of_keys",
-  "with_those_before"]
+  "prefix_scan", "relay", "relay_call", "rows_of_a_device", "split_tokens", "take_from", "with_all_keys", "with_halo",
+  "with_ring_of_keys", "with_those_before"]

@@ -44,6 +44,13 @@ def check_reach(length: int, reach: int, name: str) -> None:
       f"{length // shards}; use at least {reach * shards} tokens, or a smaller mesh.seq.")
 
 
+def rows_of_a_device(batch: int) -> int:
+  """Of so many rows, those that one device has."""
+  mesh = jax.sharding.get_abstract_mesh()
+  is_split = _ROWS in mesh.axis_names and _ROWS not in mesh.manual_axes and batch % mesh.shape[_ROWS] == 0
+  return batch // mesh.shape[_ROWS] if is_split else batch
+
+
 def lay_out(x_BTD: jax.Array) -> jax.Array:
   """The same numbers, with tokens on the devices that they are split over."""
   if num_shards(x_BTD.shape[1]) == 1:
