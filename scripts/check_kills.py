@@ -2,30 +2,35 @@
 
 python scripts/check_kills.py --kills=200 [--seed=0] [--workdir=runs/kills]
 
-The moments are drawn uniformly from the whole life of a process: imports, data, compilation, updates, evaluations and
-saves. Life is measured in processor time, which does not depend on other load. After each kill the metric lines on disk
+The moments are drawn uniformly from the life of a process after its imports, which touch no file: data, compilation,
+updates, evaluations and saves. So every process is a fork of this one, which has imported what training needs. Life is
+measured in processor time, which does not depend on other load. After each kill the metric lines on disk
 must be the first ones of the uninterrupted run, each once, and a run that reaches its end must equal it in every line
 and every bit of its state; then the next one begins. Prints one line per kill and a summary; the exit status is 1 if
 anything differs. A check that was stopped goes on from its last kill (kills.jsonl in its workdir). Linux only; takes
-about eight seconds of two cores per kill.
+about six seconds of processor time per kill.
 """
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lattice_jax.commands import train
 from lattice_jax.commands.arguments import Parser, path, positive, seed
-from lattice_jax.commands.run import run_script
+from lattice_jax.commands.run import run_command, run_script
 from lattice_jax.files import Record, append_jsonl, read_jsonl
 from lattice_jax.inspect.same_run import different_leaves, line_faults, timeless_lines
 
@@ -34,9 +39,10 @@ _STEPS = 72
 _RECORDS = "kills.jsonl"
 _LOOK_EVERY = 0.005  # seconds
 _COMMAND = (
-  sys.executable, "train.py", "--config=configs/quickstart.py:smoke", f"--config.train.steps={_STEPS}",
+  "train.py", "--config=configs/quickstart.py:smoke", f"--config.train.steps={_STEPS}",
   "--config.train.save_every=4", "--config.train.eval_every=12", "--config.train.writers=('jsonl','tensorboard')",
-  "--config.model.dropout=0.1", "--config.data.update_len=32")
+  "--config.model.layers=1", "--config.model.dim=32", "--config.model.dropout=0.1", "--config.data.source=synthetic",
+  "--config.data.update_len=32", "--cpu_devices=1")
 
 
 def main() -> int:
@@ -45,7 +51,11 @@ def main() -> int:
   parser.add_argument("--seed", type=seed, default=0, help="seed of the moments")
   parser.add_argument("--workdir", type=path, default=Path("runs/kills"), help="new, or that of a check to go on with")
   arguments = parser.parse_args()
-  folder = arguments.workdir
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # most programs here take less than that
+  importlib.import_module("lattice_jax.training.loop")
+  warnings.simplefilter("ignore")  # JAX warns that a fork lacks its threads, but none has started yet
+  folder = arguments.workdir.resolve()
+  os.chdir(_ROOT)
   records = read_jsonl(folder / _RECORDS)
   if not records:
     records = [begin(folder, arguments.seed)]
@@ -95,7 +105,7 @@ def kill_and_compare(folder: Path, records: list[Record], kills: int) -> None:
 def found_in(workdir: Path, unbroken: Path, *, reached_end: bool) -> dict[str, Any]:
   """Counts of lost, doubled and diverging metric lines, and of arrays whose last bits differ."""
   lost, doubled, diverging = line_faults(timeless_lines(workdir), timeless_lines(unbroken), is_whole=reached_end)
-  arrays = len(different_leaves(workdir, unbroken)) if reached_end else 0
+  arrays = count_different(workdir, unbroken) if reached_end else 0
   return {"lost": lost, "doubled": doubled, "diverging": diverging, "arrays": arrays}
 
 
@@ -118,28 +128,53 @@ def summarize(records: list[Record]) -> int:
 
 def run(workdir: Path, kill_after: float | None) -> float | None:
   """Processor seconds until the end of training, or None where the process was killed first."""
-  with (workdir.parent / "stderr.txt").open("w+") as errors:
-    process = subprocess.Popen(
-      [*_COMMAND, f"--workdir={workdir.resolve()}"], cwd=_ROOT, stdout=subprocess.DEVNULL, stderr=errors)
-    used = 0.0
-    try:
-      while process.poll() is None:
-        used = processor_seconds(process)
-        if kill_after is not None and used >= kill_after:
-          break
-        time.sleep(_LOOK_EVERY)
-    finally:  # also where the check itself is stopped: the next one needs the workdir
-      process.kill()
-      process.wait()
-    if process.returncode not in (0, -signal.SIGKILL):
-      errors.seek(0)
-      raise SystemExit(f"training in {workdir} failed with status {process.returncode}: {errors.read()}")
-  return used if process.returncode == 0 else None
+  said = workdir.parent / "stderr.txt"
+  process = forked(run_command, train.main, [*_COMMAND, f"--workdir={workdir.resolve()}"], said=said)
+  used = 0.0
+  try:
+    while process.is_alive():
+      used = processor_seconds(process.pid)
+      if kill_after is not None and used >= kill_after:
+        break
+      time.sleep(_LOOK_EVERY)
+  finally:  # also where the check itself is stopped: the next one needs the workdir
+    process.kill()
+    process.join()
+  if process.exitcode not in (0, -signal.SIGKILL):
+    raise SystemExit(f"training in {workdir} failed with status {process.exitcode}: {said.read_text()}")
+  return used if process.exitcode == 0 else None
 
 
-def processor_seconds(process: subprocess.Popen) -> float:
+def forked(function: Callable[..., Any], *arguments: Any, said: Path) -> multiprocessing.process.BaseProcess:
+  """A child of this process that calls the function; JAX has begun nothing here, so there is nothing to lose by it."""
+  def call() -> None:
+    with said.open("w") as errors:
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+      os.dup2(errors.fileno(), 2)
+      function(*arguments)
+
+  process = multiprocessing.get_context("fork").Process(target=call)
+  process.start()
+  return process
+
+
+def count_different(workdir: Path, unbroken: Path) -> int:
+  """How many arrays of the last states differ, counted in a process of its own: reading them starts JAX."""
+  answers, answer = multiprocessing.get_context("fork").Pipe(duplex=False)
+  process = forked(
+    lambda: answer.send(len(different_leaves(workdir, unbroken))), said=workdir.parent / "stderr.txt")
+  answer.close()
+  try:
+    return answers.recv()
+  except EOFError as error:
+    raise SystemExit(f"{workdir} cannot be compared: {(workdir.parent / 'stderr.txt').read_text()}") from error
+  finally:
+    process.join()
+
+
+def processor_seconds(process_id: int) -> float:
   """The processor time of all threads of a process."""
-  fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+  fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
   return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
