@@ -45,6 +45,7 @@ class Trial:
     self.reader, self._folder = reader, folder / "whole"
     self._folder.mkdir(parents=True)
     self.files = reader.make(self._folder)
+    self._copy = shutil.copytree(self._folder, folder / "copy")
     self._whole = {name: (self._folder / name).read_bytes() for name in self.files}
     reader.read(self._folder)
 
@@ -67,12 +68,11 @@ class Trial:
         raise
       return fault_of_sentence(str(error))
     finally:
-      if (self._folder / name).exists():
+      if path.exists():
         _replace(path, self._whole[name])
       else:  # it set the file aside
         shutil.rmtree(self._folder)
-        self._folder.mkdir()
-        self.reader.make(self._folder)
+        shutil.copytree(self._copy, self._folder)
     used, grown = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
     if used > SECONDS:
       return f"it takes {used:.1f} seconds"
