@@ -16,7 +16,7 @@ from lattice_jax.config import ModelConfig
 from lattice_jax.domains import LARGEST_WHOLE
 from lattice_jax.models.decoder import init_state
 from lattice_jax.models.parameters import content_digest, named_leaves
-from lattice_jax.shown import shown, shown_name
+from lattice_jax.shown import reason_of, shown, shown_name
 from lattice_jax.stored_config import upgrade
 
 _FORMAT = "lattice_jax state 2"  # 1 did not say whose weights had read the text
@@ -46,7 +46,7 @@ def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
       metadata = file.metadata() or {}
       arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path} cannot be read as a saved state ({error}); save it again.") from error
+    raise ValueError(f"{path} cannot be read as a saved state ({reason_of(error)}); save it again.") from error
   about = _about(metadata)
   if about is None:
     raise ValueError(
