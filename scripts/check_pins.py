@@ -3,9 +3,9 @@
 python scripts/check_pins.py [--files=requirements.txt,requirements-test.txt]
 
 For every line: one exact version, inside pyproject's range where that names the package, installed, made for this
-Python, and under a licence that its metadata call permissive. What the libraries need in turn must be installed in the versions
-that they ask for. Known vulnerabilities, versions that an index has withdrawn, and whether a file is the one that was
-published cannot be known offline: `pip-audit -r requirements.txt` asks for the first two where there is a network.
+Python, and under a licence that its metadata call permissive. What the libraries need in turn must be installed in the
+versions that they ask for. Known vulnerabilities, versions that an index has withdrawn, and whether a file is the one
+that was published cannot be known offline: `pip-audit -r requirements.txt` asks for the first two over a network.
 """
 
 from __future__ import annotations

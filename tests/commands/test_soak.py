@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import lattice_jax.inference.generate  # noqa: F401 – soak imports it late, where frames lie deep
 from scripts import soak
 
 LOOK = {"memory": "vq", "tokens": 64, "resident_bytes": 10**8, "arrays": 20, "compiled": 5, "seconds": 1.0}
