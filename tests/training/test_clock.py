@@ -1,6 +1,6 @@
-"""A clock that jumps by minutes in a run, and by years before its resume, changes only the times on event files.
+"""A clock that jumps by a minute in a run, and by years before its resume, changes only the times on event files.
 
-Orbax measures how long a save may take by this clock: one that jumps forward by more than that, 20 minutes, while a
+Orbax measures how long a save may take by this clock: one that jumps forward by more than that, 10 minutes, while a
 checkpoint is written makes the save fail, which is one sentence, and the same command goes on.
 """
 
@@ -22,7 +22,7 @@ YEARS = 365 * 86_400
 
 def jump_at_every_look(monkeypatch, offset):
   """The system's clock, for all of Python; `perf_counter` and `monotonic` cannot be set. Returns the times it told."""
-  real, jumps, told = time.time, itertools.cycle((0, 300, -300, 120, -120)), []
+  real, jumps, told = time.time, itertools.cycle((0, 60, -60, 30, -30)), []
 
   def jumped():
     told.append(real() + offset + next(jumps))
