@@ -9,7 +9,7 @@ from pathlib import Path
 from etils import epath
 
 from lattice_jax.run_file import FILE
-from lattice_jax.shown import first_line
+from lattice_jax.shown import first_line, shown
 
 FOLDER = "checkpoints"
 UNREADABLE_FOLDER = "unreadable_checkpoints"
@@ -40,9 +40,13 @@ def stored_folder(workdir: Path) -> epath.Path:
   """Where the run of a workdir keeps its checkpoints, as its run.json says."""
   try:
     run = json.loads((workdir / FILE).read_bytes())
-  except (OSError, ValueError):  # readers of run.json say what is wrong with it
+  except (OSError, ValueError, RecursionError):  # readers of run.json say what is wrong with it
     run = {}
-  return checkpoint_folder(workdir, run[FIELD] if isinstance(run, dict) and FIELD in run else None)
+  place = run[FIELD] if isinstance(run, dict) and FIELD in run else None
+  if not (place is None or (isinstance(place, str) and place.isprintable() and place)):
+    raise ValueError(
+      f"{workdir / FILE} says {FIELD}={shown(place)}, which is no folder; restore it, or start another workdir.")
+  return checkpoint_folder(workdir, place)
 
 
 def unreadable_folder(folder: epath.Path) -> epath.Path:

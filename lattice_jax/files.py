@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice_jax.processes import warn
+from lattice_jax.shown import first_line
 
 Record = dict[str, Any]  # a line of a JSON Lines file
 
@@ -53,6 +54,18 @@ def replace_file(path: Path, content: str | bytes) -> None:
 def replace_json(path: Path, content: Any) -> None:
   """As `replace_file`, indented."""
   replace_file(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_object(path: Path) -> Record:
+  """The object in a JSON file that one of our programs wrote. Raises ValueError if it is damaged."""
+  try:
+    content = json.loads(path.read_bytes().decode())
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(
+      f"{path} is not readable JSON ({first_line(error, 100)}); remove it, or write it again.") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} holds no JSON object; remove it, or write it again.")
+  return content
 
 
 def to_jsonl(records: Iterable[Any]) -> str:

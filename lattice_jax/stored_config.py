@@ -35,12 +35,13 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
       _remove(new, before.split("."))
   for now, value in found:
     *sections, name = now.split(".")
-    place = new
+    place: Any = new
     for section in sections:
-      place = place.setdefault(section, {})
-    place[name] = value
+      place = place.setdefault(section, {}) if isinstance(place, dict) else None
+    if isinstance(place, dict):  # what else may stand in the place of a section is refused where configs are checked
+      place[name] = value
   local = _find(new, ["model", "local"]) or {}
-  if local.get("far") == "moments" and "summary" in local:
+  if local.get("far") == "moments" and isinstance(local.get("summary"), dict):
     # moments added the whole quadratic term before its share could be chosen
     local["summary"].setdefault("curvature", 1.0)
   return new

@@ -34,6 +34,34 @@ def newest_state(workdir: Path) -> tuple[int, Any]:
   return found
 
 
+def line_faults(lines: list[Record], expected: list[Record], *, is_whole: bool) -> tuple[int, int, int]:
+  """(lost, doubled, diverging) lines of a run beside those of an undisturbed one, both without what the clock tells.
+
+  A line is known by its step, split and protocol. Unless the run `is_whole`, lines may be missing after its last one.
+  """
+  places = {_key(line): place for place, line in enumerate(expected)}
+  found = [_key(line) for line in lines]
+  due = len(expected) if is_whole else max((places[key] + 1 for key in found if key in places), default=0)
+  lost = len({key for key, place in places.items() if place < due} - set(found))
+  diverging = sum(key not in places or line != expected[places[key]] for key, line in zip(found, lines, strict=True))
+  return lost, len(found) - len(set(found)), diverging
+
+
+def _key(line: Record) -> tuple[Any, ...]:
+  return tuple(line.get(name) for name in ("step", "split", "protocol"))
+
+
+def different_leaves(workdir: Path, expected: Path) -> list[str]:
+  """The arrays of the newest checkpoints that differ in a bit, or the step, if that differs."""
+  (step, state), (expected_step, expected_state) = newest_state(workdir), newest_state(expected)
+  if step != expected_step:
+    return ["step"]
+  pairs = zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected_state), strict=True)
+  return [
+    jax.tree_util.keystr(path) for (path, leaf), other in pairs
+    if np.asarray(leaf).tobytes() != np.asarray(other).tobytes()]
+
+
 def differences(workdir: Path, expected: Path) -> list[str]:
   """One sentence for each way in which two runs differ; none if they are the same."""
   found = []
@@ -44,11 +72,5 @@ def differences(workdir: Path, expected: Path) -> list[str]:
     if line != expected_line:
       found.append(f"a metric line of {workdir} is {line}, in {expected} it is {expected_line}.")
       break
-  (step, state), (expected_step, expected_state) = newest_state(workdir), newest_state(expected)
-  if step != expected_step:
-    found.append(f"{workdir} ends at step {step}, {expected} at step {expected_step}.")
-  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    other = dict(jax.tree_util.tree_leaves_with_path(expected_state))[path]
-    if np.asarray(leaf).tobytes() != np.asarray(other).tobytes():
-      found.append(f"{jax.tree_util.keystr(path)} differs after the last update.")
-  return found
+  leaves = different_leaves(workdir, expected)
+  return found + [f"{name} differs after the last update." for name in leaves]

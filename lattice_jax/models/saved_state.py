@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 from lattice_jax.config import ModelConfig
+from lattice_jax.domains import LARGEST_WHOLE
 from lattice_jax.models.decoder import init_state
 from lattice_jax.models.parameters import content_digest, named_leaves
+from lattice_jax.shown import reason_of, shown, shown_name
 from lattice_jax.stored_config import upgrade
 
 _FORMAT = "lattice_jax state 2"  # 1 did not say whose weights had read the text
@@ -44,7 +46,7 @@ def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
       metadata = file.metadata() or {}
       arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except (SafetensorError, OSError) as error:
-    raise ValueError(f"{path} cannot be read as a saved state ({error}); save it again.") from error
+    raise ValueError(f"{path} cannot be read as a saved state ({reason_of(error)}); save it again.") from error
   about = _about(metadata)
   if about is None:
     raise ValueError(
@@ -54,6 +56,10 @@ def load_state(path: Path, model: ModelConfig, variables: Any) -> Any:
   # what an older file does not say was not there to be changed
   theirs = upgrade({"model": about["model"]})["model"]
   for name, value in (_fields(dataclasses.asdict(ModelConfig())) | _fields(theirs)).items():
+    if name not in ours:
+      raise ValueError(
+        f"{path} was saved with {shown_name(name)}={shown(value)}, which this version does not know; load it with the "
+        "version that wrote it, or save it again.")
     if ours[name] != value:
       raise ValueError(f"{path} was saved with {name}={value}, and the model has {ours[name]}; set it to {value}.")
   template = jax.eval_shape(lambda: init_state(model, about["batch"], about["max_len"]))
@@ -74,9 +80,19 @@ def _about(metadata: dict[str, str]) -> dict[str, Any] | None:
   """What `save_state` said of the state; None of any other file."""
   try:
     about = json.loads(metadata["about"])
-    return about if about["format"] == _FORMAT else None
-  except (KeyError, TypeError, ValueError):
+    is_right = about["format"] == _FORMAT and all(is_kind(about[name]) for name, is_kind in _KINDS.items())
+  except (KeyError, TypeError, ValueError, RecursionError):
     return None
+  return about if is_right else None
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and 1 <= value <= LARGEST_WHOLE
+
+
+_KINDS = {
+  "batch": _is_count, "max_len": _is_count, "model": lambda value: isinstance(value, dict),
+  "weights": lambda value: isinstance(value, str)}
 
 
 def _fields(section: dict[str, Any], name: str = "model") -> dict[str, str]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from lattice_jax.evaluation.cache_contents import cache_of_map
-from lattice_jax.files import read_jsonl
-from lattice_jax.report.workdir import Run, read_object
+from lattice_jax.files import read_jsonl, read_object
+from lattice_jax.report.workdir import Run
 
 _MOST_COLUMNS = 512  # of a map; more are joined, by their mean or their largest
 _LEVELS, _MISSING = 250, 255  # values are sent as bytes: so many levels, and what stands for no value

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.files import Record
+from lattice_jax.files import Record, read_object
 from lattice_jax.inspect.names import folder_names, known_run
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import FILE
@@ -78,17 +77,6 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[str]]:
     workdirs += [folder for folder in inside if folder not in silent]
   workdirs = list({workdir.resolve(): workdir for workdir in workdirs}.values())
   return [_read(name, path) for name, path in zip(folder_names(workdirs), workdirs, strict=True)], notes
-
-
-def read_object(path: Path) -> dict[str, Any]:
-  """The object in a JSON file. Raises ValueError if it is damaged."""
-  try:
-    content = json.loads(path.read_bytes().decode())
-  except (OSError, ValueError, RecursionError) as error:
-    raise ValueError(f"{path} is not readable JSON ({str(error)[:100]}); remove it, or write it again.") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path} holds no JSON object; remove it, or write it again.")
-  return content
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:

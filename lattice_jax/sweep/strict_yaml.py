@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from lattice_jax.shown import first_line
+
 MAX_NODES = 100_000
 
 
@@ -19,7 +21,7 @@ def read_yaml(text: str) -> Any:
       return None
     if _size(node, {}) > MAX_NODES:
       raise ValueError(f"its aliases unfold to more than {MAX_NODES:,} values")
-    return loader.construct_document(node)
+    return _construct(loader, node)
   except yaml.YAMLError as error:
     raise ValueError(str(error)) from error
   except RecursionError as error:
@@ -27,6 +29,16 @@ def read_yaml(text: str) -> Any:
   finally:
     if loader is not None:
       loader.dispose()
+
+
+def _construct(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
+  try:
+    return loader.construct_document(node)
+  except yaml.YAMLError:
+    raise
+  # for a text that does not fit its tag, as in `!!timestamp x`, PyYAML raises whatever the attempt to read it does
+  except Exception as error:
+    raise ValueError(f"it holds a value that its tag does not allow ({first_line(error)})") from error
 
 
 def _size(node: yaml.Node, known: dict[int, int | None]) -> int:

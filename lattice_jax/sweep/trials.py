@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from lattice_jax.files import Record, replace_json
+from lattice_jax.files import Record, read_object, replace_json
 from lattice_jax.metrics import read_metric_lines
 from lattice_jax.run_file import read_run
 from lattice_jax.sweep.parameters import Value
@@ -38,9 +39,26 @@ class TrialRecord(Trial):
 
 
 def read_record(folder: Path) -> TrialRecord | None:
-  """The record in a trial's folder, or None if the trial was not started."""
+  """The record in a trial's folder, or None if the trial was not started. Raises ValueError if it is damaged."""
   path = folder / "trial.json"
-  return TrialRecord(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+  if not path.exists():
+    return None
+  record = read_object(path)
+  optional = ("error", "seconds")  # younger than the others
+  if {*record, *optional} != set(_FIELDS) or not all(_FIELDS[name](value) for name, value in record.items()):
+    raise ValueError(f"{path} is not the record of a trial; remove {folder}, and the trial starts anew.")
+  return TrialRecord(**record)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+  "index": lambda value: type(value) is int and value >= 0,
+  "id": lambda value: isinstance(value, str),
+  "values": lambda value: isinstance(value, dict),
+  "arguments": lambda value: isinstance(value, list) and all(isinstance(part, str) for part in value),
+  "state": lambda value: value in (STARTED, DONE, FAILED),
+  "error": lambda value: value is None or isinstance(value, str),
+  "seconds": lambda value: value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)),
+}
 
 
 def read_records(workdir: Path) -> list[TrialRecord]:

@@ -11,6 +11,7 @@ import json
 import netrc
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 import wandb
 import wandb.errors
 
-from lattice_jax.files import Record, replace_file
+from lattice_jax.files import Record, read_object, replace_file
 from lattice_jax.processes import warn
 from lattice_jax.shown import first_line
 from lattice_jax.writers.base import RunInfo, Writer, check_present, series
@@ -32,7 +33,7 @@ class WandbWriter(Writer):
 
   def __init__(self, info: RunInfo):
     self._unit, self._path = info.unit, info.workdir / "wandb.json"
-    self._sent = _read_sent(self._path)
+    self._sent = read_sent(self._path)
     self._save()
     self._run = _start(info, self._sent["id"])
     self._sent["rows"] = max(self._sent["rows"], self._run.step)
@@ -69,15 +70,27 @@ class WandbWriter(Writer):
     replace_file(self._path, json.dumps(self._sent) + "\n")
 
 
-def _read_sent(path: Path) -> dict[str, Any]:
+def read_sent(path: Path) -> dict[str, Any]:
   """The id of the workdir's run, how many rows it has, and the last step that was sent of each kind."""
   if path.exists():
     try:
-      return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-      raise ValueError(f"{path} is not readable JSON ({error}); remove it to start a new W&B run.") from error
+      sent = read_object(path)
+    except ValueError as error:
+      raise ValueError(f"{str(error).partition('; ')[0]}; remove it to start a new W&B run.") from error
+    if set(sent) != set(_SENT) or not all(is_kind(sent[name]) for name, is_kind in _SENT.items()):
+      raise ValueError(f"{path} does not say what was sent to W&B; remove it to start a new W&B run.")
+    return sent
   given = os.environ["WANDB_RUN_ID"] if "WANDB_RUN_ID" in os.environ else ""
   return {"id": given or secrets.token_hex(4), "rows": 0, "steps": {}}
+
+
+def _is_count(value: Any) -> bool:
+  return type(value) is int and value >= 0
+
+
+_SENT: dict[str, Callable[[Any], bool]] = {
+  "id": lambda value: isinstance(value, str) and bool(value), "rows": _is_count,
+  "steps": lambda value: isinstance(value, dict) and all(map(_is_count, value.values()))}
 
 
 def _start(info: RunInfo, run_id: str) -> Any:

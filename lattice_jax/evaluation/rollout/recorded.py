@@ -138,7 +138,12 @@ def _read_file(path: Path, tokenizer: Tokenizer, answer_len: int) -> tuple[list[
 def _record(line: bytes) -> dict[str, Any] | None:
   try:
     record = json.loads(line)
-  except ValueError:
+  except (ValueError, RecursionError):
     return None
-  is_unit = isinstance(record, dict) and all(isinstance(record.get(name), str) for name in ("prompt", "answer"))
+  is_unit = isinstance(record, dict) and all(_is_text(record.get(name)) for name in ("prompt", "answer"))
   return record if is_unit else None
+
+
+def _is_text(value: Any) -> bool:
+  """A text that UTF-8 can hold: JSON can name half of a character."""
+  return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)

@@ -19,7 +19,7 @@ from lattice_jax.formats.json_file import parse_object
 from lattice_jax.memories.local.config import SummaryConfig
 from lattice_jax.memories.local.maps import from_arrays, map_shapes
 from lattice_jax.ops.far_summary import FeatureMaps
-from lattice_jax.shown import shown
+from lattice_jax.shown import reason_of, shown
 
 FORMAT = "lattice_jax feature maps 1"
 _FACTS = ("format", "model", "weights", "features", "hidden")
@@ -66,7 +66,7 @@ def read_maps(path: Path) -> FittedMaps:
       metadata, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
   except (SafetensorError, OSError) as error:
     raise ValueError(
-      f"the maps {path} cannot be read ({str(error)[:200]}); name a file of scripts/fit_far.py, or fit them again."
+      f"the maps {path} cannot be read ({reason_of(error)}); name a file of scripts/fit_far.py, or fit them again."
     ) from error
   facts = parse_object(metadata["facts"].encode(), str(path)) if "facts" in metadata else {}
   missing = [name for name in _FACTS if name not in facts]
