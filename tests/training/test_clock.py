@@ -1,6 +1,6 @@
 """A clock that jumps by a minute in a run, and by years before its resume, changes only the times on event files.
 
-Orbax measures how long a save may take by this clock: one that jumps forward by more than that, 10 minutes, while a
+Orbax measures how long a save may take by this clock: one that jumps forward by more than that while a
 checkpoint is written makes the save fail, which is one sentence, and the same command goes on.
 """
 
