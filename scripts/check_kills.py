@@ -28,7 +28,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands import train
 from lattice_jax.commands.arguments import Parser, path, positive, seed
 from lattice_jax.commands.run import run_command, run_script
 from lattice_jax.files import Record, append_jsonl, read_jsonl
@@ -129,7 +128,7 @@ def summarize(records: list[Record]) -> int:
 def run(workdir: Path, kill_after: float | None) -> float | None:
   """Processor seconds until the end of training, or None where the process was killed first."""
   said = workdir.parent / "stderr.txt"
-  process = forked(run_command, train.main, [*_COMMAND, f"--workdir={workdir.resolve()}"], said=said)
+  process = forked(_train, f"--workdir={workdir.resolve()}", said=said)
   used = 0.0
   try:
     while process.is_alive():
@@ -143,6 +142,12 @@ def run(workdir: Path, kill_after: float | None) -> float | None:
   if process.exitcode not in (0, -signal.SIGKILL):
     raise SystemExit(f"training in {workdir} failed with status {process.exitcode}: {said.read_text()}")
   return used if process.exitcode == 0 else None
+
+
+def _train(workdir: str) -> None:
+  from lattice_jax.commands import train  # its flags are those of the child alone
+
+  run_command(train.main, [*_COMMAND, workdir])
 
 
 def forked(function: Callable[..., Any], *arguments: Any, said: Path) -> multiprocessing.process.BaseProcess:

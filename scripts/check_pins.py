@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands.arguments import Parser
+from lattice_jax.commands.arguments import Parser, some_of
 from lattice_jax.commands.run import run_script
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -35,8 +35,8 @@ _FILE_COPYLEFT = ("hypothesis",)  # MPL-2.0; a tool of the tests
 
 def main() -> int:
   parser = Parser(__doc__)
-  parser.add_argument("--files", default=",".join(_FILES), help="requirement files, with commas between them")
-  names = parser.parse_args().files.split(",")
+  parser.add_argument("--files", type=some_of(*_FILES), default=_FILES, help="requirement files, commas between")
+  names = parser.parse_args().files
   faults, count = [], 0
   ranges = ranges_of((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
   for name in names:

@@ -26,7 +26,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands import train
 from lattice_jax.commands.arguments import Parser, path, positive, seed
 from lattice_jax.commands.run import run_command, run_script
 from lattice_jax.inspect.same_run import differences, timeless_lines
@@ -122,6 +121,8 @@ def start(workdir: Path, count: int) -> list[Process]:
     for stream, name in ((1, "out"), (2, "errors")):
       with (workdir / f"{name}_{number}").open("w") as file:
         os.dup2(file.fileno(), stream)
+    from lattice_jax.commands import train  # its flags are those of the child alone
+
     os.environ["JAX_PLATFORMS"] = "cpu"
     run_command(train.main, [
       *_COMMAND, f"--workdir={workdir.resolve()}", f"--coordinator={address}", f"--num_processes={count}",

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lattice_jax.chips import parse_topology
 from lattice_jax.commands.arguments import Parser, of, one_of, path, positive, positive_number
 from lattice_jax.commands.run import print_now, run_script
-from lattice_jax.domains import Names, Number, did_you_mean
+from lattice_jax.domains import Names, Number, Text, did_you_mean
 
 _OUT, _WORKDIR, _PAPER = Path("docs/results/reproduce"), Path("runs/reproduce"), "paper.json"
 _LAUNCHERS = ("none", "tpu_pod", "slurm", "sky")
@@ -57,7 +57,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
   parser = Parser(__doc__)
-  parser.add_argument("table", nargs="?", default="all", help="a table, or all")
+  parser.add_argument("table", type=of(Text()), nargs="?", default="all", help="a table, or all")
   parser.add_argument("--row", type=of(Names()), default=(), help="rows of the table, commas between")
   parser.add_argument("--scale", type=one_of("sample", "paper"), help="without it rows are only listed")
   parser.add_argument("--jobs", type=positive, default=1, help="trainings at a time, each on its share of the cores")
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
   parser.add_argument("--workdirs", type=path, nargs="+", default=[], help="runs that may serve, or folders of them")
   parser.add_argument("--out", type=path, default=_OUT, help="folder of results and pages")
   parser.add_argument("--page_only", action="store_true", help="with --scale=sample: runs nothing, writes the pages")
-  parser.add_argument("--topology", help="CHIP:SIZE of --scale=paper, as in v5e:16x16; v5e:8x8 without")
+  parser.add_argument("--topology", type=of(Text()), help="CHIP:SIZE of --scale=paper, as in v5e:16x16 (v5e:8x8)")
   parser.add_argument("--price", type=positive_number, help="of a chip for an hour; without it no costs are printed")
   parser.add_argument("--utilisation", type=of(Number(float, 0, 1, is_low_open=True)), default=0.3,
                       help="share of the chips' peak that is reached, an assumption")
