@@ -95,9 +95,16 @@ def optimized():
 
 @pytest.fixture(autouse=True)
 def _commands_leave_the_process_as_it_is(monkeypatch):
-  """A command quietens the process that it runs in and then ends it, and here all tests run in one."""
+  """A command changes the process that it runs in and then ends it, and here all tests run in one."""
   monkeypatch.setattr(lattice_jax.commands.run, "quieten_checkpoints", lambda: None)
   monkeypatch.setattr(lattice_jax.runtime, "end_process", sys.exit)
+  environment = dict(os.environ)
+  yield
+  for name in {*environment, *os.environ} - {"PYTEST_CURRENT_TEST"}:
+    if name not in environment:
+      del os.environ[name]
+    elif name not in os.environ or os.environ[name] != environment[name]:
+      os.environ[name] = environment[name]
 
 
 @pytest.fixture(autouse=True)
