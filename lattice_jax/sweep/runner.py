@@ -78,11 +78,12 @@ class Runner:
     self._say(f"{self._place(trial)} {'begins' if record is None else 'resumes'}")
     slot = min(set(range(self._jobs)) - {running.slot for running in self._running})
     with (folder / "stdout.txt").open("ab") as output, (folder / "stderr.txt").open("ab") as errors:
+      error_start = errors.tell()  # the process shares the place, and moves it
       process = subprocess.Popen(
         self._command(arguments), stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
         env=trial_environment(trial))
       pin(process.pid, slot, self._jobs)
-      self._running.append(Process(trial, process, slot, time.perf_counter(), errors.tell()))
+      self._running.append(Process(trial, process, slot, time.perf_counter(), error_start))
 
   def _command(self, arguments: Sequence[str]) -> list[str]:
     words = {"${env}": "/usr/bin/env", "${interpreter}": sys.executable}

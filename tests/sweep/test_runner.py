@@ -57,6 +57,16 @@ def test_a_failed_trial_is_recorded_the_others_go_on_and_it_is_tried_again(tmp_p
   assert calls(workdir)["size=2_seed=0"] == 2 and calls(workdir)["size=1_seed=0"] == 1
 
 
+def test_what_a_trial_says_before_anything_looks_is_its_message(tmp_path, monkeypatch):
+  workdir = tmp_path / "runs"
+  workdir.mkdir()
+  (workdir / "fail").write_text("1")
+  monkeypatch.setattr(
+    runner, "pin", lambda process_id, slot, jobs: os.waitid(os.P_PID, process_id, os.WEXITED | os.WNOWAIT))
+  _, said = sweeps.run(sweeps.read(tmp_path, run_cap=1), workdir)
+  assert "[1/1] size=1_seed=0: failed: too large (exit status 3)" in said
+
+
 def test_a_trial_without_the_metric_has_failed(tmp_path):
   metric = {"name": "eval_test_cold/bits_per_byte"}
   failed, said = sweeps.run(sweeps.read(tmp_path, metric=metric, run_cap=1), tmp_path / "runs")
