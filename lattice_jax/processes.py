@@ -35,7 +35,8 @@ SHUTDOWN_TIMEOUT = 45
 _CAPTURE_SECONDS = 0.2  # given to the reader to receive what was printed before an abort
 _MESSAGE_BYTES = 512
 
-_SERVICE = re.compile(r"coordination[_ ]service|JAX distributed service")
+_SERVICE = re.compile(r"coordination[_ ]service|JAX distributed service|terminate called .*'gloo::")
+_TORN = "'gloo::"  # of what a thread of Gloo throws when a process dies in the middle of a message
 _SILENT = re.compile(r"stopped sending heartbeats\):\n((?:\S*\d+\n)+)")
 _BROKEN = re.compile(r"(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE|UNKNOWN): ")
 _OF_FILES = "os_error_code"  # in TensorStore's errors, whose form is the same
@@ -209,6 +210,8 @@ def _intercept_aborts(end: Callable[[str, int], None], describe: Callable[[str],
     time.sleep(_CAPTURE_SECONDS)
     text = "".join(captured)
     sentence = describe(text)
+    if sentence is None and _TORN in text:
+      sentence = _await_service(lambda: describe("".join(captured)))
     if sentence is not None:
       end(sentence, 1)
     sys.stderr.write(text)  # an abort for another reason continues when this returns
@@ -217,6 +220,18 @@ def _intercept_aborts(end: Callable[[str, int], None], describe: Callable[[str],
   handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
   _kept_alive.append(handler)
   ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def _await_service(describe: Callable[[], str | None]) -> str:
+  """The sentence about the process that has died, which the coordination service names some seconds later."""
+  end = time.monotonic() + 2 * _heartbeat_timeout()
+  while time.monotonic() < end:
+    if sentence := describe():
+      return sentence
+    time.sleep(_CAPTURE_SECONDS)
+  return (
+    "another process has ended or cannot be reached any more; the last lines printed there say why. Start the same "
+    "command again on every host: it continues from the newest checkpoint.")
 
 
 def _capture(reading: int, captured: list[str]) -> None:

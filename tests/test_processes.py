@@ -43,6 +43,35 @@ def test_pages_of_something_else_say_nothing():
   assert describe_death("F1129 00:33:28 pjrt.cc:1] Check failed: buffer != nullptr") is None
 
 
+TORN = """
+import os, sys, threading, time
+from lattice_jax import processes
+
+def end(sentence, status):
+  print(sentence, file=sys.stderr, flush=True)
+  os._exit(status)
+
+def name_it():
+  time.sleep(0.5)
+  os.write(2, sys.argv[1].encode())
+
+processes._intercept_aborts(end, processes.describe_death)
+os.write(2, b"terminate called after throwing an instance of 'gloo::EnforceNotMet'\\n  what():  8 vs 4\\n")
+threading.Thread(target=name_it).start()
+os.abort()
+"""
+
+
+@pytest.mark.parametrize(("pages", "start"), [
+  (PAGES.format(tasks="3"), "process 3 has ended or cannot"), ("", "another process has ended or cannot")])
+def test_a_message_that_a_death_tears_waits_for_its_name(pages, start):
+  """Gloo ends the process from a thread of its own, before anyone knows whose messages no longer come."""
+  done = subprocess.run(
+    [sys.executable, "-c", TORN, pages], cwd=ROOT, capture_output=True, text=True, timeout=60,
+    env=os.environ | {"LATTICE_JAX_HEARTBEAT": "1"}, check=False)
+  assert done.returncode == 1 and done.stderr.startswith(start) and done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.parametrize(("members", "has_answered", "start"), [
   (Membership("host:1", 4, 0), True, "not all of the 4 processes have come"),
   (Membership("host:1", 4, 2), True, "process 0 answers at host:1, but others"),
