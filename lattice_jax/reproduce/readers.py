@@ -47,7 +47,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Stored:
-  """A number in a JSON or JSONL file: `steps` as in docs/figures.yaml; divided by that at `over`, times `factor`."""
+  """A number in a JSON or JSONL file: `steps` as in docs/figures; divided by that at `over`, times `factor`."""
 
   file: str
   steps: tuple[Any, ...]
