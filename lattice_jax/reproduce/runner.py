@@ -18,10 +18,8 @@ from lattice_jax.inspect.machine import describe_machine
 from lattice_jax.reproduce.rows import Program
 from lattice_jax.reproduce.units import DONE, FAILED, STARTED, Unit, UnitRecord, Units, read_record
 from lattice_jax.runtime import git_commit
-from lattice_jax.sweep.runner import ending, last_line, pin
+from lattice_jax.sweep.runner import ending, last_line, pass_on, pin, take_ended
 from lattice_jax.training.signals import StopRequest, stop_request
-
-_LOOK_EVERY = 0.05  # seconds
 
 
 @dataclass
@@ -91,15 +89,13 @@ class Runner:
 
   def _wait(self, request: StopRequest) -> None:
     """Until a process ends. Passes a signal on, once, as SIGTERM, on which training saves and stops."""
-    while all(running.process.poll() is None for running in self._running):
-      if request.received and not self._told:
+    def tell() -> None:
+      if not self._told:
         self._say(f"{signal.Signals(request.received).name}: what runs is stopped; the same command goes on")
-        for running in self._running:
-          running.process.send_signal(signal.SIGTERM)
+        pass_on(self._running)
         self._told = True
-      time.sleep(_LOOK_EVERY)
-    for running in [running for running in self._running if running.process.poll() is not None]:
-      self._running.remove(running)
+
+    for running in take_ended(self._running, request, tell):
       self._end(running, stopping=bool(request.received))
 
   def _end(self, running: Process, *, stopping: bool) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lattice_jax.files import lock_folder
 from lattice_jax.sweep.search import Search
@@ -91,15 +92,13 @@ class Runner:
 
   def _wait(self, request: StopRequest) -> None:
     """Waits until a process ends. Passes a signal on, once, as SIGTERM, on which training saves and stops."""
-    while all(running.process.poll() is None for running in self._running):
-      if request.received and not self._told:
+    def tell() -> None:
+      if not self._told:
         self._say(f"{signal.Signals(request.received).name}: {len(self._running)} trial(s) save and stop")
-        for running in self._running:
-          running.process.send_signal(signal.SIGTERM)
+        pass_on(self._running)
         self._told = True
-      time.sleep(_LOOK_EVERY)
-    for running in [running for running in self._running if running.process.poll() is not None]:
-      self._running.remove(running)
+
+    for running in take_ended(self._running, request, tell):
       self._end(running, stopping=bool(request.received))
 
   def _end(self, running: Process, *, stopping: bool) -> None:
@@ -128,6 +127,24 @@ class Runner:
 
   def _place(self, trial: Trial) -> str:
     return f"[{trial.index + 1}/{self._search.total}] {trial.id}:"
+
+
+def take_ended(running: list[Any], request: StopRequest, tell: Callable[[], None]) -> list[Any]:
+  """Waits until some of what runs has ended and takes that out of the list. tell: called while a signal has come."""
+  while all(one.process.poll() is None for one in running):
+    if request.received:
+      tell()
+    time.sleep(_LOOK_EVERY)
+  ended = [one for one in running if one.process.poll() is not None]
+  for one in ended:
+    running.remove(one)
+  return ended
+
+
+def pass_on(running: Sequence[Any]) -> None:
+  """Sends SIGTERM to what runs."""
+  for one in running:
+    one.process.send_signal(signal.SIGTERM)
 
 
 def locked(workdir: Path) -> contextlib.AbstractContextManager[None]:
