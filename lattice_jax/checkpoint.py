@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import time
@@ -11,7 +12,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -21,8 +21,9 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from lattice_jax.checkpoint_folder import FOLDER, checkpoint_folder, stored_folder, unreadable_folder
 from lattice_jax.config import Config, DataConfig
 from lattice_jax.data.tokenizers.tokenizer import get_tokenizer, model_sha256
+from lattice_jax.models.content import checksums
 from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import named_leaves, words_and_places
+from lattice_jax.models.parameters import named_leaves
 from lattice_jax.processes import could_not_talk, warn
 from lattice_jax.run_file import check_run, read_config, read_run
 from lattice_jax.save_failures import ObservedHandler
@@ -46,12 +47,13 @@ class Checkpoints:
     self._saving: int | None = None  # the step of the latest save
     self._untold: int | None = None  # the same, until `newly_saved` has reported that it is on disk
     best = preservation_policy.BestN(
-      get_metric_fn=lambda metrics: -metrics["bits_per_byte"], n=keep_best, keep_checkpoints_without_metrics=False)
+      get_metric_fn=lambda metrics: -_bits_per_byte(metrics), n=keep_best, keep_checkpoints_without_metrics=False)
     policies = [preservation_policy.LatestN(keep_last), *([best] if keep_best else [])]
     self._handler = ObservedHandler()
+    # without `best_fn` Orbax would not write scores to disk, and a resumed run would not know its best checkpoint
     self._manager = _open_manager(self._folder, ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), cleanup_tmp_directories=True),
-      self._handler)
+      preservation_policy=preservation_policy.AnyPreservationPolicy(policies), best_fn=best.get_metric_fn,
+      cleanup_tmp_directories=True), self._handler)
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -259,21 +261,6 @@ def _read(manager: ocp.CheckpointManager, step: int, abstract: Any) -> Any:
   return restored["state"]
 
 
-def checksums(tree: Any) -> dict[str, int]:
-  """A checksum of the bits of every array; a sum of integers, so it does not depend on the devices."""
-  return {name: int(checksum) for name, checksum in named_leaves(jax.device_get(_checksums(tree))).items()}
-
-
-@jax.jit
-def _checksums(tree: Any) -> Any:
-  def checksum(leaf: jax.Array) -> jax.Array:
-    bits, place = words_and_places(leaf)
-    # odd weights that differ by position, so that a changed bit and two exchanged values both change the sum
-    return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
-
-  return jax.tree.map(checksum, tree)
-
-
 def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str | None:
   """The first array that the checkpoint lacks, holds in another shape or, if everything is restored, has in excess."""
   stored = manager.item_metadata(step)["state"].tree
@@ -287,6 +274,12 @@ def _mismatch(manager: ocp.CheckpointManager, step: int, abstract: Any) -> str |
   if stored_shapes and not isinstance(abstract, dict):
     return f"it also has the array {next(iter(stored_shapes))}"
   return None
+
+
+def _bits_per_byte(metrics: Any) -> float:
+  """Infinite if the file on disk has been damaged: such a checkpoint is never the best one."""
+  value = metrics["bits_per_byte"] if isinstance(metrics, dict) and "bits_per_byte" in metrics else None
+  return value if isinstance(value, int | float) and math.isfinite(value) else math.inf
 
 
 def _reason(error: BaseException) -> str:

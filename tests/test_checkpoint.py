@@ -14,7 +14,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax import checkpoint, processes
-from lattice_jax.checkpoint import Checkpoints, checksums, load_for_eval, load_variables
+from lattice_jax.checkpoint import Checkpoints, load_for_eval, load_variables
+from lattice_jax.models.content import checksums
 from lattice_jax.sharding import make_mesh
 from lattice_jax.training.state import abstract_state
 from tests.thorough import further
@@ -69,6 +70,29 @@ def flip(path):
   content = bytearray(path.read_bytes())
   content[len(content) // 2] ^= 0xFF
   path.write_bytes(content)
+
+
+def steps_after(workdir, saves, **keep):
+  """The steps on disk after one process has saved {step: bits per byte or None}."""
+  checkpoints = Checkpoints(workdir, **keep)
+  for step, score in saves.items():
+    checkpoints.save(step, make_state(step), {"step": step}, score=score)
+  checkpoints.wait()
+  checkpoints.close()
+  return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_the_best_checkpoint_of_an_earlier_process_stays(tmp_path):
+  assert steps_after(tmp_path, {1: 2.5, 2: 2.0, 3: None}, keep_last=1, keep_best=1) == [2, 3]
+  assert steps_after(tmp_path, {4: 3.0, 5: None, 6: None}, keep_last=1, keep_best=1) == [2, 6]
+  assert steps_after(tmp_path, {7: 1.5, 8: None, 9: None}, keep_last=1, keep_best=1) == [7, 9]
+
+
+@pytest.mark.parametrize("content", ['{"a": 1}', '{"bits_per_byte": "1"}', '{"bits_per_byte": NaN}'])
+def test_a_checkpoint_with_a_damaged_score_is_never_the_best(tmp_path, content):
+  steps_after(tmp_path, {1: 1.0, 2: 2.0, 3: 3.0}, keep_last=3)
+  (tmp_path / "checkpoints" / "1" / "metrics" / "metrics").write_text(content)
+  assert steps_after(tmp_path, {4: None}, keep_last=1, keep_best=1) == [2, 4]
 
 
 # Orbax leaves coroutines unawaited where a read fails; they are collected inside the test that caused them.

@@ -131,7 +131,7 @@ def hostile_metadata():
 
 # Orbax leaves coroutines unawaited where a read fails; they are collected inside the test that caused them.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine.*was never awaited")
-@pytest.mark.parametrize("file", ["run/metadata", "state/_METADATA", "_CHECKPOINT_METADATA"])
+@pytest.mark.parametrize("file", ["run/metadata", "state/_METADATA", "metrics/metrics", "_CHECKPOINT_METADATA"])
 def test_hostile_metadata_costs_its_checkpoint_at_most(saved, tmp_path, file, capfd):
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = {"weight": jax.ShapeDtypeStruct((3,), jnp.float32, sharding=place)}

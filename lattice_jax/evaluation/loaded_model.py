@@ -33,8 +33,9 @@ from lattice_jax.inference.generate import GenerateOptions
 from lattice_jax.inference.streaming import StreamedModel
 from lattice_jax.inference.text import Written, write_texts
 from lattice_jax.marks import Marker
+from lattice_jax.models.content import content_digest
 from lattice_jax.models.decoder import abstract_variables
-from lattice_jax.models.parameters import content_digest, count_parameters
+from lattice_jax.models.parameters import count_parameters
 from lattice_jax.models.pretrained import check_no_file, open_pretrained
 from lattice_jax.run_file import read_config
 from lattice_jax.runtime import git_commit

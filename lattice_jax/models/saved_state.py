@@ -14,8 +14,9 @@ from safetensors.flax import save_file
 
 from lattice_jax.config import ModelConfig
 from lattice_jax.domains import LARGEST_WHOLE
+from lattice_jax.models.content import content_digest
 from lattice_jax.models.decoder import init_state
-from lattice_jax.models.parameters import content_digest, named_leaves
+from lattice_jax.models.parameters import named_leaves
 from lattice_jax.shown import reason_of, shown, shown_name
 from lattice_jax.stored_config import upgrade
 

@@ -24,8 +24,8 @@ from lattice_jax.inference.rollout.log import DecisionLog
 from lattice_jax.memories.local.maps_file import FittedMaps, read_maps, write_maps
 from lattice_jax.memories.local.profile import LocalProfile, read_profile, write_profile
 from lattice_jax.memories.vq.config import VQConfig
+from lattice_jax.models.content import content_digest
 from lattice_jax.models.decoder import init_state
-from lattice_jax.models.parameters import content_digest
 from lattice_jax.models.saved_state import load_state, save_state
 from lattice_jax.run_file import FILE, read_config, read_run
 from lattice_jax.sweep.trials import DONE, TrialRecord, read_records
