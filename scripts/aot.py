@@ -24,7 +24,6 @@ from lattice_jax.aot.environment import VARIABLES
 # Read when JAX and libtpu start; the last one prints registers and spills of every kernel.
 os.environ.update(VARIABLES | {"MOSAIC_GPU_DUMP_PTXAS": "1"})
 
-from lattice_jax.aot import bundles, cases, ops, results_page, targets
 from lattice_jax.commands.arguments import Parser, one_of, path
 from lattice_jax.commands.run import run_script
 
@@ -46,6 +45,8 @@ def main() -> int:
   parser.add_argument("--out", type=path, default=Path("docs/results/aot"))
   parser.add_argument("--only", default="", help="cases whose names contain this")
   arguments = parser.parse_args()
+  from lattice_jax.aot import results_page  # --help need not wait for JAX
+
   records = []
   compiled = {
     "tpu": tpu, "h100": h100, "step": functools.partial(step, STEPS), "large": functools.partial(step, LARGE_STEPS)}
@@ -61,6 +62,7 @@ def main() -> int:
 
 
 def tpu(only: str):
+  from lattice_jax.aot import bundles, cases, ops, targets
   from pallas_kernels import specs, specs_delta, specs_lattice
 
   os.environ["LATTICE_JAX_BACKEND"] = "tpu"
@@ -72,6 +74,7 @@ def tpu(only: str):
 
 
 def h100(only: str):
+  from lattice_jax.aot import cases, ops, targets
   from pallas_kernels import specs, specs_delta, specs_lattice
 
   os.environ["LATTICE_JAX_BACKEND"] = "gpu"
@@ -83,6 +86,7 @@ def h100(only: str):
 def step(steps: dict[str, tuple[str, str, dict[str, int], float]], only: str):
   """Values, heads, MLPs and the vocabulary are split over `model`, rows over `data`, tokens of a row over `seq`."""
   os.environ["LATTICE_JAX_BACKEND"] = "tpu"
+  from lattice_jax.aot import targets
   from lattice_jax.aot.train_step import compile_step, step_failures
   from lattice_jax.config_checks import parse_config
   from lattice_jax.sharding import make_mesh

@@ -19,34 +19,25 @@ python scripts/bench.py vq --scaling --lengths=4096,8192,16384,32768 --cases=vq 
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.bench import delta, lattice, recurrence, vq
-from lattice_jax.bench.harness import GIGA, Measured, describe_machine, measure
-from lattice_jax.bench.records import format_scaling, format_table, plot_records, records_like, write_records
 from lattice_jax.commands.arguments import Parser, one_of, path, positive, positive_number, positives, some_of
-from lattice_jax.commands.run import run_script
-from lattice_jax.files import read_jsonl
+from lattice_jax.commands.run import print_now, run_script
 from lattice_jax.runtime import enable_compilation_cache
-
-OPS = {"vq": vq, "lattice": lattice, "delta": delta, "recurrence": recurrence}
 
 
 def main() -> None:
   parser = Parser(__doc__)
-  parser.add_argument("op", type=one_of(*sorted(OPS)))
-  heads = "; ".join(f"of {name}: {', '.join(op.SHAPES)}" for name, op in OPS.items())
-  parser.add_argument("--head", default="", help=f"widths and heads of the layer, the op's first by default; {heads}")
+  parser.add_argument("op", type=one_of("delta", "lattice", "recurrence", "vq"))
+  parser.add_argument("--head", default="", help="widths and heads of the layer; by default the op's first, and an "
+                      "unknown one is answered with the op's")
   parser.add_argument("--lengths", type=positives, default="1024,2048,4096,8192",
                       help="tokens of a row, separated by commas")
-  parser.add_argument("--modes", type=some_of(*vq.MODES), default="fwd,fwd+bwd",
-                      help=f"some of {', '.join(vq.MODES)} (vq: one token after T)")
+  parser.add_argument("--modes", type=some_of("fwd", "fwd+bwd", "decode"), default="fwd,fwd+bwd",
+                      help="some of fwd, fwd+bwd, decode (vq: one token after T)")
   parser.add_argument("--cases", default="", help="run only cases whose names contain one of these words")
   parser.add_argument("--batch", type=positive, default=1)
   parser.add_argument("--rounds", type=positive, default=7)
@@ -54,52 +45,18 @@ def main() -> None:
   parser.add_argument("--max_gb", type=positive_number, default=16.0, help="cases that need more memory are not run")
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl, tables and plots")
   arguments = parser.parse_args()
-  shapes = OPS[arguments.op].SHAPES
-  arguments.head = arguments.head or next(iter(shapes))
-  if arguments.head not in shapes:
-    raise ValueError(f"--head={arguments.head} is none of {arguments.op}; use one of {', '.join(shapes)}.")
-  unknown = set(arguments.modes) - set(OPS[arguments.op].MODES)
-  if unknown:
-    raise ValueError(f"--modes={','.join(unknown)} is none of {arguments.op}'s: {', '.join(OPS[arguments.op].MODES)}.")
+  from lattice_jax.bench.cases import OpBench  # --help need not wait for JAX
+  from lattice_jax.bench.harness import describe_machine
+
+  bench = OpBench(
+    arguments.op, arguments.head, batch=arguments.batch, words=tuple(filter(None, arguments.cases.split(","))),
+    rounds=arguments.rounds, max_gb=arguments.max_gb, out=arguments.out, say=print_now)
+  bench.check_modes(arguments.modes)
   enable_compilation_cache()
   machine = describe_machine()
-  print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+  print_now(", ".join(f"{name} {value}" for name, value in machine.items()))
   for mode in arguments.modes:
-    (print_scaling if arguments.scaling else compare)(arguments, mode, machine)
-
-
-def compare(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
-  """Measures length by length: a table for each, one plot and the JSON lines of all."""
-  for length in arguments.lengths:
-    results = run(arguments, [length], mode)
-    write_records(arguments.out / "bench.jsonl", results, machine)
-    text = format_table(results, OPS[arguments.op].BASELINES)
-    print(f"\n{arguments.head}, T = {length:,}, {mode}\n\n{text}", flush=True)
-  records = read_jsonl(arguments.out / "bench.jsonl")
-  records = records_like(records, records[-1])
-  out = arguments.out / f"{arguments.head}_{mode.replace('+', '_')}.png"
-  plot_records(records, f"{arguments.head}, {mode}", out)
-  print(f"wrote {out}")
-  if hasattr(OPS[arguments.op], "write_summary"):
-    OPS[arguments.op].write_summary(arguments.out)
-
-
-def print_scaling(arguments: argparse.Namespace, mode: str, machine: dict[str, Any]) -> None:
-  """Measures all lengths as one group; the JSON lines go to a file of their own."""
-  results = run(arguments, arguments.lengths, mode)
-  write_records(arguments.out / "scaling.jsonl", results, machine)
-  print(f"\n{arguments.head}, {mode}\n\n{format_scaling(results)}", flush=True)
-
-
-def run(arguments: argparse.Namespace, lengths: Sequence[int], mode: str) -> list[Measured]:
-  words = [word for word in arguments.cases.split(",") if word]
-  cases = [
-    case for length in lengths for case in OPS[arguments.op].cases(arguments.head, length, mode, arguments.batch)
-    if not words or any(word in case.name for word in words)]
-  if not cases:
-    known = [case.name for case in OPS[arguments.op].cases(arguments.head, lengths[0], mode, arguments.batch)]
-    raise ValueError(f"--cases={arguments.cases} is in no name; {mode} has {', '.join(known)}.")
-  return measure(cases, rounds=arguments.rounds, max_bytes=int(arguments.max_gb * GIGA))
+    (bench.print_scaling if arguments.scaling else bench.compare)(arguments.lengths, mode, machine)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from lattice_jax.bench import cache as bench
-from lattice_jax.bench.harness import describe_machine, quantiles
 from lattice_jax.cache.config import CacheConfig
 from lattice_jax.cache.policies.registry import DROPPING, POLICIES
 from lattice_jax.cache.policies.window import WindowConfig
@@ -37,13 +35,16 @@ def main() -> None:
   parser.add_argument("--lag", type=of(find(CacheConfig, "lag")), default=128)
   parser.add_argument("--ratio", type=of(find(CacheConfig, "ratio")), default=0.25)
   parser.add_argument("--window", type=of(find(WindowConfig, "window")), default=0, help="of the policy window")
-  parser.add_argument("--layers", type=positive, default=bench.MODEL.layers)
-  parser.add_argument("--dtype", default=bench.MODEL.dtype, type=one_of("float32", "bfloat16"))
+  parser.add_argument("--layers", type=positive, default=30)
+  parser.add_argument("--dtype", default="float32", type=one_of("float32", "bfloat16"))
   parser.add_argument("--tokens", type=positive, default=256, help="tokens decoded per round; a multiple of the lag")
   parser.add_argument("--rounds", type=positive, default=5)
-  parser.add_argument("--parts", type=some_of(*bench.PARTS), default=",".join(bench.PARTS))
+  parser.add_argument("--parts", type=some_of("step", "attention"), default="step,attention")
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl")
   arguments = parser.parse_args()
+  from lattice_jax.bench import cache as bench  # --help need not wait for JAX
+  from lattice_jax.bench.harness import describe_machine
+
   enable_compilation_cache()
   machine = describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
@@ -61,7 +62,7 @@ def main() -> None:
       append_jsonl(arguments.out / "bench.jsonl", [machine | group | record])
 
 
-def records(results: list[bench.Decoding]) -> list[dict[str, Any]]:
+def records(results: list) -> list[dict[str, Any]]:
   """Ratios compare times of the same round: median over rounds, with the 20 and 80 % quantiles."""
   full, policy, same_length = (np.array([np.sum(seconds) for seconds in result.seconds]) for result in results)
   compared = [{}, {"times faster": rounded(full / policy), "cost of the policy": rounded(policy / same_length - 1)}, {}]
@@ -73,6 +74,8 @@ def records(results: list[bench.Decoding]) -> list[dict[str, Any]]:
 
 
 def rounded(values: np.ndarray) -> list[float]:
+  from lattice_jax.bench.harness import quantiles
+
   return [float(f"{value:.4g}") for value in quantiles(values)]
 
 

@@ -21,7 +21,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.bench.harness import describe_machine, quantiles
 from lattice_jax.commands.arguments import Parser, path, place, positive, positives
 from lattice_jax.commands.run import run_script
 from lattice_jax.files import append_jsonl
@@ -64,6 +63,8 @@ def main() -> None:
   parser.add_argument("--environments", type=path, default=".cache/peers")
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl")
   arguments = parser.parse_args()
+  from lattice_jax.bench.harness import describe_machine  # --help need not wait for JAX
+
   file = find_pretrained(arguments.pretrained)
   if file.is_dir():
     raise ValueError(f"--pretrained={arguments.pretrained} is a folder; llama.cpp needs a .gguf file.")
@@ -92,6 +93,8 @@ def main() -> None:
 
 def record(name: str, length: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
   """Quantiles of one side's times, and of the ratio of each baseline's time to its own."""
+  from lattice_jax.bench.harness import quantiles
+
   line: dict[str, Any] = {"side": name, "length": length, "rounds": len(rounds)}
   for what in ("first", "each"):
     line[what] = quantiles([answers[name][what] for answers in rounds])

@@ -13,8 +13,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.bench import rounds
-from lattice_jax.bench.harness import describe_machine
 from lattice_jax.commands.arguments import Parser, path, positives
 from lattice_jax.commands.run import run_script
 from lattice_jax.files import append_jsonl, replace_file
@@ -24,12 +22,14 @@ from lattice_jax.runtime import enable_compilation_cache
 def main() -> None:
   parser = Parser(__doc__)
   parser.add_argument("op", help="rounds")
-  parser.add_argument("--chunks", type=positives, default=",".join(map(str, rounds.CHUNKS)),
-                      help=f"tokens of a chunk, separated by commas; {max(rounds.CHUNKS)} at most")
+  parser.add_argument("--chunks", type=positives, default="16,64,256", help="tokens of a chunk, separated by commas")
   parser.add_argument("--out", type=path, required=True, help="folder of rounds.md and rounds.jsonl")
   arguments = parser.parse_args()
-  if max(arguments.chunks) > max(rounds.CHUNKS):
-    raise ValueError(f"--chunks={max(arguments.chunks)} must be at most {max(rounds.CHUNKS)}.")
+  from lattice_jax.bench import rounds  # --help need not wait for JAX
+  from lattice_jax.bench.harness import describe_machine
+
+  if max(arguments.chunks) > rounds.LONGEST:
+    raise ValueError(f"--chunks={max(arguments.chunks)} must be at most {rounds.LONGEST}.")
   enable_compilation_cache()
   counted = []
   for name, problem in rounds.problems().items():

@@ -27,16 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import safetensors.numpy
 
-from lattice_jax.bench import streaming
-from lattice_jax.bench.harness import describe_machine
 from lattice_jax.commands.arguments import Parser, of, path, place, positive, some_of
 from lattice_jax.commands.domains import Several
 from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Number
 from lattice_jax.files import append_jsonl
 from lattice_jax.formats.locate import find_pretrained
-from lattice_jax.models.pretrained.config_json import read_model_config
-from lattice_jax.models.pretrained.tensors import wanted_tensors
 from lattice_jax.runtime import enable_compilation_cache
 
 KINDS = ("gguf", "float32", "deep")
@@ -59,6 +55,9 @@ def main() -> None:
   parser.add_argument("--files", type=path, default=".cache/streaming", help="folder of copies, 3 GB")
   parser.add_argument("--out", type=path, required=True, help="folder of bench.jsonl")
   arguments = parser.parse_args()
+  from lattice_jax.bench import streaming  # --help need not wait for JAX
+  from lattice_jax.bench.harness import describe_machine
+
   source = find_pretrained(arguments.pretrained)
   if source.is_dir():
     raise ValueError(f"--pretrained={arguments.pretrained} is a folder; give smollm2 or a .gguf file.")
@@ -84,6 +83,8 @@ def in_a_process(file: Path, share: float | None, page_cache: str, tokens: int, 
 
 
 def measure(file: Path, share: float | None, page_cache: str, tokens: int, rounds: int) -> dict[str, Any]:
+  from lattice_jax.bench import streaming
+
   enable_compilation_cache()
   return streaming.measure(file, share, page_cache, tokens=tokens, rounds=rounds)
 
@@ -110,6 +111,9 @@ def prepare(kind: str, source: Path, folder: Path) -> Path:
 
 def write_deep(folder: Path) -> None:
   """A model of random numbers, each layer with the same ones."""
+  from lattice_jax.models.pretrained.config_json import read_model_config
+  from lattice_jax.models.pretrained.tensors import wanted_tensors
+
   folder.mkdir()
   (folder / "config.json").write_text(json.dumps(DEEP), encoding="utf-8")
   model, _ = read_model_config(DEEP, folder, dtype="float32", context_len=0)

@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lattice_jax.commands.arguments import Parser, path, positive, seed
 from lattice_jax.commands.run import run_command, run_script
 from lattice_jax.files import Record, append_jsonl, read_jsonl
-from lattice_jax.inspect.same_run import different_leaves, line_faults, timeless_lines
 
 _ROOT = Path(__file__).resolve().parents[1]
 _STEPS = 72
@@ -103,6 +102,8 @@ def kill_and_compare(folder: Path, records: list[Record], kills: int) -> None:
 
 def found_in(workdir: Path, unbroken: Path, *, reached_end: bool) -> dict[str, Any]:
   """Counts of lost, doubled and diverging metric lines, and of arrays whose last bits differ."""
+  from lattice_jax.inspect.same_run import line_faults, timeless_lines  # --help need not wait for JAX
+
   lost, doubled, diverging = line_faults(timeless_lines(workdir), timeless_lines(unbroken), is_whole=reached_end)
   arrays = count_different(workdir, unbroken) if reached_end else 0
   return {"lost": lost, "doubled": doubled, "diverging": diverging, "arrays": arrays}
@@ -165,6 +166,8 @@ def forked(function: Callable[..., Any], *arguments: Any, said: Path) -> multipr
 
 def count_different(workdir: Path, unbroken: Path) -> int:
   """How many arrays of the last states differ, counted in a process of its own: reading them starts JAX."""
+  from lattice_jax.inspect.same_run import different_leaves
+
   answers, answer = multiprocessing.get_context("fork").Pipe(duplex=False)
   process = forked(
     lambda: answer.send(len(different_leaves(workdir, unbroken))), said=workdir.parent / "stderr.txt")
@@ -185,6 +188,8 @@ def processor_seconds(process_id: int) -> float:
 
 def left_by(workdir: Path) -> str:
   """What a killed process left on disk."""
+  from lattice_jax.inspect.same_run import timeless_lines
+
   names = sorted(path.name for path in (workdir / "checkpoints").glob("*"))
   whole = [name for name in names if name.isdigit()]
   partial = f"; {len(names) - len(whole)} half-written" if names != whole else ""

@@ -16,8 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.commands.domains import POSITIVE
@@ -68,6 +66,8 @@ def loop_speed(config: Config) -> float:
 
 def prepare_bare(config: Config):
   """A function (calls) → tokens per second of the program alone, which is compiled and warmed up first."""
+  import jax  # --help need not wait for JAX
+
   from lattice_jax.data.loader import train_batches
   from lattice_jax.data.sources import load_source
   from lattice_jax.sharding import make_mesh, replicated

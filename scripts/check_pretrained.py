@@ -12,7 +12,6 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,15 +20,16 @@ from lattice_jax.commands.arguments import Parser, path, place
 from lattice_jax.commands.run import run_script
 from lattice_jax.config import DataConfig, ModelConfig
 from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
-from lattice_jax.inference.generate import generate
-from lattice_jax.models.decoder import Decoder, init_state
-from lattice_jax.models.pretrained import load_pretrained
-from lattice_jax.types import whole_segment
 
 TOLERANCE = 1e-3  # for the largest error of a token's logits, relative to the largest logit
 
 
 def compare_logits(model: ModelConfig, variables: dict, figures: dict) -> tuple[bool, str]:
+  import jax  # --help need not wait for JAX
+
+  from lattice_jax.models.decoder import Decoder, init_state
+  from lattice_jax.types import whole_segment
+
   tokens = figures["ids"][None]
 
   @jax.jit
@@ -46,6 +46,8 @@ def compare_logits(model: ModelConfig, variables: dict, figures: dict) -> tuple[
 
 
 def compare_greedy(model: ModelConfig, variables: dict, figures: dict, prompt_len: int = 32) -> tuple[bool, str]:
+  from lattice_jax.inference.generate import generate
+
   wanted = figures["greedy"]
   text = generate(
     model, variables, [figures["ids"][:prompt_len]], length=len(wanted), temperature=0.0, banned=(), start_ids=())[0]
@@ -83,6 +85,8 @@ def main() -> int:
     is_same = rendered == texts["rendered"]
     results["chat template"] = (is_same, "the same text" if is_same else f"here {rendered!r}")
   if "logits" in figures:
+    from lattice_jax.models.pretrained import load_pretrained
+
     model, params = load_pretrained(arguments.pretrained)
     variables = {"params": params, "buffers": {}}
     results[f"logits of {len(figures['ids'])} tokens"] = compare_logits(model, variables, figures)

@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.commands.arguments import Parser, path, positive, seed
 from lattice_jax.commands.run import run_command, run_script
-from lattice_jax.inspect.same_run import differences, timeless_lines
 from scripts.check_hosts import free_address
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -184,6 +183,8 @@ def last_line(path: Path) -> str:
 
 def in_a_process(workdir: Path, unbroken: Path) -> list[str]:
   """`differences` of the two, found in a process of its own: reading states starts JAX."""
+  from lattice_jax.inspect.same_run import differences  # --help need not wait for JAX
+
   answers, answer = multiprocessing.get_context("fork").Pipe(duplex=False)
   process = multiprocessing.get_context("fork").Process(
     target=lambda: answer.send([*differences(workdir, unbroken), *doubled(workdir)]))
@@ -195,6 +196,8 @@ def in_a_process(workdir: Path, unbroken: Path) -> list[str]:
 
 
 def doubled(workdir: Path) -> list[str]:
+  from lattice_jax.inspect.same_run import timeless_lines
+
   lines = timeless_lines(workdir)
   return [f"{workdir} has a metric line twice: {line}." for i, line in enumerate(lines) if line in lines[:i]]
 

@@ -11,14 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.checkpoint import load_for_eval
 from lattice_jax.commands.arguments import Parser, count, one_of, path, place
 from lattice_jax.commands.run import run_script
 from lattice_jax.config import DataConfig
-from lattice_jax.data.tokenizers.export import export_tokenizer, special_ids
-from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
-from lattice_jax.models.pretrained import open_pretrained
-from lattice_jax.models.pretrained.export import export_model
 
 
 def main() -> None:
@@ -30,6 +25,12 @@ def main() -> None:
   parser.add_argument("--dtype", type=one_of("float32", "bfloat16"), default="float32", help="of the weights written")
   parser.add_argument("--output", type=path, required=True, help="folder that does not exist yet")
   arguments = parser.parse_args()
+  from lattice_jax.checkpoint import load_for_eval  # --help need not wait for JAX
+  from lattice_jax.data.tokenizers.export import export_tokenizer, special_ids
+  from lattice_jax.data.tokenizers.tokenizer import PRETRAINED, get_tokenizer
+  from lattice_jax.models.pretrained import open_pretrained
+  from lattice_jax.models.pretrained.export import export_model
+
   if arguments.pretrained:
     pretrained = open_pretrained(arguments.pretrained)
     data = DataConfig(tokenizer=PRETRAINED + arguments.pretrained)

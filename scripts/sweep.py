@@ -22,16 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lattice_jax.commands.arguments import Parser, path, positive, positives, seed
 from lattice_jax.commands.run import print_now, run_script
-from lattice_jax.sweep.plot import plot_table
-from lattice_jax.sweep.runner import Runner
-from lattice_jax.sweep.search import make_search
 from lattice_jax.sweep.sweep_file import Sweep, read_sweep
-from lattice_jax.sweep.table import check_against, make_table
-from lattice_jax.sweep.table_files import format_table, write_table
 
 
 def main() -> int:
   arguments = parse_arguments()
+  from lattice_jax.sweep.runner import Runner  # --help need not wait for JAX
+  from lattice_jax.sweep.search import make_search
+  from lattice_jax.sweep.table import check_against
+
   sweep = read_sweep(arguments.file)
   workdir = arguments.workdir or Path("runs/sweeps") / arguments.file.stem
   search = make_search(sweep, workdir, arguments.seed)
@@ -69,6 +68,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def report(sweep: Sweep, workdir: Path, total: int, arguments: argparse.Namespace) -> None:
   """Prints and writes the table, and also the plot if two settings are done."""
+  from lattice_jax.sweep.plot import plot_table
+  from lattice_jax.sweep.table import make_table
+  from lattice_jax.sweep.table_files import format_table, write_table
+
   table = make_table(
     sweep, workdir, total=total, command=command_line(), beyond=arguments.beyond, against=arguments.against)
   out = arguments.out or workdir

@@ -24,7 +24,7 @@ from lattice_jax.memories.lattice.rule import incoming
 from lattice_jax.memories.lattice.sphere import unit
 from lattice_jax.memories.ttt.rule import with_one
 
-CHUNKS = (16, 64, 256)
+LONGEST = 256  # chunk
 WARM = 256  # tokens before the chunk
 MOST = 64  # rounds that are tried
 CLOSE = 1e-6  # relative error of what the chunk gives out, against float64; that of the scan in float32 is about 3e-7
@@ -60,7 +60,7 @@ class Problem:
   work: float
   chunk: Callable[[int], tuple[Any, Any]]
   methods: dict[str, Method]
-  longest: int = max(CHUNKS)
+  longest: int = LONGEST
 
 
 def problems() -> dict[str, Problem]:
@@ -155,7 +155,7 @@ def _newton(step: Callable[[Any, Any], Any]) -> Push:
 
 def _gru(head: str) -> Problem:
   shape = recurrence.SHAPES[head]
-  update, reset, candidate, *weights, _ = recurrence.gru_inputs(shape, 1, WARM + max(CHUNKS))
+  update, reset, candidate, *weights, _ = recurrence.gru_inputs(shape, 1, WARM + LONGEST)
   run, width = recurrence.gru_step(shape), shape.width
 
   def step(state_HV, token):
@@ -193,7 +193,7 @@ def _warm(step, first, tokens, length):
 
 def _ttt() -> Problem:
   width = recurrence.SHAPES["ttt"].width
-  q, k, v, rate, weight = recurrence_ttt.make_arrays(1, width, 1, WARM + max(CHUNKS))
+  q, k, v, rate, weight = recurrence_ttt.make_arrays(1, width, 1, WARM + LONGEST)
 
   def step(weight_HKV, token):
     return recurrence_ttt.step(weight_HKV, *token[1:])
@@ -224,7 +224,7 @@ def _lattice(objective: str) -> Problem:
   shape, rule = lattice.SHAPES["m64"], Rule(objective)
   slots, width = shape.slots, shape.value_dim
   one_head = lattice.Shape(1, slots, width)
-  q, k, v, rate, start = lattice.make_inputs(one_head, 1, WARM + max(CHUNKS))
+  q, k, v, rate, start = lattice.make_inputs(one_head, 1, WARM + LONGEST)
   tokens = q[0, :, 0], k[0, :, 0], v[0, :, 0], rate[0, :, 0]
 
   def moved(unit_MV, token, direction_of):

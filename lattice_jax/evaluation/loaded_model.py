@@ -94,12 +94,11 @@ class LoadedModel:
 
   def describe(self) -> str:
     """One line: which run, which checkpoint, on which devices."""
-    changes = "".join(f", {override}" for override in self.overrides)
     origin = "pretrained" if self.step is None else f"({self.workdir}) at step {self.step}"
     if self.streamed:
       origin += f" and streamed through {shown_bytes(self.streamed.budget)}"
     return (
-      f"{self.config.name} {origin}{changes}: {count_parameters(self.params):,} parameters "
+      f"{', '.join([f'{self.config.name} {origin}', *self.overrides])}: {count_parameters(self.params):,} parameters "
       f"on {self.mesh.size} {jax.default_backend()} device{'s' if self.mesh.size > 1 else ''}")
 
   def with_eval(self, **changes: Any) -> LoadedModel:

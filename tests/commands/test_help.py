@@ -58,3 +58,16 @@ def test_variants_are_those_that_an_experiment_answers_to():
 def test_the_page_of_the_configuration_is_up_to_date():
   page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
   assert page == help.markdown(), "run `python -m lattice_jax.commands.help > docs/configuration.md`"
+
+
+def test_no_script_loads_jax_for_its_help(tmp_path):
+  (tmp_path / "jax.py").write_text("raise SystemExit('jax was imported')\n")
+  # pretrained_reference.py runs in an environment without this project
+  scripts = set((ROOT / "scripts").glob("*.py")) - {ROOT / "scripts" / "pretrained_reference.py"}
+  commands = [[str(script)] for script in sorted(scripts)]
+  commands += [["scripts/bench.py", op] for op in ("peers", "streaming", "rounds")]
+  for command in commands:
+    done = subprocess.run(
+      [sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False,
+      env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, ""), command
