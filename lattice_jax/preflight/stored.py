@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,11 @@ def compiler() -> str:
   """JAX and the compiler of TPUs, as far as it is installed, with their versions."""
   names = {distribution.name for distribution in importlib.metadata.distributions()} & {"jax", "libtpu"}
   return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names))
+
+
+def compilers(rows: Iterable[Row]) -> str:
+  """Those by which rows were compiled, which need not be installed where a page is written."""
+  return " and ".join(dict.fromkeys(row.compiler for row in rows)) or compiler()
 
 
 def write_row(path: Path, row: Row) -> None:

@@ -11,7 +11,7 @@ from lattice_jax.markdown import markdown_table
 from lattice_jax.preflight.account import SECONDS_AN_HOUR
 from lattice_jax.preflight.machine import Machine, abstract_mesh, find_machine
 from lattice_jax.preflight.report import figure
-from lattice_jax.preflight.stored import Row, compiler
+from lattice_jax.preflight.stored import Row, compilers
 from lattice_jax.preflight.weak import MOST_SHARE, advice
 
 _COLUMNS = (
@@ -47,17 +47,18 @@ def page(
   left = f"Not compiled yet, where the command goes on: {names}." if names else "Every row has been compiled."
   stale = [f"{row.name} on {row.topology}" for row in rows if not row.is_current]
   older = [f"Compiled before the last change of what decides a program: {', '.join(stale)}."] if stale else []
-  return "\n".join([_introduction(command, utilisation, price), left, *older, "", "## Rows", "", _rows_table(
-    rows, utilisation, price), "", *_where_chips_wait(rows), "## Beside the compile suite", "",
+  return "\n".join([
+    _introduction(command, compilers(rows), utilisation, price), left, *older, "", "## Rows", "",
+    _rows_table(rows, utilisation, price), "", *_where_chips_wait(rows), "## Beside the compile suite", "",
     *_beside_the_suite(rows, suite), ""])
 
 
-def _introduction(command: str, utilisation: float, price: float) -> str:
+def _introduction(command: str, compiled_by: str, utilisation: float, price: float) -> str:
   return f"""# Will it fit? The paper's configs
 
     {command}
 
-Each row is one update of a config at its full size, compiled for chips that are not there ({compiler()});
+Each row is one update of a config at its full size, compiled for chips that are not there ({compiled_by});
 nothing was run. A config whose rows do not divide over 256, 64 and 256 chips is compiled for the largest smaller slice
 over which they do. The peak is the compiler's, beside what a program may take of a chip. Bytes that a chip receives are
 read from the compiled program, counted as often as its loops turn, by a ring's algorithm; operations are by formula,

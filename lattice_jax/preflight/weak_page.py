@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.inspect.plots import line_style, new_figure, save_figure
-from lattice_jax.preflight.stored import Row, compiler, read_row
+from lattice_jax.preflight.stored import Row, compilers, read_row
 from lattice_jax.preflight.weak import MOST_SHARE, advice, exchange_share, received_by, scaling_table
 
 _HEAD = """# Weak scaling, without the chips
@@ -30,7 +31,7 @@ def write_page(folder: Path) -> None:
   for file in sorted((folder / "rows").glob("*.json")):
     row = read_row(file)
     series[row.name, row.machine.chip.name].append(row)
-  parts = [_HEAD.format(compiler=compiler(), most=MOST_SHARE)]
+  parts = [_HEAD.format(compiler=compilers(itertools.chain(*series.values())), most=MOST_SHARE)]
   for (name, chip), rows in sorted(series.items()):
     rows.sort(key=lambda row: row.machine.chips)
     plot_scaling(rows, folder / f"{name}_{chip}.png")
@@ -52,7 +53,7 @@ def plot_scaling(rows: Sequence[Row], out: Path) -> Path:
   """Bytes that a chip receives, by collective, and the share of the exchange, over the number of chips."""
   rows = [row for row in rows if row.fits]
   chips = [row.machine.chips for row in rows]
-  figure, (received, share) = new_figure(f"{out.stem}: received by a chip in an update", size=(9, 3.6), widths=(1, 1))
+  figure, (received, share) = new_figure(f"{out.stem}: received by a chip in an update", size=(9, 4.0), widths=(1, 1))
   kinds = dict.fromkeys(kind for row in rows for kind in received_by(row))
   totals = [row.traffic.received_bytes / 1e6 for row in rows]
   for index, (label, values) in enumerate([("all", totals)] + [
@@ -69,5 +70,5 @@ def plot_scaling(rows: Sequence[Row], out: Path) -> Path:
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.grid(True, alpha=0.25)
-  received.legend(frameon=False, fontsize="small")
+  figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
   return save_figure(figure, out)

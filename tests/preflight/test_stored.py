@@ -80,7 +80,7 @@ def test_the_page_holds_each_row_what_is_missing_and_the_suite(tmp_path):
   config = tiny.make_config()
   row = stored.make_row("tiny", account_of(config, V5E))
   refused = stored.make_row("large", account_of(config, V5E, fits=False))
-  stale = dataclasses.replace(row, name="older", code="before")
+  stale = dataclasses.replace(row, name="older", code="before", compiler="jax 0, libtpu 0")
   record = {"case": "tiny", "target": "v5e:2x4", "mesh": row.mesh, "batch": row.batch, "update_len": row.update_len,
             "peak_bytes": 2_900_000_000}
   (tmp_path / "step.json").write_text(json.dumps({"records": [record, record | {"case": "another"}]}))
@@ -88,6 +88,7 @@ def test_the_page_holds_each_row_what_is_missing_and_the_suite(tmp_path):
     [row, refused, stale], {"long": ["v5e:16x16", "v6e:16x16"], "done": []}, tmp_path, command="go",
     utilisation=0.5, price=3)
   assert "goes on: long on v5e:16x16, v6e:16x16." in text and "older on v5e:2x4" in text
+  assert f"that are not there ({stored.compiler()} and jax 0, libtpu 0);" in text
   assert "| tiny | v5e:2x4 | 3,000,000,000 | 2,900,000,000 | +3.4% |" in text
   cells = next(line for line in text.splitlines() if line.startswith("| tiny | v5e:2x4 | data 8 |")).split(" | ")
   hours = row.roofline.bound / 0.5 * row.steps / 3600
