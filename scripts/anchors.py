@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands.arguments import Parser, of, one_of, path, place, positive, seed, some_of
+from lattice_jax.commands.arguments import Parser, of, one_of, path, positive, seed, some_of
 from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Text
 
@@ -27,14 +27,11 @@ PARTS = ("text", "cache", "recall", "demonstrations", "attention")
 
 def main() -> None:
   parser = Parser(__doc__)
-  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  parser.add_argument("--workdir", type=path, help="folder of a run")
+  parser.add_model("model.anchor.max_segment=64")
   parser.add_argument("--after", type=path, help="a run that was trained on from this model, to compare with it")
   parser.add_argument("--anchors", type=of(Text()),
                       help="punctuation, line, every:N, ids:N,N or token:TEXT; by default the run's own rule, or else "
                            "punctuation")
-  parser.add_argument("--set", type=of(Text()), action="append", default=[],
-                      help="a change of the config, as in model.anchor.max_segment=64")
   parser.add_argument("--split", type=one_of("train", "validation", "test"), default="test", help="what to read")
   parser.add_argument("--parts", type=some_of(*PARTS), default=PARTS, help="what to measure, commas between")
   parser.add_argument("--windows", type=positive, default=8, help="windows of the text")
@@ -47,8 +44,7 @@ def main() -> None:
   parser.add_argument("--seed", type=seed, default=0, help="of the prompts")
   parser.add_argument("--out", type=path, required=True, help="folder for the report")
   arguments = parser.parse_args()
-  if (arguments.pretrained is None) == (arguments.workdir is None):
-    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  parser.check_model(arguments)
   run(arguments)
 
 

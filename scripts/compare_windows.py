@@ -26,9 +26,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands.arguments import Parser, of, one_of, path, place, positive, positives, some_of
+from lattice_jax.commands.arguments import Parser, one_of, path, positive, positives, some_of
 from lattice_jax.commands.run import run_script
-from lattice_jax.domains import Text
 
 if TYPE_CHECKING:
   from lattice_jax.evaluation.loaded_model import LoadedModel
@@ -41,11 +40,8 @@ _TIMED = ("full", "uniform", "chosen")
 
 def main() -> None:
   parser = Parser(__doc__)
-  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  parser.add_argument("--workdir", type=path, help="folder of a run")
+  parser.add_model("model.local.far=mean")
   parser.add_argument("--profile", type=path, required=True, help="file of scripts/windows.py")
-  parser.add_argument("--set", type=of(Text()), action="append", default=[],
-                      help="a change of the config, as in model.local.far=mean")
   parser.add_argument("--split", type=one_of("train", "validation", "test"), default="test", help="what to read")
   parser.add_argument("--parts", type=some_of(*PARTS), default=PARTS, help="what to measure, commas between")
   parser.add_argument("--texts", type=positive, default=4, help="texts")
@@ -62,8 +58,7 @@ def main() -> None:
                       help="of errors: files of scripts/fit_far.py, whose features are compared as well")
   parser.add_argument("--out", type=path, required=True, help="folder for the report")
   arguments = parser.parse_args()
-  if (arguments.pretrained is None) == (arguments.workdir is None):
-    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  parser.check_model(arguments)
   if arguments.maps and arguments.pretrained is None:
     parser.error("--maps are fitted to a pretrained model; give the --pretrained one.")
   run(arguments)

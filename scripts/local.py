@@ -19,19 +19,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands.arguments import Parser, of, one_of, path, place, positive, positives, seed, some_of
+from lattice_jax.commands.arguments import Parser, one_of, path, positive, positives, seed, some_of
 from lattice_jax.commands.run import run_script
-from lattice_jax.domains import Text
 
 PARTS = ("errors", "needle")
 
 
 def main() -> None:
   parser = Parser(__doc__)
-  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  parser.add_argument("--workdir", type=path, help="folder of a run")
-  parser.add_argument("--set", type=of(Text()), action="append", default=[],
-                      help="a change of the config, as in data.source=enwiki_sample")
+  parser.add_model("data.source=enwiki_sample")
   parser.add_argument("--split", type=one_of("train", "test"), default="test",
                       help="what to read; settings are chosen on the validation split")
   parser.add_argument("--parts", type=some_of(*PARTS), default=PARTS, help="what to measure, commas between")
@@ -46,8 +42,7 @@ def main() -> None:
   parser.add_argument("--seed", type=seed, default=0, help="of the needle's values")
   parser.add_argument("--out", type=path, required=True, help="folder for the report")
   arguments = parser.parse_args()
-  if (arguments.pretrained is None) == (arguments.workdir is None):
-    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  parser.check_model(arguments)
   if arguments.maps and arguments.pretrained is None:
     parser.error("--maps are fitted to a pretrained model; give the --pretrained one.")
   run(arguments)

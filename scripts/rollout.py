@@ -28,8 +28,7 @@ from lattice_jax.inference.rollout.config import RolloutConfig, with_changes
 def main() -> None:
   parser = Parser(__doc__)
   parser.add_argument("what", nargs="?", type=one_of("run", "simulate"), default="run", help="run, or simulate")
-  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  parser.add_argument("--workdir", type=path, help="folder of a run, in the place of --pretrained")
+  parser.add_model()
   parser.add_argument("--treatment", type=of(Text()), help="the cache to roll out, as in window:tokens=512")
   parser.add_argument("--control", type=of(Text()), default="full", help="the cache that is served now")
   parser.add_argument("--treatment_set", type=of(Text()), action="append", default=[],
@@ -56,8 +55,7 @@ def main() -> None:
   if arguments.what == "simulate":
     simulate(arguments)
     return
-  if (arguments.pretrained is None) == (arguments.workdir is None):
-    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  parser.check_model(arguments)
   if arguments.treatment is None or arguments.log is None:
     parser.error("give a --treatment such as window:tokens=512, and a --log from which the rollout can go on.")
   run(arguments)

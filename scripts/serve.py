@@ -28,12 +28,9 @@ text = of(Text())
 
 def main() -> None:
   parser = Parser(__doc__)
-  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  parser.add_argument("--workdir", type=path, help="folder of a run")
+  parser.add_model("model.dtype=bfloat16")
   parser.add_argument("--step", type=count, help="checkpoint of the run; by default the newest")
   parser.add_argument("--dtype", type=one_of("float32", "bfloat16"), help="in which a pretrained model computes")
-  parser.add_argument("--set", type=text, action="append", default=[],
-                      help="a change of the config, as in model.dtype=bfloat16")
   parser.add_argument("--cache", type=text, help="what attention keeps, as in lagkv:lag=128,ratio=0.25")
   parser.add_argument("--treatment", type=text, help="the cache of a second arm beside control")
   parser.add_argument("--treatment_workdir", type=path, help="the run of a second arm, with the same tokenizer")
@@ -55,6 +52,7 @@ def main() -> None:
   parser.add_argument("--grace", type=of(Number(int, 0, 86_400)), default=30,
                       help="seconds that running texts have to end after SIGTERM")
   arguments = parser.parse_args()
+  parser.check_model(arguments)
   serve.check_arguments(arguments)
   serve.run(arguments)
 

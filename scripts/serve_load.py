@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands.arguments import Parser, path, place, positive
+from lattice_jax.commands.arguments import Parser, path, positive
 from lattice_jax.commands.run import run_script
 
 _SERVER = Path(__file__).with_name("serve.py")
@@ -33,8 +33,7 @@ _LISTENING = "listening on "
 
 def main() -> int:
   parser = Parser(__doc__)
-  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  parser.add_argument("--workdir", type=path, help="folder of a run")
+  parser.add_model()
   parser.add_argument("--streams", type=positive, default=200, help="clients at once")
   parser.add_argument("--seconds", type=positive, default=120, help="for which they send requests")
   parser.add_argument("--questions", type=positive, default=64, help="different requests")
@@ -44,8 +43,7 @@ def main() -> int:
   parser.add_argument("--block_len", type=positive, default=4, help="tokens of a row drawn in one decode call")
   parser.add_argument("--out", type=path, required=True, help="folder of load.json")
   arguments = parser.parse_args()
-  if (arguments.pretrained is None) == (arguments.workdir is None):
-    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  parser.check_model(arguments)
   return run(arguments)
 
 

@@ -18,17 +18,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lattice_jax.commands.arguments import Parser, of, one_of, path, place, positive
+from lattice_jax.commands.arguments import Parser, one_of, path, positive
 from lattice_jax.commands.run import run_script
-from lattice_jax.domains import Text
 
 
 def main() -> None:
   parser = Parser(__doc__)
-  parser.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
-  parser.add_argument("--workdir", type=path, help="folder of a run")
-  parser.add_argument("--set", type=of(Text()), action="append", default=[],
-                      help="a change of the config, as in model.local.far=mean")
+  parser.add_model("model.local.far=mean")
   parser.add_argument("--split", type=one_of("train", "validation"), default="train", help="what to calibrate on")
   parser.add_argument("--budget", type=positive, required=True,
                       help="the rung that would be every head's window; the heads together keep no more bytes")
@@ -40,8 +36,7 @@ def main() -> None:
   parser.add_argument("--weighed", type=positive, default=512, help="tokens from which the layers' weights are found")
   parser.add_argument("--out", type=path, required=True, help="file for the profile")
   arguments = parser.parse_args()
-  if (arguments.pretrained is None) == (arguments.workdir is None):
-    parser.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+  parser.check_model(arguments)
   run(arguments)
 
 

@@ -34,6 +34,19 @@ class Parser(argparse.ArgumentParser):
       raise ValueError(f"unexpected argument {unknown[0]!r}; flags are written as --name=value.")
     return arguments
 
+  def add_model(self, example: str | None = None) -> None:
+    """--pretrained and --workdir, between which `check_model` chooses; with an example of a change also --set."""
+    self.add_argument("--pretrained", type=place, help="smollm2, a folder of safetensors or a .gguf file")
+    self.add_argument("--workdir", type=path, help="folder of a run, in the place of --pretrained")
+    if example:
+      self.add_argument("--set", type=of(Text()), action="append", default=[],
+                        help=f"a change of the config, as in {example}")
+
+  def check_model(self, arguments: argparse.Namespace) -> None:
+    """Raises ValueError unless one model is given."""
+    if (arguments.pretrained is None) == (arguments.workdir is None):
+      self.error("give either the --workdir of a run or a --pretrained model, such as smollm2.")
+
   def error(self, message: str) -> NoReturn:
     sentence = re.sub(r"^argument (\S+): expected .*", r"\1 has no value; write \1=VALUE", message)
     sentence = re.sub(r"^argument (\S+): (=?)", r"\1\2", sentence) if "=" in sentence else sentence

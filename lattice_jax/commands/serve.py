@@ -21,8 +21,6 @@ _MOST_CONTEXT = 2048  # tokens of a row by default, as rows are many and a cache
 
 def check_arguments(arguments: argparse.Namespace) -> None:
   """Raises ValueError for arguments that contradict each other, or that nothing would read."""
-  if (arguments.pretrained is None) == (arguments.workdir is None):
-    raise ValueError("give either the --workdir of a run or a --pretrained model, such as smollm2.")
   of_run = {"step": arguments.step} if arguments.pretrained else {"dtype": arguments.dtype}
   for name, value in of_run.items():
     if value is not None:
