@@ -39,12 +39,14 @@ class Chip:
     return self.name.startswith("v")
 
   @property
-  def compiles_here(self) -> bool:
-    """Whether a whole update can be compiled for it by a machine that has none.
+  def compiler(self) -> str | None:
+    """The environment of scripts/aot.sh whose compiler makes whole updates for it where there is none; None without.
 
-    Not for GPUs, for which only single kernels have been compiled so far, nor for v4, whose chips are two devices each.
+    None for v4, whose chips are two devices each, and for GPUs of which we have no description in XLA's format.
     """
-    return self.is_tpu and self.usable_bytes is not None
+    if self.usable_bytes is None:
+      return None
+    return "tpu" if self.is_tpu else self.name
 
   @property
   def ring_rate(self) -> float:

@@ -11,10 +11,11 @@ their peaks, which of them binds, and what --utilisation, an assumption, makes o
 chip holds which part of what, for which nothing is compiled; with --search instead the largest update that fits, and
 the flags that make it; with --weak instead the exchange on each of these numbers of chips, all with as many rows a
 chip, and which change would mend it where it is too much; with --table instead a page of the paper's configs, each on
-three topologies. Fields of the config are changed as for train.py. What --weak and --table have compiled lies in --out,
-and the same command goes on from there. Topologies: v5e:1x1 … 16x16, v6e likewise, v5p:2x2x1 … 8x16x16. For h100:1,
-h100:8 and other GPUs, for which no whole update is compiled here, it prints what follows from formulas, and says what
-does not. The compiler is that of `bash scripts/aot.sh environment tpu`.
+three topologies of TPUs, or with --only=h100 on eight GPUs. Fields of the config are changed as for train.py. What
+--weak and --table have compiled lies in --out, and the same command goes on from there. Topologies: v5e:1x1 … 16x16,
+v6e likewise, v5p:2x2x1 … 8x16x16, h100:1 and 8. For other GPUs and v4, for which no whole update is compiled here, it
+prints what follows from formulas, and says what does not. `bash scripts/aot.sh environment tpu` brings the compiler for
+TPUs, `… h100` that for an H100.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from lattice_jax.aot.environment import VARIABLES, ensure_compiler
 
 os.environ.update(VARIABLES)
 
-from lattice_jax.chips import parse_topology
+from lattice_jax.chips import CHIPS, parse_topology
 from lattice_jax.commands.arguments import Parser, of, path, place, positive_number, positives
 from lattice_jax.commands.flags import expand_config_fields
 from lattice_jax.commands.run import print_now, run_script
@@ -49,7 +50,7 @@ CONFIGS = {
   "lattice_pg19": (), "delta_pg19": (), "full_pg19": (), "lattice_enwik8": (), "delta_enwik8": (), "full_enwik8": (),
   "lattice_imagenet64": (), "delta_imagenet64": (), "full_imagenet64": (), "anchor_pg19": (), "local_pg19": (),
   "hybrid_pg19": (), "anchor_enwik8": (), "local_enwik8": (), "hybrid_enwik8": ()}
-TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16")
+TOPOLOGIES = ("v5e:16x16", "v5p:4x4x4", "v6e:16x16", "h100:8")
 PRICE = 2.0  # of a chip-hour in --table where none is given, as on docs/scaling.md
 
 
@@ -63,7 +64,8 @@ def main() -> None:
   parser.add_argument("--search", action="store_true", help="the largest batch × tokens × remat that fits")
   parser.add_argument("--weak", type=positives, metavar="CHIPS,…", help="weak scaling over these numbers of chips")
   parser.add_argument("--table", action="store_true", help="the page of the paper's configs")
-  parser.add_argument("--only", default="", help="with --table: rows whose CONFIG@CHIP:SIZE contains this")
+  parser.add_argument("--only", default="", help="with --table: rows whose CONFIG@CHIP:SIZE contains this; those of "
+                      "GPUs only where h100 is in it")
   parser.add_argument("--out", type=path, help="with --weak and --table: the folder of the page and its rows")
   parser.add_argument(
     "--utilisation", type=of(Number(float, 0, 1, is_low_open=True)), default=0.3,
@@ -106,10 +108,10 @@ def answer(arguments: argparse.Namespace) -> None:
   mesh, share = machine.abstract_mesh(config, asked), arguments.utilisation
   if arguments.shardings:
     return print_now(report.holdings_text(config, everything_held(config, mesh), mesh))
-  if not asked.chip.compiles_here and not arguments.search:
+  if not asked.chip.compiler and not arguments.search:
     return print_now(report.formula_text(config, asked, everything_held(config, mesh), utilisation=share))
   asked.check_compiles()
-  ensure_compiler("tpu")
+  ensure_compiler(asked.chip.compiler)
   if arguments.search:
     found = search.search(config, asked, measure)
     return print_now(f"\n{report.search_text(found, utilisation=share)}")
@@ -130,7 +132,8 @@ def measure(config: Config, machine: Machine) -> Account:
 
 def scale(arguments: argparse.Namespace) -> None:
   """Writes the rows of one config, and the page of all whose rows lie in the folder."""
-  os.environ["LATTICE_JAX_BACKEND"] = "tpu"
+  is_tpu = arguments.topology not in CHIPS or CHIPS[arguments.topology].is_tpu
+  os.environ["LATTICE_JAX_BACKEND"] = "tpu" if is_tpu else "gpu"
   from lattice_jax.config_text import read_config
   from lattice_jax.preflight import stored, weak, weak_page
 
@@ -138,7 +141,7 @@ def scale(arguments: argparse.Namespace) -> None:
   machines = weak.machines_of(arguments.topology, arguments.weak)
   points = [(weak.with_rows_of(config, machines[-1], machine), machine) for machine in machines]
   machines[0].check_compiles()
-  ensure_compiler("tpu")
+  ensure_compiler(machines[0].chip.compiler)
   name = weak.series_name(config, machines[-1])
   rows = [stored.stored_row(arguments.out / "rows", name, *point, measure) for point in points]
   print_now(f"\n{weak.scaling_table(rows)}\n" + "".join(f"\n{weak.advice(row)}" for row in rows if weak.advice(row)))
@@ -147,8 +150,9 @@ def scale(arguments: argparse.Namespace) -> None:
 
 def tabulate(arguments: argparse.Namespace) -> None:
   """Compiles what the folder lacks, row by row, and rewrites the page after each."""
-  os.environ["LATTICE_JAX_BACKEND"] = "tpu"
-  ensure_compiler("tpu")
+  is_tpu = "h100" not in arguments.only
+  os.environ["LATTICE_JAX_BACKEND"] = "tpu" if is_tpu else "gpu"
+  ensure_compiler("tpu" if is_tpu else "h100")
   from lattice_jax.config_text import read_config
   from lattice_jax.evaluation.result_tables import write_text
   from lattice_jax.preflight import stored, table
@@ -159,7 +163,7 @@ def tabulate(arguments: argparse.Namespace) -> None:
     for topology in TOPOLOGIES:
       machine = table.largest_machine(config, topology)
       points[f"{name}@{machine.name}"] = name, config, machine
-  chosen = [key for key in points if arguments.only in key]
+  chosen = [key for key, (_, _, machine) in points.items() if arguments.only in key and machine.chip.is_tpu == is_tpu]
   if not chosen:
     raise ValueError(f"--only={arguments.only} is in none of {', '.join(points)}.")
 

@@ -31,7 +31,7 @@ TPUS = (
   Target("v5p", "tpu", "v5p:2x2x1", 64 * MIB),
   Target("v6e", "tpu", "v6e:2x2", 128 * MIB),
 )
-H100 = Target("h100", "cuda", "h100", 232_448)
+H100 = Target("h100", "cuda", "1", 232_448)
 
 # What CUDA reports about an H100 SXM, in XLA's own format.
 _H100_TEXT = """
@@ -51,10 +51,10 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @functools.cache
 def devices(platform: str, topology: str) -> tuple[jax.Device, ...]:
-  """All chips of a slice such as v5e:16x16, or the one H100."""
+  """All chips of a slice such as v5e:16x16, or so many H100 of one host."""
   if platform == "cuda":
     description = topologies.get_topology_desc(
-      platform="cuda", topology_name=topology, topology="1x1x1", target_config=_H100_TEXT)
+      platform="cuda", topology_name="h100", topology=f"1x1x{topology}", target_config=_H100_TEXT)
   else:
     description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
   return tuple(description.devices)

@@ -106,6 +106,9 @@ def take_account(config: Config, machine: Machine) -> Account:
       raise
     return Account(config, machine, shape, work(config), False, needed, {}, None, time.perf_counter() - begin)
   memory = memory_facts(compiled)
+  if memory["peak_bytes"] > machine.chip.usable_bytes:  # libtpu would have refused it, CUDA's compiler does not
+    return Account(
+      config, machine, shape, work(config), False, memory["peak_bytes"], {}, None, time.perf_counter() - begin)
   traffic = read_traffic(compiled.as_text(), shape)
   return Account(
     config, machine, shape, work(config), True, memory["peak_bytes"], memory, traffic, time.perf_counter() - begin)

@@ -27,8 +27,8 @@ class Machine:
 
   def check_compiles(self) -> None:
     """Raises ValueError if whole updates cannot be compiled for such chips here."""
-    if not self.chip.compiles_here:
-      able = ", ".join(name for name, chip in CHIPS.items() if chip.compiles_here)
+    if not self.chip.compiler:
+      able = ", ".join(name for name, chip in CHIPS.items() if chip.compiler)
       raise ValueError(
         f"whole updates are compiled here for {able}, and not for {self.name}; without --search what is known by "
         "formula is printed.")
@@ -36,6 +36,8 @@ class Machine:
   def devices(self) -> list[jax.Device]:
     """Its chips as the compiler knows them; of a machine of one the first of the smallest slice it can describe."""
     self.check_compiles()
+    if not self.chip.is_tpu:
+      return list(targets.devices("cuda", self.topology))
     topology = "2x2" if self.chips == 1 else self.topology
     return list(targets.devices("tpu", f"{self.chip.name}:{topology}"))[:self.chips]
 

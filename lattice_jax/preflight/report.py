@@ -14,6 +14,8 @@ from lattice_jax.preflight.machine import Machine
 from lattice_jax.preflight.search import Found
 from lattice_jax.training.holdings import Holding, sentences
 
+_GPU_POOL = 0.75  # of a GPU's memory, JAX's default
+
 
 def figure(number: float) -> str:
   """Two places behind the point, or two digits of a number below one."""
@@ -63,9 +65,11 @@ def fit_sentence(account: Account) -> str:
       "largest that does; fewer rows, model.remat=full or a larger mesh take less.")
   memory = account.memory
   arguments, temporary = memory["argument_bytes"] / 1e9, memory["temp_bytes"] / 1e9
+  pool = "" if account.machine.chip.is_tpu or account.peak_bytes <= _GPU_POOL * usable else (
+    f" JAX takes {_GPU_POOL:.0%} of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise: set it to 0.95.")
   return (
     f"It fits: {figure(account.peak_bytes / 1e9)} GB of a chip at the peak{share}; {figure(arguments)} GB are state "
-    f"and batch, temporary arrays take {figure(temporary)} GB.")
+    f"and batch, temporary arrays take {figure(temporary)} GB.{pool}")
 
 
 def _collectives(account: Account) -> list[str]:

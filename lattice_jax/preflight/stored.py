@@ -144,8 +144,9 @@ def _digest(content: bytes) -> str:
 
 
 def compiler() -> str:
-  """JAX and the compiler of TPUs, as far as it is installed, with their versions."""
-  names = {distribution.name for distribution in importlib.metadata.distributions()} & {"jax", "libtpu"}
+  """JAX and the compiler of TPUs or GPUs, as far as one is installed, with their versions."""
+  known = {"jax", "libtpu", "jax-cuda13-plugin"}
+  names = {distribution.name for distribution in importlib.metadata.distributions()} & known
   return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(names))
 
 

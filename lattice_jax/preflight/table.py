@@ -64,8 +64,8 @@ over which they do. The peak is the compiler's, beside what a program may take o
 read from the compiled program, counted as often as its loops turn, by a ring's algorithm; operations are by formula,
 with what `model.remat` repeats. The three times are those at the chip's peaks, and the longest binds. Seconds and hours
 are that bound at {utilisation:.0%}, an **assumption**, and the cost is at {price:g} for a chip-hour of each, another
-([many chips](../../scaling.md)). There are no rows for an H100, for which whole updates are not compiled here:
-`python scripts/preflight.py CONFIG --topology=h100:8` prints what is known by formula.
+([many chips](../../scaling.md)). With `--only=h100` it compiles the rows of eight H100 with CUDA's compiler, which
+without a device cannot time products of matrices: on one it may choose others.
 """
 
 

@@ -110,3 +110,17 @@ def test_what_is_fetched_into_fast_memory_is_counted_once(started, expected):
 def test_fast_memory_is_not_counted():
   """Read by the negation, whose result stays in the core; by three turns and by the sum, and written."""
   assert traffic().memory_bytes == PART + 3 * (PART + 2 * PART) + 3 * 2 * PART + 2 * PART
+
+
+def test_several_arrays_that_begin_to_be_gathered_together_are_counted_as_each_alone():
+  """As XLA writes it for GPUs; the other end says nothing new."""
+  started = PROGRAM.replace(
+    "  %gathered = f32[4,16]{1,0} all-gather(%part),",
+    "  %gather = ((f32[4,8]{1,0}, f32[4,8]{1,0}), (f32[4,16]{1,0}, f32[4,16]{1,0})) all-gather-start(%part, %part),")
+  started = started.replace(
+    "  %moved =", "  %gathered = (f32[4,16]{1,0}, f32[4,16]{1,0}) all-gather-done(%gather)\n  %moved =", 1)
+  gather = [one for one in traffic(program=started).collectives if one.name == "all-gather"]
+  assert [(one.runs, one.received_bytes) for one in gather] == [(3, 2 * PART)]
+  # twice what one array takes: each is read, and written twice as large
+  one_array = traffic().memory_bytes
+  assert traffic(program=started).memory_bytes - one_array == 3 * (PART + 2 * PART)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+import types
 
 import jax
 import pytest
 
-from lattice_jax.aot import train_step
+from lattice_jax.aot import targets, train_step
 from lattice_jax.chips import CHIPS
 from lattice_jax.inspect.traffic import Collective, Traffic
+from lattice_jax.preflight import account
 from lattice_jax.preflight.account import Account, roofline, take_account, work
 from lattice_jax.preflight.held import everything_held
 from lattice_jax.preflight.machine import Machine, abstract_mesh, find_machine
-from lattice_jax.preflight.report import account_text, formula_text, search_text
+from lattice_jax.preflight.report import account_text, fit_sentence, formula_text, search_text
 from lattice_jax.preflight.search import search, with_rows
 from lattice_jax.sharding import make_mesh
 from scripts import preflight as script
@@ -131,11 +133,39 @@ def test_rows_are_a_multiple_of_what_the_mesh_and_micro_batches_need():
 
 
 def test_a_gpu_gets_what_formulas_say_and_no_peak():
+  config, h200 = tiny.make_config(), find_machine("h200:8")
+  text = formula_text(config, h200, everything_held(config, abstract_mesh(config, h200)), utilisation=0.3)
+  assert "Not known is what a program for h200 needs" in text
+  with pytest.raises(ValueError, match="compiled here for v5e, v5p, v6e, h100, and not for h200:8"):
+    h200.devices()
+
+
+def test_an_h100_is_described_to_its_compiler_and_what_is_larger_does_not_fit(monkeypatch):
+  asked = []
+
+  def describe(**arguments):
+    asked.append(arguments)
+    return types.SimpleNamespace(devices=jax.devices()[:8])
+
+  monkeypatch.setattr(targets.topologies, "get_topology_desc", describe)
+  targets.devices.cache_clear()
   config, h100 = tiny.make_config(), find_machine("h100:8")
-  text = formula_text(config, h100, everything_held(config, abstract_mesh(config, h100)), utilisation=0.3)
-  assert "Not known is what a program for h100 needs" in text
-  with pytest.raises(ValueError, match="compiled here for v5e, v5p, v6e, and not for h100:8"):
-    h100.devices()
+  assert h100.chip.compiler == "h100" and len(h100.devices()) == 8
+  assert (asked[0]["platform"], asked[0]["topology"]) == ("cuda", "1x1x8")
+  targets.devices.cache_clear()
+  program = types.SimpleNamespace(as_text=lambda: "")
+  monkeypatch.setattr(account, "compile_update", lambda config, mesh: program)
+  monkeypatch.setattr(account, "read_traffic", lambda text, shape: Traffic((), 0, 1))
+  said = {}
+  for share in (0.5, 0.9, 1.1):
+    peak = int(share * h100.chip.usable_bytes)
+    monkeypatch.setattr(account, "memory_facts", lambda compiled, peak=peak: {
+      "peak_bytes": peak, "argument_bytes": 0, "temp_bytes": 0})
+    taken = account.take_account(config, h100)
+    said[share] = taken.fits, fit_sentence(taken)
+  assert said[0.5][0] and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in said[0.5][1]
+  assert said[0.9][0] and "JAX takes 75% of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION" in said[0.9][1]
+  assert not said[1.1][0] and "It does not fit: the compiler needs 93.48 GB" in said[1.1][1]
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
@@ -144,7 +174,7 @@ def test_a_gpu_gets_what_formulas_say_and_no_peak():
   (["--topology=v5e:2x4", "--config.mesh.data=2"], "is not the number of devices, 8; use mesh.data=-1, or 8"),
   (["--topology=v5e:2x4", "--config.data.batch=12"], "use a multiple of 8, such as data.batch=8"),
   (["--topology=v5e:2x4", "--config.modle.dim=12"], "modle"),
-  (["--topology=h100:8", "--search"], "and not for h100:8"),
+  (["--topology=h200:8", "--search"], "and not for h200:8"),
   (["--topology=v5e:2x4", "--search", "--shardings"], "ask one at a time")])
 def test_what_cannot_be_is_refused_before_anything_is_compiled(monkeypatch, arguments, sentence):
   monkeypatch.setenv("LATTICE_JAX_BACKEND", "cpu")

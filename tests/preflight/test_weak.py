@@ -76,7 +76,7 @@ def test_what_is_advised_follows_from_what_moves_most():
   (["configs/quickstart.py:smoke", "--topology=v5e", "--weak=1,3", "--out=x"], "not sold as 3 chips; choose from 1, 4"),
   (["configs/quickstart.py:smoke", "--topology=v7", "--weak=1", "--out=x"], "must be CHIP:SIZE with a chip of"),
   (["configs/quickstart.py:smoke", "--topology=v5e", "--weak=1,256", "--out=x"], "use a multiple of 256"),
-  (["configs/quickstart.py:smoke", "--topology=h100", "--weak=1,8", "--out=x"], "and not for h100:1"),
+  (["configs/quickstart.py:smoke", "--topology=a100", "--weak=1,8", "--out=x"], "and not for a100:1"),
   (["configs/quickstart.py:smoke", "--topology=v5e", "--weak=1"], "name it with --out"),
   (["configs/quickstart.py:smoke", "--topology=v5e:2x2", "--out=x"], "--out is for --weak and --table"),
   (["configs/quickstart.py:smoke", "--table", "--out=x"], "has its own configs and topologies"),
