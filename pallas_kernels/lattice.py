@@ -26,6 +26,7 @@ OBJECTIVES = ("decoding", "encoding", "similarity")
 STATES = ("retracted", "returning")
 # A backward program of a TPU keeps the slots before each of eight tokens, of eight heads at least.
 LARGEST_STATE = 256 * 256
+MOST_TPU_SLOTS = 768  # of whose codes eight tokens have room beside the largest state
 # Sizes up to which the Hopper kernels were compiled for an H100 without spilling a register.
 MOST_HOPPER_SLOTS, MOST_HOPPER_VALUES = 64, 128
 AUTO_REASON = {"gpu": "its Hopper kernel compiles for an H100 and has not been run on one; impl='pallas' takes it"}
@@ -52,7 +53,8 @@ def supports(*, objective: str, state: str, projected: bool, exact: bool, dtype:
 def supports_backend(backend: str, *, state: str, slots: int, value_dim: int) -> str | None:
   """Why no kernel runs heads of this size and kind on this backend; None if one does."""
   if backend == "tpu":
-    return None
+    return None if slots <= MOST_TPU_SLOTS else (
+      f"its TPU kernel has room for at most {MOST_TPU_SLOTS} slots of a head, not {slots}")
   if backend != "gpu":
     return f"there is no Pallas kernel of it for {backend}"
   if state != "retracted":

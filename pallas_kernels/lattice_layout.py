@@ -19,7 +19,9 @@ from pallas_kernels.tiles import LANES, pad_to, round_up
 # Of one group's slots in fp32: forward programs hold them five times, backward ones once a token of a chunk.
 STATE_BYTES = 2 << 20
 REPLAY_BYTES = 32 << 20
-LONGEST_CHUNK = 64
+PROGRAM_BYTES = 63 << 20  # of a v5p's 64 MiB; other cores have more
+OTHER_BYTES = 2 << 20  # gates, and what the compiler keeps
+SHORTEST_CHUNK, LONGEST_CHUNK = 8, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,18 @@ class SlotLayout:
   @property
   def state_bytes(self) -> int:
     return self.values * self.slots * LANES * 4
+
+  def forward_bytes(self) -> int:
+    """At most what a forward program takes of VMEM; blocks that change with the chunk are there twice."""
+    return 6 * self.state_bytes + self._tile_bytes(codes=4, values=4) + OTHER_BYTES
+
+  def backward_bytes(self, *, returns: bool = True) -> int:
+    """The same of a backward program."""
+    return (7 + self.chunk) * self.state_bytes + self._tile_bytes(codes=9 + returns, values=7) + OTHER_BYTES
+
+  def _tile_bytes(self, *, codes: int, values: int) -> int:
+    """Of so many arrays of a chunk's codes and values."""
+    return self.chunk * (codes * self.slots + values * self.values) * LANES * 4
 
 
 @jax.tree_util.register_dataclass
@@ -64,18 +78,23 @@ class Tokens:
 
 
 def choose_layout(batch: int, length: int, heads: int, slots: int, value_dim: int) -> SlotLayout:
-  """As many rows a group as there are, and as `STATE_BYTES` leave room for, at least eight."""
+  """As many rows a group as there are, and as `STATE_BYTES` leave room for, at least eight; then the longest chunk."""
   num_rows, slots = batch * heads, round_up(slots, 16)
   rows = min(LANES, max(8, 1 << (num_rows - 1).bit_length()))
   while rows > 8 and slots * value_dim * rows * 4 > STATE_BYTES:
     rows //= 2
   parts = LANES // rows
   values = math.ceil(value_dim / parts)
+  groups = math.ceil(num_rows / rows)
+
+  def with_chunk(chunk: int) -> SlotLayout:
+    return SlotLayout(rows, groups, parts, slots, values, chunk, math.ceil(length / chunk))
+
   chunk = LONGEST_CHUNK
-  while chunk > 8 and chunk * values * slots * LANES * 4 > REPLAY_BYTES:
+  while chunk > SHORTEST_CHUNK and (
+    chunk * values * slots * LANES * 4 > REPLAY_BYTES or with_chunk(chunk).backward_bytes() > PROGRAM_BYTES):
     chunk //= 2
-  chunk = min(chunk, round_up(length, 8))
-  return SlotLayout(rows, math.ceil(num_rows / rows), parts, slots, values, chunk, math.ceil(length / chunk))
+  return with_chunk(min(chunk, round_up(length, SHORTEST_CHUNK)))
 
 
 def pack_codes(layout: SlotLayout, x_BTHM: jax.Array) -> jax.Array:

@@ -8,7 +8,8 @@ squared lengths [M, L] and a token's direction [V, L]. The adjoint also keeps di
 slots before each of its tokens [C, V, M, L], which it makes again from the saved ones, and their cotangent.
 
 VMEM: with s = 4·V·M·L bytes (at most 2 MiB, `lattice_layout.STATE_BYTES`) 6·s forward and (C + 7)·s backward, and
-tiles. All sums are fp32, on the vector unit; nothing is rounded to bf16 on the way.
+tiles, of which codes [C, M, L] take 4 and 10; C is as long as 63 MiB allow, at most 64.
+All sums are fp32, on the vector unit; nothing is rounded to bf16 on the way.
 
 Lengths: the squared length of a slot is summed while it is written, and divided by when it is read at the next token,
 so that slots have their true length of one at every token without a pass of their own; the length of a·ŝ + b·h in
@@ -44,7 +45,6 @@ from pallas_kernels.tiles import LANES
 
 TINY = 1e-12
 _STRIP = 64  # slots
-_OTHER_BYTES = 2 << 20  # gates, and what the compiler keeps
 
 Packed = tuple[jax.Array, ...]
 
@@ -74,7 +74,7 @@ def forward(
     scratch_shapes=[
       pltpu.VMEM(state, jnp.float32), pltpu.VMEM(state[1:], jnp.float32),
       pltpu.VMEM((layout.values, LANES), jnp.float32)],
-    compiler_params=_compiler_params(layout, states=6, code_tiles=4, value_tiles=4),
+    compiler_params=_compiler_params(layout.forward_bytes()),
     cost_estimate=_cost(layout, 9 if len(gates) == 1 else 11),
     interpret=interpret,
     name="lattice_forward",
@@ -111,7 +111,7 @@ def backward(
       pltpu.VMEM((layout.chunk, layout.values, LANES), jnp.float32), pltpu.VMEM((layout.chunk, *state), jnp.float32),
       *[pltpu.VMEM((layout.chunk, *state[1:]), jnp.float32)] * (1 + returns),
       pltpu.VMEM((layout.chunk, LANES), jnp.float32), pltpu.VMEM((3, *state[1:]), jnp.float32)],
-    compiler_params=_compiler_params(layout, states=7 + layout.chunk, code_tiles=9 + returns, value_tiles=7),
+    compiler_params=_compiler_params(layout.backward_bytes(returns=returns)),
     cost_estimate=_cost(layout, 50 if returns else 30),
     interpret=interpret,
     name="lattice_backward",
@@ -147,12 +147,8 @@ def _boundary(state, order):
   return pl.BlockSpec((1, 1, *state), lambda g, n: (g, order(n), 0, 0, 0))
 
 
-def _compiler_params(layout, *, states, code_tiles, value_tiles):
-  """Room for so many arrays of each kind; blocks that change with the chunk are there twice."""
-  tile_bytes = layout.chunk * (code_tiles * layout.slots + value_tiles * layout.values) * LANES * 4
-  return pltpu.CompilerParams(
-    dimension_semantics=("parallel", "arbitrary"),
-    vmem_limit_bytes=states * layout.state_bytes + tile_bytes + _OTHER_BYTES)
+def _compiler_params(vmem_bytes):
+  return pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes)
 
 
 def _cost(layout, flops):

@@ -1,5 +1,6 @@
 """Lattice kernels of TPUs, interpreted, against the definition: values, all gradients, memory, meshes, refusals."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,8 +14,16 @@ from lattice_jax.memories.lattice.op import OBJECTIVES, Form, LatticeSlots, Rule
 from lattice_jax.memories.lattice.reference import lattice_reference
 from lattice_jax.memories.lattice.tokens import Tokens
 from pallas_kernels import specs_lattice
-from pallas_kernels.lattice import recurrence, supports, supports_backend
-from pallas_kernels.lattice_layout import choose_layout, pack_state, pack_values, unpack_state, unpack_values
+from pallas_kernels.lattice import LARGEST_STATE, MOST_TPU_SLOTS, recurrence, supports, supports_backend
+from pallas_kernels.lattice_layout import (
+  PROGRAM_BYTES,
+  REPLAY_BYTES,
+  choose_layout,
+  pack_state,
+  pack_values,
+  unpack_state,
+  unpack_values,
+)
 from tests.contract.harness import quick_jit
 from tests.contract.tolerances import TOLERANCE, rms_ratio
 from tests.memories.lattice.cases import LENGTH, SLOTS, VALUE, assert_near, run, scene
@@ -80,6 +89,22 @@ def test_lanes_hold_the_parts_of_rows():
     np.testing.assert_array_equal(packed_state[0, :, 2, lane], np.float32(state[*here, 2, numbers]))
   np.testing.assert_array_equal(unpack_values(layout, packed_values, values.shape), np.float32(values))
   np.testing.assert_array_equal(unpack_state(layout, packed_state, state.shape), np.float32(state))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 128])
+def test_a_backward_program_of_every_supported_size_has_room(rows):
+  """The longest chunk for which it has; with codes of many slots that is shorter than the slots alone would say."""
+  for slots in (8, 64, 128, 256, MOST_TPU_SLOTS):
+    for value_dim in (8, 64, 128, 256):
+      if slots * value_dim <= LARGEST_STATE:
+        layout = choose_layout(rows, 4096, 1, slots, value_dim)
+        assert layout.backward_bytes() <= PROGRAM_BYTES and layout.chunk >= 8
+        longer = dataclasses.replace(layout, chunk=2 * layout.chunk)
+        assert (layout.chunk == 64 or longer.backward_bytes() > PROGRAM_BYTES
+                or longer.chunk * layout.state_bytes > REPLAY_BYTES)
+  assert choose_layout(1, 1024, 4, 128, 128).chunk == 32
+  assert supports_backend("tpu", state="retracted", slots=MOST_TPU_SLOTS, value_dim=8) is None
+  assert "at most 768 slots" in supports_backend("tpu", state="retracted", slots=MOST_TPU_SLOTS + 1, value_dim=8)
 
 
 def rules(*some):
