@@ -46,7 +46,7 @@ TPU_CASES = list(_cases(
   ("8_heads_m64_d64_f32", "encoding", "retracted", 1, 1024, 8, 64, 64, jnp.float32),
   ("16_heads_m128_d128", "similarity", "retracted", 1, 1024, 16, 128, 128, jnp.bfloat16),
   ("4_heads_m128_d128", "decoding", "retracted", 1, 1024, 4, 128, 128, jnp.bfloat16),
-  ("8_heads_m512_d32", "decoding", "retracted", 1, 1024, 8, 512, 32, jnp.bfloat16),
+  ("8_heads_m256_d64", "decoding", "retracted", 1, 1024, 8, 256, 64, jnp.bfloat16),
   ("odd_m40_d96", "decoding", "retracted", 3, 77, 5, 40, 96, jnp.bfloat16),
   ("step_m64_d64", "decoding", "retracted", 8, 1, 16, 64, 64, jnp.bfloat16),
   ("step_m128_d128", "encoding", "retracted", 1, 1, 12, 128, 128, jnp.bfloat16),
