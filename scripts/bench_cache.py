@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,6 +27,9 @@ from lattice_jax.fields import find
 from lattice_jax.files import append_jsonl
 from lattice_jax.runtime import enable_compilation_cache
 
+if TYPE_CHECKING:
+  from lattice_jax.bench.cache import Decoding
+
 
 def main() -> None:
   parser = Parser(__doc__)
@@ -35,7 +38,7 @@ def main() -> None:
   parser.add_argument("--lag", type=of(find(CacheConfig, "lag")), default=128)
   parser.add_argument("--ratio", type=of(find(CacheConfig, "ratio")), default=0.25)
   parser.add_argument("--window", type=of(find(WindowConfig, "window")), default=0, help="of the policy window")
-  parser.add_argument("--layers", type=positive, default=30)
+  parser.add_argument("--layers", type=positive, help="of the model; by default as many as SmolLM2-135M has")
   parser.add_argument("--dtype", default="float32", type=one_of("float32", "bfloat16"))
   parser.add_argument("--tokens", type=positive, default=256, help="tokens decoded per round; a multiple of the lag")
   parser.add_argument("--rounds", type=positive, default=5)
@@ -48,7 +51,7 @@ def main() -> None:
   enable_compilation_cache()
   machine = describe_machine()
   print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-  model = dataclasses.replace(bench.MODEL, layers=arguments.layers, dtype=arguments.dtype)
+  model = dataclasses.replace(bench.MODEL, layers=arguments.layers or bench.MODEL.layers, dtype=arguments.dtype)
   ratio = arguments.ratio if POLICIES[arguments.policy].compresses else 0.0
   cache = CacheConfig(
     policy=arguments.policy, lag=arguments.lag, ratio=ratio, window=WindowConfig(window=arguments.window))
@@ -56,13 +59,13 @@ def main() -> None:
     results = bench.measure(
       model, cache, arguments.length, part=part, num_tokens=arguments.tokens, rounds=arguments.rounds)
     print(f"\n{part}, after {arguments.length:,} tokens", flush=True)
-    group = {"part": part, "text": arguments.length, "cache": dataclasses.asdict(cache), "layers": arguments.layers}
+    group = {"part": part, "text": arguments.length, "cache": dataclasses.asdict(cache), "layers": model.layers}
     for record in records(results):
       print("  " + ", ".join(f"{name} {value}" for name, value in record.items()), flush=True)
       append_jsonl(arguments.out / "bench.jsonl", [machine | group | record])
 
 
-def records(results: list) -> list[dict[str, Any]]:
+def records(results: list[Decoding]) -> list[dict[str, Any]]:
   """Ratios compare times of the same round: median over rounds, with the 20 and 80 % quantiles."""
   full, policy, same_length = (np.array([np.sum(seconds) for seconds in result.seconds]) for result in results)
   compared = [{}, {"times faster": rounded(full / policy), "cost of the policy": rounded(policy / same_length - 1)}, {}]

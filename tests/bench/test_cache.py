@@ -26,7 +26,7 @@ def test_the_command_writes_three_cases_of_a_part(part, tmp_path, monkeypatch, c
   monkeypatch.setattr(bench, "MODEL", MODEL)
   monkeypatch.setattr(sys, "argv", [
     "bench_cache.py", f"--length={LENGTH}", f"--lag={LAG}", f"--ratio={RATIO}", f"--tokens={LAG}", "--rounds=2",
-    f"--parts={part}", "--layers=1", f"--out={tmp_path}"])
+    f"--parts={part}", f"--out={tmp_path}"])
   runpy.run_path(str(SCRIPT))["main"]()
   assert f"{part}, after {LENGTH} tokens" in capsys.readouterr().out
   full, policy, same_length = (json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines())
