@@ -140,7 +140,8 @@ def _gates(layout, order):
 
 
 def _resident(state):
-  return pl.BlockSpec((1, *state), lambda g, n: (g, 0, 0, 0))
+  """Of a group, not of a chunk: a second buffer would only hide one copy of the next group."""
+  return pl.BlockSpec((1, *state), lambda g, n: (g, 0, 0, 0), pipeline_mode=pl.Buffered(1))
 
 
 def _boundary(state, order):
