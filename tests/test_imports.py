@@ -17,7 +17,7 @@ _FOLDERS = sorted(path.parent.name for path in (ROOT / "lattice_jax" / "memories
 # From the bottom up. A layer may import those below it; names on one row may not import one another.
 LAYERS = (
   ("pallas_kernels", "lattice_jax.allocator", "lattice_jax.markdown", "lattice_jax.page_style", "lattice_jax.shown",
-   "lattice_jax.stored_value", "lattice_jax.types"),
+   "lattice_jax.source_code", "lattice_jax.stored_value", "lattice_jax.types"),
   ("lattice_jax.domains", "lattice_jax.failures"),
   ("lattice_jax.chips", "lattice_jax.members"),
   ("lattice_jax.anchor_rule", "lattice_jax.byte_size", "lattice_jax.fields", "lattice_jax.processes"),

@@ -14,21 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lattice_jax
 from lattice_jax.config import Config
 from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.fields import leaves
 from lattice_jax.inspect.traffic import Collective, Traffic
+from lattice_jax.memories.registry import FOLDERS
 from lattice_jax.preflight.account import Account, Roofline, Work, roofline
 from lattice_jax.preflight.machine import Machine, abstract_mesh, find_machine
+from lattice_jax.source_code import STORES, code_digest, tree_sources
 from lattice_jax.training.holdings import holdings
 
-# Files that decide what a program is and how it is read; others may change without a new compilation.
-_CODE = (
-  "lattice_jax/memories", "lattice_jax/models", "lattice_jax/modules.py", "lattice_jax/ops", "lattice_jax/dispatch.py",
-  "lattice_jax/sharding.py", "lattice_jax/training/adafactor.py", "lattice_jax/training/optimizer.py",
-  "lattice_jax/training/state.py", "lattice_jax/training/step.py", "lattice_jax/aot/train_step.py",
-  "lattice_jax/inspect/traffic.py", "lattice_jax/inspect/instructions.py", "pallas_kernels")
+# Roots of the code that decides what a program is and how it is read; memories add their folders.
+_ROOTS = ("lattice_jax.aot.train_step", "lattice_jax.inspect.traffic")
 # Of a run, and not of an update.
 _NOT_COMPILED = ("eval.", "train.save_every", "train.log_every", "train.eval_every", "name")
 
@@ -36,15 +33,17 @@ _NOT_COMPILED = ("eval.", "train.save_every", "train.log_every", "train.eval_eve
 @dataclass(frozen=True)
 class Row:
   """An account without its config. name: of the config, with its variants. key: of config, topology and compiler, which
-  decide together with `code` what was compiled. traffic: collectives of one name, axes and group are one, whose bytes
-  are the mean of a run; None if the program does not fit. seconds: that the compiler took. parameters, whole_bytes:
-  numbers that a chip would have of the parameters, and bytes of the training state, without `mesh.fsdp`.
+  decide together with `code` what was compiled. memories: of the layers. traffic: collectives of one name, axes and
+  group are one, whose bytes are the mean of a run; None if the program does not fit. seconds: that the compiler took.
+  parameters, whole_bytes: numbers that a chip would have of the parameters, and bytes of the training state, without
+  `mesh.fsdp`.
   """
 
   name: str
   topology: str
   key: str
   code: str
+  memories: tuple[str, ...]
   compiler: str
   mesh: dict[str, int]
   batch: int
@@ -73,7 +72,7 @@ class Row:
   @property
   def is_current(self) -> bool:
     """Whether the code that decides what is compiled is still that of the row."""
-    return self.code == code_of_programs()
+    return self.code == code_of_programs(self.memories, self.machine.chip.is_tpu)
 
 
 def stored_row(
@@ -96,9 +95,11 @@ def row_path(folder: Path, name: str, machine: Machine) -> Path:
 
 
 def make_row(name: str, account: Account) -> Row:
-  config, sizes = account.config, whole_sizes(account.config, account.machine)
+  config, machine, sizes = account.config, account.machine, whole_sizes(account.config, account.machine)
+  memories = tuple(sorted(set(config.model.pattern)))
   return Row(
-    name, account.machine.name, key_of(config, account.machine), code_of_programs(), compiler(), account.mesh,
+    name, machine.name, key_of(config, machine), code_of_programs(memories, machine.chip.is_tpu), memories, compiler(),
+    account.mesh,
     config.data.batch, config.data.update_len, config.model.remat, config.mesh.fsdp, config.train.steps, account.work,
     account.fits, account.peak_bytes, account.memory, account.traffic and summed(account.traffic), account.seconds,
     *sizes)
@@ -132,11 +133,12 @@ def key_of(config: Config, machine: Machine) -> str:
 
 
 @functools.cache
-def code_of_programs() -> str:
-  """16 hex digits of the files that decide what is compiled."""
-  root = Path(lattice_jax.__file__).parents[1]
-  files = [file for part in _CODE for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))]
-  return _digest(b"".join(f"{file.relative_to(root)}\0".encode() + file.read_bytes() for file in sorted(files)))
+def code_of_programs(memories: tuple[str, ...], is_tpu: bool) -> str:
+  """16 hex digits of the code that decides what is compiled; for TPUs without the kernels of Hopper GPUs."""
+  roots = *_ROOTS, *sorted({f"lattice_jax.memories.{FOLDERS[name]}" for name in memories})
+  sources = tree_sources()
+  hopper = [path.removesuffix(".py").replace("/", ".") for path in sources if "hopper" in path]
+  return code_digest(roots, sources, (*STORES, *hopper) if is_tpu else STORES)[:16]
 
 
 def _digest(content: bytes) -> str:
@@ -171,7 +173,8 @@ def read_row(path: Path) -> Row:
     if moved:
       ones = tuple(Collective(**one | {"axes": tuple(one["axes"])}) for one in moved["collectives"])
       moved = Traffic(**moved | {"collectives": ones})
-    return Row(**record | {"work": Work(**record["work"]), "traffic": moved})
+    return Row(**record | {
+      "memories": tuple(record["memories"]), "work": Work(**record["work"]), "traffic": moved})
   except (KeyError, TypeError, ValueError) as error:
     raise ValueError(
       f"{path} is not a row that this version wrote ({error}); delete it, and it is made anew.") from error

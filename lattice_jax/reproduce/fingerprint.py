@@ -18,14 +18,27 @@ from lattice_jax.fields import leaves
 from lattice_jax.formats.locate import find_pretrained
 from lattice_jax.memories.registry import FOLDERS, find_section, sections
 from lattice_jax.reproduce.rows import Measurement, Program, Train
-from lattice_jax.reproduce.source_code import ROOT, Sources, code_digest, tree_sources
 from lattice_jax.run_file import stored_config
+from lattice_jax.source_code import ROOT, STORES, Sources, code_digest, tree_sources
 
 # Roots of the code of a training and of its evaluation; memories add their folders.
 _TRAINING = (
   "lattice_jax.data.loader", "lattice_jax.data.sources", "lattice_jax.evaluation.evaluator",
   "lattice_jax.models.decoder", "lattice_jax.training.optimizer", "lattice_jax.training.state",
   "lattice_jax.training.step")
+# Modules that they reach and that change no result.
+_OTHER_CODE = (
+  *STORES,
+  "lattice_jax.evaluation.loaded_model", "lattice_jax.evaluation.origin", "lattice_jax.evaluation.result_tables",
+  "lattice_jax.inspect.names", "lattice_jax.inspect.plots", "lattice_jax.sweep",
+  # what makes the data, which are digested by themselves
+  "lattice_jax.data.archives", "lattice_jax.data.corpus", "lattice_jax.data.hashing", "lattice_jax.data.own_texts",
+  "lattice_jax.data.photos", "lattice_jax.data.progress", "lattice_jax.data.published", "lattice_jax.data.sources",
+  "lattice_jax.data.synthetic", "lattice_jax.data.tokenizers", "lattice_jax.formats",
+  # where arrays lie, and what is compiled when
+  "lattice_jax.sharding", "lattice_jax.inference.compilation", "lattice_jax.inference.streaming",
+  # other ways to what the tests hold to be the same
+  "pallas_kernels")
 # Where progress goes, how often it is saved, and on how many devices it is computed.
 _NO_MATTER = (
   "name", "train.writers", "train.log_every", "train.save_every", "train.keep_last", "train.keep_best",
@@ -87,7 +100,7 @@ def _of_training(make: Train, seed: int) -> Fingerprint:
     "train": load_source(config.data, "train").fingerprint, "tokenizer": model_sha256(config.data),
     "start": weights_digest(make.init_from)}
   return Fingerprint(
-    _digest(facts_of(config)), code_digest(training_roots(config), tree_sources()), _digest(data))
+    _digest(facts_of(config)), code_digest(training_roots(config), tree_sources(), _OTHER_CODE), _digest(data))
 
 
 def training_roots(config: Config) -> tuple[str, ...]:
@@ -99,14 +112,15 @@ def _of_program(make: Program, needed: Sequence[Fingerprint]) -> Fingerprint:
   data = {
     "source": sample_digest(make.source), "files": [sha256_once(ROOT / file) for file in make.files],
     "weights": weights_digest(make.pretrained), "runs": sorted(one.key for one in needed)}
-  return Fingerprint(_digest(make.words), code_digest(make.code, tree_sources()), _digest(data))
+  return Fingerprint(_digest(make.words), code_digest(make.code, tree_sources(), _OTHER_CODE), _digest(data))
 
 
 def of_run(run: dict[str, Any], start: str, sources: Sources) -> Fingerprint:
   """Of a run by its run.json and the code of its commit. start: the weights that its parameters came from."""
   config = stored_config(run, "the run")
   data = {"train": run["data_fingerprint"], "tokenizer": run["tokenizer_sha256"], "start": weights_digest(start)}
-  return Fingerprint(_digest(facts_of(config)), code_digest(training_roots(config), sources), _digest(data))
+  code = code_digest(training_roots(config), sources, _OTHER_CODE)
+  return Fingerprint(_digest(facts_of(config)), code, _digest(data))
 
 
 def weights_digest(name: str) -> str:

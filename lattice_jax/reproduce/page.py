@@ -14,8 +14,8 @@ from lattice_jax.reproduce.readers import Values
 from lattice_jax.reproduce.registry import LEFT_OUT, MEASUREMENTS, PAGES, TABLES
 from lattice_jax.reproduce.results import Result, RowResult
 from lattice_jax.reproduce.rows import SOURCES, Claim, Row, Table, Train
-from lattice_jax.reproduce.source_code import ROOT
 from lattice_jax.reproduce.verdicts import NOT_RUN, RULES, Judgement, judge_claim, judge_published
+from lattice_jax.source_code import ROOT
 
 _COMMIT = 7  # digits
 

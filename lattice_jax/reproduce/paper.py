@@ -20,9 +20,9 @@ from lattice_jax.reproduce.fingerprint import is_same_experiment
 from lattice_jax.reproduce.readers import median_speed
 from lattice_jax.reproduce.registry import find_row, find_table
 from lattice_jax.reproduce.rows import Paper, Program, Row, Table, Train
-from lattice_jax.reproduce.source_code import ROOT
 from lattice_jax.run_file import read_config as read_run_config
 from lattice_jax.run_file import read_run
+from lattice_jax.source_code import ROOT
 
 RUNS = "runs/reproduce_paper"
 TOPOLOGY = "v5e:8x8"

@@ -18,9 +18,9 @@ from lattice_jax.reproduce.fingerprint import Fingerprint, of_run
 from lattice_jax.reproduce.readers import Values
 from lattice_jax.reproduce.rows import Row, Train
 from lattice_jax.reproduce.runner import is_done
-from lattice_jax.reproduce.source_code import commit_sources
 from lattice_jax.reproduce.units import Unit, Units, read_record
 from lattice_jax.run_file import FILE, read_run
+from lattice_jax.source_code import commit_sources
 
 RESULTS = "results.json"
 

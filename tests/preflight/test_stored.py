@@ -11,6 +11,7 @@ from lattice_jax.inspect.traffic import Collective, Traffic
 from lattice_jax.preflight import stored, table
 from lattice_jax.preflight.account import Account, work
 from lattice_jax.preflight.machine import find_machine
+from lattice_jax.source_code import tree_sources
 from tests.training import tiny
 
 V5E = find_machine("v5e:2x4")
@@ -31,6 +32,26 @@ def test_a_row_comes_back_as_it_was_written(tmp_path):
     stored.write_row(tmp_path / "row.json", row)
     assert stored.read_row(tmp_path / "row.json") == row
     assert row.is_current and (row.roofline is None) != fits
+
+
+def test_a_row_is_of_the_code_that_its_memories_and_its_chips_run(monkeypatch):
+  def digests():
+    stored.code_of_programs.cache_clear()
+    return [stored.code_of_programs(*of) for of in ((("lattice",), True), (("lattice",), False), (("vq",), True))]
+
+  sources = tree_sources()
+  before = digests()
+  for path, changed in {
+    "lattice_jax/memories/lattice/scan.py": [True, True, False],
+    "lattice_jax/memories/vq/layer.py": [False, False, True],
+    "pallas_kernels/lattice_hopper.py": [False, True, False],
+    "pallas_kernels/lattice_tpu.py": [True, True, False],
+    "lattice_jax/models/decoder.py": [True] * 3, "lattice_jax/sharding.py": [True] * 3,
+    "lattice_jax/checkpoint.py": [False] * 3}.items():
+    monkeypatch.setattr(stored, "tree_sources", lambda path=path: sources | {path: sources[path] + b"new = 1\n"})
+    assert [one != other for one, other in zip(digests(), before, strict=True)] == changed, path
+  monkeypatch.undo()
+  assert digests() == before
 
 
 def test_collectives_of_a_kind_become_one_with_the_same_bytes():
@@ -55,7 +76,7 @@ def test_a_row_is_taken_anew_only_for_another_program(tmp_path, monkeypatch):
   assert taken == [config, others[2]]
   stored.stored_row(tmp_path, "tiny", others[2], find_machine("v5e:2x2"), take)
   assert len(taken) == 3 and len(list(tmp_path.iterdir())) == 2
-  monkeypatch.setattr(stored, "code_of_programs", lambda: "changed")
+  monkeypatch.setattr(stored, "code_of_programs", lambda memories, is_tpu: "changed")
   row = stored.stored_row(tmp_path, "tiny", others[2], V5E, take)
   assert len(taken) == 4 and row.code == "changed"
 

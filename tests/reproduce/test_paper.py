@@ -12,7 +12,7 @@ from lattice_jax.config_text import read_config
 from lattice_jax.reproduce.paper import commands_of, estimate, find_figures, preflight_words, workdir_of
 from lattice_jax.reproduce.registry import TABLES, find_row
 from lattice_jax.reproduce.rows import Train
-from lattice_jax.reproduce.source_code import ROOT
+from lattice_jax.source_code import ROOT
 from scripts import reproduce as script
 
 CODES, CACHE = TABLES["vq_codes"], TABLES["vq_cache"]

@@ -11,8 +11,8 @@ from lattice_jax.reproduce import results
 from lattice_jax.reproduce.results import Collector, Store
 from lattice_jax.reproduce.rows import Measurement
 from lattice_jax.reproduce.runner import Runner, is_done
-from lattice_jax.reproduce.source_code import tree_sources
 from lattice_jax.reproduce.units import Units, read_record
+from lattice_jax.source_code import tree_sources
 from tests.reproduce import rows
 
 

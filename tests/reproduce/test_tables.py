@@ -13,8 +13,8 @@ from lattice_jax.reproduce.earlier import EARLIER
 from lattice_jax.reproduce.paper import row_over
 from lattice_jax.reproduce.registry import MEASUREMENTS, TABLES, find_row, find_table, measurements_of
 from lattice_jax.reproduce.rows import Paper, Program, Published, Row, Train
-from lattice_jax.reproduce.source_code import ROOT, reached, tree_sources
 from lattice_jax.reproduce.verdicts import judge_published
+from lattice_jax.source_code import ROOT, reached, tree_sources
 
 ROWS = [(table, row) for table in TABLES.values() for row in table.rows]
 REAL = ("enwik8", "pg19", "imagenet64")
@@ -54,7 +54,7 @@ def test_samples_fit_into_two_hours_and_bear_no_name_of_a_data_set():
 def test_the_code_of_every_command_is_there():
   for one in MEASUREMENTS.values():
     if isinstance(one.make, Program):
-      assert one.make.code and reached(one.make.code, tree_sources()), one.name
+      assert one.make.code and reached(one.make.code, tree_sources(), ()), one.name
       assert (ROOT / one.make.words[0]).is_file()
 
 

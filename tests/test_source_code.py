@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from lattice_jax.reproduce import source_code
-from lattice_jax.reproduce.source_code import code_digest, reached
+from lattice_jax import source_code
+from lattice_jax.source_code import STORES, code_digest, reached
 
 SOURCES = {
   "lattice_jax/__init__.py": b"import lattice_jax.other",
@@ -24,12 +24,12 @@ ROOTS = ("lattice_jax.rule",)
 
 
 def digest(**changes):
-  return code_digest(ROOTS, SOURCES | {f"lattice_jax/{name}.py": code for name, code in changes.items()})
+  return code_digest(ROOTS, SOURCES | {f"lattice_jax/{name}.py": code for name, code in changes.items()}, STORES)
 
 
 def test_imports_are_followed_and_what_only_stores_is_left_out():
-  assert reached(ROOTS, SOURCES) == ["lattice_jax/rule.py", "lattice_jax/tools.py"]
-  assert reached(["lattice_jax.memories.a"], SOURCES) == [
+  assert reached(ROOTS, SOURCES, STORES) == ["lattice_jax/rule.py", "lattice_jax/tools.py"]
+  assert reached(["lattice_jax.memories.a"], SOURCES, ()) == [
     "lattice_jax/memories/a/__init__.py", "lattice_jax/memories/a/op.py", "lattice_jax/memories/b/op.py"]
 
 
@@ -44,7 +44,7 @@ def test_code_that_is_reached_counts():
 
 def test_a_root_that_is_not_there_is_named():
   with pytest.raises(ValueError, match=r"there is no module lattice_jax\.rules"):
-    code_digest(["lattice_jax.rules"], SOURCES)
+    code_digest(["lattice_jax.rules"], SOURCES, ())
 
 
 def test_a_commit_is_read_as_it_was_and_an_unclean_one_is_not_known(tmp_path):

@@ -11,32 +11,22 @@ import hashlib
 import io
 import subprocess
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import lattice_jax
 
 ROOT = Path(lattice_jax.__file__).parents[1]
 _PACKAGES = ("lattice_jax", "pallas_kernels")
-# Modules, or packages with all of theirs, that are no part of a digest.
-_LEFT_OUT = (
-  # what reads, checks, stores and prints; a config's values are digested by themselves
+# Modules, or packages with all of theirs, that read, check, store and print. They change no result; the values of a
+# config are digested by themselves.
+STORES = (
   "lattice_jax.allocator", "lattice_jax.byte_size", "lattice_jax.checkpoint", "lattice_jax.checkpoint_folder",
   "lattice_jax.config", "lattice_jax.config_checks", "lattice_jax.config_dict", "lattice_jax.config_text",
   "lattice_jax.domains", "lattice_jax.failures", "lattice_jax.fields", "lattice_jax.files", "lattice_jax.markdown",
   "lattice_jax.members", "lattice_jax.memories.registry", "lattice_jax.memories.section", "lattice_jax.metrics",
   "lattice_jax.page_style", "lattice_jax.processes", "lattice_jax.run_file", "lattice_jax.runtime",
-  "lattice_jax.save_failures", "lattice_jax.shown", "lattice_jax.stored_config", "lattice_jax.writers",
-  "lattice_jax.evaluation.loaded_model", "lattice_jax.evaluation.origin", "lattice_jax.evaluation.result_tables",
-  "lattice_jax.inspect.names", "lattice_jax.inspect.plots", "lattice_jax.sweep",
-  # what makes the data, which are digested by themselves
-  "lattice_jax.data.archives", "lattice_jax.data.corpus", "lattice_jax.data.hashing", "lattice_jax.data.own_texts",
-  "lattice_jax.data.photos", "lattice_jax.data.progress", "lattice_jax.data.published", "lattice_jax.data.sources",
-  "lattice_jax.data.synthetic", "lattice_jax.data.tokenizers", "lattice_jax.formats",
-  # where arrays lie, and what is compiled when
-  "lattice_jax.sharding", "lattice_jax.inference.compilation", "lattice_jax.inference.streaming",
-  # other ways to what the tests hold to be the same
-  "pallas_kernels")
+  "lattice_jax.save_failures", "lattice_jax.shown", "lattice_jax.stored_config", "lattice_jax.writers")
 _NO_PART = ("/cases.py", "/config.py", "/fla.py")  # of a memory's folder: for tests and benchmarks; for other libraries
 
 Sources = Mapping[str, bytes]  # by path below the root
@@ -67,19 +57,21 @@ def commit_sources(commit: str, root: Path = ROOT) -> Sources | None:
       if member.isfile() and member.name.endswith(".py")}
 
 
-def code_digest(roots: Iterable[str], sources: Sources) -> str:
+def code_digest(roots: Iterable[str], sources: Sources, left_out: Sequence[str]) -> str:
   """Of the modules that `roots` (modules, or packages with all that they hold) reach through their imports.
+
+  left_out: modules, or packages with all of theirs, that are no part of it, and through which nothing is reached.
 
   Raises:
     ValueError: a root is not among the sources.
   """
   digest = hashlib.sha256()
-  for path in reached(roots, sources):
+  for path in reached(roots, sources, left_out):
     digest.update(f"{path}\0{_plain(sources[path])}\0".encode())
   return digest.hexdigest()
 
 
-def reached(roots: Iterable[str], sources: Sources) -> list[str]:
+def reached(roots: Iterable[str], sources: Sources, left_out: Sequence[str]) -> list[str]:
   """The paths of these modules, sorted."""
   waiting, found = [], set()
   for root in roots:
@@ -92,7 +84,7 @@ def reached(roots: Iterable[str], sources: Sources) -> list[str]:
     if path in found:
       continue
     found.add(path)
-    waiting += [other for name in _imports(sources[path]) for other in _resolved(name, sources)]
+    waiting += [other for name in _imports(sources[path]) for other in _resolved(name, sources, left_out)]
   return sorted(found)
 
 
@@ -104,7 +96,7 @@ def _below(root: str, sources: Sources) -> list[str]:
     if path == f"{start}.py" or (path.startswith(f"{start}/") and not path.endswith(_NO_PART))]
 
 
-def _resolved(name: str, sources: Sources) -> Iterator[str]:
+def _resolved(name: str, sources: Sources, left_out: Sequence[str]) -> Iterator[str]:
   """The file of a module, or of the module that holds the name; none of those left out."""
   for module in (name, name.rpartition(".")[0]):
     start = module.replace(".", "/")
@@ -113,7 +105,7 @@ def _resolved(name: str, sources: Sources) -> Iterator[str]:
     for path in (f"{start}.py", f"{start}/__init__.py"):
       if path in sources:
         is_part = not (path.startswith("lattice_jax/memories/") and path.endswith(_NO_PART))
-        if is_part and not any(module == part or module.startswith(f"{part}.") for part in _LEFT_OUT):
+        if is_part and not any(module == part or module.startswith(f"{part}.") for part in left_out):
           yield path
         return
 
