@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from lattice_jax.cache.config import CacheConfig
 from lattice_jax.fields import (
@@ -14,6 +16,7 @@ from lattice_jax.fields import (
   choice,
   fraction,
   free,
+  leaves,
   names,
   pairs,
   place,
@@ -24,11 +27,11 @@ from lattice_jax.fields import (
   text,
   within,
 )
-from lattice_jax.memories.registry import FOLDERS, sections
+from lattice_jax.memories.registry import FOLDERS, find_section, sections
 
 __all__ = [
   "MEMORY_NAMES", "AnchorsConfig", "CacheConfig", "Config", "DataConfig", "EvalConfig", "MeshConfig", "ModelConfig",
-  "OptimizerConfig", "RecallConfig", "TrainConfig"]
+  "OptimizerConfig", "RecallConfig", "TrainConfig", "used_leaves"]
 
 MEMORY_NAMES = tuple(FOLDERS)
 
@@ -218,3 +221,12 @@ class Config:
   train: TrainConfig = section(TrainConfig, "how long, how often, and what is kept")
   eval: EvalConfig = section(EvalConfig, "what evaluation reads, and how")
   mesh: MeshConfig = section(MeshConfig, "devices")
+
+
+def used_leaves(config: Config) -> Iterator[tuple[str, dataclasses.Field, Any]]:
+  """`leaves` without the sections of memories that the model lacks, and of a cache that drops nothing."""
+  used = {find_section(name).name for name in config.model.pattern}
+  unused = tuple(f"model.{part.name}." for part in sections() if part.name not in used)
+  if config.model.cache.policy == "full":
+    unused += ("model.cache.",)
+  return (leaf for leaf in leaves(config) if not leaf[0].startswith(unused))

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.config import Config
+from lattice_jax.config import Config, used_leaves
 from lattice_jax.evaluation.result_tables import write_text
-from lattice_jax.fields import leaves
 from lattice_jax.inspect.traffic import Collective, Traffic
 from lattice_jax.memories.registry import FOLDERS
 from lattice_jax.preflight.account import Account, Roofline, Work, roofline
@@ -128,7 +127,7 @@ def summed(traffic: Traffic) -> Traffic:
 
 def key_of(config: Config, machine: Machine) -> str:
   """16 hex digits of what else than the code decides which program is compiled."""
-  fields = {path: repr(value) for path, _, value in leaves(config) if not path.startswith(_NOT_COMPILED)}
+  fields = {path: repr(value) for path, _, value in used_leaves(config) if not path.startswith(_NOT_COMPILED)}
   return _digest(json.dumps([machine.name, compiler(), fields], sort_keys=True).encode())
 
 

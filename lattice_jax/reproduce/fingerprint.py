@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lattice_jax.config import Config
+from lattice_jax.config import Config, used_leaves
 from lattice_jax.config_text import read_config
 from lattice_jax.data.published import SAMPLES, sha256_once
 from lattice_jax.data.sources import load_source
 from lattice_jax.data.tokenizers.tokenizer import model_sha256
-from lattice_jax.fields import leaves
 from lattice_jax.formats.locate import find_pretrained
-from lattice_jax.memories.registry import FOLDERS, find_section, sections
+from lattice_jax.memories.registry import FOLDERS
 from lattice_jax.reproduce.rows import Measurement, Program, Train
 from lattice_jax.run_file import stored_config
 from lattice_jax.source_code import ROOT, STORES, Sources, code_digest, tree_sources
@@ -62,14 +61,10 @@ class Fingerprint:
 
 def facts_of(config: Config, without: Sequence[str] = _NO_MATTER) -> dict[str, Any]:
   """Every value that can change the result: no `free` field, no section of a memory that the model lacks."""
-  used = {find_section(name).name for name in config.model.pattern}
-  unused = tuple(f"model.{part.name}." for part in sections() if part.name not in used)
-  if config.model.cache.policy == "full":
-    unused += ("model.cache.",)
+  sections = tuple(part for part in without if part.endswith("."))
   return {
-    path: value for path, field, value in leaves(config)
-    if "free" not in field.metadata and path not in without
-    and not path.startswith((*unused, *(part for part in without if part.endswith("."))))}
+    path: value for path, field, value in used_leaves(config)
+    if "free" not in field.metadata and path not in without and not path.startswith(sections)}
 
 
 def is_same_experiment(one: Config, other: Config) -> bool:

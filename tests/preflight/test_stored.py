@@ -68,16 +68,17 @@ def test_a_row_is_taken_anew_only_for_another_program(tmp_path, monkeypatch):
     return account_of(config, machine)
 
   config = tiny.make_config()
+  unused = dataclasses.replace(config.model.lattice, slots=config.model.lattice.slots + 1)  # of no layer
   others = (
     tiny.make_config(), dataclasses.replace(tiny.make_config(train__log_every=7), name="other"),
-    tiny.make_config(model__dim=32))
+    tiny.make_config(model__lattice=unused), tiny.make_config(model__dim=32))
   for one in (config, *others):
     stored.stored_row(tmp_path, "tiny", one, V5E, take)
-  assert taken == [config, others[2]]
-  stored.stored_row(tmp_path, "tiny", others[2], find_machine("v5e:2x2"), take)
+  assert taken == [config, others[-1]]
+  stored.stored_row(tmp_path, "tiny", others[-1], find_machine("v5e:2x2"), take)
   assert len(taken) == 3 and len(list(tmp_path.iterdir())) == 2
   monkeypatch.setattr(stored, "code_of_programs", lambda memories, is_tpu: "changed")
-  row = stored.stored_row(tmp_path, "tiny", others[2], V5E, take)
+  row = stored.stored_row(tmp_path, "tiny", others[-1], V5E, take)
   assert len(taken) == 4 and row.code == "changed"
 
 
