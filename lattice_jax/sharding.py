@@ -8,12 +8,15 @@ but where tokens depend on one another, `lattice_jax.ops.sequence` says what goe
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lattice_jax.config import Config, MeshConfig
@@ -47,14 +50,32 @@ class Axes:
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
   """The `data` × `seq` × `model` mesh over all devices, or over the given ones.
 
-  JAX places devices so that neighbours in the mesh are neighbours in the machine; on a torus its way may leave a host
-  and come back. Slices of `data` are then sorted by process, because a process reads rows that follow one another.
+  Slices of `data` are sorted by process, because a process reads rows that follow one another.
   """
   devices = jax.devices() if devices is None else devices
-  types = (AxisType.Auto,) * 3
-  mesh = jax.make_mesh(mesh_sizes(config, len(devices)), AXES, axis_types=types, devices=devices)
-  order = sorted_by_process(_processes(mesh))
-  return mesh if order == sorted(order) else Mesh(mesh.devices[order], AXES, axis_types=types)
+  placed = placed_devices(mesh_sizes(config, len(devices)), devices)
+  order = sorted_by_process([[device.process_index for device in row.flat] for row in placed])
+  return Mesh(placed[order], AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def placed_devices(sizes: tuple[int, int, int], devices: Sequence[Any]) -> np.ndarray:
+  """`jax.Device`s so that neighbours in the mesh are neighbours in the machine.
+
+  On a torus the way from one to the next may leave a host and come back. Where they are of several slices (of TPUs, or
+  machines with GPUs, whose links inside are faster than those between), the outermost axes that can go between slices
+  do. Slices of GPUs that differ in size are taken in the devices' order.
+  """
+  slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+  if len(slices) == 1:
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  if len(set(slices.values())) > 1:
+    return np.array(sorted(devices, key=lambda device: device.id)).reshape(sizes)
+  between, left = [], len(slices)
+  for size in sizes:
+    between.append(math.gcd(size, left))
+    left //= between[-1]
+  inside = [size // number for size, number in zip(sizes, between, strict=True)]
+  return mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
 
 
 def sorted_by_process(process_DN: list[list[int]]) -> list[int]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -16,6 +19,7 @@ from lattice_jax.sharding import (
   check_batch,
   make_mesh,
   param_shardings,
+  placed_devices,
   put_batch,
   shape_letters,
   state_shardings,
@@ -79,6 +83,56 @@ def test_state_field_without_its_letters_is_refused():
 def test_mesh_that_does_not_fit_the_devices_is_refused(data, model):
   with pytest.raises(ValueError, match="devices"):
     make_mesh(MeshConfig(data=data, model=model))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a mesh is made by, of a device that is not there."""
+
+  id: int
+  process_index: int
+  slice_index: int
+  coords: tuple[int, int, int]
+  device_kind: str = "TPU v6 lite"
+  platform: str = "tpu"
+  core_on_chip: int = 0
+
+
+def slice_of_chips(kind, *sides, number=0):
+  """A slice, four chips a process."""
+  places = list(np.ndindex(*reversed(sides)))
+  return [Chip(number * len(places) + place, (number * len(places) + place) // 4, number, (*reversed(zyx),), kind)
+          for place, zyx in enumerate(places)]
+
+
+@pytest.mark.parametrize(("kind", "sides", "model"), [
+  ("TPU v6 lite", (16, 16, 1), 4), ("TPU v5p", (4, 4, 4), 2), ("TPU v5", (4, 4, 4), 8)])
+def test_an_axis_may_be_part_of_a_side_of_the_torus_and_its_chips_are_neighbours(kind, sides, model):
+  placed = placed_devices((math.prod(sides) // model, 1, model), slice_of_chips(kind, *sides))
+  assert len({chip.id for chip in placed.flat}) == math.prod(sides)
+  for row in placed.reshape(-1, model):
+    spans = [max(chip.coords[axis] for chip in row) - min(chip.coords[axis] for chip in row) + 1 for axis in range(3)]
+    assert math.prod(spans) == model  # a box without holes
+
+
+@pytest.mark.parametrize(("sizes", "between"), [
+  ((16, 1, 2), (4, 1, 1)), ((2, 4, 4), (2, 2, 1)), ((1, 1, 32), (1, 1, 4))])
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_the_outer_axes_go_between_slices(platform, sizes, between):
+  kind = "TPU v5p" if platform == "tpu" else "NVIDIA H100 80GB HBM3"
+  chips = [dataclasses.replace(chip, platform=platform)
+           for number in (2, 0, 3, 1) for chip in slice_of_chips(kind, 2, 2, 2, number=number)]
+  placed = placed_devices(sizes, chips)
+  assert placed.shape == sizes and len(set(placed.flat)) == 32
+  parts = [placed]
+  for axis, number in enumerate(between):
+    parts = [piece for part in parts for piece in np.split(part, number, axis)]
+  assert [{chip.slice_index for chip in part.flat} for part in parts] == [{0}, {1}, {2}, {3}]
+
+
+def test_machines_with_different_numbers_of_gpus_are_taken_in_their_order():
+  chips = [Chip(number, number // 2, number // 4, (0, 0, 0), "NVIDIA L4", "gpu") for number in range(6)]
+  assert [chip.id for chip in placed_devices((3, 1, 2), chips[::-1]).flat] == list(range(6))
 
 
 @pytest.mark.parametrize(("batch", "accumulate", "suggestion"), [(12, 1, 8), (8, 2, 16), (40, 2, 32), (4, 1, 8)])
