@@ -34,8 +34,9 @@ _OTHER_CODE = (
   "lattice_jax.data.archives", "lattice_jax.data.corpus", "lattice_jax.data.hashing", "lattice_jax.data.own_texts",
   "lattice_jax.data.photos", "lattice_jax.data.progress", "lattice_jax.data.published", "lattice_jax.data.sources",
   "lattice_jax.data.synthetic", "lattice_jax.data.tokenizers", "lattice_jax.formats",
-  # where arrays lie, and what is compiled when
-  "lattice_jax.sharding", "lattice_jax.inference.compilation", "lattice_jax.inference.streaming",
+  # where arrays lie, what goes between devices, and what is compiled when
+  "lattice_jax.sharding", "lattice_jax.ops.sequence", "lattice_jax.inference.compilation",
+  "lattice_jax.inference.streaming",
   # other ways to what the tests hold to be the same
   "pallas_kernels")
 # Where progress goes, how often it is saved, and on how many devices it is computed.

@@ -52,11 +52,17 @@ def rows_of_a_device(batch: int) -> int:
 
 
 def lay_out(x_BTD: jax.Array) -> jax.Array:
-  """The same numbers, with tokens on the devices that they are split over."""
-  if num_shards(x_BTD.shape[1]) == 1:
+  """The same numbers, with rows and tokens on the devices that they are split over.
+
+  Left to itself, XLA may split the width instead, as the parameters are (`mesh.fsdp`), and gather activations.
+  """
+  batch, length, _ = x_BTD.shape
+  rows, tokens = rows_of_a_device(batch) < batch, num_shards(length) > 1
+  if not rows and not tokens:
     return x_BTD
   free = PartitionSpec.UNCONSTRAINED
-  return jax.lax.with_sharding_constraint(x_BTD, PartitionSpec(free, AXIS, free))
+  return jax.lax.with_sharding_constraint(
+    x_BTD, PartitionSpec(_ROWS if rows else free, AXIS if tokens else free, free))
 
 
 def num_tokens(tokens: Any) -> int:
