@@ -14,7 +14,7 @@ from lattice_jax.preflight.weak import MOST_SHARE, advice, exchange_share, recei
 
 _HEAD = """# Weak scaling, without the chips
 
-    python scripts/preflight.py configs/vq_enwik8.py --topology=v5e --weak=1,4,16,64 --out=weak
+    python scripts/preflight.py configs/vq_enwik8.py --topology=v5e --weak=1,4,16,64,256 --set=data.batch=256 --out=weak
 
 One update is compiled for each number of chips ({compiler}), all with as many rows a slice of the `data` axis; nothing
 was run. Bytes that a chip receives in an update are read from the compiled programs, counted as often as loops turn, by
