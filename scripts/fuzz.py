@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -71,14 +72,17 @@ def supervise(arguments: Any, folder: Path) -> int:
   runs, branches, features, kept = map(int, found[-1])
   done = re.findall(r"Done (\d+) runs", said)
   failures = sorted(set((folder / "crashes").iterdir()) - before)
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
   record = {
     "reader": arguments.reader, "runs": int(done[-1]) if done else runs, "branches": branches, "features": features,
-    "corpus": kept, "minutes": round((time.monotonic() - start) / 60, 2), "seed": arguments.seed,
+    "corpus": kept, "minutes": round((time.monotonic() - start) / 60, 2),
+    "processor_minutes": round((used.ru_utime + used.ru_stime) / 60, 2), "seed": arguments.seed,
     "failures": [failure.name for failure in failures], "status": status}
   append_jsonl(arguments.workdir / "fuzz.jsonl", [record])
   print(
     f"{arguments.reader}: {record['runs']:,} runs, {branches:,} branches, {kept} inputs kept, {record['minutes']} "
-    f"minutes, {len(failures)} failures", *failures, sep="\n  ", flush=True)
+    f"minutes, {record['processor_minutes']} of them on a processor, {len(failures)} failures",
+    *failures, sep="\n  ", flush=True)
   return 1 if failures or status else 0
 
 
