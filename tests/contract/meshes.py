@@ -27,7 +27,8 @@ def devices_agree(row: Row) -> None:
   spread = jax.device_put(here, NamedSharding(mesh, PartitionSpec("data")))
   everywhere = jax.device_put(subject.variables, NamedSharding(mesh, PartitionSpec()))
   eight = Form(f"{row.name} on 8 devices", row.memory, subject.model, everywhere)
-  got = eight.call(spread.x_BTD, spread.state, spread.segment, spread.d_y_BTD, spread.d_state, loss_weight=1.0)
+  with jax.set_mesh(mesh):
+    got = eight.call(spread.x_BTD, spread.state, spread.segment, spread.d_y_BTD, spread.d_state, loss_weight=1.0)
   if got.y_BTD.sharding.is_fully_replicated:
     fail("L10", eight.label, "output", "was not spread over the devices")
   assert_pulls_close("L10", eight.label, jax.device_get(got), pull(subject, here), here.segment)

@@ -14,11 +14,8 @@ from lattice_jax.sharding import make_mesh
 from tests.thorough import further
 
 CONFIG = pathlib.Path(__file__).parents[2] / "configs" / "quickstart.py:smoke"
-QUICK = ("attention", "local", "vq")
-# XLA's form of these sums the gradients of what rows share (first slots, recurrent weights) over the devices at every
-# token; the kernels of Lattice do not.
-SUMMED_BY_TOKEN = ("lattice", "ttt_linear", "gru")
-OTHERS = sorted(set(FOLDERS) - {*QUICK, *SUMMED_BY_TOKEN})
+QUICK = ("attention", "lattice", "vq")
+OTHERS = sorted(set(FOLDERS) - set(QUICK))
 DIM, ROWS = 64, 8
 # Where XLA does not gather the table of embeddings, which is split by width, tokens go to it and their rows come back,
 # and so do the gradients.

@@ -1,4 +1,4 @@
-"""The axis of the mesh that splits tokens, and what its shards hand to one another."""
+"""The axes of the mesh that split tokens and rows, and what shards hand to one another."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ def lay_out(x_BTD: jax.Array) -> jax.Array:
     x_BTD, PartitionSpec(_ROWS if rows else free, AXIS if tokens else free, free))
 
 
+def num_rows(tokens: Any) -> int:
+  """B of a tree of arrays [B, T, …]."""
+  return jax.tree.leaves(tokens)[0].shape[0]
+
+
 def num_tokens(tokens: Any) -> int:
   """T of a tree of arrays [B, T, …]."""
   return jax.tree.leaves(tokens)[0].shape[1]
@@ -75,13 +80,25 @@ def split_tokens(body: ShardOp, constants: Any, tokens: Any, state: Any) -> tupl
 
   Rows that the mesh splits are split here too, so that XLA puts no collective among them where shards take turns.
   """
-  mesh, batch = jax.sharding.get_abstract_mesh(), jax.tree.leaves(tokens)[0].shape[0]
-  rows = _ROWS if _ROWS in mesh.axis_names and batch % mesh.shape[_ROWS] == 0 else None
-  return _shard(body, rows, constants, tokens, state)
+  rows = _ROWS if rows_of_a_device(num_rows(tokens)) < num_rows(tokens) else None
+  return _shard(body, rows, AXIS, constants, tokens, state)
 
 
-def _shard(body: ShardOp, rows: str | None, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
-  axes = tuple(filter(None, (rows, AXIS)))
+def split_rows(op: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
+  """Runs the op on the rows of each device. Sums are added up.
+
+  What rows share gets its gradients from all devices once, after the call. Left to itself, XLA sums them at every token.
+  """
+  if rows_of_a_device(num_rows(tokens)) == num_rows(tokens):
+    return op(constants, tokens, state)
+  return _shard(lambda _, *call: op(*call), _ROWS, None, constants, tokens, state)
+
+
+def _shard(
+  body: ShardOp, rows: str | None, stretches: str | None, constants: Any, tokens: Any, state: Any
+) -> tuple[Any, Any, Any]:
+  """rows, stretches: the axes that split rows and tokens; None = not split. Without stretches all have number 0."""
+  axes = tuple(filter(None, (rows, stretches)))
   dtypes = jax.tree.map(lambda x: x.dtype, constants)
 
   def run(shard_1: jax.Array, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
@@ -89,12 +106,12 @@ def _shard(body: ShardOp, rows: str | None, constants: Any, tokens: Any, state: 
     outputs, state, sums = body(shard_1[0], constants, tokens, state)
     return outputs, state, jax.tree.map(lambda x: jax.lax.psum(x, axes), sums)
 
-  by_token, by_row, whole = PartitionSpec(rows, AXIS), PartitionSpec(rows), PartitionSpec()
+  by_token, by_row, whole = PartitionSpec(rows, stretches), PartitionSpec(rows), PartitionSpec()
   split = jax.shard_map(
-    run, axis_names=set(axes), in_specs=(PartitionSpec(AXIS), whole, by_token, by_row),
+    run, axis_names=set(axes), in_specs=(PartitionSpec(stretches), whole, by_token, by_row),
     out_specs=(by_token, by_row, whole), check_vma=False)
   # numbers as data: XLA refuses some programs in which a shard asks for its own, where the mesh splits heads as well
-  number_N = jnp.arange(jax.sharding.get_abstract_mesh().shape[AXIS])
+  number_N = jnp.arange(jax.sharding.get_abstract_mesh().shape[stretches] if stretches else 1)
   # a gradient with respect to what all shards share is a sum over them
   return split(number_N, jax.tree.map(lambda x: x.astype(_sum_dtype(x)), constants), tokens, state)
 
@@ -104,7 +121,8 @@ def each_alone(function: Callable[[Any, Any], Any], constants: Any, tokens: Any)
   if num_shards(num_tokens(tokens)) == 1:
     return function(constants, tokens)
   return _shard(
-    lambda shard, constants, tokens, state: (function(constants, tokens), state, ()), None, constants, tokens, ())[0]
+    lambda shard, constants, tokens, state: (function(constants, tokens), state, ()),
+    None, AXIS, constants, tokens, ())[0]
 
 
 def splits_more() -> bool:

@@ -23,6 +23,7 @@ from lattice_jax.ops.sequence.axis import (
   hand_on,
   num_shards,
   num_tokens,
+  split_rows,
   split_tokens,
   splits_more,
   take_from,
@@ -35,7 +36,7 @@ def relay(op: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, An
   """The op over all tokens, shard after shard. See the package's docstring."""
   shards = num_shards(num_tokens(tokens))
   if shards == 1:
-    return op(constants, tokens, state)
+    return split_rows(op, constants, tokens, state)
   return split_tokens(functools.partial(_relay, op), constants, tokens, state)
 
 
