@@ -113,6 +113,7 @@ def answer(arguments: argparse.Namespace) -> None:
   asked.check_compiles()
   ensure_compiler(asked.chip.compiler)
   if arguments.search:
+    search.use_least_effort()
     found = search.search(config, asked, measure)
     return print_now(f"\n{report.search_text(found, utilisation=share)}")
   taken = account.take_account(config, asked)

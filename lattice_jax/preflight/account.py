@@ -94,7 +94,8 @@ def take_account(config: Config, machine: Machine) -> Account:
   """Compiles the program of `train.steps_per_dispatch` updates, as a run would, and reads it.
 
   Raises:
-    ValueError: the mesh or the batch does not fit the machine.
+    ValueError: the mesh or the batch does not fit the machine, or the compiler refuses the program for another reason
+      than the bytes of a chip, such as a kernel's.
   """
   shape = dict(abstract_mesh(config, machine).shape)
   begin = time.perf_counter()
@@ -103,7 +104,9 @@ def take_account(config: Config, machine: Machine) -> Account:
   except (jax.errors.JaxRuntimeError, ValueError) as error:
     needed = _needed_bytes(str(error))
     if needed is None:
-      raise
+      if isinstance(error, ValueError):
+        raise
+      raise ValueError(_refusal(str(error), config, machine)) from error
     return Account(config, machine, shape, work(config), False, needed, {}, None, time.perf_counter() - begin)
   memory = memory_facts(compiled)
   if memory["peak_bytes"] > machine.chip.usable_bytes:  # libtpu would have refused it, CUDA's compiler does not
@@ -112,6 +115,15 @@ def take_account(config: Config, machine: Machine) -> Account:
   traffic = read_traffic(compiled.as_text(), shape)
   return Account(
     config, machine, shape, work(config), True, memory["peak_bytes"], memory, traffic, time.perf_counter() - begin)
+
+
+def _refusal(message: str, config: Config, machine: Machine) -> str:
+  """A sentence in the place of the compiler's pages."""
+  said = next(line.strip() for line in message.splitlines() if line.strip())
+  return (
+    f"the compiler for {machine.name} refuses the update of {config.name} with {config.data.batch} rows of "
+    f"{config.data.update_len:,} tokens ({said[:300]}); change data.batch, data.update_len or the mesh, or do without "
+    "kernels by model.impl='xla'.")
 
 
 def _needed_bytes(message: str) -> int | None:

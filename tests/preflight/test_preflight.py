@@ -18,7 +18,7 @@ from lattice_jax.preflight.account import Account, roofline, take_account, work
 from lattice_jax.preflight.held import everything_held
 from lattice_jax.preflight.machine import Machine, abstract_mesh, find_machine
 from lattice_jax.preflight.report import account_text, fit_sentence, formula_text, search_text
-from lattice_jax.preflight.search import search, with_rows
+from lattice_jax.preflight.search import FILLED, search, with_rows
 from lattice_jax.sharding import make_mesh
 from scripts import preflight as script
 from tests.training import tiny
@@ -86,7 +86,7 @@ def find(**options):
 
 def test_the_largest_that_fits_is_found_from_a_handful_of_points():
   found, calls = find()
-  limit = CHIPS["v5e"].usable_bytes
+  limit = int(FILLED * CHIPS["v5e"].usable_bytes)
   rows = {"none": int((limit - 2e9) / 1e9), "full": int((limit - 2e9) / 0.3e9)}
   for one, remat in zip(found, ("none", "full"), strict=False):
     assert one.account.config.data.batch == 8 * rows[remat]
@@ -123,7 +123,40 @@ def test_what_is_answered_fits_although_the_peak_bends():
     return dataclasses.replace(account, peak_bytes=peak, fits=fits, traffic=Traffic((), 1, 1) if fits else None)
 
   for one in search(tiny.make_config(), V5E, bent):
-    assert one.account.fits and one.account.peak_bytes <= CHIPS["v5e"].usable_bytes
+    assert one.account.fits and one.account.peak_bytes <= FILLED * CHIPS["v5e"].usable_bytes
+
+
+def test_a_search_compiles_with_the_least_effort_and_nothing_else_does(monkeypatch, capsys):
+  efforts = []
+
+  def searched(config, machine, measure):
+    efforts.append(jax.config.jax_exec_time_optimization_effort)
+    return []
+
+  monkeypatch.setenv("LATTICE_JAX_BACKEND", "cpu")
+  monkeypatch.setattr(script, "ensure_compiler", lambda kind: None)
+  monkeypatch.setattr("lattice_jax.preflight.search.search", searched)
+  monkeypatch.setattr(account, "take_account", lambda *_: efforts.append(jax.config.jax_exec_time_optimization_effort))
+  monkeypatch.setattr("lattice_jax.preflight.report.account_text", lambda *_, **__: "")
+  before = jax.config.jax_exec_time_optimization_effort
+  try:
+    for more in ([], ["--search"]):
+      monkeypatch.setattr(sys, "argv", ["preflight.py", "configs/quickstart.py:smoke", "--topology=v5e:2x4", *more])
+      script.main()
+  finally:
+    jax.config.update("jax_exec_time_optimization_effort", before)
+  assert efforts == [before, -1.0] and before == 0
+
+
+def test_a_kernel_that_the_compiler_refuses_is_one_sentence(monkeypatch):
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError(
+      "\nRESOURCE_EXHAUSTED: Ran out of memory in memory space vmem: 20.84M and limit 19.00M.\n\nPages of detail")
+
+  monkeypatch.setattr(account, "compile_update", refuse)
+  with pytest.raises(ValueError, match=r"refuses the update of .* of 16 tokens \(RESOURCE.*19\.00M\); ") as raised:
+    take_on_cpu(monkeypatch)
+  assert "\n" not in str(raised.value)
 
 
 def test_rows_are_a_multiple_of_what_the_mesh_and_micro_batches_need():

@@ -87,7 +87,7 @@ def split_tokens(body: ShardOp, constants: Any, tokens: Any, state: Any) -> tupl
 def split_rows(op: Op, constants: Any, tokens: Any, state: Any) -> tuple[Any, Any, Any]:
   """Runs the op on the rows of each device. Sums are added up.
 
-  What rows share gets its gradients from all devices once, after the call. Left to itself, XLA sums them at every token.
+  What rows share gets its gradients from all devices once, after the call; left to itself, XLA sums at every token.
   """
   if rows_of_a_device(num_rows(tokens)) == num_rows(tokens):
     return op(constants, tokens, state)
