@@ -115,7 +115,7 @@ def answer(arguments: argparse.Namespace) -> None:
   if arguments.search:
     search.use_least_effort()
     found = search.search(config, asked, measure)
-    return print_now(f"\n{report.search_text(found, utilisation=share)}")
+    return print_now(f"\n{report.search_text(found)}")
   taken = account.take_account(config, asked)
   return print_now(report.account_text(taken, utilisation=share, price=arguments.price))
 

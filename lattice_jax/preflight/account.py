@@ -119,7 +119,7 @@ def take_account(config: Config, machine: Machine) -> Account:
 
 def _refusal(message: str, config: Config, machine: Machine) -> str:
   """A sentence in the place of the compiler's pages."""
-  said = next(line.strip() for line in message.splitlines() if line.strip())
+  said = next(line.strip() for line in message.splitlines() if line.strip()).rstrip(".")
   return (
     f"the compiler for {machine.name} refuses the update of {config.name} with {config.data.batch} rows of "
     f"{config.data.update_len:,} tokens ({said[:300]}); change data.batch, data.update_len or the mesh, or do without "

@@ -134,19 +134,23 @@ def holdings_text(config: Config, held: Sequence[Holding], mesh: AbstractMesh) -
     f"Bytes of a chip: {sum(sums.values()):,}; {total}.", "", *whole])
 
 
-def search_text(found: Sequence[Found], *, utilisation: float) -> str:
-  """The largest updates, and the flags that make each."""
-  rows = [["", "rows", "tokens of a row", "peak GB", "s an update", "bound by"]]
+def search_text(found: Sequence[Found]) -> str:
+  """The largest updates, and the flags that make each.
+
+  Without times: a program compiled with the least effort moves more bytes to and from memory than that of a run.
+  """
+  rows = [["", "rows", "tokens of a row", "peak GB"]]
   lines = []
   for one in found:
     if one.account is None:
       tokens, peak = one.smallest.config.data.update_len, one.smallest.peak_bytes
-      rows.append([one.what, "0", f"{tokens:,}", figure(peak / 1e9), "", ""])
+      rows.append([one.what, "0", f"{tokens:,}", figure(peak / 1e9)])
       lines.append(f"{one.what}: not even one row a slice of the data axis fits.")
       continue
     account = one.account
     rows.append([
       one.what, f"{account.config.data.batch:,}", f"{account.config.data.update_len:,}",
-      figure(account.peak_bytes / 1e9), figure(account.roofline.bound / utilisation), account.roofline.binding])
+      figure(account.peak_bytes / 1e9)])
     lines.append(f"{one.what}: {one.line()}")
-  return "\n".join([markdown_table(rows, "lrrrrl"), *lines])
+  lines.append("What an update with one of these lines takes: the same command with it, and without --search.")
+  return "\n".join([markdown_table(rows, "lrrr"), *lines])

@@ -50,8 +50,7 @@ def use_least_effort() -> None:
   """From here on, this process compiles with less effort for the program's speed.
 
   For a model of a billion parameters libtpu takes two fifths of the time: most of it goes into the schedules of single
-  fusions, which have no part in what is in memory. What collectives move and what a chip computes is the same; what
-  goes to and from its memory is near.
+  fusions, which have no part in what is in memory. What goes to and from memory is more than in a run.
   """
   jax.config.update("jax_exec_time_optimization_effort", -1.0)
 

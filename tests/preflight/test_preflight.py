@@ -94,7 +94,7 @@ def test_the_largest_that_fits_is_found_from_a_handful_of_points():
   longest = found[2].account.config
   assert (longest.data.batch, longest.data.update_len) == (8, 16 * 2 ** int(math.log2(rows["full"])))
   assert len(calls) == 9  # of which three are ever longer rows
-  assert f"--config.data.update_len={longest.data.update_len}" in search_text(found, utilisation=0.3)
+  assert f"--config.data.update_len={longest.data.update_len}" in search_text(found)
 
 
 def test_a_search_whose_first_point_cannot_be_compiled_ends():
@@ -107,7 +107,7 @@ def test_a_search_whose_first_point_cannot_be_compiled_ends():
 
 def test_where_not_even_one_row_fits_that_is_said():
   found, _ = find(row={"none": 30e9, "full": 1e9})
-  assert found[0].account is None and "not even one row" in search_text(found, utilisation=0.3)
+  assert found[0].account is None and "not even one row" in search_text(found)
   assert found[1].account.config.model.remat == "full"
 
 
