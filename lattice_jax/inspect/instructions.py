@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 _LINE = re.compile(r"^\s*(ROOT )?%?([\w.-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_LAID_OUT = re.compile(_ARRAY.pattern + r"(?:\{[^}]*\})?")
 _NAME = re.compile(r"%([\w.-]+)")
 _CUTS = ("dynamic-slice", "slice", "gather")
 _WRITES = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that is written into the first
 # Instructions that only hold others, or names for what is there already.
 _FREE = ("while", "call", "conditional", "tuple", "get-tuple-element", "bitcast", "parameter", "constant", "after-all")
+_FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')  # of TPUs
 _MOVING = frozenset((
   "parameter", "constant", "bitcast", "copy", "transpose", "reshape", "broadcast", "concatenate", "pad", "iota",
   "tuple", "get-tuple-element", *_WRITES, *_CUTS))
@@ -81,7 +83,7 @@ def describe_instructions(text: str) -> dict[str, Described]:
     path, pass_ = module_path(op_name)
     described[line.name] = Described(
       line.name, _kind(line, inner), path, pass_, re.sub(r"\{[^}]*\}", "", line.shape),
-      instruction_bytes(line, inner, by_name))
+      instruction_bytes(line, computations, by_name))
   return described
 
 
@@ -104,14 +106,14 @@ def array_bytes(shape: str) -> int:
 
 
 def instruction_bytes(
-  line: Instruction, inner: Sequence[Instruction], by_name: Mapping[str, Instruction],
+  line: Instruction, computations: Mapping[str, Sequence[Instruction]], by_name: Mapping[str, Instruction],
   bytes_of: Callable[[str], int] = array_bytes,
 ) -> int:
   """Bytes that an instruction reads and writes, as far as they are not another instruction's.
 
-  inner: the instructions of a fusion. bytes_of: of a shape; 0 for arrays that are not to be counted.
+  bytes_of: of a shape; 0 for arrays that are not to be counted.
   """
-  if line.opcode in _FREE:
+  if line.opcode in _FREE or (line.opcode == "custom-call" and any(call in line.rest for call in _FREE_CALLS)):
     return 0
   size = bytes_of(line.shape)
   if line.opcode in _CUTS:
@@ -119,13 +121,10 @@ def instruction_bytes(
   if line.opcode in _WRITES:
     return 2 * _written_bytes(line, by_name) if size else 0
   operands = [bytes_of(by_name[name].shape) for name in line.operands if name in by_name]
-  if not inner:
+  if line.opcode != "fusion":
     return size + sum(operands)
-  read = sum(_read_bytes(index, whole, inner) for index, whole in enumerate(operands))
-  root = next(part for part in inner if part.is_root)
-  while root.opcode == "bitcast" and root.operands[0] in by_name:
-    root = by_name[root.operands[0]]
-  return read + (_written_bytes(root, by_name) if size and root.opcode in _WRITES else size)
+  return _result_bytes(line, line.shape, computations, by_name, bytes_of) + sum(
+    _read_bytes(index, whole, computations[line.calls], computations) for index, whole in enumerate(operands))
 
 
 def _bits(dtype: str) -> int:
@@ -167,24 +166,39 @@ def _kind(line: Instruction, inner: Sequence[Instruction]) -> str:
   return "fusion that moves" if large <= _MOVING else "fusion"
 
 
-def _read_bytes(index: int, whole: int, inner: Sequence[Instruction]) -> int:
+def _read_bytes(
+  index: int, whole: int, inner: Sequence[Instruction], computations: Mapping[str, Sequence[Instruction]]) -> int:
   """Of one operand of a fusion: all of it, or what is cut out of it where nothing else reads it."""
   name = next((line.name for line in inner if line.opcode == "parameter" and line.rest.startswith(f"{index})")), None)
-  names, users = {name}, []
+  names, read = {name}, 0
   for line in inner:  # in order: names of the same array come before their users
-    if names & set(line.operands):
-      if line.opcode == "bitcast":
-        names.add(line.name)
-      else:
-        users.append(line)
-  read = 0
-  for line in users:
-    is_first = line.operands[0] in names
-    if line.opcode in _CUTS and is_first:
-      read += array_bytes(line.shape)
-    elif not (line.opcode in _WRITES and is_first):
-      return whole
+    if line.opcode == "bitcast" and line.operands[0] in names:
+      names.add(line.name)
+      continue
+    for place in [place for place, operand in enumerate(line.operands) if operand in names]:
+      if line.opcode == "fusion":
+        read += _read_bytes(place, whole, computations[line.calls], computations)
+      elif line.opcode in _CUTS and place == 0:
+        read += array_bytes(line.shape)
+      elif not (line.opcode in _WRITES and place == 0):
+        return whole
   return min(read, whole)
+
+
+def _result_bytes(
+  line: Instruction, shape: str, computations: Mapping[str, Sequence[Instruction]], by_name: Mapping[str, Instruction],
+  bytes_of: Callable[[str], int],
+) -> int:
+  """Written by an instruction whose result has this shape: of an array that is there already, the part that is new."""
+  while line.opcode == "fusion" or (line.opcode == "bitcast" and line.operands[0] in by_name):
+    line = (next(part for part in computations[line.calls] if part.is_root) if line.opcode == "fusion" else
+            by_name[line.operands[0]])
+  if line.opcode == "tuple":
+    parts = [part[0] for part in _LAID_OUT.finditer(shape)]
+    return sum(_result_bytes(by_name[name], part, computations, by_name, bytes_of)
+               for name, part in zip(line.operands, parts, strict=True))
+  size = bytes_of(shape)
+  return min(size, _written_bytes(line, by_name)) if line.opcode in _WRITES else size
 
 
 def _written_bytes(line: Instruction, by_name: Mapping[str, Instruction]) -> int:

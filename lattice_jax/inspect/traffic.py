@@ -143,8 +143,7 @@ def _memory_bytes(
     shape = _CONTEXT.sub("", line.shape)
     # of a slice only what is cut out is read
     return _bytes_in_memory(shape) + (array_bytes(shape) - 2 * read if line.opcode == "slice-start" else 0)
-  inside = computations[line.calls] if line.opcode == "fusion" else ()
-  return instruction_bytes(line, inside, by_name, _bytes_in_memory)
+  return instruction_bytes(line, computations, by_name, _bytes_in_memory)
 
 
 def _bytes_in_memory(shape: str) -> int:

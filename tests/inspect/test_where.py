@@ -148,6 +148,43 @@ def test_what_a_fusion_reads_writes_and_belongs_to():
   assert (cut.path, product.path) == ("head", "head")
 
 
+NESTED = FUSED.partition("ENTRY")[0] + """
+%cut_and_multiply (s0: s32[], s1: f32[3,8,4], s2: f32[8]) -> f32[4] {
+  %s0 = s32[] parameter(0)
+  %s1 = f32[3,8,4]{2,1,0} parameter(1)
+  %s2 = f32[8]{0} parameter(2)
+  %nested_cut = f32[8,4]{1,0} fusion(%s0, %s1), kind=kLoop, calls=%cut
+  ROOT %nested_product = f32[4]{0} fusion(%nested_cut, %s2), kind=kLoop, calls=%product
+}
+
+%put_twice (t0: f32[3,8,4], t1: bf16[1,8,4]) -> (f32[3,8,4], bf16[1,8,4]) {
+  %t0 = f32[3,8,4]{2,1,0} parameter(0)
+  %t1 = bf16[1,8,4]{2,1,0} parameter(1)
+  %nested_put = f32[3,8,4]{2,1,0} fusion(%t0, %t1), kind=kLoop, calls=%put
+  %negative = bf16[1,8,4]{2,1,0} negate(%t1)
+  ROOT %both = (f32[3,8,4]{2,1,0}, bf16[1,8,4]{2,1,0}) tuple(%nested_put, %negative)
+}
+
+ENTRY %main (a0: s32[], a1: f32[3,8,4], a2: f32[8], a3: bf16[1,8,4]) -> (f32[4], (f32[3,8,4], bf16[1,8,4])) {
+  %a0 = s32[] parameter(0)
+  %a1 = f32[3,8,4]{2,1,0} parameter(1)
+  %a2 = f32[8]{0} parameter(2)
+  %a3 = bf16[1,8,4]{2,1,0} parameter(3)
+  %reading = f32[4]{0} fusion(%a0, %a1, %a2), kind=kOutput, calls=%cut_and_multiply
+  %place = f32[3,8,4]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %adding = (f32[3,8,4]{2,1,0}, bf16[1,8,4]{2,1,0}) fusion(%place, %a3), kind=kLoop, calls=%put_twice
+  ROOT %out = (f32[4]{0}, (f32[3,8,4]{2,1,0}, bf16[1,8,4]{2,1,0})) tuple(%reading, %adding)
+}
+"""
+
+
+def test_fusions_inside_a_fusion_read_and_write_parts_too():
+  described = describe_instructions(NESTED)
+  assert described["reading"].bytes == 4 + 4 * (8 * 4 + 8 + 4)  # the place, what is cut out, the rest
+  assert described["adding"].bytes == 2 * 8 * 4 + 4 * 8 * 4 + 2 * 8 * 4
+  assert described["place"].bytes == 0
+
+
 def test_a_transpose_inside_a_product_is_no_array():
   assert rearranged(FUSED, at_least=1) == [("f32[4,8]", 32)]
 
