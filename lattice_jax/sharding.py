@@ -226,7 +226,8 @@ def put_batch(batch: Any, mesh: Mesh, *, rows: int, stacked: bool = False) -> An
 
   def put(local: np.ndarray) -> jax.Array:
     if local.ndim <= lead:
-      return jax.device_put(local, replicated(mesh))
+      # not device_put: to compare the processes' arrays it sends one around, behind what the devices are computing
+      return jax.make_array_from_process_local_data(replicated(mesh), local, local.shape)
     sharding = NamedSharding(mesh, PartitionSpec(*[None] * lead, *("data", AXIS)[:local.ndim - lead]))
     shape = (*local.shape[:lead], rows, *local.shape[lead + 1:])
     return jax.make_array_from_process_local_data(sharding, local, shape)
