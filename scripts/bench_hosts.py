@@ -74,8 +74,9 @@ def page(found: dict[int, list[tuple[float, float]]], steps: int) -> str:
   return "\n".join([
     "# Updates in one dispatch, with two processes", "",
     f"`python scripts/bench_hosts.py --out=docs/results/hosts --rounds={rounds} --steps={steps}` printed this: two",
-    f"processes of one machine with {os.cpu_count()} cores, the quickstart's smoke model, 1,024 tokens an update; the second",
-    f"half of each run, the median of {rounds} runs. The cores that compute dispatch too: nothing goes on beside an update.", "",
+    f"processes of one machine with {os.cpu_count()} cores, the quickstart's smoke model, 1,024 tokens an update; the",
+    f"second half of each run, the median of {rounds} runs. The cores that compute dispatch too: nothing goes on",
+    "beside an update.", "",
     "| `train.steps_per_dispatch` | tokens a second | least and most | process 0 waits for data |", "|---|---|---|---|",
     *rows, ""])
 
