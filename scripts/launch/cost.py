@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -20,6 +21,9 @@ from lattice_jax.commands.domains import Several
 from lattice_jax.commands.run import run_script
 from lattice_jax.domains import Number, Text
 from scripts.launch.slices import Slice, find_slice
+
+if TYPE_CHECKING:
+  from lattice_jax.config import Config
 
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _SECONDS_AN_HOUR = 3600
@@ -38,7 +42,8 @@ def main() -> int:
   slice = find_slice(arguments.type)
   print(f"{slice.name}: {slice.chips} chips on {slice.hosts} host{'s' * (slice.hosts > 1)}, at "
         f"{arguments.utilisation:.0%} of their peak\n")
-  print("\n".join(table(arguments.configs, slice, arguments.utilisation, arguments.price)))
+  print("\n".join([
+    *table(arguments.configs, slice, arguments.utilisation, arguments.price), "", *misfits(arguments.configs, slice)]))
   return 0
 
 
@@ -54,13 +59,32 @@ def table(names: tuple[str, ...], slice: Slice, utilisation: float, price: float
   return lines
 
 
-def work(name: str) -> tuple[int, float]:
-  """(tokens, floating-point operations) of a whole training."""
+def misfits(names: tuple[str, ...], slice: Slice) -> list[str]:
+  """Why a config cannot run on the slice as it is: its time is then that of so many operations and no more."""
+  from lattice_jax.sharding import check_rows, mesh_sizes
+
+  sentences = []
+  for name in names:
+    config = _read(name)
+    try:
+      check_rows(config, data=mesh_sizes(config.mesh, slice.chips)[0])
+    except ValueError as error:
+      sentences.append(f"{name} does not run on {slice.name} as it is: {error}")
+  return sentences
+
+
+def _read(name: str) -> Config:
   from lattice_jax.config_text import read_config
-  from lattice_jax.models.parameters import flops_per_token
 
   file, _, variant = name.partition(":")
-  config = read_config(f"{_CONFIGS / file}.py{f':{variant}' if variant else ''}", [])
+  return read_config(f"{_CONFIGS / file}.py{f':{variant}' if variant else ''}", [])
+
+
+def work(name: str) -> tuple[int, float]:
+  """(tokens, floating-point operations) of a whole training."""
+  from lattice_jax.models.parameters import flops_per_token
+
+  config = _read(name)
   tokens = config.train.steps * config.data.batch * config.data.update_len
   return tokens, tokens * flops_per_token(config.model, config.data.seq_len)
 

@@ -21,6 +21,10 @@ set -euo pipefail
 
 fail() { echo "slurm.sh: $*" >&2; exit 2; }
 
+if [ "${1:-}" = --help ]; then
+  sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"
+  exit
+fi
 [ "$#" -gt 0 ] || fail "give the arguments of train.py, such as --config=configs/vq_enwik8.py --workdir=runs/a."
 tasks=${SLURM_NTASKS_PER_NODE:-8} gpus=${SLURM_GPUS_PER_NODE:-8}
 [ "$tasks" = "${gpus##*:}" ] || fail "--ntasks-per-node=$tasks and --gpus-per-node=$gpus differ; JAX takes one GPU for each task."

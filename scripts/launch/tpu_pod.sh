@@ -36,6 +36,7 @@ while [ "$#" -gt 0 ]; do
     --spot) spot=1 ;;
     --gcs) gcs=1 ;;
     --dry_run) dry_run=1 ;;
+    --help) sed -n '2,/^set/{s/^# \{0,1\}//;/^set/d;p}' scripts/launch/tpu_pod.sh; exit ;;
     --) shift; break ;;
     *) fail "unknown argument $1; arguments of train.py follow after --." ;;
   esac

@@ -5,6 +5,9 @@ Differences are RMS ratios, rms(got - want) / rms(want), for each array apart.
 
 from __future__ import annotations
 
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,6 +32,17 @@ TOLERANCE = {
 # below these RMS values, absolute and as a part of the whole tree's, the divisor stays where it is.
 FLOOR = 1e-4
 TREE_FLOOR = 1e-2
+_records: list[dict[str, float]] = []
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[str, float]]:
+  """The largest RMS ratio of each line of the table that is compared meanwhile, for those who report them."""
+  _records.append(defaultdict(float))
+  try:
+    yield _records[-1]
+  finally:
+    _records.pop()
 
 
 def rms_ratio(got: Any, want: Any, floor: float = FLOOR) -> float:
@@ -51,6 +65,8 @@ def assert_close(law: str, label: str, quantity: str, got: Any, want: Any, *, dt
       _exact(law, label, name, got_leaf, want_leaf)
       continue
     ratio = rms_ratio(got_leaf, want_leaf, floor)
+    for record in _records:
+      record[quantity.split(".")[0]] = max(record[quantity.split(".")[0]], ratio)
     if not ratio <= limit:
       fail(law, label, name, f"RMS ratio {ratio:.2e} is above {limit:.0e} ({dtype})")
 

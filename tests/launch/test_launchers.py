@@ -16,7 +16,7 @@ import fastjsonschema
 import pytest
 import yaml
 
-from scripts.launch.cost import seconds
+from scripts.launch.cost import misfits, seconds
 from scripts.launch.slices import find_slice, slices
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -185,3 +185,16 @@ def test_slices_fill_their_hosts():
 def test_hours_follow_from_operations_and_peak():
   """197e12 operations a second and chip: 64 chips at half of that need 1000 s for this."""
   assert seconds(197e12 * 64 * 0.5 * 1000, find_slice("v5litepod-64"), 0.5) == pytest.approx(1000)
+
+
+def test_what_does_not_run_on_a_slice_as_it_is_is_said():
+  (sentence,) = misfits(("vq_enwik8", "full_enwik8"), find_slice("v5litepod-64"))
+  assert sentence.startswith("full_enwik8 does not run on v5litepod-64 as it is: data.batch=32 ")
+  assert "use a multiple of 64" in sentence
+
+
+@pytest.mark.parametrize(("script", "first", "last"), [
+  ("tpu_pod.sh", "Trains on a slice", "runs none"), ("slurm.sh", "Trains under Slurm", "must be the same.")])
+def test_the_shells_launchers_say_how_they_are_used(script, first, last):
+  said = run("bash", LAUNCH / script, "--help").strip()
+  assert said.startswith(first) and said.endswith(last) and "#" not in said.replace("# ", "")
