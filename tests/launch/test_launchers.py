@@ -197,4 +197,4 @@ def test_what_does_not_run_on_a_slice_as_it_is_is_said():
   ("tpu_pod.sh", "Trains on a slice", "runs none"), ("slurm.sh", "Trains under Slurm", "must be the same.")])
 def test_the_shells_launchers_say_how_they_are_used(script, first, last):
   said = run("bash", LAUNCH / script, "--help").strip()
-  assert said.startswith(first) and said.endswith(last) and "#" not in said.replace("# ", "")
+  assert said.startswith(first) and said.endswith(last) and "SBATCH" not in said
