@@ -36,11 +36,20 @@ for what in "$@"; do
     *) echo "--aot compiles tpu, h100, step or large, not $what." >&2; exit 2 ;;
   esac
 done
-for what in "$@"; do
-  compiler=tpu
-  [ "$what" = h100 ] && compiler=h100
-  compiler_venv "$compiler"
+compiler_of() { if [ "$1" = h100 ]; then echo h100; else echo tpu; fi; }
+
+compile() {
   SECONDS=0
-  ".venv-aot-$compiler/bin/python" scripts/aot.py "$what" --out="$out"
-  echo "$what took $SECONDS s"
+  ".venv-aot-$(compiler_of "$1")/bin/python" scripts/aot.py "$1" --out="$out"
+  echo "$1 took $SECONDS s"
+}
+
+for what in "$@"; do compiler_venv "$(compiler_of "$what")"; done
+jobs=()  # at once: a compiler keeps about one core busy
+for what in "$@"; do
+  compile "$what" &
+  jobs+=("$!")
 done
+status=0
+for job in "${jobs[@]}"; do wait "$job" || status=$?; done
+exit "$status"

@@ -34,7 +34,7 @@ def main() -> int:
   arguments = parser.parse_args()
   import jax  # --help need not wait for JAX
 
-  jax.config.update("jax_num_cpu_devices", 2 * max(arguments.shards))
+  simulate_devices(2 * max(arguments.shards))
   from lattice_jax.evaluation.result_tables import write_text
 
   rows = [["memory", "hands on", "devices", "outputs", "state", "gradients", *(f"bytes, T = {T}" for T in _LENGTHS)]]
@@ -51,6 +51,12 @@ def main() -> int:
     "with two rows, by a ring's algorithm, counted in the compiled program as often as its loops turn.", "",
     markdown_table(rows, "llrrrr" + "r" * len(_LENGTHS)), ""]))
   return 0
+
+
+def simulate_devices(count: int) -> None:
+  import jax
+
+  jax.config.update("jax_num_cpu_devices", count)
 
 
 def _rooms(memory: str) -> tuple[bool, ...]:
