@@ -126,6 +126,18 @@ def test_what_is_answered_fits_although_the_peak_bends():
     assert one.account.fits and one.account.peak_bytes <= FILLED * CHIPS["v5e"].usable_bytes
 
 
+def test_rows_that_were_refused_bound_what_is_tried_next():
+  """Two points that fit lie on so flat a line that it passes those that did not fit before."""
+  def stepped(config, machine):
+    rows = config.data.batch // 8
+    peak = int(20e9) if rows >= 20 else int(12e9 + 0.1e9 * (rows - 10))
+    account = measured(config, machine, calls=[])
+    return dataclasses.replace(account, peak_bytes=peak, fits=peak <= machine.chip.usable_bytes)
+
+  found = search(tiny.make_config(data__batch=160), V5E, stepped)
+  assert found[0].account.config.data.batch == 8 * 19
+
+
 def test_a_search_compiles_with_the_least_effort_and_nothing_else_does(monkeypatch, capsys):
   efforts = []
 
