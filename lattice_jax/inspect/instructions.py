@@ -5,6 +5,7 @@ Read from the text of optimized HLO (`Compiled.as_text()`), in which a name stan
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -194,9 +195,11 @@ def _result_bytes(
     line = (next(part for part in computations[line.calls] if part.is_root) if line.opcode == "fusion" else
             by_name[line.operands[0]])
   if line.opcode == "tuple":
-    parts = [part[0] for part in _LAID_OUT.finditer(shape)]
-    return sum(_result_bytes(by_name[name], part, computations, by_name, bytes_of)
-               for name, part in zip(line.operands, parts, strict=True))
+    arrays, written = (part[0] for part in _LAID_OUT.finditer(shape)), 0
+    for part in (by_name[name] for name in line.operands):  # which may be several arrays, as a reduction's result is
+      its_own = itertools.islice(arrays, len(_ARRAY.findall(part.shape)))
+      written += _result_bytes(part, ", ".join(its_own), computations, by_name, bytes_of)
+    return written
   size = bytes_of(shape)
   return min(size, _written_bytes(line, by_name)) if line.opcode in _WRITES else size
 

@@ -16,7 +16,9 @@ from lattice_jax.preflight.machine import Machine, abstract_mesh
 from lattice_jax.sharding import make_mesh
 
 SECONDS_AN_HOUR = 3600
-_RESOURCES = r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm"
+_RESOURCES = (  # libtpu's two ways to say it, of which the second is about temporary arrays alone
+  r"Used ([\d.]+)([KMG]) of [\d.]+[KMG] hbm",
+  r"memory required for HLO temporaries \(([\d.]+)([KMG])\) exceeds available HBM")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -128,5 +130,5 @@ def _refusal(message: str, config: Config, machine: Machine) -> str:
 
 def _needed_bytes(message: str) -> int | None:
   """Of a program that libtpu refuses because it does not fit; None for another error."""
-  found = re.search(_RESOURCES, message)
+  found = next(filter(None, (re.search(pattern, message) for pattern in _RESOURCES)), None)
   return int(float(found[1]) * _UNITS[found[2]]) if found else None

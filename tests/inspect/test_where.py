@@ -157,12 +157,14 @@ NESTED = FUSED.partition("ENTRY")[0] + """
   ROOT %nested_product = f32[4]{0} fusion(%nested_cut, %s2), kind=kLoop, calls=%product
 }
 
-%put_twice (t0: f32[3,8,4], t1: bf16[1,8,4]) -> (f32[3,8,4], bf16[1,8,4]) {
+%put_twice (t0: f32[3,8,4], t1: bf16[1,8,4]) -> (f32[3,8,4], (bf16[8], bf16[8]), bf16[1,8,4]) {
+  %t2 = bf16[] constant(0)
   %t0 = f32[3,8,4]{2,1,0} parameter(0)
   %t1 = bf16[1,8,4]{2,1,0} parameter(1)
   %nested_put = f32[3,8,4]{2,1,0} fusion(%t0, %t1), kind=kLoop, calls=%put
   %negative = bf16[1,8,4]{2,1,0} negate(%t1)
-  ROOT %both = (f32[3,8,4]{2,1,0}, bf16[1,8,4]{2,1,0}) tuple(%nested_put, %negative)
+  %twins = (bf16[8]{0}, bf16[8]{0}) reduce(%negative, %negative, %t2, %t2), dimensions={0,2}, to_apply=%pair
+  ROOT %both = (f32[3,8,4]{2,1,0}, (bf16[8]{0}, bf16[8]{0}), bf16[1,8,4]{2,1,0}) tuple(%nested_put, %twins, %negative)
 }
 
 ENTRY %main (a0: s32[], a1: f32[3,8,4], a2: f32[8], a3: bf16[1,8,4]) -> (f32[4], (f32[3,8,4], bf16[1,8,4])) {
@@ -172,7 +174,7 @@ ENTRY %main (a0: s32[], a1: f32[3,8,4], a2: f32[8], a3: bf16[1,8,4]) -> (f32[4],
   %a3 = bf16[1,8,4]{2,1,0} parameter(3)
   %reading = f32[4]{0} fusion(%a0, %a1, %a2), kind=kOutput, calls=%cut_and_multiply
   %place = f32[3,8,4]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
-  %adding = (f32[3,8,4]{2,1,0}, bf16[1,8,4]{2,1,0}) fusion(%place, %a3), kind=kLoop, calls=%put_twice
+  %adding = (f32[3,8,4]{2,1,0}, (bf16[8], bf16[8]), bf16[1,8,4]{2,1,0}) fusion(%place, %a3), kind=kLoop, calls=%put_twice
   ROOT %out = (f32[4]{0}, (f32[3,8,4]{2,1,0}, bf16[1,8,4]{2,1,0})) tuple(%reading, %adding)
 }
 """
@@ -181,7 +183,7 @@ ENTRY %main (a0: s32[], a1: f32[3,8,4], a2: f32[8], a3: bf16[1,8,4]) -> (f32[4],
 def test_fusions_inside_a_fusion_read_and_write_parts_too():
   described = describe_instructions(NESTED)
   assert described["reading"].bytes == 4 + 4 * (8 * 4 + 8 + 4)  # the place, what is cut out, the rest
-  assert described["adding"].bytes == 2 * 8 * 4 + 4 * 8 * 4 + 2 * 8 * 4
+  assert described["adding"].bytes == 2 * 8 * 4 + 4 * 8 * 4 + 2 * 8 + 2 * 8 + 2 * 8 * 4
   assert described["place"].bytes == 0
 
 

@@ -160,6 +160,19 @@ def test_a_search_compiles_with_the_least_effort_and_nothing_else_does(monkeypat
   assert efforts == [before, -1.0] and before == 0
 
 
+@pytest.mark.parametrize(("said", "needed"), [
+  ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm. Exceeded", 17.5),
+  ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.71G) exceeds "
+   "available HBM (15.75G)", 16.71)])
+def test_what_has_no_room_on_a_chip_does_not_fit(monkeypatch, said, needed):
+  def refuse(*_):
+    raise jax.errors.JaxRuntimeError(said)
+
+  monkeypatch.setattr(account, "compile_update", refuse)
+  _, taken = take_on_cpu(monkeypatch)
+  assert not taken.fits and taken.traffic is None and taken.peak_bytes == int(needed * 2**30)
+
+
 def test_a_kernel_that_the_compiler_refuses_is_one_sentence(monkeypatch):
   def refuse(*_):
     raise jax.errors.JaxRuntimeError(
