@@ -174,7 +174,7 @@ ENTRY %main (a0: s32[], a1: f32[3,8,4], a2: f32[8], a3: bf16[1,8,4]) -> (f32[4],
   %a3 = bf16[1,8,4]{2,1,0} parameter(3)
   %reading = f32[4]{0} fusion(%a0, %a1, %a2), kind=kOutput, calls=%cut_and_multiply
   %place = f32[3,8,4]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
-  %adding = (f32[3,8,4]{2,1,0}, (bf16[8], bf16[8]), bf16[1,8,4]{2,1,0}) fusion(%place, %a3), kind=kLoop, calls=%put_twice
+  %adding = (f32[3,8,4]{2,1,0}, (bf16[8], bf16[8]), bf16[1,8,4]) fusion(%place, %a3), kind=kLoop, calls=%put_twice
   ROOT %out = (f32[4]{0}, (f32[3,8,4]{2,1,0}, bf16[1,8,4]{2,1,0})) tuple(%reading, %adding)
 }
 """
