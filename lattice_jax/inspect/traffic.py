@@ -21,6 +21,7 @@ from lattice_jax.inspect.instructions import Instruction, array_bytes, instructi
 _CALLED = re.compile(r"\b(?:calls|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _APPLIED = re.compile(r"\bto_apply=%?([\w.-]+)")  # of a call; elsewhere what is done to pairs of numbers
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _IN_FAST_MEMORY = re.compile(r"\b(?:pred|[a-z]+\d+\w*)\[[\d,]*\]\{[^}]*S\([1-9]\d*\)[^}]*\}")
 _CONTEXT = re.compile(r"\b[us]32\[\](?:\{[^}]*\})?")  # by which an asynchronous instruction is waited for
@@ -66,13 +67,19 @@ def read_traffic(text: str, mesh: Mapping[str, int]) -> Traffic:
   runs, uncounted = _runs(computations, by_name, _entry(text))
   inner = {line.calls for line in by_name.values() if line.opcode == "fusion"}
   collectives, memory = [], 0
+  in_steps: dict[str, tuple[int, Instruction]] = {}
   for name, count in runs.items():
     for line in computations[name]:
       kind = line.opcode.removesuffix("-start")
-      if kind in COLLECTIVES:
+      channel = _CHANNEL.search(line.rest)
+      if kind in COLLECTIVES and name in inner and channel:
+        # on TPUs a collective may go on in steps inside other fusions, all of which name it; it begins most rarely
+        in_steps[channel[1]] = min((count, line), in_steps.get(channel[1], (count, line)), key=lambda step: step[0])
+      elif kind in COLLECTIVES:
         collectives.append(_collective(kind, line, by_name, mesh, count))
       if name not in inner:
         memory += count * _memory_bytes(line, computations, by_name)
+  collectives += [_collective(line.opcode, line, by_name, mesh, count) for count, line in in_steps.values()]
   return Traffic(tuple(collectives), memory, uncounted)
 
 

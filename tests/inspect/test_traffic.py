@@ -124,3 +124,17 @@ def test_several_arrays_that_begin_to_be_gathered_together_are_counted_as_each_a
   # twice what one array takes: each is read, and written twice as large
   one_array = traffic().memory_bytes
   assert traffic(program=started).memory_bytes - one_array == 3 * (PART + 2 * PART)
+
+
+def test_a_collective_that_goes_on_in_steps_inside_fusions_counts_once_a_beginning():
+  step = """
+%step_NUMBER (part: f32[4,8]) -> f32[4,16] {
+  %part_NUMBER = f32[4,8]{1,0} parameter(0)
+  ROOT %whole_NUMBER = f32[4,16]{1,0} all-gather(%part_NUMBER), channel_id=9, replica_groups=[4,2]<=[8], dimensions={1}
+}
+"""
+  program = PROGRAM.replace(
+    "\n%body (", step.replace("NUMBER", "a") + step.replace("NUMBER", "b") + "\n%body (").replace(
+    "  %gathered =", "  %on = f32[4,16]{1,0} fusion(%part), kind=kCustom, calls=%step_b\n  %gathered =").replace(
+    "  %start = (", "  %begun = f32[4,16]{1,0} fusion(%a), kind=kCustom, calls=%step_a\n  %start = (")
+  assert traffic(program=program).received_bytes - traffic().received_bytes == PART
