@@ -6,9 +6,15 @@ import math
 import re
 from collections import Counter
 
-from lattice_jax.inspect.instructions import MOVES, PRODUCTS, array_bytes, describe_instructions, read_computations
+from lattice_jax.inspect.instructions import (
+  COLLECTIVES,
+  MOVES,
+  PRODUCTS,
+  array_bytes,
+  describe_instructions,
+  read_computations,
+)
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _KERNELS = ("tpu_custom_call", "mosaic_gpu_v2", "mosaic_gpu")
 
 

@@ -21,6 +21,9 @@ _WRITES = {"dynamic-update-slice": 1, "scatter": 2}  # the operand that is writt
 # Instructions that only hold others, or names for what is there already.
 _FREE = ("while", "call", "conditional", "tuple", "get-tuple-element", "bitcast", "parameter", "constant", "after-all")
 _FREE_CALLS = ('custom_call_target="AllocateBuffer"', 'custom_call_target="ConcatBitcast"')  # of TPUs
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# What a fusion hands on as it came. A collective inside one goes on in steps, and its arrays are there once.
+_PASSES = ("tuple", *COLLECTIVES)
 _MOVING = frozenset((
   "parameter", "constant", "bitcast", "copy", "transpose", "reshape", "broadcast", "concatenate", "pad", "iota",
   "tuple", "get-tuple-element", *_WRITES, *_CUTS))
@@ -181,7 +184,7 @@ def _read_bytes(
         read += _read_bytes(place, whole, computations[line.calls], computations)
       elif line.opcode in _CUTS and place == 0:
         read += array_bytes(line.shape)
-      elif not (line.opcode in _WRITES and place == 0):
+      elif not (line.opcode in _WRITES and place == 0) and line.opcode not in _PASSES:
         return whole
   return min(read, whole)
 
@@ -200,6 +203,8 @@ def _result_bytes(
       its_own = itertools.islice(arrays, len(_ARRAY.findall(part.shape)))
       written += _result_bytes(part, ", ".join(its_own), computations, by_name, bytes_of)
     return written
+  if line.opcode == "parameter" or line.opcode in COLLECTIVES:
+    return 0
   size = bytes_of(shape)
   return min(size, _written_bytes(line, by_name)) if line.opcode in _WRITES else size
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lattice_jax.inspect.hlo import COLLECTIVES
-from lattice_jax.inspect.instructions import Instruction, array_bytes, instruction_bytes, read_computations
+from lattice_jax.inspect.instructions import COLLECTIVES, Instruction, array_bytes, instruction_bytes, read_computations
 
 _CALLED = re.compile(r"\b(?:calls|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _APPLIED = re.compile(r"\bto_apply=%?([\w.-]+)")  # of a call; elsewhere what is done to pairs of numbers
@@ -79,7 +78,9 @@ def read_traffic(text: str, mesh: Mapping[str, int]) -> Traffic:
         collectives.append(_collective(kind, line, by_name, mesh, count))
       if name not in inner:
         memory += count * _memory_bytes(line, computations, by_name)
-  collectives += [_collective(line.opcode, line, by_name, mesh, count) for count, line in in_steps.values()]
+  for count, line in in_steps.values():
+    collectives.append(_collective(line.opcode, line, by_name, mesh, count))
+    memory += count * instruction_bytes(line, computations, by_name, _bytes_in_memory)
   return Traffic(tuple(collectives), memory, uncounted)
 
 

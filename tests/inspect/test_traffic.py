@@ -137,4 +137,6 @@ def test_a_collective_that_goes_on_in_steps_inside_fusions_counts_once_a_beginni
     "\n%body (", step.replace("NUMBER", "a") + step.replace("NUMBER", "b") + "\n%body (").replace(
     "  %gathered =", "  %on = f32[4,16]{1,0} fusion(%part), kind=kCustom, calls=%step_b\n  %gathered =").replace(
     "  %start = (", "  %begun = f32[4,16]{1,0} fusion(%a), kind=kCustom, calls=%step_a\n  %start = (")
-  assert traffic(program=program).received_bytes - traffic().received_bytes == PART
+  found, before = traffic(program=program), traffic()
+  assert found.received_bytes - before.received_bytes == PART
+  assert found.memory_bytes - before.memory_bytes == PART + 2 * PART  # read and written once too
