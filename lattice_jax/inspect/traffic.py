@@ -73,7 +73,8 @@ def read_traffic(text: str, mesh: Mapping[str, int]) -> Traffic:
       channel = _CHANNEL.search(line.rest)
       if kind in COLLECTIVES and name in inner and channel:
         # on TPUs a collective may go on in steps inside other fusions, all of which name it; it begins most rarely
-        in_steps[channel[1]] = min((count, line), in_steps.setdefault(channel[1], (count, line)), key=lambda one: one[0])
+        known = in_steps.setdefault(channel[1], (count, line))
+        in_steps[channel[1]] = min(known, (count, line), key=lambda step: step[0])
       elif kind in COLLECTIVES:
         collectives.append(_collective(kind, line, by_name, mesh, count))
       if name not in inner:
