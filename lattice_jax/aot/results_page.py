@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from lattice_jax.evaluation.result_tables import write_text
 from lattice_jax.markdown import markdown_table
 
 KINDS = {"tpu": "TPU kernels", "h100": "Hopper kernels", "step": "Training steps",
@@ -51,7 +52,8 @@ def write(out: Path, kind: str, records: Sequence[dict[str, Any]]) -> None:
     if {name: before[name] for name in versions} == versions:
       by_case = {(record["target"], record["case"]): record for record in before["records"]}
   by_case |= {(record["target"], record["case"]): record for record in records}
-  path.write_text(json.dumps(versions | {"records": list(by_case.values())}, indent=1) + "\n", encoding="utf-8")
+  # whole or not at all: others may be compiling for another accelerator and read it for their page
+  write_text(path, json.dumps(versions | {"records": list(by_case.values())}, indent=1) + "\n")
   write_page(out)
 
 
@@ -61,7 +63,7 @@ def write_page(out: Path) -> None:
   for name, title in KINDS.items():
     if (out / f"{name}.json").is_file():
       parts.append(_section(title, json.loads((out / f"{name}.json").read_text(encoding="utf-8"))))
-  (out / "README.md").write_text("\n".join(parts), encoding="utf-8")
+  write_text(out / "README.md", "\n".join(parts))
 
 
 def _section(title: str, found: dict[str, Any]) -> str:
