@@ -43,7 +43,9 @@ def main() -> int:
       for shards in arguments.shards:
         rows.append(compare(memory, shards, has_room=has_room))
         print(*rows[-1], sep=" | ", flush=True)
-  command = "python scripts/check_sequence.py --out=docs/results/sequence"
+  command = f"python scripts/check_sequence.py --out={arguments.out}"
+  if arguments.memories != tuple(FOLDERS) or arguments.shards != (2, 4):  # the page says what it is of
+    command += f" --memories={','.join(arguments.memories)} --shards={','.join(map(str, arguments.shards))}"
   write_text(arguments.out / "README.md", "\n".join([
     "# Tokens of a row on several devices", "", f"`{command}` printed this, with jax {jax.__version__}.",
     "Differences from one device are RMS over RMS, the largest of all arrays; allowed are 1e-5 of outputs and states",

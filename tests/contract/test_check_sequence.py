@@ -47,5 +47,6 @@ def test_a_line_for_every_memory_and_number_of_devices(monkeypatch, tmp_path, ca
   page = (tmp_path / "README.md").read_text()
   assert "| gru | relay | 2 | 2.0e-06 | 9.5e-07 | 5.0e-05 | 1,024 | 2,048 |" in page
   assert "| window | halo | 4 | too few tokens | too few tokens | too few tokens | 1,024 | 2,048 |" in page
+  assert "--memories=gru,window,attention --shards=2,4`" in page
   assert page.count("| attention, with a cache |") == page.count("| attention |") == 2
   assert "| attention, with a cache | gather | 2 | 2.0e-06 | 9.5e-07 | 5.0e-05 |  |  |" in page
